@@ -1,0 +1,129 @@
+"""The front door: static misuse and bad samples raise ValueError before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jtssm.losses import Loss
+from jtssm.network import Network
+
+
+def positive(**numbers: Any) -> None:
+    """Each number is a finite real above 0."""
+    for name, value in numbers.items():
+        if isinstance(value, (bool, str)) or not np.isscalar(value) or not 0 < value < np.inf:
+            raise ValueError(f"{name}: expected a finite number above 0, e.g. 1.0; got {value!r}")
+
+
+def count(**numbers: Any) -> None:
+    """Each number is an integer of at least 1."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"{name}: expected an integer of at least 1; got {value!r}")
+
+
+def one_of(name: str, value: Any, known: Sequence[str]) -> None:
+    """The value is one of the known names."""
+    if value not in known:
+        raise ValueError(f"{name}: expected one of {sorted(known)}; got {value!r}")
+
+
+def precision(value: Any) -> None:
+    """A name that jax.default_matmul_precision takes, or None for jax's own default."""
+    try:
+        with jax.default_matmul_precision(value):
+            pass
+    except ValueError as error:
+        raise ValueError(
+            f"precision: expected None, 'highest', 'float32', 'tensorfloat32' or 'bfloat16'; "
+            f"got {value!r}"
+        ) from error
+
+
+def optimizers(optimizer: Any, num: int) -> tuple[optax.GradientTransformation, ...]:
+    """One optax optimizer a subnetwork, from one for all or a sequence of `num`."""
+    if isinstance(optimizer, optax.GradientTransformation):
+        return (optimizer,) * num
+    given = tuple(optimizer) if isinstance(optimizer, (list, tuple)) else ()
+    if len(given) != num or not all(isinstance(o, optax.GradientTransformation) for o in given):
+        raise ValueError(
+            f"optimizer: expected an optax optimizer, e.g. optax.adam(1e-3), or a list of {num} "
+            f"of them, one a subnetwork; got {optimizer!r}"
+        )
+    return given
+
+
+def samples(network: Network, loss: Loss, x: Any, y: Any, values: bool) -> None:
+    """x and y fit the network and the loss; with `values` also: x finite, labels in range.
+
+    Values of tracers (inside jit) cannot be seen and are left unchecked.
+    """
+    x_shape, y_shape = jnp.shape(x), jnp.shape(y)
+    width = prod(network.shapes[0])
+    if not x_shape or prod(x_shape[1:]) != width:
+        raise ValueError(
+            f"x: expected [samples, {width}] or images of {width} numbers; got shape {x_shape}"
+        )
+    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        raise ValueError(
+            f"x: expected a floating dtype; got {jnp.result_type(x)}: convert, e.g. "
+            f"x.astype('float32') / 255"
+        )
+    _labels(network, loss, x_shape[0], y, y_shape)
+    if values and not isinstance(x, jax.core.Tracer) and not isinstance(y, jax.core.Tracer):
+        _values(network, loss, x, y)
+
+
+def _labels(network: Network, loss: Loss, num: int, y: Any, y_shape: tuple) -> None:
+    kind, expected = (
+        (jnp.integer, (num,)) if loss.labels else (jnp.floating, (num, *network.shapes[-1]))
+    )
+    if y_shape != expected:
+        raise ValueError(f"y: expected shape {expected} for {loss.name}; got {y_shape}")
+    if not jnp.issubdtype(jnp.result_type(y), kind):
+        wanted = "integer labels" if loss.labels else "a floating dtype"
+        raise ValueError(f"y: expected {wanted} for {loss.name}; got {jnp.result_type(y)}")
+
+
+def _values(network: Network, loss: Loss, x: Any, y: Any) -> None:
+    if isinstance(x, jax.ShapeDtypeStruct) or isinstance(y, jax.ShapeDtypeStruct):
+        return
+    bad = int(jnp.size(x) - jnp.isfinite(jnp.asarray(x)).sum())
+    if bad:
+        raise ValueError(f"x: expected finite numbers; got {bad} that are NaN or infinite")
+    if not loss.labels:
+        return
+    classes = network.shapes[-1][-1]
+    low, high = int(jnp.min(jnp.asarray(y))), int(jnp.max(jnp.asarray(y)))
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"y: expected labels 0..{classes - 1}, the network has {classes} outputs; "
+            f"got {low}..{high}"
+        )
+
+
+def batch(batch_size: int, x: Any) -> None:
+    """x holds exactly one minibatch."""
+    if jnp.shape(x)[0] != batch_size:
+        raise ValueError(
+            f"x: expected a minibatch of batch_size={batch_size} samples; got {jnp.shape(x)[0]}"
+        )
+
+
+def strata(batch_size: int, x: Any) -> None:
+    """The samples fall into batch_size strata of equal size."""
+    num = jnp.shape(x)[0]
+    if num == 0 or num % batch_size:
+        fits = num - num % batch_size
+        raise ValueError(
+            f"x: expected a multiple of batch_size={batch_size} samples, since each minibatch of "
+            f"the stored schedule takes one from every stratum; got {num}: leave out "
+            f"{num % batch_size} to have {fits}, or change batch_size"
+        )

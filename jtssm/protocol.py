@@ -1,0 +1,191 @@
+"""What a method is, and how it meets its neighbours.
+
+A method is a record of pure functions (`Method`). It is written once, as `Parts`: functions whose
+first argument is an `Exchange`, the record through which pieces of a network talk to each other. On
+one device the exchange works by index (`by_index`); `jtssm.sharding.place` hands the same functions
+an exchange made of collectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Tree = Any  # a pytree of arrays
+Carried = Any  # something every piece holds its own of: a tuple of trees, or packed rows on a mesh
+
+
+class Products(NamedTuple):
+    """The products a layer is made of; a grid hands in its own versions."""
+
+    dense: Callable  # (x [b, i], W [i, o], b [o]) -> [b, o]
+
+
+def plain_dense(x: Array, W: Array, b: Array) -> Array:
+    """x W + b on one device: x [samples, inputs], W [inputs, outputs], b [outputs]."""
+    return x @ W + b[None, :]
+
+
+PLAIN = Products(plain_dense)
+
+
+class Info(NamedTuple):
+    """What a person wants to see of one step; scalars. `samples` = 0: nothing was measured yet."""
+
+    loss: Array  # mean loss of the samples that reached the last piece
+    accuracy: Array  # share of them it classified rightly (of squared error: nan-free 0)
+    samples: Array  # how many they were
+    primal_residual: Array  # sqrt of the mean over samples of sum_l |p_{l+1} - q_l|^2
+    dual_residual: Array  # the same of rho (q_l - q_l before the step)
+    coupling: Array  # the same of q_l - f_l: what Theorem 1 of TSSM bounds the error by
+
+
+class Exchange(NamedTuple):
+    """How the pieces on this device meet the others: by index, or by collectives on a mesh.
+
+    `Carried` stands for one tree a piece. Each result of a piece has a kind: "weights" (parameters
+    and what goes with them), "samples" (leaves [samples, ...]), "line" (leaves [ticks, samples, ...])
+    or "sums" (scalars summed over the samples at hand).
+    """
+
+    each: Callable  # (fn(l, *trees) -> tuple, *carried, kinds) -> tuple of carried, one a kind
+    to_next: Callable  # carried: what piece l sent is what piece l + 1 receives; piece 0 gets ()
+    to_previous: Callable  # carried: what piece l sent is what piece l - 1 receives
+    chain: Callable  # (fn(l, weights, p) -> f, weights, x) -> (f of the last piece, inputs, outputs)
+    recall: Callable  # (line, tick) -> what was stored `length of the line` ticks ago
+    store: Callable  # (line, entry, tick) -> line with the entry in the place of the recalled one
+    total: Callable  # sums of each piece -> one tree of sums over all pieces and samples
+    own: Callable  # (l, parameters of piece l) -> the part of them this device stores
+    own_samples: Callable  # an array [all samples, ...] -> the rows that live here
+    num_splits: int  # over how many devices the samples of a batch are split
+    products: Callable  # index of a layer -> its Products
+
+
+class Move(NamedTuple):
+    """What a method sends in one step, as data: the cost model and the byte tests read it."""
+
+    what: str
+    shape: tuple[int, ...]  # of the whole matrix; its samples are split over "pc"
+    axis: str  # mesh axis it travels along
+    source: int  # piece that sends it
+    target: int  # piece that receives it; equal to source for a reduction inside a piece
+    times: int  # how often in one step
+
+
+class Parts(NamedTuple):
+    """A method written piece by piece: all that `jtssm.sharding.place` needs of it."""
+
+    name: str
+    network: Any  # jtssm.network.Network
+    starts: tuple[int, ...]  # piece l holds the layers starts[l] .. starts[l + 1] - 1
+    kinds: dict[str, Any]  # field of State -> kind, or the mesh axes of its dimensions
+    init: Callable  # (exchange, key, x, y, params or None) -> State
+    step: Callable  # (exchange, state, x, y) -> (State, Info)
+    drain: Callable  # (exchange, state) -> State
+    forward: Callable  # (exchange, l, weights, p) -> output of piece l
+    start: Callable  # (l, parameters of piece l) -> weights of piece l
+    optimizers: tuple  # one a piece
+    batch_size: int  # samples a gradient sees, all devices together
+    batch_shape: tuple[int, ...] | None
+    batch_axes: tuple | None
+    resident: bool
+    check: Callable  # (x, y, stage) raises ValueError; stage: "init" (values) or "step" (shapes)
+    moves: Callable  # number of samples in a step -> tuple[Move, ...]
+
+
+class Method(NamedTuple):
+    """A training method as pure functions; jit them yourself."""
+
+    name: str
+    init: Callable  # (key, x, y, params=None) -> State; params: one tree a layer, a warm start
+    step: Callable  # (state, x, y) -> (State, Info)
+    predict: Callable  # (state, x) -> outputs of the composed network
+    params: Callable  # state -> list: the whole network's parameters, one tree a layer
+    batch_shape: tuple[int, ...] | None  # leading shape of what a step consumes; None: all samples
+    batch_axes: tuple | None  # how those dimensions lie on the mesh
+    resident: bool  # stores variables for every sample: samples stay in place
+    drain: Callable  # state -> State in which no minibatch is in flight any more
+    moves: Callable  # number of samples in a step -> tuple[Move, ...]
+    parts: Parts
+    mesh: Any = None  # set by place
+    axes: Any = None  # set by place: jtssm.sharding.mesh.AxisNames
+
+
+def as_method(parts: Parts) -> Method:
+    """The protocol of a method on one device."""
+    exchange = by_index(len(parts.starts) - 1)
+
+    def init(key, x, y, params=None):
+        parts.check(x, y, "init")
+        params = None if params is None else by_piece(params, parts.starts)
+        return parts.init(exchange, key, as_input(parts.network, x), jnp.asarray(y), params)
+
+    def step(state, x, y):
+        parts.check(x, y, "step")
+        return parts.step(exchange, state, as_input(parts.network, x), jnp.asarray(y))
+
+    def predict(state, x):
+        forward = lambda l, weights, p: parts.forward(exchange, l, weights, p)
+        return exchange.chain(forward, state.weights, as_input(parts.network, x))[0]
+
+    return Method(
+        parts.name, init, step, predict, whole_params, parts.batch_shape, parts.batch_axes,
+        parts.resident, lambda state: parts.drain(exchange, state), parts.moves, parts,
+    )  # fmt: skip
+
+
+def as_input(network: Any, x: Any) -> Array:
+    """Samples in the shape the first layer takes: [samples, *network.shapes[0]]."""
+    return jnp.asarray(x).reshape(-1, *network.shapes[0])
+
+
+def by_piece(params: Any, starts: tuple[int, ...]) -> tuple:
+    """Group a list of one tree a layer into a tuple of one list a piece."""
+    if len(params) != starts[-1]:
+        raise ValueError(f"params: expected {starts[-1]} trees, one a layer; got {len(params)}")
+    return tuple(list(params[a:b]) for a, b in zip(starts, starts[1:], strict=False))
+
+
+def whole_params(state: Any) -> list:
+    """The parameters of all pieces of an unplaced state, one tree a layer."""
+    return [layer for weights in state.weights for layer in weights.params]
+
+
+def by_index(num: int) -> Exchange:
+    """The exchange of `num` pieces that share one device: neighbours are reached by their index."""
+
+    def each(fn, *carried, kinds):
+        results = [fn(l, *(trees[l] for trees in carried)) for l in range(num)]
+        return tuple(tuple(result[k] for result in results) for k in range(len(kinds)))
+
+    def chain(fn, weights, x):
+        inputs, outputs = [], []
+        for l in range(num):
+            inputs.append(x)
+            x = fn(l, weights[l], x)
+            outputs.append(x)
+        return x, tuple(inputs), tuple(outputs)
+
+    def recall(line, tick):
+        return jax.tree.map(lambda a: a[tick % a.shape[0]], line)
+
+    def store(line, entry, tick):
+        return jax.tree.map(lambda a, e: a.at[tick % a.shape[0]].set(e), line, entry)
+
+    return Exchange(
+        each=each,
+        to_next=lambda sent: ((), *sent[:-1]),
+        to_previous=lambda sent: (*sent[1:], ()),
+        chain=chain,
+        recall=recall,
+        store=store,
+        total=lambda sums: jax.tree.map(lambda *a: sum(a), *sums),
+        own=lambda l, params: params,
+        own_samples=lambda a: a,
+        num_splits=1,
+        products=lambda layer: PLAIN,
+    )

@@ -1,0 +1,88 @@
+"""The mesh and its three axes, named once.
+
+"subnet": which subnetworks live where.  "pr": the split of a layer.  "pc": the split of the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jtssm import checks
+
+AXES = ("subnet", "pr", "pc")
+
+
+class AxisNames(NamedTuple):
+    """What the three axes are called in a user's mesh; None: it has no such axis (size 1)."""
+
+    subnet: str | None
+    pr: str | None
+    pc: str | None
+
+    def present(self, *axes: str) -> tuple[str, ...]:
+        """The mesh's names of those of the given axes that it has."""
+        names = (getattr(self, axis) for axis in axes)
+        return tuple(name for name in names if name is not None)
+
+    def spec(self, *axes: str | None) -> PartitionSpec:
+        """A PartitionSpec from our axis names, one a dimension."""
+        return PartitionSpec(*(axis and getattr(self, axis) for axis in axes))
+
+
+def make_mesh(
+    subnet: int = 1, pr: int = 1, pc: int = 1, *, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh of subnet x pr x pc devices (the first ones, unless `devices` are given).
+
+    Raises:
+      ValueError: a size below 1, or fewer devices than the mesh has.
+    """
+    checks.count(subnet=subnet, pr=pr, pc=pc)
+    shape = (subnet, pr, pc)
+    devices = jax.devices() if devices is None else list(devices)
+    if prod(shape) > len(devices):
+        raise ValueError(
+            f"subnet * pr * pc: expected at most {len(devices)}, the number of devices; got "
+            f"{subnet} * {pr} * {pc} = {prod(shape)}; on CPU more virtual devices come from "
+            f"jax.config.update('jax_num_cpu_devices', {prod(shape)}) before jax is used"
+        )
+    types = (AxisType.Auto,) * 3
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices[: prod(shape)])
+
+
+def axis_names(mesh: Mesh, axes: Mapping[str, str] | None = None) -> AxisNames:
+    """How the mesh calls our axes: by the given map, else by their own names where it has them.
+
+    Raises:
+      ValueError: the map names an axis we or the mesh do not have, or nothing matches.
+    """
+    axes = {axis: axis for axis in AXES if axis in mesh.axis_names} if axes is None else dict(axes)
+    for ours, theirs in axes.items():
+        checks.one_of("axes", ours, AXES)
+        checks.one_of(f"axes[{ours!r}]", theirs, mesh.axis_names)
+    if not axes:
+        raise ValueError(
+            f"axes: expected a map from {list(AXES)} to the mesh's axes {list(mesh.axis_names)}, "
+            f"e.g. {{'pc': {mesh.axis_names[0]!r}}}; got none that match"
+        )
+    if len(set(axes.values())) < len(axes):
+        raise ValueError(f"axes: expected different axes of the mesh; got {axes}")
+    return AxisNames(*(axes.get(axis) for axis in AXES))
+
+
+def axis_size(mesh: Mesh, name: str | None) -> int:
+    """Devices along an axis; 1 where the mesh has no such axis."""
+    return 1 if name is None else mesh.shape[name]
+
+
+def put(x: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    """x laid out on the mesh as `spec` says; tracers on Auto axes are left to shard_map."""
+    sharding = NamedSharding(mesh, spec)
+    if not isinstance(x, jax.core.Tracer):
+        return jax.device_put(x, sharding)
+    return jax.reshard(x, sharding) if AxisType.Explicit in mesh.axis_types else x

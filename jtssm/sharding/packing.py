@@ -1,0 +1,220 @@
+"""Unequal pieces in equal rows: the trees of n pieces as one array a dtype, sharded over the mesh.
+
+Row l of an array holds the leaves of piece l that have its dtype, flattened, one after the other,
+padded with zeros to the longest. By kind, with size the length of that row:
+
+    weights  [n, pr, size] over ("subnet", "pr") for leaves split over pr,
+             [n, 1, size] over ("subnet",) for whole ones
+    samples  [n, samples, size] over ("subnet", "pc")
+    line     [n, ticks, samples, size] over ("subnet", None, "pc"); shorter lines are padded
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+
+from jtssm.protocol import Array, Tree
+from jtssm.sharding.mesh import AxisNames
+
+KINDS = ("weights", "samples", "line")
+
+
+class Leaf(NamedTuple):
+    """A leaf of one piece as one device holds it, its samples' dimension left out."""
+
+    shape: tuple[int, ...]  # of a line: [ticks, ...]
+    dtype: str
+    split: int  # dimension split over pr, -1 for none
+
+    @property
+    def key(self) -> str:
+        """Which of the arrays it lies in."""
+        return f"{self.dtype}/pr" if self.split >= 0 else self.dtype
+
+
+class Layout(NamedTuple):
+    """Where the leaves of all pieces lie in their rows."""
+
+    kind: str
+    treedefs: tuple[Any, ...]  # one a piece
+    leaves: tuple[tuple[Leaf, ...], ...]  # one tuple a piece
+
+    @property
+    def keys(self) -> list[str]:
+        """The arrays there are."""
+        return sorted({leaf.key for leaves in self.leaves for leaf in leaves})
+
+    def tail(self, leaf: Leaf) -> tuple[int, ...]:
+        """Shape of a leaf behind the leading dimensions of its row."""
+        return leaf.shape[1:] if self.kind == "line" else leaf.shape
+
+    def width(self, piece: int, key: str) -> int:
+        """Numbers of a piece in one of the arrays, for one sample and tick."""
+        return sum(prod(self.tail(leaf)) for leaf in self.leaves[piece] if leaf.key == key)
+
+    def size(self, key: str) -> int:
+        """Length of the rows of one of the arrays."""
+        return max(self.width(piece, key) for piece in range(len(self.leaves)))
+
+    def ticks(self, piece: int) -> int:
+        """Length of the line of a piece; 0 where it has none."""
+        return max((leaf.shape[0] for leaf in self.leaves[piece]), default=0)
+
+    def moved(self, step: int) -> Layout:
+        """The layout after every piece has handed its tree to the piece `step` (1 or -1) on."""
+        empty = jax.tree.structure(())
+        if step == 1:
+            return Layout(self.kind, (empty, *self.treedefs[:-1]), ((), *self.leaves[:-1]))
+        return Layout(self.kind, (*self.treedefs[1:], empty), (*self.leaves[1:], ()))
+
+    def entry(self) -> Layout:
+        """The layout of one tick of a line."""
+        cut = tuple(tuple(a._replace(shape=a.shape[1:]) for a in leaves) for leaves in self.leaves)
+        return Layout("samples", self.treedefs, cut)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """The trees of all pieces as rows, one array a key; and where each leaf lies in them."""
+
+    rows: dict[str, Any]
+    layout: Layout = field(metadata={"static": True})
+
+
+def layout_of(kind: str, trees: Sequence[Tree], local: Sequence[Tree] | None = None) -> Layout:
+    """The layout of the given trees (arrays or their shapes), one a piece.
+
+    `local`: the same trees as one device holds them, where leaves are split over pr.
+    """
+    treedefs = tuple(jax.tree.structure(tree) for tree in trees)
+    pairs = zip(trees, trees if local is None else local, strict=True)
+    return Layout(kind, treedefs, tuple(_leaves(kind, *pair) for pair in pairs))
+
+
+def _leaves(kind: str, whole: Tree, local: Tree) -> tuple[Leaf, ...]:
+    pairs = zip(jax.tree.leaves(whole), jax.tree.leaves(local), strict=True)
+    return tuple(Leaf(_kept(kind, b.shape), str(b.dtype), _split(a, b)) for a, b in pairs)
+
+
+def _kept(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if kind == "weights":
+        return tuple(shape)
+    return shape[1:] if kind == "samples" else (shape[0], *shape[2:])
+
+
+def _split(whole: Any, local: Any) -> int:
+    return next((i for i, (a, b) in enumerate(zip(whole.shape, local.shape)) if a != b), -1)  # noqa: B905
+
+
+def pack(layout: Layout, piece: int, tree: Tree, xp: Any = jnp) -> dict[str, Any]:
+    """The tree of one piece as its rows [*leading, size], leading: (), (samples,) or (ticks, samples)."""
+    leading = KINDS.index(layout.kind)
+    pairs = list(zip(layout.leaves[piece], jax.tree.leaves(tree), strict=True))
+    rows = {}
+    for key in layout.keys:
+        flat = [a.reshape(*a.shape[:leading], -1) for leaf, a in pairs if leaf.key == key]
+        if flat:
+            row = xp.concatenate(flat, axis=-1)
+            rows[key] = xp.pad(row, [(0, 0)] * leading + [(0, layout.size(key) - row.shape[-1])])
+    return rows
+
+
+def unpack(layout: Layout, piece: int, rows: dict[str, Any]) -> Tree:
+    """The tree of one piece from its rows; the inverse of `pack`."""
+    taken = dict.fromkeys(layout.keys, 0)
+    leaves = []
+    for leaf in layout.leaves[piece]:
+        row, tail, start = rows[leaf.key], layout.tail(leaf), taken[leaf.key]
+        taken[leaf.key] += prod(tail)
+        ticks = leaf.shape[0] if layout.kind == "line" else None
+        flat = row[:ticks][..., start : taken[leaf.key]] if ticks else row[..., start : taken[leaf.key]]
+        leaves.append(flat.reshape(flat.shape[:-1] + tail))
+    return jax.tree.unflatten(layout.treedefs[piece], leaves)
+
+
+def specs(layout: Layout, names: AxisNames) -> Rows:
+    """How the rows of a layout lie on the mesh."""
+    lead = {"samples": ("subnet", "pc"), "line": ("subnet", None, "pc")}.get(layout.kind)
+    spec = lambda key: lead or (("subnet", "pr") if key.endswith("/pr") else ("subnet",))
+    return Rows({key: names.spec(*spec(key)) for key in layout.keys}, layout)
+
+
+def is_rows(x: Any) -> bool:
+    """Whether x is Rows; for tree maps that stop there."""
+    return isinstance(x, Rows)
+
+
+def lay_out(layout: Layout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, pr: int) -> Rows:
+    """Weights given on the host as rows on the mesh; each device gets its own part only."""
+    placed = specs(layout, names)
+    parts = pr if any(key.endswith("/pr") for key in layout.keys) else 1
+
+    def array(key: str) -> Array:
+        shape = (len(layout.leaves), parts if key.endswith("/pr") else 1, layout.size(key))
+
+        def shard(index):
+            pieces, ranks = (range(*s.indices(d)) for s, d in zip(index, shape[:2], strict=False))
+            rows = [[_host_row(layout, l, trees[l], r, pr, key) for r in ranks] for l in pieces]
+            return np.asarray(rows)[..., index[2]]
+
+        return jax.make_array_from_callback(shape, NamedSharding(mesh, placed.rows[key]), shard)
+
+    return Rows({key: array(key) for key in layout.keys}, layout)
+
+
+def _host_row(layout: Layout, piece: int, tree: Tree, rank: int, pr: int, key: str) -> np.ndarray:
+    def part(leaf: Leaf, a: Any) -> np.ndarray:
+        a = np.asarray(a)
+        return a if leaf.split < 0 else np.split(a, pr, axis=leaf.split)[rank]
+
+    leaves = [part(*pair) for pair in zip(layout.leaves[piece], jax.tree.leaves(tree), strict=True)]
+    row = pack(layout, piece, leaves, np).get(key)
+    return np.zeros(layout.size(key), key.removesuffix("/pr")) if row is None else row
+
+
+def gathered(state: Any) -> Any:
+    """A placed state as the method has it on one device: tuples of one tree a piece, in numpy.
+
+    Every process gets the whole state in host memory; no device ever holds it.
+    """
+    return jax.tree.map(lambda a: _trees(a) if is_rows(a) else _on_host(a), state, is_leaf=is_rows)
+
+
+def _trees(packed: Rows) -> tuple:
+    layout = packed.layout
+    rows = {key: _on_host(a) for key, a in packed.rows.items()}
+    return tuple(_tree(layout, l, rows) for l in range(len(layout.leaves)))
+
+
+def _tree(layout: Layout, piece: int, rows: dict[str, np.ndarray]) -> Tree:
+    if layout.kind != "weights":
+        return unpack(layout, piece, {key: a[piece] for key, a in rows.items()})
+    pr = max((a.shape[1] for a in rows.values()), default=1)
+    ranks = [
+        unpack(layout, piece, {key: a[piece, min(r, a.shape[1] - 1)] for key, a in rows.items()})
+        for r in range(pr)
+    ]
+    columns = zip(layout.leaves[piece], *map(jax.tree.leaves, ranks), strict=True)
+    join = lambda leaf, *a: np.concatenate(a, axis=leaf.split) if leaf.split >= 0 else a[0]
+    return jax.tree.unflatten(layout.treedefs[piece], [join(*column) for column in columns])
+
+
+def _on_host(a: Any) -> Any:
+    if not isinstance(a, jax.Array):
+        return a
+    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_on_host(jax.random.key_data(a)))
+    if not a.is_fully_addressable and not a.is_fully_replicated:
+        return multihost_utils.process_allgather(a, tiled=True)
+    return np.asarray(a)
+

@@ -1,0 +1,211 @@
+"""`place`: the same method on a mesh, with shard_map inside its functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jtssm.network import Network
+from jtssm.protocol import Method, Parts, Tree, as_input, by_index, by_piece, whole_params
+from jtssm.sharding import collectives, grid
+from jtssm.sharding.exchanging import Place, by_collectives, own_part
+from jtssm.sharding.mesh import AxisNames, axis_names, axis_size, put
+from jtssm.sharding.packing import Layout, gathered, is_rows, lay_out, layout_of, specs
+
+
+def place(
+    method: Method,
+    mesh: Mesh,
+    *,
+    axes: Mapping[str, str] | None = None,
+    forms: str | Sequence[str] = "auto",
+) -> Method:
+    """The method on a mesh: the same protocol, the same numbers, state sharded by `init`.
+
+    Args:
+      method: an unplaced method.
+      mesh: from `make_mesh`, or the user's own (Auto or Explicit axes).
+      axes: our axis -> the mesh's name for it, e.g. {"subnet": "stage", "pc": "data"}; by default
+        the axes that bear our names. An axis the mesh lacks has size 1.
+      forms: how layers are split over pr: "auto" ("model" wherever pr divides their width), or one
+        of "batch" and "model" for each layer.
+
+    Returns:
+      A method whose `params` gathers the weights in host memory (numpy) and whose other functions
+      are jitted by the caller, as ever.
+
+    Raises:
+      ValueError: "subnet" does not divide the number of subnetworks, "pc" the batch, "pr" no layer;
+        an optimizer that is not elementwise with pr > 1; unknown names.
+    """
+    parts = method.parts
+    names = axis_names(mesh, axes)
+    sizes = tuple(axis_size(mesh, name) for name in names)
+    _check_sizes(parts, sizes)
+    net = parts.network
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    at = Place(net, parts.starts, grid.choose_forms(net, shapes, sizes[1], forms), names, sizes)
+    for l, optimizer in enumerate(parts.optimizers if sizes[1] > 1 else ()):
+        _check_elementwise(at, l, optimizer, shapes)
+    return _Placing(parts, mesh, at).method(method)
+
+
+def _check_sizes(parts: Parts, sizes: Sequence[int]) -> None:
+    subnet, _, pc = sizes
+    num = len(parts.starts) - 1
+    if num % subnet:
+        fits = [d for d in range(1, num + 1) if num % d == 0]
+        raise ValueError(
+            f"mesh: expected a 'subnet' axis of a size in {fits}, which divide the {num} "
+            f"subnetworks of {parts.name}; got {subnet}"
+        )
+    if parts.batch_size % pc:
+        raise ValueError(
+            f"mesh: expected a 'pc' axis that divides batch_size={parts.batch_size}; got {pc}"
+        )
+
+
+def _check_elementwise(at: Place, l: int, optimizer: Any, shapes: list) -> None:
+    """Run the optimizer on a toy of piece l, whole and as two halves: the numbers must agree."""
+    half = at._replace(sizes=(at.sizes[0], 2, at.sizes[2]))
+    layers = shapes[at.starts[l] : at.starts[l + 1]]
+    size = lambda a: tuple(4 for _ in a.shape)
+    toy = jax.tree.map(lambda a: jnp.linspace(0.5, 1.5, 4 ** len(a.shape)).reshape(size(a)), layers)
+    try:
+        with jax.numpy_dtype_promotion("standard"):
+            whole = own_part(half, l, _two_steps(optimizer, toy), rank=1)
+            part = _two_steps(optimizer, own_part(half, l, toy, rank=1))
+        same = all(map(jnp.allclose, jax.tree.leaves(whole), jax.tree.leaves(part)))
+    except (ValueError, TypeError, NotImplementedError):
+        same = False
+    if not same:
+        raise ValueError(
+            f"optimizer: expected an elementwise one (sgd, adam, adamw, ...) for subnetwork {l}, "
+            f"which is split over pr={at.sizes[1]}: clipping by the global norm, lamb or muon would "
+            f"see a part of the weights only; got {optimizer!r}; use pr=1 or forms='batch'"
+        )
+
+
+def _two_steps(optimizer: optax.GradientTransformation, params: Tree) -> Tree:
+    state = optimizer.init(params)
+    for scale in (3.0, 1.0):
+        gradient = jax.tree.map(lambda a: scale * (a - 0.9) ** 3, params)
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+class _Placing:
+    """A method's parts on a mesh; its functions become those of the placed method."""
+
+    def __init__(self, parts: Parts, mesh: Mesh, at: Place):
+        self.parts, self.mesh, self.at = parts, mesh, at
+        self.names: AxisNames = at.names
+        self.exchange = by_collectives(at)
+
+    def method(self, unplaced: Method) -> Method:
+        return unplaced._replace(
+            init=self.init, step=self.step, predict=self.predict, drain=self.drain,
+            params=lambda state: whole_params(gathered(state)), mesh=self.mesh, axes=self.names,
+        )  # fmt: skip
+
+    def init(self, key, x, y, params=None):
+        """The state, laid out on the mesh: no device ever holds another's weights."""
+        parts = self.parts
+        parts.check(x, y, "init")
+        x, y = as_input(parts.network, x), jnp.asarray(y)
+        weights = self._weights_layout(x.dtype)
+        exchange = by_collectives(self.at._replace(weights=weights))
+        given = None if params is None else by_piece(params, parts.starts)
+        whole = jax.eval_shape(lambda: parts.init(by_index(self.at.num), key, x, y, given))
+        out = self._specs(self._rows(whole, weights))
+        rows = None if given is None else self._lay_out(given)
+        start = lambda key, x, y, rows: parts.init(exchange, key, self._seen(x), y, rows)
+        samples = self._samples() if parts.resident else PartitionSpec()
+        in_specs = (PartitionSpec(), samples, samples, None if rows is None else specs(rows.layout, self.names))
+        run = jax.shard_map(start, mesh=self.mesh, in_specs=in_specs, out_specs=out)
+        if not parts.resident:  # only shapes are needed
+            x, y = x[:1], y[:1]
+        return jax.jit(run)(self._put(key, PartitionSpec()), *(self._put(a, samples) for a in (x, y)), rows)
+
+    def step(self, state, x, y):
+        self.parts.check(x, y, "step")
+        x, y = (self._put(a, self._samples()) for a in (as_input(self.parts.network, x), jnp.asarray(y)))
+        spec = self._specs(state)
+        work = lambda state, x, y: self.parts.step(self.exchange, state, self._seen(x), y)
+        in_specs = (spec, self._samples(), self._samples())
+        return jax.shard_map(work, mesh=self.mesh, in_specs=in_specs, out_specs=(spec, PartitionSpec()))(state, x, y)
+
+    def drain(self, state):
+        spec = self._specs(state)
+        work = lambda state: self.parts.drain(self.exchange, state)
+        return jax.shard_map(work, mesh=self.mesh, in_specs=(spec,), out_specs=spec)(state)
+
+    def predict(self, state, x):
+        """Outputs, split over pc; rows are added and removed where pc does not divide them."""
+        x = as_input(self.parts.network, x)
+        num, pc = x.shape[0], self.at.sizes[2]
+        x = self._put(jnp.pad(x, ((0, -num % pc), *((0, 0),) * (x.ndim - 1))) if num % pc else x, self._samples())
+        fn = lambda l, weights, p: self.parts.forward(self.exchange, l, weights, p)
+        work = lambda weights, x: self.exchange.chain(fn, weights, self._seen(x))[0]
+        in_specs = (self._specs(state).weights, self._samples())
+        out = jax.shard_map(work, mesh=self.mesh, in_specs=in_specs, out_specs=self._samples())(state.weights, x)
+        return out[:num] if num % pc else out
+
+    def _samples(self) -> PartitionSpec:
+        return self.names.spec("pc")
+
+    def _put(self, x, spec):
+        return put(x, self.mesh, spec)
+
+    def _seen(self, x):
+        """Samples differ from piece to piece: no gradient of theirs may be summed over subnet."""
+        return collectives.varying(x, self.names.present("subnet", "pc"))
+
+    def _weights_layout(self, dtype) -> Layout:
+        """Of all pieces' weights and optimizer states, from shapes alone."""
+        net, at = self.parts.network, self.at
+        params = jax.eval_shape(lambda: net.init(jax.random.key(0), dtype))
+        pieces = list(enumerate(by_piece(params, at.starts)))
+        start = lambda l, p: jax.eval_shape(lambda p: self.parts.start(l, p), p)
+        part = lambda l, p: jax.eval_shape(lambda p: own_part(at, l, p, rank=0), p)
+        whole = [start(l, p) for l, p in pieces]
+        return layout_of("weights", whole, [start(l, part(l, p)) for l, p in pieces])
+
+    def _lay_out(self, given: tuple):
+        part = lambda l, p: jax.eval_shape(lambda p: own_part(self.at, l, p, rank=0), p)
+        layout = layout_of("weights", given, [part(l, p) for l, p in enumerate(given)])
+        return lay_out(layout, given, self.mesh, self.names, self.at.sizes[1])
+
+    def _rows(self, whole: Any, weights: Layout) -> Any:
+        """The state with Rows (of nothing but their layout) where the pieces' trees stood."""
+        layouts = {
+            name: weights if kind == "weights" else layout_of(kind, getattr(whole, name))
+            for name, kind in self.parts.kinds.items()
+            if isinstance(kind, str)
+        }
+        return whole._replace(**{name: specs(a, self.names) for name, a in layouts.items()})
+
+    def _specs(self, state: Any) -> Any:
+        """A PartitionSpec for every array of a placed state."""
+
+        def spec(name: str, value: Any) -> Any:
+            kind = self.parts.kinds.get(name, ())
+            if isinstance(kind, str):
+                return specs(value.layout, self.names)
+            return jax.tree.map(lambda _: self.names.spec(*kind), value)
+
+        return state._replace(**{name: spec(name, getattr(state, name)) for name in state._fields})
+
+
+def batch_sharding(method: Method, stacked: bool = False) -> NamedSharding | None:
+    """How a minibatch (`stacked`: a chunk of them) lies on the mesh; None for an unplaced method."""
+    if method.mesh is None:
+        return None
+    axes = method.batch_axes or ("pc",)
+    return NamedSharding(method.mesh, method.axes.spec(*([None] if stacked else []), *axes))

@@ -1,0 +1,82 @@
+"""What every method that cuts a network shares: the pieces, their weights and a descent step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jtssm.losses import Loss
+from jtssm.network import Network
+from jtssm.protocol import Array, Exchange, Tree
+
+
+class Weights(NamedTuple):
+    """What a piece trains."""
+
+    params: list[Tree]  # W_l: one tree a layer of the piece
+    opt_state: Tree
+
+
+class Pieces(NamedTuple):
+    """A network cut into pieces, what trains each, and the loss after the last."""
+
+    network: Network
+    starts: tuple[int, ...]  # piece l holds the layers starts[l] .. starts[l + 1] - 1
+    optimizers: tuple[optax.GradientTransformation, ...]
+    loss: Loss
+
+    @property
+    def num(self) -> int:
+        """How many pieces there are: n."""
+        return len(self.optimizers)
+
+    def inputs(self, l: int) -> tuple[int, ...]:
+        """Shape of one sample of p_l, the input of piece l."""
+        return self.network.shapes[self.starts[l]]
+
+    def draw(self, exchange: Exchange, l: int, key: Array, dtype: Any) -> list[Tree]:
+        """Random parameters of piece l, as much of them as this device stores."""
+        layers = range(self.starts[l], self.starts[l + 1])
+        return exchange.own(l, [self.network.init_layer(i, key, dtype) for i in layers])
+
+    def start(self, l: int, params: list[Tree]) -> Weights:
+        """Parameters of piece l with a fresh optimizer state."""
+        return Weights(params, self.optimizers[l].init(params))
+
+    def weights(self, exchange: Exchange, key: Array, dtype: Any, params: Any) -> Any:
+        """Weights of all pieces: drawn from the key, or started from given parameters."""
+        fresh = lambda l: (self.start(l, self.draw(exchange, l, key, dtype)),)
+        if params is None:
+            return exchange.each(fresh, kinds=("weights",))[0]
+        return exchange.each(lambda l, p: (self.start(l, p),), params, kinds=("weights",))[0]
+
+    def forward(self, exchange: Exchange, l: int, params: list[Tree], p: Array) -> Array:
+        """f_l(W_l, p_l) for p_l [samples, ...]."""
+        for i, layer_params in zip(range(self.starts[l], self.starts[l + 1]), params, strict=True):
+            p = self.network.layers[i].apply(layer_params, p, exchange.products(i))
+        return p
+
+    def descend(self, l: int, weights: Weights, gradient: Tree, live: Any = True) -> Weights:
+        """One optimizer step of piece l; nothing changes where `live` is False."""
+        params, opt_state = weights
+        updates, stepped = self.optimizers[l].update(gradient, opt_state, params)
+        moved = Weights(optax.apply_updates(params, updates), stepped)
+        if live is True:
+            return moved
+        return jax.tree.map(lambda new, old: jnp.where(live, new, old), moved, weights)
+
+
+def precisely(precision: Any, fn: Callable) -> Callable:
+    """fn with the given precision of its products, also of those that autodiff adds."""
+
+    @functools.wraps(fn)
+    def traced(*args):
+        with jax.default_matmul_precision(precision):
+            return fn(*args)
+
+    return traced

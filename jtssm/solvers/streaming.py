@@ -1,0 +1,284 @@
+r"""gsADMM with minibatches in flight: at every tick all subnetworks work, on different minibatches.
+
+Minibatch b enters at tick b. It runs forward, one subnetwork a tick, and reaches subnetwork n at
+tick b + n - 1; sweep s runs backward from there, subnetwork l (from 1) taking its turn at tick
+b + 2n - 1 - l + 2s. The turn of subnetwork l on a minibatch, with v_l = q_l - f_l sent by
+subnetwork l + 1, p_l = f_{l-1} + e and u = u_{l-1} kept here while the minibatch is in flight:
+
+    g_W, g_p <- gradients of (alpha/2)|q_l - f_l|^2 = (alpha/2)|v_l|^2 (l < n) or of R (l = n)
+    W_l      <- optimizer(W_l, g_W / samples)
+    e        <- e - eta (g_p + u + rho (e - v))         the p-step, v = u / alpha
+    v        <- (rho e + u) / (alpha + rho)             the q-step of q_{l-1}
+    u        <- u + rho (e - v)                         the dual step
+    send v to l - 1, and f_l to l + 1 if another sweep follows
+
+A first sweep starts from e = u = 0, that is p = q = f. A tick of a minibatch that never entered
+(the first ones, and while draining) changes nothing.
+
+Departs from the paper:
+- p_{l+1} and q_l are counted from f_l: when W_l has moved while a minibatch was in flight, both move
+  along with f_l (else the stale pair pulls W_l back to where it was).
+- g_W and g_p are taken at the same W_l, which halves the products; the paper takes g_p after the
+  W-step.
+- Subnetworks take their turns on one minibatch from the last to the first, each with its
+  neighbour's newest variables; the paper updates all of them from the previous iteration's.
+- With one sweep u never acts, and with eta = 1/alpha + 1/rho, v_l is -1/alpha times the
+  back-propagated gradient: this *is* training with gradients up to 2(n - 1) minibatches old.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jtssm import checks
+from jtssm.protocol import Array, Info, Method, Move, Parts, as_method
+from jtssm.solvers.descent import gradient_moves
+from jtssm.solvers.pieces import Pieces, precisely
+from jtssm.solvers.updates import Penalties, squared, update_p, update_q, update_u
+
+class Kept(NamedTuple):
+    """What a subnetwork keeps of a minibatch between two sweeps: leaves [samples, ...]."""
+
+    x: Any  # the data, in the first subnetwork; else ()
+    e: Any  # p - f, () in the first subnetwork
+    u: Any  # dual of p = q, () in the first subnetwork
+    y: Any  # labels, in the last subnetwork; else ()
+
+
+class State(NamedTuple):
+    """What the next tick needs; n pieces, b samples, K sweeps, `Carried` = one tree a piece."""
+
+    weights: Any  # carried Weights
+    forward: Any  # carried tuple of K arrays f_{l-1} [b, ...] that arrived: fresh, then re-evaluated
+    backward: Any  # carried tuple of K arrays v_l = q_l - f_l [b, ...] that arrived, one a sweep
+    inputs: Any  # carried line [2(n - l), b, ...] of inputs that await their first sweep
+    kept: Any  # carried line of K - 1 Kept, leaves [2, b, ...]
+    labels: Array  # [n, b, ...] y of the minibatches on their way to the last piece
+    live: Array  # [2(n - 1) + 2K - 1] which of the last minibatches really entered
+    tick: Array  # [] int32
+    penalties: Penalties  # scalars
+
+
+def method(
+    pieces: Pieces, batch_size: int, penalties: Penalties, sweeps: int, precision: Any
+) -> Method:
+    """The streaming schedule of gsADMM; arguments are checked by `jtssm.solvers.tssm.gsadmm`."""
+
+    def check(x, y, stage):
+        checks.samples(pieces.network, pieces.loss, x, y, values=stage == "init")
+        if stage == "step":
+            checks.batch(batch_size, x)
+
+    tick = _tick(pieces, sweeps)
+    samples = {name: "samples" for name in ("forward", "backward")}
+    lines = {name: "line" for name in ("inputs", "kept")}
+    return as_method(
+        Parts(
+            name="gsadmm",
+            network=pieces.network,
+            starts=pieces.starts,
+            kinds={"weights": "weights", **samples, **lines, "labels": (None, "pc")},
+            init=precisely(precision, _init(pieces, batch_size, penalties, sweeps)),
+            step=precisely(precision, lambda exchange, state, x, y: tick(exchange, state, x, y, True)),
+            drain=precisely(precision, _drain(tick, pieces)),
+            forward=precisely(precision, lambda exchange, l, w, p: pieces.forward(exchange, l, w.params, p)),
+            start=pieces.start,
+            optimizers=pieces.optimizers,
+            batch_size=batch_size,
+            batch_shape=(batch_size,),
+            batch_axes=("pc",),
+            resident=False,
+            check=check,
+            moves=lambda samples: boundary_moves(pieces, samples, sweeps, sweeps),
+        )
+    )
+
+
+def boundary_moves(
+    pieces: Pieces, samples: int, sweeps: int, weight_steps: int
+) -> tuple[Move, ...]:
+    """Two matrices a boundary a sweep, and a gradient's all-reduce over the batch split a step."""
+    moves = []
+    for l in range(pieces.num - 1):
+        shape = (samples, *pieces.inputs(l + 1))
+        moves.append(Move("f", shape, "subnet", l, l + 1, sweeps))
+        moves.append(Move("q - f", shape, "subnet", l + 1, l, sweeps))
+    return (*moves, *gradient_moves(pieces, weight_steps))
+
+
+def _init(pieces: Pieces, batch_size: int, penalties: Penalties, sweeps: int) -> Callable:
+    n = pieces.num
+
+    def init(exchange, key, x, y, params):
+        b = batch_size // exchange.num_splits
+
+        def empty(l):
+            def zeros(piece, *lead):
+                here = 0 <= piece < n
+                return jnp.zeros((*lead, b, *pieces.inputs(piece)), x.dtype) if here else ()
+
+            inner, last = l > 0, l == n - 1
+            own = zeros(l, 2)
+            labels = jnp.zeros((2, b, *y.shape[1:]), y.dtype) if last else ()
+            kept = Kept((), own, own, labels) if inner else Kept(own, (), (), labels)
+            forward = tuple(zeros(l) for _ in range(sweeps)) if inner else ()
+            backward = () if last else tuple(zeros(l + 1) for _ in range(sweeps))
+            waiting = () if last else zeros(l, 2 * (n - 1 - l))
+            return forward, backward, waiting, (kept,) * (sweeps - 1)
+
+        weights = pieces.weights(exchange, key, x.dtype, params)
+        forward, backward, inputs, kept = exchange.each(
+            empty, kinds=("samples", "samples", "line", "line")
+        )
+        labels = jnp.zeros((n, b, *y.shape[1:]), y.dtype)
+        live = jnp.zeros(2 * (n - 1) + 2 * sweeps - 1, bool)
+        return State(
+            weights, forward, backward, inputs, kept, labels, live, jnp.zeros((), jnp.int32),
+            penalties.as_arrays(x.dtype),
+        )  # fmt: skip
+
+    return init
+
+
+def _tick(pieces: Pieces, sweeps: int) -> Callable:
+    def tick(exchange, state, x, y, entering):
+        t, n = state.tick, pieces.num
+        samples = x.shape[0] * exchange.num_splits
+        labels = state.labels.at[t % n].set(y)
+        live = state.live.at[t % state.live.size].set(entering)
+        penalties = _with_eta(state.penalties, sweeps)
+        turn = Turn(
+            pieces, exchange, x, labels[(t + 1) % n], live, t, penalties, sweeps, samples
+        )  # fmt: skip
+        weights, forward, backward, entry, kept, sums = exchange.each(
+            turn.take,
+            state.weights,
+            state.forward,
+            state.backward,
+            exchange.recall(state.inputs, t),
+            exchange.recall(state.kept, t),
+            kinds=("weights", "samples", "samples", "samples", "samples", "sums"),
+        )
+        state = State(
+            weights,
+            exchange.to_next(forward),
+            exchange.to_previous(backward),
+            exchange.store(state.inputs, entry, t),
+            exchange.store(state.kept, kept, t),
+            labels,
+            live,
+            t + 1,
+            state.penalties,
+        )
+        return state, _info(exchange.total(sums))
+
+    return tick
+
+
+class Turn(NamedTuple):
+    """What all pieces share within one tick; `take` is the work of one of them."""
+
+    pieces: Pieces
+    exchange: Any
+    x: Array  # [b, ...] the minibatch that enters
+    y: Array  # [b, ...] labels of the minibatch that reaches the last piece for the first time
+    live: Array
+    tick: Array
+    penalties: Penalties
+    sweeps: int
+    samples: int  # of a minibatch, all devices together
+
+    def take(self, l, weights, forward, backward, waiting, kept):
+        """The tick of piece l (from 0): a forward pass, then one turn in each sweep."""
+        first, last = l == 0, l == self.pieces.num - 1
+        fresh = self.x if first else forward[0]
+        ahead = () if last else (self.pieces.forward(self.exchange, l, weights.params, fresh),)
+        behind, keep, sums = (), (), None
+        for s in range(self.sweeps):
+            if s == 0:
+                start = fresh if last else waiting
+                origin, e = start, jnp.zeros_like(start)
+                was = Kept(start, e, e, self.y)
+            else:
+                was = kept[s - 1]
+                origin = was.x if first else forward[s]
+            v_next = None if last else backward[s]
+            weights, f, v, now, seen = self.sweep(l, s, weights, origin, was, v_next)
+            sums = seen if sums is None else jax.tree.map(jnp.add, sums, seen)
+            if s + 1 < self.sweeps:
+                ahead += () if last else (f,)
+                keep += (now,)
+            behind += () if first else (v,)
+        return weights, ahead, behind, () if last else fresh, keep, sums
+
+    def sweep(self, l, s, weights, origin, was: Kept, v_next):
+        """Turn of piece l in sweep s on a minibatch whose f_{l-1} is `origin`."""
+        first, last = l == 0, l == self.pieces.num - 1
+        rho, alpha, eta = self.penalties
+        live = self.live[self._age(l, s)]
+        p = origin if first else origin + was.e
+        f, seen, pull = self._linearised(l, weights.params, p, was.y, v_next)
+        g_W, g_p = pull()
+        g_W = jax.tree.map(lambda g: g / self.samples, g_W)
+        weights = self.pieces.descend(l, weights, g_W, live)
+        e, u, v = (), (), ()
+        residuals = (jnp.zeros((), p.dtype),) * 3
+        if not first:
+            v_was = was.u / alpha
+            e = update_p(was.e, g_p, was.u, v_was, rho=rho, eta=eta)
+            v = update_q(0.0, e, was.u, rho=rho, alpha=alpha)
+            u = update_u(was.u, e, v, rho=rho)
+            residuals = squared(e - v), squared(rho * (v - v_was)), squared(v)
+        seen = jax.tree.map(lambda a: jnp.where(live, a, 0), (*seen, *residuals))
+        now = Kept(p if first else (), e, u, was.y if last else ())
+        return weights, f, v, now, seen
+
+    def _age(self, l: int, s: int) -> Array:
+        """Where `live` tells of the minibatch that piece l meets in sweep s."""
+        age = 2 * (self.pieces.num - 1) - l + 2 * s
+        return (self.tick - age) % self.live.size
+
+    def _linearised(self, l, params, p, y, v_next):
+        """f_l at p, what is seen of the loss there, and a function giving (g_W, g_p)."""
+        run = lambda params, p: self.pieces.forward(self.exchange, l, params, p)
+        if l == 0:  # the data has no gradient: leave its product out
+            f, vjp = jax.vjp(lambda params: run(params, p), params)
+        else:
+            f, vjp = jax.vjp(run, params, p)
+        complete = lambda gradients: gradients if l > 0 else (*gradients, ())
+        if v_next is not None:
+            zero = jnp.zeros((), p.dtype)
+            return f, (zero, zero, zero), lambda: complete(vjp(-self.penalties.alpha * v_next))
+        value = lambda f: self.pieces.loss.value(f, y).sum()
+        loss, g_f = jax.value_and_grad(value)(f)
+        seen = loss, self.pieces.loss.correct(f, y).sum(), jnp.full((), p.shape[0], p.dtype)
+        return f, seen, lambda: complete(vjp(g_f))
+
+
+def _with_eta(penalties: Penalties, sweeps: int) -> Penalties:
+    rho, alpha, eta = penalties
+    if eta is None:
+        eta = 1 / alpha + 1 / rho if sweeps == 1 else 1 / (alpha + rho)
+    return Penalties(rho, alpha, eta)
+
+
+def _info(totals) -> Info:
+    loss, right, samples, *residuals = totals
+    mean = 1 / jnp.maximum(samples, 1)
+    primal, dual, coupling = (jnp.sqrt(r * mean) for r in residuals)
+    return Info(loss * mean, right * mean, samples, primal, dual, coupling)
+
+
+def _drain(tick: Callable, pieces: Pieces) -> Callable:
+    def drain(exchange, state):
+        x = jnp.zeros((state.labels.shape[1], *pieces.network.shapes[0]), state.penalties.rho.dtype)
+        y = jnp.zeros_like(state.labels[0])
+        rest = state.live.size - 1
+        return lax.fori_loop(0, rest, lambda _, s: tick(exchange, s, x, y, False)[0], state)
+
+    return drain

@@ -1,0 +1,123 @@
+r"""TSSM: a network cut into n subnetworks that train in parallel, tied by p = q constraints.
+
+Wang, Chai, Cheng, Zhao: "Tunable Subnetwork Splitting for Model-parallelism of Neural Network
+Training", arXiv 2009.04053. Subnetwork l maps its input p_l to f_l(W_l, p_l); p_1 is the data. The
+problem is
+
+    min  R(W_n, p_n; y) + sum_{l<n} (alpha/2) |q_l - f_l(W_l, p_l)|^2   s.t.  p_{l+1} = q_l
+
+and its augmented Lagrangian, summed over samples,
+
+    L = R + sum_{l<n} [ (alpha/2) |q_l - f_l|^2 + <u_l, p_{l+1} - q_l> + (rho/2) |p_{l+1} - q_l|^2 ].
+
+gsADMM, one iteration (all l in parallel):
+
+    W_l     <- optimizer step on the minibatch mean of (alpha/2)|q_l - f_l|^2  (l < n) or R  (l = n)
+    p_{l+1} <- p_{l+1} - eta dL/dp_{l+1}
+    q_l     <- (alpha f_l + rho p_{l+1} + u_l) / (alpha + rho)
+    u_l     <- u_l + rho (p_{l+1} - q_l)
+
+Departs from the paper:
+- Every term is a sum over samples, so that nothing depends on their number M. The paper's form (R
+  and Omega means, penalties sums) is reached with rho = M rho_paper and eta = 1 / (M tau_2); u is
+  then M u_paper.
+- The schedule "streaming" is ours; see `jtssm.solvers.streaming`. "stored" is the paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jtssm import checks, losses
+from jtssm.network import Network, cut
+from jtssm.protocol import Array, Method, by_index
+from jtssm.solvers import stored, streaming
+from jtssm.solvers.pieces import Pieces
+from jtssm.solvers.updates import Penalties
+
+SCHEDULES = {"streaming": streaming.method, "stored": stored.method}
+
+
+def gsadmm(
+    net: Network,
+    *,
+    optimizer: Any,
+    batch_size: int,
+    subnets: int | None = None,
+    cuts: Sequence[int] | None = None,
+    rho: float = 1.0,
+    alpha: float = 1.0,
+    eta: float | None = None,
+    schedule: str = "streaming",
+    sweeps: int = 1,
+    weight_steps: int | None = None,
+    loss: str | losses.Loss = "cross_entropy",
+    precision: Any = None,
+) -> Method:
+    """gsADMM of TSSM: n subnetworks trained in parallel (the module's docstring has the updates).
+
+    rho, alpha and eta stand in the state as scalars: replace them there (`state.penalties`) and no
+    step is compiled again.
+
+    Args:
+      net: the network; its layers are never cut themselves.
+      optimizer: an optax optimizer for W, or a sequence of n, one a subnetwork.
+      batch_size: samples a gradient sees, all devices together.
+      subnets: n, from 1 (plain training) to the number of layers; cut by balanced cost.
+      cuts: instead, the first layer of every subnetwork but the first.
+      rho: penalty of p = q.  alpha: weight of |q - f|^2.
+      eta: step length of p. None: 1/alpha + 1/rho for one streaming sweep (q - f is then exactly
+        the back-propagated gradient / -alpha), 1/(alpha + rho) otherwise.
+      schedule: "streaming": minibatches flow through the subnetworks; "stored": p, q, u of every
+        sample are kept (resident: `step` takes all samples).
+      sweeps: ADMM sweeps a minibatch (streaming) or a step (stored).
+      weight_steps: stored only: minibatch steps of W a sweep; the paper's 1, None: one epoch.
+      loss: "cross_entropy" (integer labels), "squared_error", or a `losses.Loss`.
+      precision: of the products, a name `jax.default_matmul_precision` takes; None: jax's default.
+
+    Raises:
+      ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
+    """
+    checks.positive(rho=rho, alpha=alpha, **({} if eta is None else {"eta": eta}))
+    checks.count(batch_size=batch_size, sweeps=sweeps)
+    checks.one_of("schedule", schedule, list(SCHEDULES))
+    checks.precision(precision)
+    if weight_steps is not None:
+        checks.count(weight_steps=weight_steps)
+        if schedule != "stored":
+            raise ValueError(
+                f"weight_steps: expected None with schedule='streaming', whose subnetworks take "
+                f"one step a sweep; got {weight_steps}"
+            )
+    starts = cut(net, subnets, cuts)
+    pieces = Pieces(
+        net, starts, checks.optimizers(optimizer, len(starts) - 1), losses.find(loss)
+    )  # fmt: skip
+    options = {} if schedule == "streaming" else {"weight_steps": weight_steps}
+    return SCHEDULES[schedule](
+        pieces, batch_size, Penalties(rho, alpha, eta), sweeps, precision, **options
+    )
+
+
+class Variables(NamedTuple):
+    """The variables of L, one entry a subnetwork or boundary (l = 1 .. n - 1)."""
+
+    W: Sequence[Any]  # n
+    p: Sequence[Array]  # n: p[0] is the data
+    q: Sequence[Array]  # n - 1
+    u: Sequence[Array]  # n - 1
+
+
+def lagrangian(pieces: Pieces, variables: Variables, y: Array, *, rho: Any, alpha: Any) -> Array:
+    """L as the module's docstring writes it, a scalar; for tests and monitoring."""
+    exchange = by_index(pieces.num)
+    W, p, q, u = variables
+    total = pieces.loss.value(pieces.forward(exchange, pieces.num - 1, W[-1], p[-1]), y).sum()
+    for l in range(pieces.num - 1):
+        gap = p[l + 1] - q[l]
+        miss = q[l] - pieces.forward(exchange, l, W[l], p[l])
+        total += alpha / 2 * jnp.sum(miss**2) + jnp.sum(u[l] * gap) + rho / 2 * jnp.sum(gap**2)
+    return total
