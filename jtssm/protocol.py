@@ -93,7 +93,8 @@ class Parts(NamedTuple):
     batch_shape: tuple[int, ...] | None
     batch_axes: tuple | None
     resident: bool
-    check: Callable  # (x, y, stage) raises ValueError; stage: "init" (values) or "step" (shapes)
+    loss: Any  # jtssm.losses.Loss
+    check: Callable  # (x, y, stage) raises ValueError: "init", "step" (shapes only), "values" (any x)
     moves: Callable  # number of samples in a step -> tuple[Move, ...]
 
 

@@ -53,7 +53,7 @@ def sgd(
     )  # fmt: skip
 
     def check(x, y, stage):
-        checks.samples(net, pieces.loss, x, y, values=stage == "init")
+        checks.samples(net, pieces.loss, x, y, values=stage != "step")
         if stage == "step":
             checks.batch(batch_size, x)
 
@@ -75,6 +75,7 @@ def sgd(
             batch_shape=(batch_size,),
             batch_axes=("pc",),
             resident=False,
+            loss=pieces.loss,
             check=check,
             moves=lambda samples: gradient_moves(pieces, 1),
         )

@@ -63,8 +63,9 @@ def method(
     """The stored schedule of gsADMM; arguments are checked by `jtssm.solvers.tssm.gsadmm`."""
 
     def check(x, y, stage):
-        checks.samples(pieces.network, pieces.loss, x, y, values=stage == "init")
-        checks.strata(batch_size, x)
+        checks.samples(pieces.network, pieces.loss, x, y, values=stage != "step")
+        if stage != "values":
+            checks.strata(batch_size, x)
 
     sweep = _sweep(pieces, batch_size, weight_steps)
     return as_method(
@@ -83,6 +84,7 @@ def method(
             batch_shape=None,
             batch_axes=None,
             resident=True,
+            loss=pieces.loss,
             check=check,
             moves=lambda samples: boundary_moves(
                 pieces, samples, sweeps, sweeps * (weight_steps or samples // batch_size)

@@ -70,7 +70,7 @@ def method(
     """The streaming schedule of gsADMM; arguments are checked by `jtssm.solvers.tssm.gsadmm`."""
 
     def check(x, y, stage):
-        checks.samples(pieces.network, pieces.loss, x, y, values=stage == "init")
+        checks.samples(pieces.network, pieces.loss, x, y, values=stage != "step")
         if stage == "step":
             checks.batch(batch_size, x)
 
@@ -93,6 +93,7 @@ def method(
             batch_shape=(batch_size,),
             batch_axes=("pc",),
             resident=False,
+            loss=pieces.loss,
             check=check,
             moves=lambda samples: boundary_moves(pieces, samples, sweeps, sweeps),
         )

@@ -1,0 +1,249 @@
+"""Data sets in their original files, split into train, valid and test.
+
+A folder (`data_dir`, else the environment variable JTSSM_DATA, else a cache folder) holds one folder
+a data set with its original files; spoken digits may also lie in it directly. The handwritten digits
+come with scikit-learn and need no file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from jtssm import checks
+
+
+class Split(NamedTuple):
+    """Samples and their labels."""
+
+    x: np.ndarray  # float32 [n, h, w, c], or [n, features]
+    y: np.ndarray  # int32 [n]
+
+
+class Splits(NamedTuple):
+    """The samples to train on, to choose on, and to report on."""
+
+    train: Split
+    valid: Split
+    test: Split
+
+
+class Source(NamedTuple):
+    """Where a data set comes from."""
+
+    title: str
+    files: tuple[str, ...]  # relative to its folder
+    obtain: str
+    read: Callable[[Path], Splits]
+
+
+def default_dir() -> Path:
+    """JTSSM_DATA, or jtssm in the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Path(os.environ.get("JTSSM_DATA", cache / "jtssm"))
+
+
+def load(
+    name: str,
+    *,
+    size: int | None = None,
+    flat: bool = False,
+    data_dir: str | os.PathLike | None = None,
+) -> Splits:
+    """A data set by name; `sources()` lists them.
+
+    Args:
+      name: "digits", "mnist", "fashion-mnist", "kuzushiji-mnist" or "spoken-digits".
+      size: height and width to zoom square images down to, bilinearly, as the papers do (14 for
+        MNIST); None: as they are.
+      flat: [n, features] instead of [n, h, w, c].
+      data_dir: the folder of data sets; None: `default_dir()`.
+
+    Returns:
+      Splits with pixels in [0, 1]. valid is held out of the original training set: of the MNIST
+      family its last 5 000, of spoken digits the takes 5 to 9; the digits are dealt out
+      1 200 / 237 / 360 by a fixed permutation.
+
+    Raises:
+      ValueError: an unknown name, a size that does not fit, a file that is truncated or holds
+        something else.
+      FileNotFoundError: a missing file; the message says what to do.
+    """
+    checks.one_of("name", name, list(SOURCES))
+    root = default_dir() if data_dir is None else Path(data_dir)
+    splits = SOURCES[name].read(root / name)
+    if size is not None:
+        height, width = splits.train.x.shape[1:3]
+        checks.count(size=size)
+        if height != width or size > height:
+            raise ValueError(
+                f"size: expected None for {name}, or at most {height} where images are square; "
+                f"got {size} for images of {height} x {width}"
+            )
+        splits = Splits(*(Split(zoomed(s.x, size), s.y) for s in splits))
+    if flat:
+        splits = Splits(*(Split(s.x.reshape(len(s.x), -1), s.y) for s in splits))
+    return splits
+
+
+def zoomed(images: np.ndarray, size: int) -> np.ndarray:
+    """Images [n, h, h, c] zoomed bilinearly to [n, size, size, c]."""
+    factor = size / images.shape[1]
+    return ndimage.zoom(images, (1, factor, factor, 1), order=1) if factor != 1 else images
+
+
+def missing(name: str, data_dir: str | os.PathLike | None = None) -> list[Path]:
+    """The files of a data set that are not there."""
+    folder = (default_dir() if data_dir is None else Path(data_dir)) / name
+    return [folder / file for file in SOURCES[name].files if _find(folder, file) is None]
+
+
+def sources() -> dict[str, Source]:
+    """The data sets there are, by name."""
+    return dict(SOURCES)
+
+
+def _find(folder: Path, file: str) -> Path | None:
+    """The file in its folder, unpacked beside it, or (spoken digits) one folder up."""
+    beside = folder.parent / file.replace("-", "_") if file.endswith(".npz") else folder / file
+    candidates = (folder / file, folder / file.removesuffix(".gz"), beside)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _path(folder: Path, file: str) -> Path:
+    path = _find(folder, file)
+    if path is None:
+        raise FileNotFoundError(
+            f"{folder / file}: expected this file of {folder.name}; it is not there. "
+            f"{SOURCES[folder.name].obtain} Then put it there, or name the folder that holds "
+            f"{folder.name}/ with --data-dir or JTSSM_DATA."
+        )
+    return path
+
+
+def _digits(folder: Path) -> Splits:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "the embedded digits need scikit-learn: pip install 'jtssm[data]'"
+        ) from error
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    x = (digits.images[order, :, :, None] / 16).astype(np.float32)
+    y = digits.target[order].astype(np.int32)
+    return _cut(x, y, 1200, 1437)
+
+
+def _cut(x: np.ndarray, y: np.ndarray, valid: int, test: int) -> Splits:
+    return Splits(
+        Split(x[:valid], y[:valid]), Split(x[valid:test], y[valid:test]), Split(x[test:], y[test:])
+    )
+
+
+MNIST_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+
+
+def _mnist(folder: Path) -> Splits:
+    train_x, train_y, test_x, test_y = (_path(folder, file) for file in MNIST_FILES)
+    train, test = _images_and_labels(train_x, train_y), _images_and_labels(test_x, test_y)
+    held = len(train.y) - min(5000, len(train.y) // 2)
+    return Splits(
+        Split(train.x[:held], train.y[:held]), Split(train.x[held:], train.y[held:]), test
+    )
+
+
+def _images_and_labels(images: Path, labels: Path) -> Split:
+    x, y = read_idx(images, 3), read_idx(labels, 1)
+    if len(x) != len(y):
+        raise ValueError(
+            f"{labels}: expected {len(x)} labels, one for each image of {images.name}; got "
+            f"{len(y)}: fetch both files again from the same place"
+        )
+    if y.max(initial=0) > 9:
+        raise ValueError(
+            f"{labels}: expected labels 0..9; got {y.max()}: the file holds something else"
+        )
+    return Split((x[..., None] / np.float32(255)).astype(np.float32), y.astype(np.int32))
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """An array of bytes from an IDX file, gzipped or not.
+
+    Raises:
+      ValueError: damaged gzip, another magic number than that of unsigned bytes in `dimensions`
+        dimensions, or another length than the header says.
+    """
+    again = "fetch the file again"
+    try:
+        raw = path.read_bytes()
+        content = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: expected a whole gzip file; got {error}: {again}") from error
+    magic, start = 0x0800 + dimensions, 4 + 4 * dimensions
+    if len(content) < start or struct.unpack(">I", content[:4])[0] != magic:
+        found = f"it begins with {content[:4].hex() or 'nothing'}"
+        kind = "images" if dimensions == 3 else "labels"
+        raise ValueError(
+            f"{path}: expected an IDX file of {kind} (magic number {magic:08x}); {found}: "
+            f"{again}, or check that images and labels are not exchanged"
+        )
+    shape = struct.unpack(f">{dimensions}I", content[4:start])
+    if len(content) - start != np.prod(shape):
+        raise ValueError(
+            f"{path}: expected {np.prod(shape)} bytes for {shape}; got {len(content) - start}: "
+            f"{again}"
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _spoken_digits(folder: Path) -> Splits:
+    path = _path(folder, "spoken-digits.npz")
+    expected = "a spoken digits archive with arrays x [n, 4096], y [n] and index [n]"
+    try:
+        with np.load(path) as archive:
+            x, y, take = archive["x"], archive["y"].astype(np.int32), archive["index"]
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: expected {expected}; got {error}: fetch it again") from error
+    if x.ndim != 2 or x.shape[1] != 4096 or not len(x) == len(y) == len(take) or y.max() > 9:
+        raise ValueError(
+            f"{path}: expected {expected}, labels 0..9; got {x.shape}, {y.shape}, {take.shape}"
+        )
+    x = (x.astype(np.float32) / 80 + 1).reshape(-1, 128, 32, 1)  # dB, -80..0, to 0..1
+    parts = (take >= 10, (take >= 5) & (take < 10), take < 5)
+    return Splits(*(Split(x[part], y[part]) for part in parts))
+
+
+def _family(title: str, site: str) -> Source:
+    return Source(title, MNIST_FILES, f"Fetch the four IDX files from {site}.", _mnist)
+
+
+SOURCES = {
+    "digits": Source(
+        "8 x 8 handwritten digits", (), "Comes with scikit-learn: pip install 'jtssm[data]'.", _digits
+    ),
+    "mnist": _family("28 x 28 handwritten digits", "a mirror of yann.lecun.com/exdb/mnist"),
+    "fashion-mnist": _family("28 x 28 clothing", "github.com/zalandoresearch/fashion-mnist"),
+    "kuzushiji-mnist": _family("28 x 28 Japanese characters", "codh.rois.ac.jp/kmnist"),
+    "spoken-digits": Source(
+        "128 x 32 log-mel spectrograms of spoken digits",
+        ("spoken-digits.npz",),
+        "Make it from the Free Spoken Digit Dataset (github.com/Jakobovski/free-spoken-digit-dataset): "
+        "log-mel 128 x 32, dB relative to the maximum; arrays x [n, 4096], y, index.",
+        _spoken_digits,
+    ),
+}  # fmt: skip
