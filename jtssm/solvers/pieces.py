@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
+from jax import lax
 
 from jtssm.losses import Loss
 from jtssm.network import Network
@@ -62,13 +62,17 @@ class Pieces(NamedTuple):
         return p
 
     def descend(self, l: int, weights: Weights, gradient: Tree, live: Any = True) -> Weights:
-        """One optimizer step of piece l; nothing changes where `live` is False."""
-        params, opt_state = weights
-        updates, stepped = self.optimizers[l].update(gradient, opt_state, params)
-        moved = Weights(optax.apply_updates(params, updates), stepped)
-        if live is True:
-            return moved
-        return jax.tree.map(lambda new, old: jnp.where(live, new, old), moved, weights)
+        """One optimizer step of piece l; nothing changes where `live` is False.
+
+        A `cond`, not a select: on a CPU the select cost 8 to 15 % of a step (n = 2, 512 wide).
+        """
+
+        def step(weights: Weights) -> Weights:
+            params, opt_state = weights
+            updates, opt_state = self.optimizers[l].update(gradient, opt_state, params)
+            return Weights(optax.apply_updates(params, updates), opt_state)
+
+        return step(weights) if live is True else lax.cond(live, step, lambda w: w, weights)
 
 
 def precisely(precision: Any, fn: Callable) -> Callable:

@@ -1,0 +1,276 @@
+"""The command line: jtssm train | demo | methods | data."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+import jtssm
+from jtssm import checks, data, plot, recording, sharding, solvers
+from jtssm.loop import Epoch, Result, evaluate, fit
+from jtssm.protocol import Method
+
+OPTIMIZERS = ("adam", "adamw", "adagrad", "lion", "nadam", "radam", "rmsprop", "sgd")
+PASSED = ("subnets", "cuts", "rho", "alpha", "eta", "schedule", "sweeps", "weight_steps")
+EVALUATED = 10_000  # training samples on which the composed network is evaluated every epoch
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0, 1 after a divergence, 2 for bad input, 130 for Ctrl-C."""
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"jtssm: error: {error}", file=sys.stderr)
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = argparse.ArgumentParser(prog="jtssm", description=jtssm.__doc__)
+    top.add_argument("--version", action="version", version=jtssm.__version__)
+    commands = top.add_subparsers(required=True, metavar="command")
+    _train_parser(commands)
+    demo = commands.add_parser("demo", help="2 subnetworks against Adam on the embedded digits")
+    demo.add_argument("--epochs", type=int, default=30)
+    _out_arguments(demo)
+    demo.set_defaults(run=run_demo)
+    commands.add_parser("methods", help="the training methods").set_defaults(run=run_methods)
+    show = commands.add_parser("data", help="the data sets: which are there, how to get the others")
+    show.add_argument("--data-dir")
+    show.set_defaults(run=run_data)
+    return top
+
+
+def _train_parser(commands) -> None:
+    train = commands.add_parser("train", help="train a multilayer perceptron")
+    train.set_defaults(run=run_train)
+    add = train.add_argument
+    add("--method", default="gsadmm", help="one of: " + ", ".join(solvers.METHODS))
+    add("--data", default="digits", help="one of: " + ", ".join(data.SOURCES))
+    add("--data-dir", help="folder that holds one folder a data set; default: JTSSM_DATA")
+    add("--size", type=int, help="zoom images to SIZE x SIZE; default: 14 for the MNIST family")
+    add("--hidden", type=_integers, default=[512] * 3, help="hidden widths, e.g. 512,512,512")
+    add("--subnets", type=int, help="number of subnetworks")
+    add("--cuts", type=_integers, help="first layers of the subnetworks after the first, e.g. 2,3")
+    add("--mesh", type=_mesh, help="e.g. subnet=2,pc=2; default: one device")
+    add("--epochs", type=int, default=10)
+    add("--batch-size", type=int, default=110, help="samples a gradient sees")
+    add("--optimizer", default="adam", help="one of: " + ", ".join(OPTIMIZERS))
+    add("--learning-rate", type=float, default=1e-3)
+    add("--rho", type=float)
+    add("--alpha", type=float)
+    add("--eta", type=float)
+    add("--schedule", help="one of: streaming, stored")
+    add("--sweeps", type=int)
+    add("--weight-steps", type=int)
+    add("--precision", help="of the products, e.g. highest")
+    add("--seed", type=int, default=0)
+    add("--history", choices=recording.FORMATS, default="csv", help="format of the history")
+    _out_arguments(train)
+
+
+def _out_arguments(command) -> None:
+    command.add_argument("--out", type=Path, default=Path("run"), help="folder for the results")
+    command.add_argument("--overwrite", action="store_true", help="replace an earlier run there")
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _mesh(text: str) -> dict[str, int]:
+    pairs = (part.split("=") for part in text.split(","))
+    try:
+        sizes = {name: int(size) for name, size in pairs}
+    except ValueError:
+        sizes = {"": 0}
+    if not set(sizes) <= {"subnet", "pr", "pc"} or min(sizes.values()) < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected sizes of subnet, pr and pc, e.g. subnet=2,pc=2; got {text!r}"
+        )
+    return sizes
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """Train, write history, weights, figure and result, print a table."""
+    mesh = _devices(arguments.mesh)
+    size = arguments.size or (14 if "mnist" in arguments.data else None)
+    splits = data.load(arguments.data, size=size, flat=True, data_dir=arguments.data_dir)
+    method = build(arguments, splits.train.x.shape[1], int(splits.train.y.max()) + 1)
+    out = _folder(arguments.out, arguments.overwrite)
+    result = _fit(arguments, method, splits, mesh, out / f"history.{arguments.history}", "valid")
+    return _finish(out, vars(arguments), {method.name: result}, splits)
+
+
+def build(arguments: argparse.Namespace, inputs: int, classes: int) -> Method:
+    """The method that the arguments describe.
+
+    Raises:
+      ValueError: an unknown name, or an argument the method does not take.
+    """
+    checks.one_of("--method", arguments.method, list(solvers.METHODS))
+    checks.one_of("--optimizer", arguments.optimizer, OPTIMIZERS)
+    checks.positive(**{"--learning-rate": arguments.learning_rate})
+    builder = solvers.METHODS[arguments.method]
+    given = {name: getattr(arguments, name) for name in PASSED}
+    given = {name: value for name, value in given.items() if value is not None}
+    unknown = set(given) - set(inspect.signature(builder).parameters)
+    if unknown:
+        raise ValueError(
+            f"--method {arguments.method}: expected no --{min(unknown).replace('_', '-')}, which it "
+            f"does not take; got {given[min(unknown)]}"
+        )
+    net = jtssm.mlp([inputs, *arguments.hidden, classes])
+    optimizer = getattr(optax, arguments.optimizer)(arguments.learning_rate)
+    return builder(
+        net, optimizer=optimizer, batch_size=arguments.batch_size, precision=arguments.precision, **given
+    )  # fmt: skip
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    """gsADMM with 2 subnetworks over 2 devices against end-to-end Adam, on the digits."""
+    mesh = _devices({"subnet": 2})
+    splits = data.load("digits", flat=True)
+    net = jtssm.mlp([64, *[128] * 4, 10])
+    shared: dict[str, Any] = {"optimizer": optax.adam(1e-3), "batch_size": 60}
+    out = _folder(arguments.out, arguments.overwrite)
+    arguments.seed, results = 0, {}
+    for name, method, devices in (
+        ("gsADMM, 2 subnetworks on 2 devices", solvers.gsadmm(net, subnets=2, **shared), mesh),
+        ("Adam end to end on 1 device", solvers.sgd(net, **shared), None),
+    ):
+        print(f"\n{name}: {arguments.epochs} epochs on {len(splits.train.y)} digits", flush=True)
+        history = out / f"history-{method.name}.csv"
+        results[name] = _fit(arguments, method, splits, devices, history, "test")
+    return _finish(out, {"command": "demo", "epochs": arguments.epochs}, results, splits)
+
+
+def run_methods(_: argparse.Namespace) -> int:
+    """A table of the training methods."""
+    rows = []
+    for name, builder in solvers.METHODS.items():
+        options = [p for p in inspect.signature(builder).parameters if p != "net"]
+        rows.append((name, (builder.__doc__ or "").split("\n")[0], ", ".join(options)))
+    _table("Training methods", ("method", "what it is", "arguments"), rows)
+    return 0
+
+
+def run_data(arguments: argparse.Namespace) -> int:
+    """A table of the data sets: which are there, what is missing and how to get it."""
+    root = data.default_dir() if arguments.data_dir is None else Path(arguments.data_dir)
+    rows = []
+    for name, source in data.sources().items():
+        absent = data.missing(name, root)
+        rows.append((name, source.title, *_status(source, absent)))
+    _table(f"Data sets in {root}", ("name", "what it is", "status", "how to get it"), rows)
+    return 0
+
+
+def _status(source: data.Source, absent: list[Path]) -> tuple[str, str]:
+    if absent:
+        return "missing: " + ", ".join(path.name for path in absent), source.obtain
+    return ("there" if source.files else "embedded"), ""
+
+
+def _devices(sizes: dict[str, int] | None):
+    """The mesh; on a CPU first as many virtual devices as it needs."""
+    if sizes is None:
+        return None
+    try:
+        jax.config.update("jax_num_cpu_devices", prod(sizes.values()))
+    except RuntimeError:  # jax is already in use: make_mesh says whether its devices suffice
+        pass
+    return sharding.make_mesh(**sizes)
+
+
+def _folder(out: Path, overwrite: bool) -> Path:
+    if (out / "result.json").exists() and not overwrite:
+        raise ValueError(
+            f"--out: expected a folder without an earlier run; {out} holds one: name another, or "
+            f"add --overwrite"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _fit(arguments, method: Method, splits, mesh, history: Path, watched: str) -> Result:
+    seen = data.Split(*(a[:EVALUATED] for a in splits.train))
+    result = fit(
+        method,
+        splits.train,
+        epochs=arguments.epochs,
+        key=jax.random.key(arguments.seed),
+        mesh=mesh,
+        validation={"train": seen, watched: getattr(splits, watched)},
+        callbacks=[recording.HistoryFile(history), *_lines(arguments.epochs)],
+    )
+    recording.save_params(history.with_name(history.stem.replace("history", "params")), result.params)
+    return result
+
+
+def _lines(epochs: int) -> list[Callable[[Epoch], None]]:
+    """Where no terminal shows a bar, about ten lines a run."""
+    if sys.stderr.isatty():
+        return []
+
+    def line(epoch: Epoch) -> None:
+        record = epoch.record
+        if record["epoch"] % max(epochs // 10, 1) == 0:
+            names = [n for n in record if n == "loss" or n == "coupling" or n.endswith("_accuracy")]
+            shown = "  ".join(f"{name} {record[name]:.4g}" for name in names)
+            print(f"epoch {record['epoch']}/{epochs}  {shown}", flush=True)
+
+    return [line]
+
+
+def _finish(out: Path, settings: dict, results: dict[str, Result], splits: data.Splits) -> int:
+    rows, report = [], {}
+    for name, result in results.items():
+        scores = evaluate(result.method, result.state, splits._asdict())
+        seconds = [line["seconds"] for line in result.history]
+        report[name] = scores | {"seconds": sum(seconds), "epochs": len(seconds)}
+        rows.append((
+            name, *(f"{scores[f'{part}_accuracy']:.4f}" for part in splits._fields),
+            f"{scores['test_loss']:.4f}", f"{sum(seconds):.1f}",
+        ))  # fmt: skip
+    plot.histories(out / "history.png", {name: r.history for name, r in results.items()})
+    about = {name: str(value) for name, value in settings.items() if name != "run"}
+    versions = {"jtssm": jtssm.__version__, "jax": jax.__version__, "python": platform.python_version()}
+    device = str(jax.devices()[0].device_kind)
+    document = {"settings": about, "versions": versions, "device": device, "results": report}
+    (out / "result.json").write_text(json.dumps(document, indent=2) + "\n")
+    columns = ("method", "train acc.", "valid acc.", "test acc.", "test loss", "seconds")
+    _table(f"Accuracy of the composed network ({out}/history.png)", columns, rows)
+    for result in results.values():
+        if result.divergence is not None:
+            print(f"jtssm: {result.divergence.message}", file=sys.stderr)
+    if any(result.interrupted for result in results.values()):
+        return 130
+    return 1 if any(result.divergence is not None for result in results.values()) else 0
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError as error:
+        raise ImportError("the command line needs rich: pip install 'jtssm[cli]'") from error
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
