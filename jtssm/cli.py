@@ -8,6 +8,8 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -108,8 +110,9 @@ def run_train(arguments: argparse.Namespace) -> int:
     size = arguments.size or (14 if "mnist" in arguments.data else None)
     splits = data.load(arguments.data, size=size, flat=True, data_dir=arguments.data_dir)
     method = build(arguments, splits.train.x.shape[1], int(splits.train.y.max()) + 1)
+    method = method if mesh is None else sharding.place(method, mesh)
     out = _folder(arguments.out, arguments.overwrite)
-    result = _fit(arguments, method, splits, mesh, out / f"history.{arguments.history}", "valid")
+    result = _fit(arguments, method, splits, out / f"history.{arguments.history}", "valid")
     return _finish(out, vars(arguments), {method.name: result}, splits)
 
 
@@ -140,19 +143,19 @@ def build(arguments: argparse.Namespace, inputs: int, classes: int) -> Method:
 
 def run_demo(arguments: argparse.Namespace) -> int:
     """gsADMM with 2 subnetworks over 2 devices against end-to-end Adam, on the digits."""
-    mesh = _devices({"subnet": 2})
+    split = partial(sharding.place, mesh=_devices({"subnet": 2}))
     splits = data.load("digits", flat=True)
     net = jtssm.mlp([64, *[128] * 4, 10])
     shared: dict[str, Any] = {"optimizer": optax.adam(1e-3), "batch_size": 60}
     out = _folder(arguments.out, arguments.overwrite)
     arguments.seed, results = 0, {}
-    for name, method, devices in (
-        ("gsADMM, 2 subnetworks on 2 devices", solvers.gsadmm(net, subnets=2, **shared), mesh),
-        ("Adam end to end on 1 device", solvers.sgd(net, **shared), None),
+    for name, method in (
+        ("gsADMM, 2 subnetworks on 2 devices", split(solvers.gsadmm(net, subnets=2, **shared))),
+        ("Adam end to end on 1 device", solvers.sgd(net, **shared)),
     ):
         print(f"\n{name}: {arguments.epochs} epochs on {len(splits.train.y)} digits", flush=True)
         history = out / f"history-{method.name}.csv"
-        results[name] = _fit(arguments, method, splits, devices, history, "test")
+        results[name] = _fit(arguments, method, splits, history, "test")
     return _finish(out, {"command": "demo", "epochs": arguments.epochs}, results, splits)
 
 
@@ -187,10 +190,8 @@ def _devices(sizes: dict[str, int] | None):
     """The mesh; on a CPU first as many virtual devices as it needs."""
     if sizes is None:
         return None
-    try:
+    with suppress(RuntimeError):  # jax is already in use: make_mesh says whether its devices suffice
         jax.config.update("jax_num_cpu_devices", prod(sizes.values()))
-    except RuntimeError:  # jax is already in use: make_mesh says whether its devices suffice
-        pass
     return sharding.make_mesh(**sizes)
 
 
@@ -204,14 +205,13 @@ def _folder(out: Path, overwrite: bool) -> Path:
     return out
 
 
-def _fit(arguments, method: Method, splits, mesh, history: Path, watched: str) -> Result:
+def _fit(arguments, method: Method, splits, history: Path, watched: str) -> Result:
     seen = data.Split(*(a[:EVALUATED] for a in splits.train))
     result = fit(
         method,
         splits.train,
         epochs=arguments.epochs,
         key=jax.random.key(arguments.seed),
-        mesh=mesh,
         validation={"train": seen, watched: getattr(splits, watched)},
         callbacks=[recording.HistoryFile(history), *_lines(arguments.epochs)],
     )

@@ -215,7 +215,7 @@ def _spoken_digits(folder: Path) -> Splits:
     path = _path(folder, "spoken-digits.npz")
     expected = "a spoken digits archive with arrays x [n, 4096], y [n] and index [n]"
     try:
-        with np.load(path) as archive:
+        with path.open("rb") as file, np.load(file) as archive:
             x, y, take = archive["x"], archive["y"].astype(np.int32), archive["index"]
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: expected {expected}; got {error}: fetch it again") from error

@@ -106,7 +106,7 @@ def fit(
     x, y = (np.asarray(a) for a in _pair("train", train))
     sets = validation if isinstance(validation, Mapping) else {"validation": validation}
     sets = {name: _pair(name, pair) for name, pair in sets.items() if pair is not None}
-    for pair in sets.values():
+    for pair in ((x, y), *sets.values()):
         method.parts.check(*pair, "values")
     init_key, order_key = jax.random.split(key)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))

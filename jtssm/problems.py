@@ -1,0 +1,36 @@
+"""Small problems with known answers, for tests, benchmarks and notebooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jtssm.network import Network
+from jtssm.protocol import Array, Tree
+
+
+def separable(
+    seed: int, samples: int, features: int, classes: int, dtype: Any = np.float32
+) -> tuple[np.ndarray, np.ndarray]:
+    """x [samples, features], y [samples]: a linear classifier exists that is right on all of them.
+
+    Class k lies within 0.8 (in the maximum norm) of 2 along axis k, features >= classes: the largest
+    of the first `classes` features tells the class.
+    """
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, samples).astype(np.int32)
+    x = rng.uniform(-0.8, 0.8, (samples, features))
+    x[np.arange(samples), y] += 2
+    return x.astype(dtype), y
+
+
+def taught(
+    net: Network, key: Array, samples: int, dtype: Any = np.float32
+) -> tuple[np.ndarray, np.ndarray, list[Tree]]:
+    """x, y and the parameters with which the network maps x to y: its least squared error is 0."""
+    x_key, key = jax.random.split(key)
+    x = jax.random.normal(x_key, (samples, *net.shapes[0]), dtype)
+    params = net.init(key, dtype)
+    return np.asarray(x), np.asarray(net.apply(params, x)), params

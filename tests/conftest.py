@@ -1,0 +1,20 @@
+"""8 virtual CPU devices, float64 where x is float64, no silent rank promotion."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data: JTSSM_DATA, else the one beside the checkout; skips without it."""
+    folder = Path(os.environ.get("JTSSM_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (folder / "mnist").is_dir():
+        pytest.skip(f"real data: no {folder}/mnist; set JTSSM_DATA to a folder that holds it")
+    return folder

@@ -1,0 +1,192 @@
+"""gsADMM with minibatches in flight."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jtssm
+from jtssm import losses, solvers
+from tests.solvers import twins
+
+NET = jtssm.mlp([5, 7, 6, 8, 4, 3])
+BATCH = 6
+
+
+def batches(num, dtype=np.float64):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(num, BATCH, 5)).astype(dtype)
+    return list(zip(x, rng.integers(0, 3, (num, BATCH)).astype(np.int32), strict=True))
+
+
+def trained(method, data, params, drain=True):
+    state = method.init(jax.random.key(0), *data[0], params)
+    step = jax.jit(method.step)
+    infos = []
+    for x, y in data:
+        state, info = step(state, x, y)
+        infos.append(info)
+    return (jax.jit(method.drain)(state) if drain else state), infos
+
+
+def assert_close(a, b, atol=1e-11):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+@pytest.fixture
+def params():
+    return NET.init(jax.random.key(3), jnp.float64)
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.05, momentum=0.9), optax.adam(1e-2)], ids=["sgd", "adam"])
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_one_sweep_is_training_with_delayed_gradients(params, n, optimizer):
+    method = solvers.gsadmm(NET, subnets=n, optimizer=optimizer, batch_size=BATCH, rho=0.6, alpha=1.7)
+    data = batches(12)
+    state, _ = trained(method, data, params)
+    starts = method.parts.starts
+    twin = twins.Pieces(NET, params, starts, optimizer, losses.cross_entropy)
+    assert_close(method.params(state), twins.delayed_gradient(twin, data))
+
+
+@pytest.mark.parametrize("sweeps", [1, 2, 3])
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_any_number_of_sweeps_equals_the_literal_twin(params, n, sweeps):
+    numbers = {"rho": 0.6, "alpha": 1.7, "eta": 0.21}
+    optimizer = optax.sgd(0.05, momentum=0.9)
+    method = solvers.gsadmm(
+        NET, subnets=n, optimizer=optimizer, batch_size=BATCH, sweeps=sweeps, **numbers
+    )
+    data = batches(9)
+    state, _ = trained(method, data, params)
+    twin = twins.Pieces(NET, params, method.parts.starts, optimizer, losses.cross_entropy)
+    assert_close(method.params(state), twins.streaming(twin, data, sweeps, **numbers))
+
+
+def test_one_subnetwork_is_plain_training_step_for_step(params):
+    optimizer = optax.adam(1e-2)
+    one = solvers.gsadmm(NET, subnets=1, optimizer=optimizer, batch_size=BATCH)
+    plain = solvers.sgd(NET, optimizer=optimizer, batch_size=BATCH)
+    state, other = (m.init(jax.random.key(0), *batches(1)[0], params) for m in (one, plain))
+    for x, y in batches(8):
+        state, info = one.step(state, x, y)
+        other, expected = plain.step(other, x, y)
+        assert_close(one.params(state), plain.params(other), atol=1e-13)
+        assert_close(info, expected, atol=1e-13)
+
+
+def test_empty_minibatches_change_nothing(params):
+    method = solvers.gsadmm(NET, subnets=3, optimizer=optax.adam(1e-2), batch_size=BATCH)
+    state = method.init(jax.random.key(0), *batches(1)[0], params)
+    assert_close(jax.jit(method.drain)(state).weights, state.weights, atol=0)
+    moved = []
+    for x, y in batches(5):
+        before = state
+        state, info = method.step(state, x, y)
+        change = [float(jnp.abs(a[0]["W"] - b[0]["W"]).max()) for (a, _), (b, _) in zip(state.weights, before.weights, strict=True)]  # fmt: skip
+        moved.append([c > 0 for c in change])
+        assert int(info.samples) == (BATCH if moved[-1][2] else 0)
+    # labels reach subnetwork 3 at tick 2, 2 at tick 3, 1 at tick 4
+    assert moved == [
+        [False, False, False], [False, False, False], [False, False, True],
+        [False, True, True], [True, True, True],
+    ]  # fmt: skip
+
+
+def test_draining_lets_every_minibatch_reach_every_subnetwork_once(params):
+    """Optimizer step counts say how many minibatches a subnetwork was trained on."""
+    for sweeps in (1, 2):
+        method = solvers.gsadmm(
+            NET, subnets=4, optimizer=optax.adam(1e-2), batch_size=BATCH, sweeps=sweeps
+        )
+        state, _ = trained(method, batches(7), params)
+        assert [int(w.opt_state[0].count) for w in state.weights] == [7 * sweeps] * 4
+        again = method.drain(state)
+        assert_close(again.weights, state.weights, atol=0)
+
+
+def test_training_goes_on_after_draining_as_with_a_pause(params):
+    method = solvers.gsadmm(NET, subnets=3, optimizer=optax.sgd(0.05), batch_size=BATCH)
+    state, _ = trained(method, batches(4), params)
+    for x, y in batches(3):
+        state, _ = method.step(state, x, y)
+    state = method.drain(state)
+    twin = twins.Pieces(NET, params, method.parts.starts, optax.sgd(0.05), losses.cross_entropy)
+    twins.delayed_gradient(twin, batches(4))
+    assert_close(method.params(state), twins.delayed_gradient(twin, batches(3)))
+
+
+def test_loss_and_accuracy_are_those_of_the_minibatch_that_reaches_the_end(params):
+    """With weights at rest (rate 0) they are the composed network's on the minibatch n - 1 back."""
+    method = solvers.gsadmm(NET, subnets=3, optimizer=optax.sgd(0.0), batch_size=BATCH)
+    data = batches(6)
+    _, infos = trained(method, data, params, drain=False)
+    for t in range(2, 6):
+        outputs = NET.apply(params, data[t - 2][0])
+        loss = losses.cross_entropy.value(outputs, data[t - 2][1]).mean()
+        right = (outputs.argmax(1) == data[t - 2][1]).mean()
+        np.testing.assert_allclose(infos[t].loss, loss, rtol=1e-12)
+        np.testing.assert_allclose(infos[t].accuracy, right, rtol=1e-6)
+
+
+def test_residuals_are_those_of_the_written_sweep(params):
+    """n = 2, weights at rest: p = f - eta g, so p - q, q - f and q's change follow by hand."""
+    rho, alpha, eta = 0.6, 1.7, 0.21
+    method = solvers.gsadmm(
+        NET, cuts=[2], optimizer=optax.sgd(0.0), batch_size=BATCH, rho=rho, alpha=alpha, eta=eta
+    )
+    x, y = batches(1)[0]
+    _, infos = trained(method, [(x, y)] * 3, params, drain=False)
+    f = twins.run(NET, list(enumerate(params[:2])), x)
+    rest = list(enumerate(params))[2:]
+    g = jax.grad(lambda p: losses.cross_entropy.value(twins.run(NET, rest, p), y).sum())(f)
+    size = float(jnp.sqrt((g**2).sum(1).mean()))
+    v = eta * rho / (alpha + rho) * size
+    np.testing.assert_allclose(infos[2].coupling, v, rtol=1e-12)
+    np.testing.assert_allclose(infos[2].primal_residual, eta * size - v, rtol=1e-12)
+    np.testing.assert_allclose(infos[2].dual_residual, rho * v, rtol=1e-12)
+
+
+def test_one_trace_serves_every_step_and_every_rho(params):
+    method = solvers.gsadmm(NET, subnets=3, optimizer=optax.sgd(0.1), batch_size=BATCH)
+    traces = []
+
+    @jax.jit
+    def step(state, x, y):
+        traces.append(1)
+        return method.step(state, x, y)
+
+    state = method.init(jax.random.key(0), *batches(1)[0], params)
+    results = []
+    for rho in (1.0, 0.3, 4.0):
+        new = state._replace(penalties=state.penalties._replace(rho=jnp.float64(rho), alpha=jnp.float64(0.5)))
+        for x, y in batches(5):
+            new, info = step(new, x, y)
+        results.append(float(info.primal_residual))
+    assert len(traces) == 1
+    assert len({round(r, 9) for r in results}) == 3
+
+
+def test_an_optimizer_for_each_subnetwork(params):
+    still = optax.sgd(0.0)
+    method = solvers.gsadmm(NET, subnets=2, optimizer=[still, optax.sgd(0.1)], batch_size=BATCH)
+    state, _ = trained(method, batches(3), params)
+    cut = method.parts.starts[1]
+    assert_close(method.params(state)[:cut], params[:cut], atol=0)
+    assert float(jnp.abs(method.params(state)[-1]["W"] - params[-1]["W"]).max()) > 1e-3
+
+
+def test_a_network_is_trained_to_squared_targets_too():
+    from jtssm import problems
+
+    net = jtssm.mlp([4, 9, 8, 2])
+    x, y, _ = problems.taught(net, jax.random.key(5), 60, np.float64)
+    method = solvers.gsadmm(
+        net, subnets=3, optimizer=optax.adam(1e-2), batch_size=60, loss="squared_error"
+    )
+    state = method.init(jax.random.key(1), x, y)
+    step = jax.jit(lambda s: jax.lax.fori_loop(0, 300, lambda _, s: method.step(s, x, y)[0], s))
+    before = float(((method.predict(state, x) - y) ** 2).mean())
+    after = float(((method.predict(step(state), x) - y) ** 2).mean())
+    assert after < 0.05 * before

@@ -1,0 +1,144 @@
+"""Slow, literal twins of gsADMM's schedules, written from the equations and not from the library."""
+
+import jax
+import jax.numpy as jnp
+
+
+def run(net, params, p):
+    """The layers of `params` (a list of (index, parameters)) applied to p."""
+    from jtssm.protocol import PLAIN
+
+    for i, layer in params:
+        p = net.layers[i].apply(layer, p, PLAIN)
+    return p
+
+
+class Pieces:
+    """Weights and optimizer states of n pieces, as plain lists."""
+
+    def __init__(self, net, params, starts, optimizer, loss):
+        self.net, self.loss, self.optimizer = net, loss, optimizer
+        self.layers = [list(range(a, b)) for a, b in zip(starts, starts[1:], strict=False)]
+        self.W = [[params[i] for i in layers] for layers in self.layers]
+        self.states = [optimizer.init(W) for W in self.W]
+
+    @property
+    def num(self):
+        return len(self.W)
+
+    def f(self, l, W, p):
+        return run(self.net, list(zip(self.layers[l], W, strict=True)), p)
+
+    def R(self, W, p, y):
+        return self.loss.value(self.f(self.num - 1, W, p), y).sum()
+
+    def descend(self, l, gradient):
+        updates, self.states[l] = self.optimizer.update(gradient, self.states[l], self.W[l])
+        self.W[l] = jax.tree.map(jnp.add, self.W[l], updates)
+
+    def params(self):
+        return [layer for W in self.W for layer in W]
+
+
+def delayed_gradient(pieces, batches):
+    """Back-propagation through pieces that each lag behind: no ADMM in it.
+
+    At every tick piece l passes a fresh minibatch on, and takes the gradient of an older one at its
+    present weights from the cotangent that piece l + 1 sent at the tick before.
+    """
+    n = pieces.num
+    waiting = [{} for _ in range(n)]  # piece -> minibatch -> input
+    cotangents = [{} for _ in range(n)]  # piece -> minibatch -> gradient at its output
+    arrived = {}  # piece, minibatch -> input
+    for tick in range(len(batches) + 2 * (n - 1)):
+        sent, results = {}, {}
+        for l in range(n):
+            b = tick - l
+            if 0 <= b < len(batches):
+                p = batches[b][0] if l == 0 else arrived[l, b]
+                waiting[l][b] = p
+                if l < n - 1:
+                    sent[l + 1, b] = pieces.f(l, pieces.W[l], p)
+        for l in range(n):
+            b = tick - 2 * (n - 1) + l
+            if not 0 <= b < len(batches):
+                continue
+            x, y = waiting[l].pop(b), batches[b][1]
+            if l == n - 1:
+                g_W, g_p = jax.grad(pieces.R, (0, 1))(pieces.W[l], x, y)
+            else:
+                _, vjp = jax.vjp(lambda W, p, l=l: pieces.f(l, W, p), pieces.W[l], x)
+                g_W, g_p = vjp(cotangents[l].pop(b))
+            results[l] = jax.tree.map(lambda g, k=len(y): g / k, g_W)
+            if l:
+                sent["back", l - 1, b] = g_p
+        for l, gradient in results.items():
+            pieces.descend(l, gradient)
+        for key, value in sent.items():
+            if key[0] == "back":
+                cotangents[key[1]][key[2]] = value
+            else:
+                arrived[key] = value
+    return pieces.params()
+
+
+def streaming(pieces, batches, sweeps, rho, alpha, eta):
+    """gsADMM minibatch by minibatch in absolute p, q, u, each turn at its tick.
+
+    The boundary's variables move along with f_l whenever subnetwork l evaluates it anew.
+    """
+    n, last = pieces.num, pieces.num - 1
+    variables = [{} for _ in batches]  # minibatch -> l -> [f, p, q, u] of the boundary after piece l
+    turn = lambda b, l, s: b + 2 * (n - 1) - l + 2 * s
+    fresh_f, shifts = {}, {}
+    for tick in range(turn(len(batches) - 1, 0, sweeps - 1) + 1):
+        moves, changes = {}, {}
+        for b, (x, y) in enumerate(batches):
+            for l in range(n):
+                if tick == b + l and l < last:
+                    p = x if l == 0 else fresh_f[b, l - 1]
+                    moves[b, l] = pieces.f(l, pieces.W[l], p)
+                for s in range(sweeps):
+                    if tick == turn(b, l, s):
+                        changes[l, s] = (b, x, y)
+        for l in range(n):
+            for s in range(sweeps):
+                if (l, s) not in changes:
+                    continue
+                b, x, y = changes[l, s]
+                if l and s == 0:
+                    f = fresh_f[b, l - 1]
+                    variables[b][l - 1] = [f, f, f, jnp.zeros_like(f)]
+                if l and s:  # subnetwork l - 1 evaluated f at its turn before: p and q move along
+                    f, p, q, u = variables[b][l - 1]
+                    new = shifts.pop((b, l - 1, s - 1))
+                    variables[b][l - 1] = [new, p + new - f, q + new - f, u]
+                _turn(pieces, variables[b], l, s, b, x, y, shifts, (rho, alpha, eta))
+        fresh_f |= moves
+    return pieces.params()
+
+
+def _turn(pieces, boundary, l, s, b, x, y, shifts, penalties):
+    rho, alpha, eta = penalties
+    last = pieces.num - 1
+    p_l = x if l == 0 else boundary[l - 1][1]
+    f_now = pieces.f(l, pieces.W[l], p_l)
+    if l < last:
+        f, _, q, _ = boundary[l]
+        target = f_now + (q - f)
+        follows = lambda W, p: alpha / 2 * jnp.sum((target - pieces.f(l, W, p)) ** 2)
+        shifts[b, l, s] = f_now
+    else:
+        follows = lambda W, p: pieces.R(W, p, y)
+    if l:
+        f, p, q, u = boundary[l - 1]
+        L = lambda p, q, u: (
+            follows(pieces.W[l], p) + jnp.sum(u * (p - q)) + rho / 2 * jnp.sum((p - q) ** 2)
+            + alpha / 2 * jnp.sum((q - f) ** 2)
+        )  # fmt: skip
+        p = p - eta * jax.grad(L, 0)(p, q, u)
+        q = q - jax.grad(L, 1)(p, q, u) / (alpha + rho)  # Newton on a quadratic: its minimiser
+        u = u + rho * jax.grad(L, 2)(p, q, u)
+        boundary[l - 1] = [f, p, q, u]
+    g_W = jax.grad(follows, 0)(pieces.W[l], p_l)
+    pieces.descend(l, jax.tree.map(lambda g: g / len(y), g_W))

@@ -1,0 +1,164 @@
+"""Static misuse and bad samples raise ValueError at the front door, naming the argument."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import jtssm
+from jtssm import sharding, solvers
+
+NET = jtssm.mlp([4, 8, 8, 3])
+GOOD = {"optimizer": optax.sgd(0.1), "batch_size": 6, "subnets": 2}
+X, Y = np.ones((12, 4)), np.zeros(12, np.int32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rho": 0}, r"rho: expected a finite number above 0, e\.g\. 1\.0; got 0"),
+        ({"rho": -1.0}, r"rho: expected .* above 0.*got -1\.0"),
+        ({"rho": float("nan")}, r"rho: expected a finite number.*got nan"),
+        ({"alpha": float("inf")}, r"alpha: expected a finite number.*got inf"),
+        ({"eta": 0.0}, r"eta: expected .* above 0"),
+        ({"eta": "fast"}, r"eta: expected .* above 0.*got 'fast'"),
+        ({"batch_size": 0}, r"batch_size: expected an integer of at least 1; got 0"),
+        ({"batch_size": 6.0}, r"batch_size: expected an integer of at least 1; got 6\.0"),
+        ({"sweeps": 0}, r"sweeps: expected an integer of at least 1; got 0"),
+        ({"subnets": 4}, r"subnets: expected 1\.\.3, the network has 3 layers; got 4"),
+        ({"schedule": "async"}, r"schedule: expected one of \['stored', 'streaming'\]; got 'async'"),
+        ({"weight_steps": 2}, r"weight_steps: expected None with schedule='streaming'"),
+        ({"schedule": "stored", "weight_steps": 0}, r"weight_steps: expected an integer"),
+        ({"loss": "hinge"}, r"loss: expected one of .*got 'hinge'"),
+        ({"precision": "exact"}, r"precision: expected None, 'highest'.*got 'exact'"),
+        ({"optimizer": "adam"}, r"optimizer: expected an optax optimizer.*got 'adam'"),
+        ({"optimizer": [optax.sgd(0.1)]}, r"optimizer: expected .* list of 2"),
+    ],
+)
+def test_gsadmm_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        solvers.gsadmm(NET, **{**GOOD, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": -1}, r"batch_size: expected an integer"),
+        ({"optimizer": None}, r"optimizer: expected an optax optimizer"),
+        ({"precision": 3.5}, r"precision: expected None"),
+    ],
+)
+def test_sgd_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        solvers.sgd(NET, **{"optimizer": optax.sgd(0.1), "batch_size": 6, **changes})
+
+
+BAD_SAMPLES = [
+    (X[:, :3], Y, r"x: expected \[samples, 4\] or images of 4 numbers; got shape \(12, 3\)"),
+    (X.astype(np.uint8), Y, r"x: expected a floating dtype; got uint8: convert"),
+    (X, Y[:5], r"y: expected shape \(12,\) for cross_entropy; got \(5,\)"),
+    (X, Y.astype(float), r"y: expected integer labels for cross_entropy; got float64"),
+    (X, Y + 3, r"y: expected labels 0\.\.2, the network has 3 outputs; got 3\.\.3"),
+    (X, Y - 1, r"y: expected labels 0\.\.2.*got -1\.\.-1"),
+    (np.where(np.eye(12, 4) > 0, np.nan, X), Y, r"x: expected finite numbers; got 4 that are NaN"),
+]
+
+
+@pytest.mark.parametrize("schedule", ["streaming", "stored"])
+@pytest.mark.parametrize(("x", "y", "message"), BAD_SAMPLES)
+def test_init_and_fit_refuse_bad_samples(x, y, message, schedule):
+    method = solvers.gsadmm(NET, **GOOD, schedule=schedule)
+    with pytest.raises(ValueError, match=message):
+        method.init(jax.random.key(0), x, y)
+    placed = sharding.place(method, sharding.make_mesh(subnet=2))
+    with pytest.raises(ValueError, match=message):
+        placed.init(jax.random.key(0), x, y)
+    with pytest.raises(ValueError, match=message):
+        jtssm.fit(method, (x, y), epochs=1, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize(("x", "y", "message"), BAD_SAMPLES)
+def test_fit_refuses_bad_validation_samples(x, y, message):
+    method = solvers.sgd(NET, optimizer=optax.sgd(0.1), batch_size=6)
+    with pytest.raises(ValueError, match=message):
+        jtssm.fit(method, (X, Y), epochs=1, key=jax.random.key(0), validation=(x, y))
+
+
+def test_step_refuses_another_batch_size_and_dtype():
+    method = solvers.gsadmm(NET, **GOOD)
+    state = method.init(jax.random.key(0), X, Y)
+    with pytest.raises(ValueError, match=r"x: expected a minibatch of batch_size=6 samples; got 5"):
+        method.step(state, X[:5], Y[:5])
+    with pytest.raises(ValueError, match=r"x: expected a floating dtype"):
+        jax.jit(method.step)(state, X[:6].astype(int), Y[:6])
+
+
+def test_the_stored_schedule_refuses_a_broken_last_minibatch():
+    method = solvers.gsadmm(NET, **GOOD, schedule="stored")
+    with pytest.raises(ValueError, match=r"x: expected a multiple of batch_size=6.*got 11: leave out 5"):
+        method.init(jax.random.key(0), X[:11], Y[:11])
+
+
+def test_init_refuses_parameters_of_another_network():
+    method = solvers.gsadmm(NET, **GOOD)
+    with pytest.raises(ValueError, match=r"params: expected 3 trees, one a layer; got 2"):
+        method.init(jax.random.key(0), X, Y, NET.init(jax.random.key(0))[:2])
+
+
+def test_fit_refuses_less_than_a_minibatch_and_other_arguments():
+    method, key = solvers.sgd(NET, optimizer=optax.sgd(0.1), batch_size=6), jax.random.key(0)
+    with pytest.raises(ValueError, match=r"train: expected at least 6 samples.*got 5"):
+        jtssm.fit(method, (X[:5], Y[:5]), epochs=1, key=key)
+    with pytest.raises(ValueError, match=r"epochs: expected an integer of at least 1; got 0"):
+        jtssm.fit(method, (X, Y), epochs=0, key=key)
+    with pytest.raises(ValueError, match=r"train: expected a pair \(x, y\); got ndarray"):
+        jtssm.fit(method, X, epochs=1, key=key)
+
+
+def place(changes=None, mesh=None, **options):
+    method = solvers.gsadmm(NET, **{**GOOD, **(changes or {})})
+    return sharding.place(method, sharding.make_mesh(**(mesh or {})), **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mesh", "options", "message"),
+    [
+        ({}, {"subnet": 4}, {}, r"mesh: expected a 'subnet' axis of a size in \[1, 2\].*got 4"),
+        ({}, {"pc": 4}, {}, r"mesh: expected a 'pc' axis that divides batch_size=6; got 4"),
+        ({}, {"pr": 7}, {}, r"pr: expected a size that divides .*\[8, 8, 3\]; got 7"),
+        ({}, {"pr": 2}, {"forms": "rows"}, r"forms: expected 'auto' or a list of 3 forms"),
+        ({}, {"pr": 2}, {"forms": ["model"] * 3}, r"forms\[2\]: expected 'batch'.*'dense 3'.*got 'model'"),
+        ({}, {"pr": 2}, {"forms": ["model", "rows", "batch"]}, r"forms\[1\]: .*got 'rows'"),
+        ({}, {}, {"axes": {"rows": "pc"}}, r"axes: expected one of .*got 'rows'"),
+        ({}, {}, {"axes": {"pc": "data"}}, r"axes\['pc'\]: expected one of .*got 'data'"),
+        ({}, {}, {"axes": {"pc": "pc", "pr": "pc"}}, r"axes: expected different axes"),
+        (
+            {"optimizer": optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))},
+            {"pr": 2}, {}, r"optimizer: expected an elementwise one.*pr=2",
+        ),
+        ({"optimizer": optax.lamb(0.1)}, {"pr": 2}, {}, r"optimizer: expected an elementwise one"),
+        ({"optimizer": optax.adafactor(0.1)}, {"pr": 2}, {}, r"optimizer: expected an elementwise one"),
+    ],
+)  # fmt: skip
+def test_place_refuses(changes, mesh, options, message):
+    with pytest.raises(ValueError, match=message):
+        place(changes, mesh, **options)
+
+
+def test_elementwise_optimizers_pass_the_probe():
+    for optimizer in (optax.adam(0.1), optax.sgd(0.1, momentum=0.9), optax.adamw(0.1), optax.lion(0.1)):
+        place({"optimizer": optimizer}, {"pr": 2})
+
+
+def test_make_mesh_refuses_more_devices_than_there_are():
+    with pytest.raises(ValueError, match=r"expected at most 8.*got 4 \* 2 \* 2 = 16.*jax_num_cpu"):
+        sharding.make_mesh(4, 2, 2)
+    with pytest.raises(ValueError, match=r"pr: expected an integer of at least 1; got 0"):
+        sharding.make_mesh(pr=0)
+
+
+def test_a_mesh_without_any_of_our_axes_is_refused():
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    method = solvers.sgd(NET, optimizer=optax.sgd(0.1), batch_size=6)
+    with pytest.raises(ValueError, match=r"axes: expected a map .*\['x'\].*got none that match"):
+        sharding.place(method, mesh)

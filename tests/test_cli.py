@@ -1,0 +1,117 @@
+"""The command line, run in this process."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+import jtssm
+from jtssm import data
+from jtssm.cli import main
+from tests.test_data import write_mnist
+
+SMALL = ["--hidden", "16,16", "--epochs", "2", "--batch-size", "60"]
+
+
+def test_train_writes_history_figure_weights_and_a_table(tmp_path, capsys):
+    out = tmp_path / "run"
+    code = main(["train", "--subnets", "3", "--mesh", "subnet=3,pc=2", *SMALL, "--out", str(out)])
+    assert code == 0
+    table = capsys.readouterr().out
+    assert "gsadmm" in table
+    assert "test acc." in table
+    lines = list(csv.DictReader((out / "history.csv").read_text().splitlines()))
+    assert [line["epoch"] for line in lines] == ["1", "2"]
+    assert {"loss", "primal_residual", "train_accuracy", "valid_accuracy"} <= set(lines[0])
+    assert not any(name.startswith("test") for name in lines[0])
+    assert (out / "history.png").stat().st_size > 5000
+    result = json.loads((out / "result.json").read_text())["results"]["gsadmm"]
+    weights = np.load(out / "params.npz")
+    net, test = jtssm.mlp([64, 16, 16, 10]), data.load("digits", flat=True).test
+    params = [{k: weights[f"[{i}]['{k}']"] for k in "Wb"} for i in range(3)]
+    accuracy = float((net.apply(params, test.x).argmax(1) == test.y).mean())
+    assert abs(accuracy - result["test_accuracy"]) < 1e-6
+
+
+def test_sgd_stored_and_json_lines(tmp_path):
+    out = str(tmp_path / "run")
+    assert main(["train", "--method", "sgd", *SMALL, "--history", "jsonl", "--out", out]) == 0
+    lines = [json.loads(a) for a in (tmp_path / "run/history.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [20, 40]
+    options = ["--schedule", "stored", "--subnets", "2", "--rho", "0.5", "--weight-steps", "3"]
+    assert main(["train", *options, *SMALL, "--out", out, "--overwrite"]) == 0
+    assert not (tmp_path / "run/result.json").read_text().count('"sgd"')
+
+
+def test_mnist_is_zoomed_to_14(tmp_path):
+    write_mnist(tmp_path / "mnist", images=240)
+    options = ["--data", "mnist", "--data-dir", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert main(["train", *options, *SMALL]) == 0
+    assert np.load(tmp_path / "run/params.npz")["[0]['W']"].shape == (196, 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "magic"], "--method: expected one of"),
+        (["--data", "imagenet"], "name: expected one of"),
+        (["--data", "mnist", "--data-dir", "nowhere"], "train-images-idx3-ubyte.gz: expected this file"),
+        (["--optimizer", "magic"], "--optimizer: expected one of"),
+        (["--learning-rate", "-1"], "--learning-rate: expected a finite number above 0"),
+        (["--method", "sgd", "--rho", "2"], "--method sgd: expected no --rho"),
+        (["--subnets", "9"], "subnets: expected 1..3"),
+        (["--mesh", "subnet=16"], "expected at most 8"),
+        (["--mesh", "subnet=2", "--subnets", "3"], "'subnet' axis of a size in [1, 3]"),
+        (["--rho", "0"], "rho: expected"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
+    assert main(["train", *arguments, "--hidden", "16,16", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("jtssm: error: ")
+    assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mesh", ["rows=2", "subnet", "pc=0", "subnet=two"])
+def test_a_mesh_that_cannot_be_read_is_refused(mesh, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--mesh", mesh])
+    assert "expected sizes of subnet, pr and pc" in capsys.readouterr().err
+
+
+def test_an_earlier_run_is_not_overwritten(tmp_path, capsys):
+    out = ["--out", str(tmp_path)]
+    assert main(["train", *SMALL, *out]) == 0
+    assert main(["train", *SMALL, *out]) == 2
+    assert "add --overwrite" in capsys.readouterr().err
+
+
+def test_divergence_ends_with_exit_code_1_and_keeps_the_weights(tmp_path, capsys):
+    options = ["--optimizer", "sgd", "--learning-rate", "1e30", "--subnets", "2"]
+    with pytest.warns(RuntimeWarning, match="is not finite"):
+        assert main(["train", *options, *SMALL, "--out", str(tmp_path)]) == 1
+    assert "is not finite" in capsys.readouterr().err
+    arrays = np.load(tmp_path / "params.npz")
+    assert all(np.isfinite(arrays[name]).all() for name in arrays)
+
+
+def test_methods_and_data_print_tables(tmp_path, capsys):
+    write_mnist(tmp_path / "mnist")
+    assert main(["methods"]) == 0
+    assert main(["data", "--data-dir", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    for word in ("gsadmm", "sgd", "embedded", "there", "missing", "fashion-mnist"):
+        assert word in shown
+
+
+def test_the_demo_compares_with_adam(tmp_path, capsys):
+    assert main(["demo", "--epochs", "2", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "gsADMM" in shown
+    assert "Adam end to end" in shown
+    assert (tmp_path / "history.png").exists()
+    assert (tmp_path / "history-gsadmm.csv").exists()
+    header = (tmp_path / "history-gsadmm.csv").read_text().split("\n")[0]
+    assert {"loss", "primal_residual", "train_accuracy", "test_accuracy"} <= set(header.split(","))

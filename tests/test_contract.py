@@ -1,0 +1,119 @@
+"""One table over all methods: what every one of them promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jtssm
+from jtssm import problems, sharding, solvers
+
+NET = jtssm.mlp([4, 16, 12, 3])
+BATCH = 20
+X, Y = problems.separable(0, 120, 4, 3, np.float64)
+GSADMM = {"optimizer": optax.adam(1e-2), "batch_size": BATCH}
+METHODS = {
+    "sgd": solvers.sgd(NET, optimizer=optax.adam(1e-2), batch_size=BATCH),
+    "gsadmm, 1 subnet": solvers.gsadmm(NET, subnets=1, **GSADMM),
+    "gsadmm, 2 subnets": solvers.gsadmm(NET, subnets=2, **GSADMM),
+    "gsadmm, 3 subnets, 2 sweeps": solvers.gsadmm(NET, subnets=3, sweeps=2, **GSADMM),
+    "gsadmm, stored": solvers.gsadmm(NET, subnets=2, schedule="stored", **GSADMM),
+}
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return METHODS[request.param]
+
+
+def batch(method, i=0):
+    if method.resident:
+        return X, Y
+    size = np.prod(method.batch_shape)
+    start = (i * size) % len(X)
+    shape = method.batch_shape
+    return X[start : start + size].reshape(*shape, -1), Y[start : start + size].reshape(shape)
+
+
+def tree_shapes(tree):
+    return jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a)), tree)
+
+
+def test_init_needs_only_a_key_and_samples_and_is_reproducible(method):
+    one, two, other = (method.init(jax.random.key(k), X, Y) for k in (0, 0, 1))
+    for a, b in zip(method.params(one), method.params(two), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert (method.params(one)[0]["W"] != method.params(other)[0]["W"]).any()
+
+
+def test_parameters_are_one_tree_a_layer_of_the_dtype_of_x(method):
+    params = method.params(method.init(jax.random.key(0), X.astype(np.float32), Y))
+    assert tree_shapes(params) == tree_shapes(NET.init(jax.random.key(0)))
+    params = method.params(method.init(jax.random.key(0), X, Y))
+    assert {a.dtype for a in jax.tree.leaves(params)} == {np.dtype("float64")}
+
+
+def test_a_warm_start_gives_these_parameters_back(method):
+    given = NET.init(jax.random.key(7), jnp.float64)
+    state = method.init(jax.random.key(0), X, Y, given)
+    jax.tree.map(np.testing.assert_array_equal, method.params(state), given)
+
+
+def test_predict_is_the_composed_network(method):
+    state = method.init(jax.random.key(0), X, Y)
+    state, _ = jax.jit(method.step)(state, *batch(method))
+    expected = NET.apply(method.params(state), X)
+    np.testing.assert_allclose(method.predict(state, X), expected, atol=1e-12)
+
+
+def test_a_step_keeps_the_states_structure_and_leaves_the_old_one_alone(method):
+    state = method.init(jax.random.key(0), X, Y)
+    before = [np.asarray(a).copy() for a in jax.tree.leaves(method.params(state))]
+    new, info = method.step(state, *batch(method))
+    assert tree_shapes(new) == tree_shapes(state)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.leaves(method.params(state)))
+    assert isinstance(info, jtssm.Info)
+    assert all(jnp.shape(a) == () and np.isfinite(a) for a in info)
+
+
+def test_one_trace_serves_all_steps(method):
+    traces = []
+
+    @jax.jit
+    def step(*args):
+        traces.append(1)
+        return method.step(*args)
+
+    state = method.init(jax.random.key(0), X, Y)
+    for i in range(4):
+        state, _ = step(state, *batch(method, i))
+    assert len(traces) == 1
+
+
+def test_a_separable_problem_is_learned(method):
+    result = jtssm.fit(method, (X, Y), epochs=60, key=jax.random.key(0), validation=(X, Y))
+    assert result.history[-1]["validation_accuracy"] == 1.0
+    assert result.divergence is None
+    assert len(result.history) == 60
+
+
+def test_on_a_mesh_the_protocol_and_the_numbers_are_the_same(method):
+    placed = sharding.place(method, sharding.make_mesh(pc=2))
+    state, other = (m.init(jax.random.key(0), X, Y) for m in (method, placed))
+    assert tree_shapes(placed.params(other)) == tree_shapes(method.params(state))
+    for i in range(3):
+        state, info = jax.jit(method.step)(state, *batch(method, i))
+        other, seen = jax.jit(placed.step)(other, *batch(method, i))
+        np.testing.assert_allclose(seen, info, atol=1e-9)
+    np.testing.assert_allclose(placed.predict(other, X), method.predict(state, X), atol=1e-3)
+
+
+def test_what_moves_is_declared(method):
+    moves = method.moves(BATCH)
+    assert {m.axis for m in moves} <= {"subnet", "pr", "pc"}
+    pieces = len(method.parts.starts) - 1
+    assert len([m for m in moves if m.axis == "subnet"]) == 2 * (pieces - 1)
+    gradients = [m for m in moves if m.what == "gradient of W"]
+    total = sum(a.size for a in jax.tree.leaves(NET.init(jax.random.key(0))))
+    assert sum(m.shape[0] for m in gradients) == total

@@ -1,0 +1,90 @@
+"""Networks, their parameters, and where they are cut."""
+
+from itertools import combinations, pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jtssm
+from jtssm.network import Layer, balanced_starts, cut, dense, sequence
+
+
+def test_apply_is_the_product_and_the_activation_of_every_layer():
+    net = jtssm.mlp([3, 4, 2], activation=jnp.tanh)
+    params = net.init(jax.random.key(0), jnp.float64)
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    hidden = np.tanh(x @ params[0]["W"] + np.asarray(params[0]["b"])[None])
+    expected = hidden @ params[1]["W"] + np.asarray(params[1]["b"])[None]
+    np.testing.assert_allclose(net.apply(params, x), expected, rtol=1e-14)
+
+
+def test_images_are_flattened_row_by_row():
+    net = jtssm.mlp([12, 2])
+    params = net.init(jax.random.key(0))
+    x = np.random.default_rng(0).normal(size=(5, 4, 3, 1)).astype(np.float32)
+    np.testing.assert_array_equal(net.apply(params, x), net.apply(params, x.reshape(5, 12)))
+
+
+def test_initial_weights_follow_he_and_the_input_width():
+    W = jtssm.mlp([400, 500, 10]).init(jax.random.key(1))[0]["W"]
+    assert abs(float(W.std()) - np.sqrt(2 / 400)) < 0.002
+
+
+@pytest.mark.parametrize("costs", [[5, 1, 1, 1, 8, 2], [1] * 7, [9, 1, 1], [3, 3, 3, 100]])
+def test_balanced_cuts_have_the_smallest_possible_largest_cost(costs):
+    for n in range(1, len(costs) + 1):
+        options = [(0, *c, len(costs)) for c in combinations(range(1, len(costs)), n - 1)]
+        largest = lambda starts: max(sum(costs[a:b]) for a, b in pairwise(starts))
+        starts = balanced_starts(costs, n)
+        assert starts in options
+        assert largest(starts) == min(map(largest, options))
+
+
+def test_ties_are_broken_towards_even_pieces():
+    assert balanced_starts([1] * 6, 3) == (0, 2, 4, 6)
+
+
+def test_the_user_may_say_where_to_cut():
+    net = jtssm.mlp([4, 4, 4, 4, 4])
+    assert cut(net, None, [1, 3]) == (0, 1, 3, 4)
+    assert cut(net, 4, None) == (0, 1, 2, 3, 4)
+    assert cut(net, None, None) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("subnets", "cuts", "message"),
+    [
+        (5, None, r"subnets: expected 1\.\.4, the network has 4 layers; got 5"),
+        (0, None, r"subnets: expected 1\.\.4.*got 0"),
+        (2.0, None, r"subnets: expected 1\.\.4.*got 2\.0"),
+        (None, [2, 2], r"cuts: expected rising layer numbers within 1\.\.3; got \[2, 2\]"),
+        (None, [0], r"cuts: expected rising"),
+        (None, [4], r"cuts: expected rising"),
+        (3, [2], r"subnets: expected 2 with 1 cuts; got 3"),
+    ],
+)
+def test_bad_cuts_are_refused(subnets, cuts, message):
+    with pytest.raises(ValueError, match=message):
+        cut(jtssm.mlp([4, 4, 4, 4, 4]), subnets, cuts)
+
+
+@pytest.mark.parametrize("widths", [[3], [], [3, 0], [3, 2.5], [3, -1, 2]])
+def test_bad_widths_are_refused(widths):
+    with pytest.raises(ValueError, match=r"widths: expected at least two positive integers"):
+        jtssm.mlp(widths)
+
+
+def test_a_network_without_layers_is_refused():
+    with pytest.raises(ValueError, match="layers: expected at least one layer"):
+        sequence([], (3,))
+
+
+def test_layers_of_the_users_own_join_a_network():
+    double = Layer("double", lambda *_: {}, lambda p, x, _: 2 * x, lambda s: s, lambda s: 0, {})
+    net = sequence([double, dense(2)], (3,))
+    params = net.init(jax.random.key(0), jnp.float64)
+    x = np.ones((4, 3))
+    np.testing.assert_allclose(net.apply(params, x), 2 * x @ params[1]["W"])
+    assert net.costs() == [0, 6]
