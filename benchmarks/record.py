@@ -23,7 +23,9 @@ RESULTS = Path(__file__).parent / "results"
 
 def write(name: str, module: str, content: Mapping[str, Any]) -> Path:
     """Write benchmarks/results/NAME.json with where and how the numbers were made."""
-    commit = _git("rev-parse", "HEAD") + (" (changed)" if _git("status", "--porcelain", "jtssm") else "")
+    commit = _git("rev-parse", "HEAD") + (
+        " (changed)" if _git("status", "--porcelain", "jtssm") else ""
+    )
     about = {
         "command": " ".join(["python -m", module, *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),

@@ -190,7 +190,9 @@ def _devices(sizes: dict[str, int] | None):
     """The mesh; on a CPU first as many virtual devices as it needs."""
     if sizes is None:
         return None
-    with suppress(RuntimeError):  # jax is already in use: make_mesh says whether its devices suffice
+    with suppress(
+        RuntimeError
+    ):  # jax is already in use: make_mesh says whether its devices suffice
         jax.config.update("jax_num_cpu_devices", prod(sizes.values()))
     return sharding.make_mesh(**sizes)
 
@@ -215,7 +217,9 @@ def _fit(arguments, method: Method, splits, history: Path, watched: str) -> Resu
         validation={"train": seen, watched: getattr(splits, watched)},
         callbacks=[recording.HistoryFile(history), *_lines(arguments.epochs)],
     )
-    recording.save_params(history.with_name(history.stem.replace("history", "params")), result.params)
+    recording.save_params(
+        history.with_name(history.stem.replace("history", "params")), result.params
+    )
     return result
 
 
@@ -246,7 +250,11 @@ def _finish(out: Path, settings: dict, results: dict[str, Result], splits: data.
         ))  # fmt: skip
     plot.histories(out / "history.png", {name: r.history for name, r in results.items()})
     about = {name: str(value) for name, value in settings.items() if name != "run"}
-    versions = {"jtssm": jtssm.__version__, "jax": jax.__version__, "python": platform.python_version()}
+    versions = {
+        "jtssm": jtssm.__version__,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
     device = str(jax.devices()[0].device_kind)
     document = {"settings": about, "versions": versions, "device": device, "results": report}
     (out / "result.json").write_text(json.dumps(document, indent=2) + "\n")

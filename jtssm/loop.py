@@ -185,7 +185,9 @@ class _Minibatches:
     def _chunk(self, rows: np.ndarray) -> tuple:
         shape = (len(rows), *self.shape)
         arrays = (a[rows.ravel()].reshape(*shape, *a.shape[1:]) for a in (self.x, self.y))
-        return tuple(a if self.sharding is None else jax.device_put(a, self.sharding) for a in arrays)
+        return tuple(
+            a if self.sharding is None else jax.device_put(a, self.sharding) for a in arrays
+        )
 
 
 class _Resident:

@@ -55,7 +55,9 @@ class Exchange(NamedTuple):
     each: Callable  # (fn(l, *trees) -> tuple, *carried, kinds) -> tuple of carried, one a kind
     to_next: Callable  # carried: what piece l sent is what piece l + 1 receives; piece 0 gets ()
     to_previous: Callable  # carried: what piece l sent is what piece l - 1 receives
-    chain: Callable  # (fn(l, weights, p) -> f, weights, x) -> (f of the last piece, inputs, outputs)
+    chain: (
+        Callable  # (fn(l, weights, p) -> f, weights, x) -> (f of the last piece, inputs, outputs)
+    )
     recall: Callable  # (line, tick) -> what was stored `length of the line` ticks ago
     store: Callable  # (line, entry, tick) -> line with the entry in the place of the recalled one
     total: Callable  # sums of each piece -> one tree of sums over all pieces and samples
@@ -94,7 +96,9 @@ class Parts(NamedTuple):
     batch_axes: tuple | None
     resident: bool
     loss: Any  # jtssm.losses.Loss
-    check: Callable  # (x, y, stage) raises ValueError: "init", "step" (shapes only), "values" (any x)
+    check: (
+        Callable  # (x, y, stage) raises ValueError: "init", "step" (shapes only), "values" (any x)
+    )
     moves: Callable  # number of samples in a step -> tuple[Move, ...]
 
 

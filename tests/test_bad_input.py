@@ -26,7 +26,10 @@ X, Y = np.ones((12, 4)), np.zeros(12, np.int32)
         ({"batch_size": 6.0}, r"batch_size: expected an integer of at least 1; got 6\.0"),
         ({"sweeps": 0}, r"sweeps: expected an integer of at least 1; got 0"),
         ({"subnets": 4}, r"subnets: expected 1\.\.3, the network has 3 layers; got 4"),
-        ({"schedule": "async"}, r"schedule: expected one of \['stored', 'streaming'\]; got 'async'"),
+        (
+            {"schedule": "async"},
+            r"schedule: expected one of \['stored', 'streaming'\]; got 'async'",
+        ),
         ({"weight_steps": 2}, r"weight_steps: expected None with schedule='streaming'"),
         ({"schedule": "stored", "weight_steps": 0}, r"weight_steps: expected an integer"),
         ({"loss": "hinge"}, r"loss: expected one of .*got 'hinge'"),
@@ -95,7 +98,9 @@ def test_step_refuses_another_batch_size_and_dtype():
 
 def test_the_stored_schedule_refuses_a_broken_last_minibatch():
     method = solvers.gsadmm(NET, **GOOD, schedule="stored")
-    with pytest.raises(ValueError, match=r"x: expected a multiple of batch_size=6.*got 11: leave out 5"):
+    with pytest.raises(
+        ValueError, match=r"x: expected a multiple of batch_size=6.*got 11: leave out 5"
+    ):
         method.init(jax.random.key(0), X[:11], Y[:11])
 
 
@@ -146,7 +151,12 @@ def test_place_refuses(changes, mesh, options, message):
 
 
 def test_elementwise_optimizers_pass_the_probe():
-    for optimizer in (optax.adam(0.1), optax.sgd(0.1, momentum=0.9), optax.adamw(0.1), optax.lion(0.1)):
+    for optimizer in (
+        optax.adam(0.1),
+        optax.sgd(0.1, momentum=0.9),
+        optax.adamw(0.1),
+        optax.lion(0.1),
+    ):
         place({"optimizer": optimizer}, {"pr": 2})
 
 

@@ -50,7 +50,9 @@ def test_unpacked_idx_files_serve_as_well(tmp_path):
     packed = tmp_path / "mnist" / data.MNIST_FILES[0]
     packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
     packed.unlink()
-    np.testing.assert_allclose(data.load("mnist", data_dir=tmp_path).train.x[3, ..., 0], x[3] / 255, rtol=1e-6)
+    np.testing.assert_allclose(
+        data.load("mnist", data_dir=tmp_path).train.x[3, ..., 0], x[3] / 255, rtol=1e-6
+    )
 
 
 def test_images_are_zoomed_as_in_the_papers(tmp_path):
@@ -132,7 +134,11 @@ def test_an_unknown_name_is_refused():
 
 
 def spoken(path, **changes):
-    arrays = {"x": np.full((20, 4096), -40, np.float16), "y": np.arange(20) % 10, "index": np.arange(20)}
+    arrays = {
+        "x": np.full((20, 4096), -40, np.float16),
+        "y": np.arange(20) % 10,
+        "index": np.arange(20),
+    }
     np.savez(path, **{**arrays, **changes})
 
 

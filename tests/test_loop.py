@@ -57,7 +57,11 @@ def test_a_run_is_reproducible_from_its_key_and_the_same_on_a_mesh():
     method = gsadmm(optax.sgd(0.05))
     runs = [
         jtssm.fit(method, (X, Y), epochs=2, key=key, mesh=mesh)
-        for key, mesh in ((KEY, None), (KEY, sharding.make_mesh(2, 1, 2)), (jax.random.key(1), None))
+        for key, mesh in (
+            (KEY, None),
+            (KEY, sharding.make_mesh(2, 1, 2)),
+            (jax.random.key(1), None),
+        )
     ]
     one, mesh, other = (np.asarray(run.params[0]["W"]) for run in runs)
     np.testing.assert_allclose(one, mesh, atol=1e-10)
@@ -70,7 +74,9 @@ def test_chunks_make_no_difference(monkeypatch):
     monkeypatch.setattr("jtssm.loop.CHUNK", 4)
     parts = jtssm.fit(gsadmm(), (X, Y), epochs=2, key=KEY)
     assert CHUNK > 6
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), whole.params, parts.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), whole.params, parts.params
+    )
 
 
 def test_the_minibatches_in_flight_are_drained_at_the_end():
@@ -142,7 +148,9 @@ def test_ctrl_c_returns_what_was_reached():
 
 def test_the_stored_schedule_leaves_out_what_does_not_fill_a_minibatch_and_says_so():
     with pytest.warns(UserWarning, match=r"train: 10 of 130 samples are left out"):
-        result = jtssm.fit(gsadmm(schedule="stored"), (X, Y), epochs=2, key=KEY, mesh=sharding.make_mesh(2, 1, 2))
+        result = jtssm.fit(
+            gsadmm(schedule="stored"), (X, Y), epochs=2, key=KEY, mesh=sharding.make_mesh(2, 1, 2)
+        )
     assert [line["samples"] for line in result.history] == [120, 120]
 
 

@@ -18,7 +18,9 @@ from jtssm.protocol import Array, Tree
 
 def gather_columns(x: Array, axis: str | None) -> Array:
     """A[I, J_X] -> A[I, J]: all-gather; the same on every device, gradients come back as slices."""
-    return x if axis is None else lax.all_gather(x, axis, axis=x.ndim - 1, tiled=True, to="invarying")
+    return (
+        x if axis is None else lax.all_gather(x, axis, axis=x.ndim - 1, tiled=True, to="invarying")
+    )
 
 
 def total(x: Tree, axes: Sequence[str]) -> Tree:

@@ -73,5 +73,7 @@ def split_dimensions(layer: Layer, form: str) -> Tree | None:
 def _fits(layer: Layer, params: Tree, pr: int) -> bool:
     if "model" not in layer.splits:
         return False
-    fits = jax.tree.map(lambda a, dim: dim < 0 or a.shape[dim] % pr == 0, params, layer.splits["model"])
+    fits = jax.tree.map(
+        lambda a, dim: dim < 0 or a.shape[dim] % pr == 0, params, layer.splits["model"]
+    )
     return all(jax.tree.leaves(fits))

@@ -137,7 +137,11 @@ def unpack(layout: Layout, piece: int, rows: dict[str, Any]) -> Tree:
         row, tail, start = rows[leaf.key], layout.tail(leaf), taken[leaf.key]
         taken[leaf.key] += prod(tail)
         ticks = leaf.shape[0] if layout.kind == "line" else None
-        flat = row[:ticks][..., start : taken[leaf.key]] if ticks else row[..., start : taken[leaf.key]]
+        flat = (
+            row[:ticks][..., start : taken[leaf.key]]
+            if ticks
+            else row[..., start : taken[leaf.key]]
+        )
         leaves.append(flat.reshape(flat.shape[:-1] + tail))
     return jax.tree.unflatten(layout.treedefs[piece], leaves)
 
@@ -217,4 +221,3 @@ def _on_host(a: Any) -> Any:
     if not a.is_fully_addressable and not a.is_fully_replicated:
         return multihost_utils.process_allgather(a, tiled=True)
     return np.asarray(a)
-

@@ -127,19 +127,30 @@ class _Placing:
         rows = None if given is None else self._lay_out(given)
         start = lambda key, x, y, rows: parts.init(exchange, key, self._seen(x), y, rows)
         samples = self._samples() if parts.resident else PartitionSpec()
-        in_specs = (PartitionSpec(), samples, samples, None if rows is None else specs(rows.layout, self.names))
+        in_specs = (
+            PartitionSpec(),
+            samples,
+            samples,
+            None if rows is None else specs(rows.layout, self.names),
+        )
         run = jax.shard_map(start, mesh=self.mesh, in_specs=in_specs, out_specs=out)
         if not parts.resident:  # only shapes are needed
             x, y = x[:1], y[:1]
-        return jax.jit(run)(self._put(key, PartitionSpec()), *(self._put(a, samples) for a in (x, y)), rows)
+        return jax.jit(run)(
+            self._put(key, PartitionSpec()), *(self._put(a, samples) for a in (x, y)), rows
+        )
 
     def step(self, state, x, y):
         self.parts.check(x, y, "step")
-        x, y = (self._put(a, self._samples()) for a in (as_input(self.parts.network, x), jnp.asarray(y)))
+        x, y = (
+            self._put(a, self._samples()) for a in (as_input(self.parts.network, x), jnp.asarray(y))
+        )
         spec = self._specs(state)
         work = lambda state, x, y: self.parts.step(self.exchange, state, self._seen(x), y)
         in_specs = (spec, self._samples(), self._samples())
-        return jax.shard_map(work, mesh=self.mesh, in_specs=in_specs, out_specs=(spec, PartitionSpec()))(state, x, y)
+        return jax.shard_map(
+            work, mesh=self.mesh, in_specs=in_specs, out_specs=(spec, PartitionSpec())
+        )(state, x, y)
 
     def drain(self, state):
         spec = self._specs(state)
@@ -150,11 +161,16 @@ class _Placing:
         """Outputs, split over pc; rows are added and removed where pc does not divide them."""
         x = as_input(self.parts.network, x)
         num, pc = x.shape[0], self.at.sizes[2]
-        x = self._put(jnp.pad(x, ((0, -num % pc), *((0, 0),) * (x.ndim - 1))) if num % pc else x, self._samples())
+        x = self._put(
+            jnp.pad(x, ((0, -num % pc), *((0, 0),) * (x.ndim - 1))) if num % pc else x,
+            self._samples(),
+        )
         fn = lambda l, weights, p: self.parts.forward(self.exchange, l, weights, p)
         work = lambda weights, x: self.exchange.chain(fn, weights, self._seen(x))[0]
         in_specs = (self._specs(state).weights, self._samples())
-        out = jax.shard_map(work, mesh=self.mesh, in_specs=in_specs, out_specs=self._samples())(state.weights, x)
+        out = jax.shard_map(work, mesh=self.mesh, in_specs=in_specs, out_specs=self._samples())(
+            state.weights, x
+        )
         return out[:num] if num % pc else out
 
     def _samples(self) -> PartitionSpec:

@@ -68,7 +68,9 @@ def sgd(
             ),
             step=precisely(precision, _step(pieces)),
             drain=lambda exchange, state: state,
-            forward=precisely(precision, lambda exchange, l, w, p: pieces.forward(exchange, l, w.params, p)),
+            forward=precisely(
+                precision, lambda exchange, l, w, p: pieces.forward(exchange, l, w.params, p)
+            ),
             start=pieces.start,
             optimizers=pieces.optimizers,
             batch_size=batch_size,

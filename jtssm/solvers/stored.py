@@ -77,7 +77,9 @@ def method(
             init=precisely(precision, _init(pieces, penalties)),
             step=precisely(precision, _step(sweep, sweeps)),
             drain=lambda exchange, state: state,
-            forward=precisely(precision, lambda exchange, l, w, p: pieces.forward(exchange, l, w.params, p)),
+            forward=precisely(
+                precision, lambda exchange, l, w, p: pieces.forward(exchange, l, w.params, p)
+            ),
             start=pieces.start,
             optimizers=pieces.optimizers,
             batch_size=batch_size,

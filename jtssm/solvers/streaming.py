@@ -41,6 +41,7 @@ from jtssm.solvers.descent import gradient_moves
 from jtssm.solvers.pieces import Pieces, precisely
 from jtssm.solvers.updates import Penalties, squared, update_p, update_q, update_u
 
+
 class Kept(NamedTuple):
     """What a subnetwork keeps of a minibatch between two sweeps: leaves [samples, ...]."""
 
@@ -54,7 +55,9 @@ class State(NamedTuple):
     """What the next tick needs; n pieces, b samples, K sweeps, `Carried` = one tree a piece."""
 
     weights: Any  # carried Weights
-    forward: Any  # carried tuple of K arrays f_{l-1} [b, ...] that arrived: fresh, then re-evaluated
+    forward: (
+        Any  # carried tuple of K arrays f_{l-1} [b, ...] that arrived: fresh, then re-evaluated
+    )
     backward: Any  # carried tuple of K arrays v_l = q_l - f_l [b, ...] that arrived, one a sweep
     inputs: Any  # carried line [2(n - l), b, ...] of inputs that await their first sweep
     kept: Any  # carried line of K - 1 Kept, leaves [2, b, ...]
@@ -84,9 +87,13 @@ def method(
             starts=pieces.starts,
             kinds={"weights": "weights", **samples, **lines, "labels": (None, "pc")},
             init=precisely(precision, _init(pieces, batch_size, penalties, sweeps)),
-            step=precisely(precision, lambda exchange, state, x, y: tick(exchange, state, x, y, True)),
+            step=precisely(
+                precision, lambda exchange, state, x, y: tick(exchange, state, x, y, True)
+            ),
             drain=precisely(precision, _drain(tick, pieces)),
-            forward=precisely(precision, lambda exchange, l, w, p: pieces.forward(exchange, l, w.params, p)),
+            forward=precisely(
+                precision, lambda exchange, l, w, p: pieces.forward(exchange, l, w.params, p)
+            ),
             start=pieces.start,
             optimizers=pieces.optimizers,
             batch_size=batch_size,

@@ -69,7 +69,9 @@ def test_what_is_not_rows_is_only_fetched():
     state = {"a": jnp.arange(3), "key": jax.random.key(0)}
     got = gathered(state)
     assert isinstance(got["a"], np.ndarray)
-    np.testing.assert_array_equal(jax.random.key_data(got["key"]), jax.random.key_data(state["key"]))
+    np.testing.assert_array_equal(
+        jax.random.key_data(got["key"]), jax.random.key_data(state["key"])
+    )
 
 
 def test_layouts_move_with_the_messages():

@@ -48,7 +48,11 @@ def assert_same(one, other, atol):
         np.testing.assert_allclose(b, a, atol=atol, err_msg=jax.tree_util.keystr(path))
 
 
-SHAPES = {4: [(2, 2, 2), (4, 1, 2), (2, 1, 4), (1, 2, 4)], 2: [(2, 1, 1), (2, 2, 2)], 1: [(1, 2, 2)]}
+SHAPES = {
+    4: [(2, 2, 2), (4, 1, 2), (2, 1, 4), (1, 2, 4)],
+    2: [(2, 1, 1), (2, 2, 2)],
+    1: [(1, 2, 2)],
+}
 
 
 @pytest.mark.parametrize("options", [{}, {"sweeps": 2}, {"schedule": "stored"}], ids=str)
@@ -90,7 +94,9 @@ def test_pieces_of_unequal_depth_and_width():
     method = gsadmm(net, cuts=[1, 4], sweeps=2)
     expected = run(method, 9)
     for shape in ((3, 1, 1), (3, 1, 2)):
-        assert_same(expected, run(sharding.place(method, sharding.make_mesh(*shape)), 9), atol=1e-10)
+        assert_same(
+            expected, run(sharding.place(method, sharding.make_mesh(*shape)), 9), atol=1e-10
+        )
 
 
 def test_boundaries_may_be_images_and_forms_may_be_chosen():
@@ -160,7 +166,10 @@ def test_memory_a_device_falls_with_every_axis(schedule):
         program, state = compiled(method, shape)
         memory = program.memory_analysis()
         used[shape] = memory.argument_size_in_bytes
-        weights, rest = device_bytes(state.weights), device_bytes(state) - device_bytes(state.weights)
+        weights, rest = (
+            device_bytes(state.weights),
+            device_bytes(state) - device_bytes(state.weights),
+        )
         assert used[shape] >= weights + rest
         assert used[shape] - (weights + rest) < 2 * BATCH * (6 + 1) * 8 + 64  # x, y and scalars
     whole = used[1, 1, 1]

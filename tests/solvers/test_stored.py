@@ -75,10 +75,17 @@ def test_iterations_equal_the_papers_algorithm_box(problem, n, weight_steps):
         p, q, u = paper_iteration(twin, x, y, p, q, u, minibatches, **numbers)
         for l in range(n - 1):
             held, after = state.held[l + 1], state.held[l]
-            for a, b in ((held.p, p[l + 1]), (held.q_before, q[l]), (after.q, q[l]), (held.u, u[l])):
+            for a, b in (
+                (held.p, p[l + 1]),
+                (held.q_before, q[l]),
+                (after.q, q[l]),
+                (held.u, u[l]),
+            ):
                 np.testing.assert_allclose(a, b, atol=1e-11)
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), method.params(state), twin.params()
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11),
+            method.params(state),
+            twin.params(),
         )
     gaps = sum(float(((p[l + 1] - q[l]) ** 2).sum()) for l in range(n - 1))
     np.testing.assert_allclose(info.primal_residual, np.sqrt(gaps / M), atol=1e-12)

@@ -39,10 +39,14 @@ def params():
     return NET.init(jax.random.key(3), jnp.float64)
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd(0.05, momentum=0.9), optax.adam(1e-2)], ids=["sgd", "adam"])
+@pytest.mark.parametrize(
+    "optimizer", [optax.sgd(0.05, momentum=0.9), optax.adam(1e-2)], ids=["sgd", "adam"]
+)
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_one_sweep_is_training_with_delayed_gradients(params, n, optimizer):
-    method = solvers.gsadmm(NET, subnets=n, optimizer=optimizer, batch_size=BATCH, rho=0.6, alpha=1.7)
+    method = solvers.gsadmm(
+        NET, subnets=n, optimizer=optimizer, batch_size=BATCH, rho=0.6, alpha=1.7
+    )
     data = batches(12)
     state, _ = trained(method, data, params)
     starts = method.parts.starts
@@ -160,7 +164,9 @@ def test_one_trace_serves_every_step_and_every_rho(params):
     state = method.init(jax.random.key(0), *batches(1)[0], params)
     results = []
     for rho in (1.0, 0.3, 4.0):
-        new = state._replace(penalties=state.penalties._replace(rho=jnp.float64(rho), alpha=jnp.float64(0.5)))
+        new = state._replace(
+            penalties=state.penalties._replace(rho=jnp.float64(rho), alpha=jnp.float64(0.5))
+        )
         for x, y in batches(5):
             new, info = step(new, x, y)
         results.append(float(info.primal_residual))

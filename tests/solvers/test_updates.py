@@ -25,7 +25,11 @@ def problem():
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape))
     params = net.init(jax.random.key(1), jnp.float64)
     W = [params[a:b] for a, b in ((0, 1), (1, 3), (3, 4))]
-    p, q, u = [draw(5, w) for w in (4, 6, 7)], [draw(5, w) for w in (6, 7)], [draw(5, w) for w in (6, 7)]
+    p, q, u = (
+        [draw(5, w) for w in (4, 6, 7)],
+        [draw(5, w) for w in (6, 7)],
+        [draw(5, w) for w in (6, 7)],
+    )
     return pieces, Variables(W, p, q, u), rng.integers(0, 3, 5)
 
 
@@ -62,7 +66,9 @@ def test_q_is_the_minimiser_of_L(problem):
     pieces, v, y = problem
     exchange = by_index(3)
     q = [
-        update_q(pieces.forward(exchange, l, v.W[l], v.p[l]), v.p[l + 1], v.u[l], rho=RHO, alpha=ALPHA)
+        update_q(
+            pieces.forward(exchange, l, v.W[l], v.p[l]), v.p[l + 1], v.u[l], rho=RHO, alpha=ALPHA
+        )
         for l in range(2)
     ]
     at = lambda q: L(pieces, v._replace(q=q), y)

@@ -88,7 +88,9 @@ def streaming(pieces, batches, sweeps, rho, alpha, eta):
     The boundary's variables move along with f_l whenever subnetwork l evaluates it anew.
     """
     n, last = pieces.num, pieces.num - 1
-    variables = [{} for _ in batches]  # minibatch -> l -> [f, p, q, u] of the boundary after piece l
+    variables = [
+        {} for _ in batches
+    ]  # minibatch -> l -> [f, p, q, u] of the boundary after piece l
     turn = lambda b, l, s: b + 2 * (n - 1) - l + 2 * s
     fresh_f, shifts = {}, {}
     for tick in range(turn(len(batches) - 1, 0, sweeps - 1) + 1):
