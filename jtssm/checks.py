@@ -18,7 +18,8 @@ from jtssm.network import Network
 def positive(**numbers: Any) -> None:
     """Each number is a finite real above 0."""
     for name, value in numbers.items():
-        if isinstance(value, (bool, str)) or not np.isscalar(value) or not 0 < value < np.inf:
+        real = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        if not real or not 0 < value < np.inf:
             raise ValueError(f"{name}: expected a finite number above 0, e.g. 1.0; got {value!r}")
 
 
@@ -107,6 +108,14 @@ def _values(network: Network, loss: Loss, x: Any, y: Any) -> None:
             f"y: expected labels 0..{classes - 1}, the network has {classes} outputs; "
             f"got {low}..{high}"
         )
+
+
+def same_dtype(weights: Any, x: Any) -> None:
+    """x has the dtype of the weights, which is that of the samples `init` saw."""
+    dtypes = {a.dtype for a in jax.tree.leaves(weights) if jnp.issubdtype(a.dtype, jnp.floating)}
+    if dtypes and jnp.asarray(x).dtype not in dtypes:
+        names = " or ".join(sorted(str(dtype) for dtype in dtypes))
+        raise ValueError(f"x: expected {names}, as in init; got {jnp.asarray(x).dtype}: convert x")
 
 
 def batch(batch_size: int, x: Any) -> None:

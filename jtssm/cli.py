@@ -21,6 +21,7 @@ import jtssm
 from jtssm import checks, data, plot, recording, sharding, solvers
 from jtssm.loop import Epoch, Result, evaluate, fit
 from jtssm.protocol import Method
+from jtssm.sharding.mesh import AXES
 
 OPTIMIZERS = ("adam", "adamw", "adagrad", "lion", "nadam", "radam", "rmsprop", "sgd")
 PASSED = ("subnets", "cuts", "rho", "alpha", "eta", "schedule", "sweeps", "weight_steps")
@@ -97,7 +98,7 @@ def _mesh(text: str) -> dict[str, int]:
         sizes = {name: int(size) for name, size in pairs}
     except ValueError:
         sizes = {"": 0}
-    if not set(sizes) <= {"subnet", "pr", "pc"} or min(sizes.values()) < 1:
+    if not set(sizes) <= set(AXES) or min(sizes.values()) < 1:
         raise argparse.ArgumentTypeError(
             f"expected sizes of subnet, pr and pc, e.g. subnet=2,pc=2; got {text!r}"
         )
@@ -194,7 +195,7 @@ def _devices(sizes: dict[str, int] | None):
         RuntimeError
     ):  # jax is already in use: make_mesh says whether its devices suffice
         jax.config.update("jax_num_cpu_devices", prod(sizes.values()))
-    return sharding.make_mesh(**sizes)
+    return sharding.make_mesh(*(sizes.get(axis, 1) for axis in AXES))
 
 
 def _folder(out: Path, overwrite: bool) -> Path:

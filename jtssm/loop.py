@@ -11,24 +11,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from jtssm import checks
+from jtssm.divergence import Divergence, Guard, Outcome
 from jtssm.protocol import Array, Info, Method
 from jtssm.sharding import batch_sharding, gathered, place
 
 CHUNK = 50  # most steps a dispatch
 ROWS = 8192  # most samples a forward pass of an evaluation
-
-
-class Divergence(NamedTuple):
-    """Where training left the finite numbers."""
-
-    step: int  # from 0
-    variable: str  # the first one, in the state's order, that is not finite after that step
-    message: str
 
 
 class Epoch(NamedTuple):
@@ -115,37 +107,32 @@ def fit(
     return _train(method, state, epoch, epochs, sets, callbacks, progress)
 
 
-class _Outcome(NamedTuple):
-    state: Any
-    infos: Info | None  # one number a step, on the host; None after a divergence
-    divergence: Divergence | None
-
-
 def _train(method, state, epoch, epochs, sets, callbacks, progress) -> Result:
     history: list[dict[str, float]] = []
-    drain = jax.jit(method.drain)
+    drain, guard = jax.jit(method.drain), Guard(method.step, state)
     disable = None if progress is None else not progress
     divergence, interrupted = None, False
     with tqdm(total=epochs * epoch.steps, disable=disable, unit="step") as bar:
         try:
             for number in range(1, epochs + 1):
                 start = time.perf_counter()
-                state, infos, divergence = epoch.run(state, bar)
+                state, infos, divergence = epoch.run(guard, state, bar)
                 if divergence is not None:
                     warnings.warn(divergence.message, RuntimeWarning, stacklevel=3)
                     break
                 if number == epochs:
-                    state = jax.block_until_ready(drain(state))
+                    guard.latest = state = jax.block_until_ready(drain(state))
                 record = {"epoch": number, "step": number * epoch.steps}
                 record["seconds"] = time.perf_counter() - start
                 record |= _means(infos) | evaluate(method, state, sets)
                 history.append(record)
                 bar.set_postfix(_shown(record))
-                if any([call(Epoch(record, state, method)) is True for call in callbacks]):
+                stops = [call(Epoch(record, state, method)) is True for call in callbacks]
+                if any(stops):
                     state = drain(state)
                     break
         except KeyboardInterrupt:
-            interrupted = True
+            state, interrupted = guard.latest, True
     return Result(history, state, method, divergence, interrupted)
 
 
@@ -153,8 +140,8 @@ class _Minibatches:
     """One epoch of a method that takes minibatches: chunks of steps, each one dispatch."""
 
     def __init__(self, method: Method, x: np.ndarray, y: np.ndarray, rng: np.random.Generator):
-        self.method, self.x, self.y, self.rng = method, x, y, rng
-        self.shape = method.batch_shape
+        self.x, self.y, self.rng = x, y, rng
+        self.shape: tuple[int, ...] = method.batch_shape or ()
         self.steps = len(x) // prod(self.shape)
         if not self.steps:
             raise ValueError(
@@ -162,29 +149,28 @@ class _Minibatches:
                 f"{method.name}; got {len(x)}"
             )
         self.sharding = batch_sharding(method, stacked=True)
-        self.guard = _Guard(method.step)
 
-    def run(self, state: Any, bar: Any) -> _Outcome:
+    def run(self, guard: Guard, state: Any, bar: Any) -> Outcome:
         """Train on every sample once, in a new order."""
         order = self.rng.permutation(len(self.x))[: self.steps * prod(self.shape)]
-        pieces = np.array_split(order.reshape(self.steps, -1), -(-self.steps // CHUNK))
-        chunks = (self._chunk(rows) for rows in pieces)
-        seen, chunk = [], next(chunks)
-        while chunk is not None:
-            following = self.guard.dispatch(state, *chunk)
-            ahead = next(chunks, None)  # gathered on the host while the device works
-            state, infos, divergence = self.guard.judge(state, following, *chunk)
+        rows = np.array_split(order.reshape(self.steps, -1), -(-self.steps // CHUNK))
+        chunk, seen = self._chunk(rows[0]), []
+        for following in [*rows[1:], None]:
+            after = guard.dispatch(state, *chunk)
+            # the next chunk is gathered on the host while the device works
+            ahead = None if following is None else self._chunk(following)
+            state, infos, divergence = guard.judge(state, after, *chunk)
             if divergence is not None:
-                return _Outcome(state, None, divergence)
+                return Outcome(state, None, divergence)
             seen.append(infos)
             bar.update(len(infos.loss))
             bar.set_postfix(_shown(_means(infos)))
-            chunk = ahead
-        return _Outcome(state, jax.tree.map(lambda *a: np.concatenate(a), *seen), None)
+            chunk = ahead or ()
+        return Outcome(state, jax.tree.map(lambda *a: np.concatenate(a), *seen), None)
 
     def _chunk(self, rows: np.ndarray) -> tuple:
         shape = (len(rows), *self.shape)
-        arrays = (a[rows.ravel()].reshape(*shape, *a.shape[1:]) for a in (self.x, self.y))
+        arrays = [a[rows.ravel()].reshape(*shape, *a.shape[1:]) for a in (self.x, self.y)]
         return tuple(
             a if self.sharding is None else jax.device_put(a, self.sharding) for a in arrays
         )
@@ -198,90 +184,24 @@ class _Resident:
     def __init__(self, method: Method, x: np.ndarray, y: np.ndarray, rng: np.random.Generator):
         size = method.parts.batch_size
         kept = len(x) - len(x) % size
-        if kept < len(x):
+        if 0 < kept < len(x):
             warnings.warn(
                 f"train: {len(x) - kept} of {len(x)} samples are left out: {method.name} needs a "
                 f"multiple of batch_size={size}",
                 UserWarning,
                 stacklevel=4,
             )
-        order = rng.permutation(len(x))[:kept]
+        order = rng.permutation(len(x))[: kept or None]
         sharding = batch_sharding(method)
         put = lambda a: jnp.asarray(a) if sharding is None else jax.device_put(a, sharding)
         self.x, self.y = put(x[order]), put(y[order])
-        self.guard = _Guard(method.step)
 
-    def run(self, state: Any, bar: Any) -> _Outcome:
+    def run(self, guard: Guard, state: Any, bar: Any) -> Outcome:
         """One step on all samples."""
         chunk = self.x[None], self.y[None]
-        outcome = self.guard.judge(state, self.guard.dispatch(state, *chunk), *chunk)
-        if outcome.infos is not None:
-            bar.update(1)
+        outcome = guard.judge(state, guard.dispatch(state, *chunk), *chunk)
+        bar.update(outcome.infos is not None)
         return outcome
-
-
-class _Guard:
-    """Runs chunks of steps and finds the step at which a number stopped being finite.
-
-    The state before a chunk is its snapshot: it is not donated, and a chunk that goes wrong is
-    replayed from it step by step.
-    """
-
-    def __init__(self, step: Callable):
-        self._step = jax.jit(step)
-        self._odd: int | None = None  # numbers that were not finite at the start, e.g. a best loss
-        self._done = 0
-        self._chunk = jax.jit(
-            lambda state, xs, ys: _with_count(*lax.scan(lambda s, b: step(s, *b), state, (xs, ys)))
-        )
-
-    def dispatch(self, state: Any, xs: Any, ys: Any) -> tuple:
-        """Start a chunk of steps; nothing is waited for."""
-        if self._odd is None:
-            self._odd = int(_not_finite(state))
-        return self._chunk(state, xs, ys)
-
-    def judge(self, before: Any, after: tuple, xs: Any, ys: Any) -> _Outcome:
-        """The state after the chunk, or, if it went wrong, the last finite one."""
-        state, infos, count = after
-        infos = jax.tree.map(np.asarray, infos)
-        if np.isfinite(infos.loss).all() and int(count) <= self._odd:
-            self._done += len(infos.loss)
-            return _Outcome(state, infos, None)
-        for i in range(len(infos.loss)):
-            state, info = self._step(before, xs[i], ys[i])
-            if not np.isfinite(info.loss) or int(_not_finite(state)) > self._odd:
-                name = "loss" if not np.isfinite(info.loss) else _first_not_finite(before, state)
-                return _Outcome(before, None, self._divergence(i, name, float(info.loss)))
-            before = state
-        return _Outcome(before, None, self._divergence(len(infos.loss), "unknown", np.nan))
-
-    def _divergence(self, i: int, name: str, loss: float) -> Divergence:
-        step = self._done + i
-        message = (
-            f"step {step}: {name} is not finite (loss {loss:.4g}); training stopped, the result "
-            f"keeps the state before this step. Try a smaller learning rate or eta."
-        )
-        return Divergence(step, name, message)
-
-
-def _with_count(state: Any, infos: Info) -> tuple:
-    return state, infos, _not_finite(state)
-
-
-def _not_finite(state: Any) -> Array:
-    floats = [a for a in jax.tree.leaves(state) if jnp.issubdtype(a.dtype, jnp.floating)]
-    return sum((jnp.sum(~jnp.isfinite(a)) for a in floats), jnp.zeros((), jnp.int32))
-
-
-def _first_not_finite(before: Any, after: Any) -> str:
-    """Path of the first array of the state, in order, with numbers that were finite before."""
-    leaves = [jax.tree_util.tree_leaves_with_path(gathered(state)) for state in (before, after)]
-    for (path, old), (_, new) in zip(*leaves, strict=True):
-        if np.issubdtype(np.asarray(new).dtype, np.floating):
-            if (np.isfinite(old) & ~np.isfinite(new)).any():
-                return jax.tree_util.keystr(path).lstrip(".")
-    return "state"
 
 
 def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, float]:

@@ -9,6 +9,8 @@ an exchange made of collectives.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -55,9 +57,9 @@ class Exchange(NamedTuple):
     each: Callable  # (fn(l, *trees) -> tuple, *carried, kinds) -> tuple of carried, one a kind
     to_next: Callable  # carried: what piece l sent is what piece l + 1 receives; piece 0 gets ()
     to_previous: Callable  # carried: what piece l sent is what piece l - 1 receives
-    chain: (
-        Callable  # (fn(l, weights, p) -> f, weights, x) -> (f of the last piece, inputs, outputs)
-    )
+    # (fn(l, weights, p) -> f, weights, x, keep=False) -> (f of the last piece,); with keep also what
+    # every piece took and what it gave, both carried
+    chain: Callable
     recall: Callable  # (line, tick) -> what was stored `length of the line` ticks ago
     store: Callable  # (line, entry, tick) -> line with the entry in the place of the recalled one
     total: Callable  # sums of each piece -> one tree of sums over all pieces and samples
@@ -96,9 +98,9 @@ class Parts(NamedTuple):
     batch_axes: tuple | None
     resident: bool
     loss: Any  # jtssm.losses.Loss
-    check: (
-        Callable  # (x, y, stage) raises ValueError: "init", "step" (shapes only), "values" (any x)
-    )
+    # (x, y, stage, weights=()) raises ValueError; stage: "init", "step" (nothing but shapes and dtypes,
+    # against the weights too) or "values" (samples of any number)
+    check: Callable
     moves: Callable  # number of samples in a step -> tuple[Move, ...]
 
 
@@ -130,7 +132,7 @@ def as_method(parts: Parts) -> Method:
         return parts.init(exchange, key, as_input(parts.network, x), jnp.asarray(y), params)
 
     def step(state, x, y):
-        parts.check(x, y, "step")
+        parts.check(x, y, "step", state.weights)
         return parts.step(exchange, state, as_input(parts.network, x), jnp.asarray(y))
 
     def predict(state, x):
@@ -144,15 +146,22 @@ def as_method(parts: Parts) -> Method:
 
 
 def as_input(network: Any, x: Any) -> Array:
-    """Samples in the shape the first layer takes: [samples, *network.shapes[0]]."""
-    return jnp.asarray(x).reshape(-1, *network.shapes[0])
+    """Samples in the shape the first layer takes: [samples, *network.shapes[0]].
+
+    Raises:
+      ValueError: x has samples of another size.
+    """
+    x, shape = jnp.asarray(x), network.shapes[0]
+    if x.ndim < 1 or prod(x.shape[1:]) != prod(shape):
+        raise ValueError(f"x: expected [samples, {prod(shape)}] or the like; got shape {x.shape}")
+    return x.reshape(-1, *shape)
 
 
 def by_piece(params: Any, starts: tuple[int, ...]) -> tuple:
     """Group a list of one tree a layer into a tuple of one list a piece."""
     if len(params) != starts[-1]:
         raise ValueError(f"params: expected {starts[-1]} trees, one a layer; got {len(params)}")
-    return tuple(list(params[a:b]) for a, b in zip(starts, starts[1:], strict=False))
+    return tuple(list(params[a:b]) for a, b in pairwise(starts))
 
 
 def whole_params(state: Any) -> list:
@@ -167,13 +176,11 @@ def by_index(num: int) -> Exchange:
         results = [fn(l, *(trees[l] for trees in carried)) for l in range(num)]
         return tuple(tuple(result[k] for result in results) for k in range(len(kinds)))
 
-    def chain(fn, weights, x):
-        inputs, outputs = [], []
+    def chain(fn, weights, x, keep=False):
+        passed = [x]
         for l in range(num):
-            inputs.append(x)
-            x = fn(l, weights[l], x)
-            outputs.append(x)
-        return x, tuple(inputs), tuple(outputs)
+            passed.append(fn(l, weights[l], passed[-1]))
+        return (passed[-1], tuple(passed[:-1]), tuple(passed[1:])) if keep else (passed[-1],)
 
     def recall(line, tick):
         return jax.tree.map(lambda a: a[tick % a.shape[0]], line)

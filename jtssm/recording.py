@@ -48,4 +48,5 @@ class HistoryFile:
 def save_params(path: str | Path, params: Sequence[Any]) -> None:
     """The network's parameters as an .npz of arrays named by layer and path, e.g. "[0]['W']"."""
     leaves = jax.tree_util.tree_leaves_with_path(list(params))
-    np.savez(path, **{jax.tree_util.keystr(name): np.asarray(a) for name, a in leaves})
+    arrays: dict[str, Any] = {jax.tree_util.keystr(name): np.asarray(a) for name, a in leaves}
+    np.savez(path, **arrays)

@@ -171,6 +171,6 @@ def test_real_mnist_has_its_known_counts(data_dir):
 def test_real_spoken_digits_have_their_own_split(data_dir):
     train, valid, test = data.load("spoken-digits", flat=True, data_dir=data_dir)
     assert [s.x.shape for s in (train, valid, test)] == [(2400, 4096), (300, 4096), (300, 4096)]
-    assert 0 <= train.x.min()
+    assert train.x.min() >= 0
     assert train.x.max() <= 1
     assert np.bincount(test.y).tolist() == [30] * 10

@@ -12,9 +12,10 @@ LEVELS = {
     "checks": 2,
     "data": 3, "problems": 3,
     "solvers": 4, "sharding": 4,
-    "loop": 5,
-    "recording": 6, "plot": 6,
-    "cli": 7,
+    "divergence": 5,
+    "loop": 6,
+    "recording": 7, "plot": 7,
+    "cli": 8,
 }  # fmt: skip
 PACKAGES = {"solvers", "sharding"}
 

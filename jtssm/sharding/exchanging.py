@@ -7,7 +7,7 @@ permute inside a divergent branch deadlocks), reductions over the other axes ins
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -67,6 +67,50 @@ def _axes(at: Place, kind: str, key: str = "") -> tuple[str, ...]:
     return at.names.present("subnet", "pc")
 
 
+class _Result(NamedTuple):
+    """One of the results of the pieces' work, as every branch of the switch must return it."""
+
+    kind: str
+    layout: Layout | None  # None for sums
+    leading: tuple[int, ...]  # dimensions of a piece's row before its size
+
+    def stacked(self, at: Place, pieces: Sequence[int], trees: Sequence[Tree]) -> Any:
+        """Results of the local pieces as rows [local, ...], marked where they differ."""
+        if self.layout is None:
+            sums = jax.tree.map(lambda *a: jnp.stack(a), *trees)
+            return collectives.varying(sums, _axes(at, self.kind))
+        packed = [pack(self.layout, l, tree) for l, tree in zip(pieces, trees, strict=True)]
+        return {
+            key: collectives.varying(
+                jnp.stack([self._row(key, rows) for rows in packed]), _axes(at, self.kind, key)
+            )
+            for key in self.layout.keys
+        }
+
+    def _row(self, key: str, rows: dict) -> Any:
+        """A piece's row padded to the longest line; zeros where it has no leaf of that key."""
+        assert self.layout is not None
+        shape = (*self.leading, self.layout.size(key))
+        if key not in rows:
+            return jnp.zeros(shape, key.removesuffix("/pr"))
+        row = rows[key][None] if self.kind == "weights" else rows[key]
+        return jnp.pad(row, [(0, n - have) for n, have in zip(shape, row.shape, strict=True)])
+
+
+def _result(at: Place, carried: Sequence[Rows], kind: str, trees: Sequence[Tree]) -> _Result:
+    """What a result looks like, from the shapes that all pieces give it."""
+    if kind == "sums":
+        return _Result(kind, None, ())
+    if kind == "weights":
+        known = [c.layout for c in carried if c.layout.kind == "weights"]
+        return _Result(kind, at.weights or known[0], (1,))
+    layout, leaves = layout_of(kind, trees), jax.tree.leaves(trees)
+    if kind == "samples":
+        return _Result(kind, layout, tuple(leaves[0].shape[:1]) if leaves else ())
+    ticks = max(layout.ticks(l) for l in range(at.num))
+    return _Result(kind, layout, (ticks, *leaves[0].shape[1:2]) if leaves else ())
+
+
 def _each(at: Place, fn: Callable, *carried: Rows, kinds: tuple[str, ...]) -> tuple:
     def run(l: int, slot: int, rows: list) -> tuple:
         return fn(l, *(_take(c.layout, l, slot, r) for c, r in zip(carried, rows, strict=True)))
@@ -74,72 +118,38 @@ def _each(at: Place, fn: Callable, *carried: Rows, kinds: tuple[str, ...]) -> tu
     rows = [c.rows for c in carried]
     # Traced once for its shapes alone: every branch must return rows of the same, longest size.
     shapes = [jax.eval_shape(lambda l=l: run(l, 0, rows)) for l in range(at.num)]
-    results = [_result_layout(at, carried, kind, column) for kind, column in zip(kinds, zip(*shapes, strict=True), strict=True)]  # fmt: skip
-    samples = [_num_samples(kind, column) for kind, column in zip(kinds, zip(*shapes, strict=True), strict=True)]  # fmt: skip
+    columns = zip(*shapes, strict=True)
+    results = [_result(at, carried, *pair) for pair in zip(kinds, columns, strict=True)]
 
     def branch(device: int) -> Callable:
+        pieces = range(device * at.local, (device + 1) * at.local)
+
         def work(rows):
-            pieces = [(device * at.local + j, j) for j in range(at.local)]
-            outs = [run(l, j, rows) for l, j in pieces]
-            columns = zip(kinds, results, samples, zip(*outs, strict=True), strict=True)
-            return [_stacked(at, pieces, *column) for column in columns]
+            outs = zip(*(run(l, slot, rows) for slot, l in enumerate(pieces)), strict=True)
+            return [result.stacked(at, pieces, t) for result, t in zip(results, outs, strict=True)]
 
         return work
 
-    out = _switch(at, [branch(device) for device in range(at.sizes[0])], rows)
-    return tuple(
-        rows if layout is None else Rows(rows, layout)
-        for rows, layout in zip(out, results, strict=True)
-    )
-
-
-def _switch(at: Place, branches: list[Callable], operand: Any) -> Any:
+    branches = [branch(device) for device in range(at.sizes[0])]
     if len(branches) == 1:
-        return branches[0](operand)
-    return lax.switch(lax.axis_index(at.names.subnet), branches, operand)
+        out = branches[0](rows)
+    else:
+        out = lax.switch(lax.axis_index(at.names.subnet), branches, rows)
+    pairs = zip(out, results, strict=True)
+    return tuple(a if result.layout is None else Rows(a, result.layout) for a, result in pairs)
 
 
 def _take(layout: Layout, l: int, slot: int, rows: dict) -> Tree:
+    """The tree of piece l from the rows [local, ...] of this device."""
     pick = (slot, 0) if layout.kind == "weights" else (slot,)
     return unpack(layout, l, {key: a[pick] for key, a in rows.items()})
-
-
-def _result_layout(at: Place, carried: tuple, kind: str, trees: tuple) -> Layout | None:
-    if kind == "sums":
-        return None
-    if kind != "weights":
-        return layout_of(kind, trees)
-    known = [c.layout for c in carried if c.layout.kind == "weights"]
-    return at.weights if at.weights is not None else known[0]
-
-
-def _num_samples(kind: str, trees: tuple) -> int:
-    position = {"samples": 0, "line": 1}.get(kind)
-    leaves = jax.tree.leaves(trees) if position is not None else []
-    return leaves[0].shape[position] if leaves else 0
-
-
-def _stacked(at: Place, pieces: list, kind: str, layout: Layout | None, samples: int, trees: tuple):
-    """Results of the local pieces as rows [local, ...], marked with the axes along which they differ."""
-    if layout is None:
-        return collectives.varying(jax.tree.map(lambda *a: jnp.stack(a), *trees), _axes(at, kind))
-    packed = [pack(layout, l, tree) for (l, _), tree in zip(pieces, trees, strict=True)]
-    lead = {"weights": (), "samples": (samples,)}.get(kind)
-    rows = {}
-    for key in layout.keys:
-        dtype = key.removesuffix("/pr")
-        ticks = max(layout.ticks(l) for l in range(at.num)) if kind == "line" else 0
-        empty = jnp.zeros((*((ticks, samples) if lead is None else lead), layout.size(key)), dtype)
-        full = [empty.at[: row[key].shape[0]].set(row[key]) if kind == "line" and key in row else row.get(key, empty) for row in packed]  # fmt: skip
-        stack = jnp.stack(full)[:, None] if kind == "weights" else jnp.stack(full)
-        rows[key] = collectives.varying(stack, _axes(at, kind, key))
-    return rows
 
 
 def _move(at: Place, sent: Rows, step: int) -> Rows:
     """Every piece's rows one piece on: inside a device by index, between devices by a permute."""
     layout = sent.layout.moved(step)
-    edges = [device * at.local + (at.local - 1 if step == 1 else at.local) for device in range(at.sizes[0] - 1)]  # fmt: skip
+    first = at.local - 1 if step == 1 else at.local  # the piece that sends over the first boundary
+    edges = [first + device * at.local for device in range(at.sizes[0] - 1)]
 
     def moved(key: str):
         rows, size = sent.rows[key], layout.size(key)
@@ -152,41 +162,38 @@ def _move(at: Place, sent: Rows, step: int) -> Rows:
     return Rows({key: moved(key) for key in layout.keys}, layout)
 
 
-def _chain(at: Place, fn: Callable, weights: Rows, x: Any) -> tuple:
+def _chain(at: Place, fn: Callable, weights: Rows, x: Any, keep: bool = False) -> tuple:
     """One pass through all pieces, device after device; the others wait. As in a forward pass."""
     shapes = _chain_shapes(at, fn, weights, x)
     inputs, outputs = layout_of("samples", shapes[:-1]), layout_of("samples", shapes[1:])
-    size = max(sum(a.width(l, key) for key in a.keys) for a in (inputs, outputs) for l in range(at.num))  # fmt: skip
-    (key,) = outputs.keys
-    axes = _axes(at, "samples")
-    blank = lambda *lead: collectives.varying(jnp.zeros((*lead, x.shape[0], size), x.dtype), axes)
+    (key,) = {*inputs.keys, *outputs.keys}  # what passes a boundary has the dtype of x
+    size = max(inputs.size(key), outputs.size(key))
     flat = lambda a: jnp.pad(a.reshape(a.shape[0], -1), ((0, 0), (0, size - a[0].size)))
+    axes = _axes(at, "samples")
+    blank = collectives.varying(jnp.zeros((at.local, x.shape[0], size), x.dtype), axes)
 
-    def stage(device: int, carry):
-        def run(carry):
-            _, ins, outs = carry
-            h = x if device == 0 else unpack(inputs, device * at.local, {key: carry[0]})
-            for j in range(at.local):
-                l = device * at.local + j
-                ins = ins.at[j].set(flat(h))
-                h = fn(l, _take(weights.layout, l, j, weights.rows), h)
-                outs = outs.at[j].set(flat(h))
-            return collectives.varying((flat(h), ins, outs), axes)
+    def run(device: int, carry):
+        h, *kept = carry
+        h = x if device == 0 else unpack(inputs, device * at.local, {key: h})
+        for slot, l in enumerate(range(device * at.local, (device + 1) * at.local)):
+            f = fn(l, _take(weights.layout, l, slot, weights.rows), h)
+            kept = [a.at[slot].set(flat(b)) for a, b in zip(kept, (h, f), strict=False)]
+            h = f
+        return collectives.varying((flat(h), *kept), axes)
 
-        if at.sizes[0] == 1:
-            return run(carry)
-        mine = lax.axis_index(at.names.subnet) == device
-        return lax.cond(mine, run, lambda carry: carry, carry)
-
-    carry = (blank(), blank(at.local), blank(at.local))
+    carry = (blank[0], blank, blank) if keep else (blank[0],)
     for device in range(at.sizes[0]):
-        h, ins, outs = stage(device, carry)
-        widths = [outputs.width((d + 1) * at.local - 1, key) * (d == device) for d in range(at.sizes[0] - 1)]  # fmt: skip
-        carry = (collectives.shift(h, at.names.subnet, widths, 1), ins, outs)
-    mine = collectives.index(at.names.subnet) == at.sizes[0] - 1
+        mine = collectives.index(at.names.subnet) == device
+        carry = h, *kept = lax.cond(mine, partial(run, device), lambda carry: carry, carry)
+        width = outputs.width((device + 1) * at.local - 1, key)
+        only = [width * (d == device) for d in range(at.sizes[0] - 1)]
+        carry = (collectives.shift(h, at.names.subnet, only, 1), *kept)
     result = collectives.total(jnp.where(mine, h, 0), at.names.present("subnet"))
-    rows = lambda a, layout: Rows({key: a[..., : layout.size(key)]}, layout)
-    return unpack(outputs, at.num - 1, {key: result}), rows(ins, inputs), rows(outs, outputs)
+    rows = [
+        Rows({key: a[..., : layout.size(key)]}, layout)
+        for a, layout in zip(kept, (inputs, outputs), strict=False)
+    ]
+    return unpack(outputs, at.num - 1, {key: result}), *rows
 
 
 def _chain_shapes(at: Place, fn: Callable, weights: Rows, x: Any) -> list:

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jtssm.network import Network
 from jtssm.protocol import Method, Parts, Tree, as_input, by_index, by_piece, whole_params
 from jtssm.sharding import collectives, grid
 from jtssm.sharding.exchanging import Place, by_collectives, own_part
 from jtssm.sharding.mesh import AxisNames, axis_names, axis_size, put
-from jtssm.sharding.packing import Layout, gathered, is_rows, lay_out, layout_of, specs
+from jtssm.sharding.packing import Layout, gathered, lay_out, layout_of, specs
 
 
 def place(
@@ -45,7 +44,7 @@ def place(
     """
     parts = method.parts
     names = axis_names(mesh, axes)
-    sizes = tuple(axis_size(mesh, name) for name in names)
+    sizes = axis_size(mesh, names.subnet), axis_size(mesh, names.pr), axis_size(mesh, names.pc)
     _check_sizes(parts, sizes)
     net = parts.network
     shapes = jax.eval_shape(net.init, jax.random.key(0))
@@ -87,14 +86,14 @@ def _check_elementwise(at: Place, l: int, optimizer: Any, shapes: list) -> None:
         raise ValueError(
             f"optimizer: expected an elementwise one (sgd, adam, adamw, ...) for subnetwork {l}, "
             f"which is split over pr={at.sizes[1]}: clipping by the global norm, lamb or muon would "
-            f"see a part of the weights only; got {optimizer!r}; use pr=1 or forms='batch'"
+            f"see a part of the weights only; got {optimizer!r}; use pr=1"
         )
 
 
 def _two_steps(optimizer: optax.GradientTransformation, params: Tree) -> Tree:
     state = optimizer.init(params)
     for scale in (3.0, 1.0):
-        gradient = jax.tree.map(lambda a: scale * (a - 0.9) ** 3, params)
+        gradient = jax.tree.map(lambda a, scale=scale: scale * (a - 0.9) ** 3, params)
         updates, state = optimizer.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
     return params
@@ -141,7 +140,7 @@ class _Placing:
         )
 
     def step(self, state, x, y):
-        self.parts.check(x, y, "step")
+        self.parts.check(x, y, "step", state.weights)
         x, y = (
             self._put(a, self._samples()) for a in (as_input(self.parts.network, x), jnp.asarray(y))
         )

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from jtssm import checks, losses
 from jtssm.network import Network
-from jtssm.protocol import Info, Method, Move, Parts, as_method
-from jtssm.solvers.pieces import Pieces, Weights, precisely
+from jtssm.protocol import Info, Method, Move, as_method, by_piece
+from jtssm.solvers.pieces import Pieces, Weights
 
 
 class State(NamedTuple):
@@ -48,38 +48,21 @@ def sgd(
     """
     checks.count(batch_size=batch_size)
     checks.precision(precision)
-    pieces = Pieces(
-        net, (0, len(net.layers)), checks.optimizers(optimizer, 1), losses.find(loss)
-    )  # fmt: skip
-
-    def check(x, y, stage):
-        checks.samples(net, pieces.loss, x, y, values=stage != "step")
-        if stage == "step":
-            checks.batch(batch_size, x)
-
+    optimizers = checks.optimizers(optimizer, 1)
+    pieces = Pieces(net, (0, len(net.layers)), optimizers, losses.find(loss))
     return as_method(
-        Parts(
+        pieces.parts(
             name="sgd",
-            network=net,
-            starts=pieces.starts,
             kinds={"weights": "weights"},
             init=lambda exchange, key, x, y, params: State(
                 pieces.weights(exchange, key, x.dtype, params)
             ),
-            step=precisely(precision, _step(pieces)),
+            step=_step(pieces),
             drain=lambda exchange, state: state,
-            forward=precisely(
-                precision, lambda exchange, l, w, p: pieces.forward(exchange, l, w.params, p)
-            ),
-            start=pieces.start,
-            optimizers=pieces.optimizers,
-            batch_size=batch_size,
-            batch_shape=(batch_size,),
-            batch_axes=("pc",),
-            resident=False,
-            loss=pieces.loss,
-            check=check,
             moves=lambda samples: gradient_moves(pieces, 1),
+            precision=precision,
+            batch_size=batch_size,
+            resident=False,
         )
     )
 
@@ -113,8 +96,7 @@ def loss_gradient(pieces, exchange, l, weights: Weights, x, y, samples: int):
 
 def gradient_moves(pieces: Pieces, times: int) -> tuple[Move, ...]:
     """The all-reduce of every piece's gradient over the batch split."""
-    sizes = [
-        sum(a.size for a in jax.tree.leaves(jax.eval_shape(pieces.network.init, jax.random.key(0))[s:t]))
-        for s, t in zip(pieces.starts, pieces.starts[1:], strict=False)
-    ]  # fmt: skip
+    params = jax.eval_shape(pieces.network.init, jax.random.key(0))
+    layers = by_piece(params, pieces.starts)
+    sizes = [sum(a.size for a in jax.tree.leaves(piece)) for piece in layers]
     return tuple(Move("gradient of W", (size,), "pc", l, l, times) for l, size in enumerate(sizes))

@@ -10,9 +10,10 @@ import jax
 import optax
 from jax import lax
 
+from jtssm import checks
 from jtssm.losses import Loss
 from jtssm.network import Network
-from jtssm.protocol import Array, Exchange, Tree
+from jtssm.protocol import Array, Exchange, Parts, Tree
 
 
 class Weights(NamedTuple):
@@ -73,6 +74,37 @@ class Pieces(NamedTuple):
             return Weights(optax.apply_updates(params, updates), opt_state)
 
         return step(weights) if live is True else lax.cond(live, step, lambda w: w, weights)
+
+    def check(self, batch_size: int, resident: bool, x: Any, y: Any, stage: str, weights: Any = ()):
+        """The front door of `init`, `step` and `fit`; see `Parts.check`."""
+        checks.samples(self.network, self.loss, x, y, values=stage != "step")
+        if stage == "values":
+            return
+        if resident:
+            checks.strata(batch_size, x)
+        elif stage == "step":
+            checks.batch(batch_size, x)
+        checks.same_dtype(weights, x)
+
+    def parts(self, *, precision: Any, batch_size: int, resident: bool, **own: Any) -> Parts:
+        """A method's parts: `own` holds name, kinds, init, step, drain and moves, pieces the rest."""
+        for function in ("init", "step", "drain"):
+            own[function] = precisely(precision, own[function])
+        run = lambda exchange, l, weights, p: self.forward(exchange, l, weights.params, p)
+        return Parts(
+            network=self.network,
+            starts=self.starts,
+            forward=precisely(precision, run),
+            start=self.start,
+            optimizers=self.optimizers,
+            batch_size=batch_size,
+            batch_shape=None if resident else (batch_size,),
+            batch_axes=None if resident else ("pc",),
+            resident=resident,
+            loss=self.loss,
+            check=functools.partial(self.check, batch_size, resident),
+            **own,
+        )
 
 
 def precisely(precision: Any, fn: Callable) -> Callable:

@@ -27,9 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jtssm import checks
-from jtssm.protocol import Array, Info, Method, Parts, as_method
-from jtssm.solvers.pieces import Pieces, Weights, precisely
+from jtssm.protocol import Array, Info, Method, as_method
+from jtssm.solvers.pieces import Pieces
 from jtssm.solvers.streaming import boundary_moves
 from jtssm.solvers.updates import Penalties, squared, update_p, update_q, update_u
 
@@ -62,35 +61,21 @@ def method(
 ) -> Method:
     """The stored schedule of gsADMM; arguments are checked by `jtssm.solvers.tssm.gsadmm`."""
 
-    def check(x, y, stage):
-        checks.samples(pieces.network, pieces.loss, x, y, values=stage != "step")
-        if stage != "values":
-            checks.strata(batch_size, x)
+    def moves(samples):
+        steps = weight_steps or samples // batch_size
+        return boundary_moves(pieces, samples, sweeps, sweeps * steps)
 
-    sweep = _sweep(pieces, batch_size, weight_steps)
     return as_method(
-        Parts(
+        pieces.parts(
             name="gsadmm",
-            network=pieces.network,
-            starts=pieces.starts,
             kinds={"weights": "weights", "held": "samples"},
-            init=precisely(precision, _init(pieces, penalties)),
-            step=precisely(precision, _step(sweep, sweeps)),
+            init=_init(pieces, penalties),
+            step=_step(_sweep(pieces, batch_size, weight_steps), sweeps),
             drain=lambda exchange, state: state,
-            forward=precisely(
-                precision, lambda exchange, l, w, p: pieces.forward(exchange, l, w.params, p)
-            ),
-            start=pieces.start,
-            optimizers=pieces.optimizers,
+            moves=moves,
+            precision=precision,
             batch_size=batch_size,
-            batch_shape=None,
-            batch_axes=None,
             resident=True,
-            loss=pieces.loss,
-            check=check,
-            moves=lambda samples: boundary_moves(
-                pieces, samples, sweeps, sweeps * (weight_steps or samples // batch_size)
-            ),
         )
     )
 
@@ -100,7 +85,7 @@ def _init(pieces: Pieces, penalties: Penalties) -> Callable:
         weights_key, key = jax.random.split(key)
         weights = pieces.weights(exchange, weights_key, x.dtype, params)
         run = lambda l, weights, p: pieces.forward(exchange, l, weights.params, p)
-        _, inputs, outputs = exchange.chain(run, weights, x)
+        _, inputs, outputs = exchange.chain(run, weights, x, keep=True)
 
         def hold(l, p, f):
             q = () if l == pieces.num - 1 else f

@@ -35,10 +35,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jtssm import checks
-from jtssm.protocol import Array, Info, Method, Move, Parts, as_method
+from jtssm.protocol import Array, Info, Method, Move, as_method
 from jtssm.solvers.descent import gradient_moves
-from jtssm.solvers.pieces import Pieces, precisely
+from jtssm.solvers.pieces import Pieces
 from jtssm.solvers.updates import Penalties, squared, update_p, update_q, update_u
 
 
@@ -55,9 +54,7 @@ class State(NamedTuple):
     """What the next tick needs; n pieces, b samples, K sweeps, `Carried` = one tree a piece."""
 
     weights: Any  # carried Weights
-    forward: (
-        Any  # carried tuple of K arrays f_{l-1} [b, ...] that arrived: fresh, then re-evaluated
-    )
+    forward: Any  # carried tuple of K arrays f_{l-1} [b, ...] that arrived; the first is fresh
     backward: Any  # carried tuple of K arrays v_l = q_l - f_l [b, ...] that arrived, one a sweep
     inputs: Any  # carried line [2(n - l), b, ...] of inputs that await their first sweep
     kept: Any  # carried line of K - 1 Kept, leaves [2, b, ...]
@@ -72,37 +69,20 @@ def method(
 ) -> Method:
     """The streaming schedule of gsADMM; arguments are checked by `jtssm.solvers.tssm.gsadmm`."""
 
-    def check(x, y, stage):
-        checks.samples(pieces.network, pieces.loss, x, y, values=stage != "step")
-        if stage == "step":
-            checks.batch(batch_size, x)
-
     tick = _tick(pieces, sweeps)
-    samples = {name: "samples" for name in ("forward", "backward")}
-    lines = {name: "line" for name in ("inputs", "kept")}
+    samples = dict.fromkeys(("forward", "backward"), "samples")
+    lines = dict.fromkeys(("inputs", "kept"), "line")
     return as_method(
-        Parts(
+        pieces.parts(
             name="gsadmm",
-            network=pieces.network,
-            starts=pieces.starts,
             kinds={"weights": "weights", **samples, **lines, "labels": (None, "pc")},
-            init=precisely(precision, _init(pieces, batch_size, penalties, sweeps)),
-            step=precisely(
-                precision, lambda exchange, state, x, y: tick(exchange, state, x, y, True)
-            ),
-            drain=precisely(precision, _drain(tick, pieces)),
-            forward=precisely(
-                precision, lambda exchange, l, w, p: pieces.forward(exchange, l, w.params, p)
-            ),
-            start=pieces.start,
-            optimizers=pieces.optimizers,
-            batch_size=batch_size,
-            batch_shape=(batch_size,),
-            batch_axes=("pc",),
-            resident=False,
-            loss=pieces.loss,
-            check=check,
+            init=_init(pieces, batch_size, penalties, sweeps),
+            step=lambda exchange, state, x, y: tick(exchange, state, x, y, True),
+            drain=_drain(tick, pieces),
             moves=lambda samples: boundary_moves(pieces, samples, sweeps, sweeps),
+            precision=precision,
+            batch_size=batch_size,
+            resident=False,
         )
     )
 
@@ -201,12 +181,14 @@ class Turn(NamedTuple):
     sweeps: int
     samples: int  # of a minibatch, all devices together
 
-    def take(self, l, weights, forward, backward, waiting, kept):
+    def take(self, l: int, weights, forward, backward, waiting, kept) -> tuple:
         """The tick of piece l (from 0): a forward pass, then one turn in each sweep."""
         first, last = l == 0, l == self.pieces.num - 1
         fresh = self.x if first else forward[0]
         ahead = () if last else (self.pieces.forward(self.exchange, l, weights.params, fresh),)
-        behind, keep, sums = (), (), None
+        behind: tuple = ()
+        keep: tuple = ()
+        sums = None
         for s in range(self.sweeps):
             if s == 0:
                 start = fresh if last else waiting
@@ -226,25 +208,28 @@ class Turn(NamedTuple):
 
     def sweep(self, l, s, weights, origin, was: Kept, v_next):
         """Turn of piece l in sweep s on a minibatch whose f_{l-1} is `origin`."""
-        first, last = l == 0, l == self.pieces.num - 1
-        rho, alpha, eta = self.penalties
         live = self.live[self._age(l, s)]
-        p = origin if first else origin + was.e
+        p = origin if l == 0 else origin + was.e
         f, seen, pull = self._linearised(l, weights.params, p, was.y, v_next)
         g_W, g_p = pull()
         g_W = jax.tree.map(lambda g: g / self.samples, g_W)
         weights = self.pieces.descend(l, weights, g_W, live)
-        e, u, v = (), (), ()
-        residuals = (jnp.zeros((), p.dtype),) * 3
-        if not first:
-            v_was = was.u / alpha
-            e = update_p(was.e, g_p, was.u, v_was, rho=rho, eta=eta)
-            v = update_q(0.0, e, was.u, rho=rho, alpha=alpha)
-            u = update_u(was.u, e, v, rho=rho)
-            residuals = squared(e - v), squared(rho * (v - v_was)), squared(v)
+        if l == 0:
+            e, u, v, residuals = (), (), (), (jnp.zeros((), p.dtype),) * 3
+        else:
+            e, u, v, residuals = self._boundary(was, g_p)
         seen = jax.tree.map(lambda a: jnp.where(live, a, 0), (*seen, *residuals))
-        now = Kept(p if first else (), e, u, was.y if last else ())
+        now = Kept(() if l else p, e, u, was.y if v_next is None else ())
         return weights, f, v, now, seen
+
+    def _boundary(self, was: Kept, g_p: Array) -> tuple:
+        """p-, q- and dual step at a piece's input, with squares of p - q, rho (q - q before), q - f."""
+        rho, alpha, eta = self.penalties
+        v_was = was.u / alpha
+        e = update_p(was.e, g_p, was.u, v_was, rho=rho, eta=eta)
+        v = update_q(0.0, e, was.u, rho=rho, alpha=alpha)
+        u = update_u(was.u, e, v, rho=rho)
+        return e, u, v, (squared(e - v), squared(rho * (v - v_was)), squared(v))
 
     def _age(self, l: int, s: int) -> Array:
         """Where `live` tells of the minibatch that piece l meets in sweep s."""

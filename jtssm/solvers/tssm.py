@@ -35,10 +35,10 @@ from jtssm import checks, losses
 from jtssm.network import Network, cut
 from jtssm.protocol import Array, Method, by_index
 from jtssm.solvers import stored, streaming
-from jtssm.solvers.pieces import Pieces
+from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.updates import Penalties
 
-SCHEDULES = {"streaming": streaming.method, "stored": stored.method}
+SCHEDULES: dict[str, Any] = {"streaming": streaming.method, "stored": stored.method}
 
 
 def gsadmm(
@@ -93,9 +93,8 @@ def gsadmm(
                 f"one step a sweep; got {weight_steps}"
             )
     starts = cut(net, subnets, cuts)
-    pieces = Pieces(
-        net, starts, checks.optimizers(optimizer, len(starts) - 1), losses.find(loss)
-    )  # fmt: skip
+    optimizers = checks.optimizers(optimizer, len(starts) - 1)
+    pieces = Pieces(net, starts, optimizers, losses.find(loss))
     options = {} if schedule == "streaming" else {"weight_steps": weight_steps}
     return SCHEDULES[schedule](
         pieces, batch_size, Penalties(rho, alpha, eta), sweeps, precision, **options
@@ -111,13 +110,28 @@ class Variables(NamedTuple):
     u: Sequence[Array]  # n - 1
 
 
-def lagrangian(pieces: Pieces, variables: Variables, y: Array, *, rho: Any, alpha: Any) -> Array:
-    """L as the module's docstring writes it, a scalar; for tests and monitoring."""
-    exchange = by_index(pieces.num)
-    W, p, q, u = variables
-    total = pieces.loss.value(pieces.forward(exchange, pieces.num - 1, W[-1], p[-1]), y).sum()
-    for l in range(pieces.num - 1):
-        gap = p[l + 1] - q[l]
-        miss = q[l] - pieces.forward(exchange, l, W[l], p[l])
-        total += alpha / 2 * jnp.sum(miss**2) + jnp.sum(u[l] * gap) + rho / 2 * jnp.sum(gap**2)
+def variables(state: Any, x: Array) -> Variables:
+    """The variables of L in an unplaced state of the stored schedule, for samples x [M, ...]."""
+    held = state.held
+    return Variables(
+        W=[weights.params for weights in state.weights],
+        p=[x, *(h.p for h in held[1:])],
+        q=[h.q for h in held[:-1]],
+        u=[h.u for h in held[1:]],
+    )
+
+
+def lagrangian(method: Method, v: Variables, y: Array, *, rho: Any, alpha: Any) -> Array:
+    """L as the module's docstring writes it, a scalar; for tests and monitoring.
+
+    Args:
+      method: from `gsadmm`, unplaced.
+      v: its variables; y: labels or targets [M, ...].  rho, alpha: the numbers of L.
+    """
+    n = len(v.W)
+    run = lambda l: method.parts.forward(by_index(n), l, Weights(v.W[l], ()), v.p[l])
+    total = method.parts.loss.value(run(n - 1), y).sum()
+    for l in range(n - 1):
+        gap, miss = v.p[l + 1] - v.q[l], v.q[l] - run(l)
+        total += alpha / 2 * jnp.sum(miss**2) + jnp.sum(v.u[l] * gap) + rho / 2 * jnp.sum(gap**2)
     return total

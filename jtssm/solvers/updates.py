@@ -33,7 +33,7 @@ def update_p(p: Array, g: Array, u: Array, q: Array, *, rho: Any, eta: Any) -> A
     return p - eta * (g + u + rho * (p - q))
 
 
-def update_q(f: Array, p: Array, u: Array, *, rho: Any, alpha: Any) -> Array:
+def update_q(f: Any, p: Array, u: Any, *, rho: Any, alpha: Any) -> Array:
     """q <- argmin_q L = (alpha f + rho p + u) / (alpha + rho), p = p_{l+1}; all [samples, ...]."""
     return (alpha * f + rho * p + u) / (alpha + rho)
 

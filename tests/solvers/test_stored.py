@@ -32,7 +32,8 @@ def paper_iteration(twin, x, y, p, q, u, minibatches, rho, alpha, eta):
         return alpha / 2 * jnp.sum((q[l][rows] - twin.f(l, W, p_l)) ** 2)
 
     for rows in minibatches:
-        gradients = [jax.grad(lambda W, l=l: omega(l, W, inputs[l][rows], rows) / len(rows))(twin.W[l]) for l in range(n)]  # fmt: skip
+        mean = lambda W, l, rows=rows: omega(l, W, inputs[l][rows], rows) / len(rows)
+        gradients = [jax.grad(mean)(twin.W[l], l) for l in range(n)]
         for l in range(n):
             twin.descend(l, gradients[l])
     everything = np.arange(len(y))
@@ -89,6 +90,19 @@ def test_iterations_equal_the_papers_algorithm_box(problem, n, weight_steps):
         )
     gaps = sum(float(((p[l + 1] - q[l]) ** 2).sum()) for l in range(n - 1))
     np.testing.assert_allclose(info.primal_residual, np.sqrt(gaps / M), atol=1e-12)
+
+
+def test_at_the_start_the_lagrangian_is_the_loss_of_the_composed_network(problem):
+    x, y = problem
+    method = solvers.gsadmm(
+        NET, subnets=3, optimizer=optax.sgd(0.05), batch_size=BATCH, schedule="stored"
+    )
+    state = method.init(jax.random.key(0), x, y)
+    at = lambda s: float(solvers.lagrangian(method, solvers.variables(s, x), y, rho=1.0, alpha=1.0))
+    value = float(losses.cross_entropy.value(NET.apply(method.params(state), x), y).sum())
+    np.testing.assert_allclose(at(state), value, rtol=1e-12)
+    moved, _ = method.step(state, x, y)
+    assert at(moved) < at(state)
 
 
 def test_several_sweeps_a_step_are_as_many_steps(problem):

@@ -7,10 +7,9 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import losses
+from jtssm import losses, solvers
 from jtssm.protocol import by_index
 from jtssm.solvers.pieces import Pieces
-from jtssm.solvers.tssm import Variables, lagrangian
 from jtssm.solvers.updates import update_p, update_q, update_u
 
 RHO, ALPHA, ETA = 0.7, 1.9, 0.13
@@ -30,11 +29,12 @@ def problem():
         [draw(5, w) for w in (6, 7)],
         [draw(5, w) for w in (6, 7)],
     )
-    return pieces, Variables(W, p, q, u), rng.integers(0, 3, 5)
+    return pieces, solvers.Variables(W, p, q, u), rng.integers(0, 3, 5)
 
 
 def L(pieces, variables, y):
-    return lagrangian(pieces, variables, y, rho=RHO, alpha=ALPHA)
+    method = solvers.gsadmm(pieces.network, cuts=[1, 3], optimizer=optax.sgd(0.1), batch_size=5)
+    return solvers.lagrangian(method, variables, y, rho=RHO, alpha=ALPHA)
 
 
 def test_the_lagrangian_is_the_sum_that_the_docstring_writes(problem):

@@ -1,5 +1,7 @@
 """Slow, literal twins of gsADMM's schedules, written from the equations and not from the library."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 
@@ -18,7 +20,7 @@ class Pieces:
 
     def __init__(self, net, params, starts, optimizer, loss):
         self.net, self.loss, self.optimizer = net, loss, optimizer
-        self.layers = [list(range(a, b)) for a, b in zip(starts, starts[1:], strict=False)]
+        self.layers = [list(range(a, b)) for a, b in pairwise(starts)]
         self.W = [[params[i] for i in layers] for layers in self.layers]
         self.states = [optimizer.init(W) for W in self.W]
 
@@ -69,7 +71,7 @@ def delayed_gradient(pieces, batches):
             else:
                 _, vjp = jax.vjp(lambda W, p, l=l: pieces.f(l, W, p), pieces.W[l], x)
                 g_W, g_p = vjp(cotangents[l].pop(b))
-            results[l] = jax.tree.map(lambda g, k=len(y): g / k, g_W)
+            results[l] = jax.tree.map(lambda g, samples=y.size: g / samples, g_W)
             if l:
                 sent["back", l - 1, b] = g_p
         for l, gradient in results.items():

@@ -1,0 +1,96 @@
+"""Running chunks of steps, and finding the step at which a number stopped being finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jtssm.protocol import Array, Info
+from jtssm.sharding import gathered
+
+
+class Divergence(NamedTuple):
+    """Where training left the finite numbers."""
+
+    step: int  # from 0
+    variable: str  # "loss", or the path of the first array of the state that is not finite after it
+    message: str
+
+
+class Outcome(NamedTuple):
+    """What became of a chunk of steps."""
+
+    state: Any  # after the chunk, or before the step that went wrong
+    infos: Any  # Info on the host, one number a step; None after a divergence
+    divergence: Divergence | None
+
+
+class Guard:
+    """Runs chunks of steps in one dispatch each and judges them.
+
+    The state before a chunk is its snapshot: it is not donated, and a chunk that goes wrong is
+    replayed from it step by step.
+    """
+
+    def __init__(self, step: Callable, state: Any):
+        self._step = jax.jit(step)
+        self._chunk = jax.jit(
+            lambda state, xs, ys: _counted(*lax.scan(lambda s, b: step(s, *b), state, (xs, ys)))
+        )
+        self._odd = int(not_finite(state))  # there from the start, e.g. an optimizer's best loss
+        self._done = 0
+        self.latest = state  # the last state known to be finite
+
+    def dispatch(self, state: Any, xs: Any, ys: Any) -> tuple:
+        """Start a chunk of steps on xs, ys [steps, ...]; nothing is waited for."""
+        return self._chunk(state, xs, ys)
+
+    def judge(self, before: Any, after: tuple, xs: Any, ys: Any) -> Outcome:
+        """The state after the chunk, or, if it went wrong, the last finite one."""
+        state, infos, count = after
+        infos = jax.tree.map(np.asarray, infos)
+        if np.isfinite(infos.loss).all() and int(count) <= self._odd:
+            self._done += len(infos.loss)
+            self.latest = state
+            return Outcome(state, infos, None)
+        for i in range(len(infos.loss)):
+            state, info = self._step(before, xs[i], ys[i])
+            loss = float(info.loss)
+            if not np.isfinite(loss) or int(not_finite(state)) > self._odd:
+                name = first_not_finite(before, state) if np.isfinite(loss) else "loss"
+                return Outcome(before, None, _divergence(self._done + i, name, loss))
+            self.latest = before = state
+        return Outcome(before, None, _divergence(self._done + len(infos.loss), "loss", np.nan))
+
+
+def _counted(state: Any, infos: Info) -> tuple:
+    return state, infos, not_finite(state)
+
+
+def _divergence(step: int, name: str, loss: float) -> Divergence:
+    message = (
+        f"step {step}: {name} is not finite (loss {loss:.4g}); training stopped, the result keeps "
+        f"the state before this step. Try a smaller learning rate or eta."
+    )
+    return Divergence(step, name, message)
+
+
+def not_finite(state: Any) -> Array:
+    """How many numbers of a state are NaN or infinite."""
+    floats = [a for a in jax.tree.leaves(state) if jnp.issubdtype(a.dtype, jnp.floating)]
+    return sum((jnp.sum(~jnp.isfinite(a)) for a in floats), jnp.zeros((), jnp.int32))
+
+
+def first_not_finite(before: Any, after: Any) -> str:
+    """Path of the first array of the state, in order, with numbers that were finite before."""
+    leaves = [jax.tree_util.tree_leaves_with_path(gathered(state)) for state in (before, after)]
+    for (path, old), (_, new) in zip(*leaves, strict=True):
+        floating = np.issubdtype(np.asarray(new).dtype, np.floating)
+        if floating and (np.isfinite(old) & ~np.isfinite(new)).any():
+            return jax.tree_util.keystr(path).lstrip(".")
+    return "state"
