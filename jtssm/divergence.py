@@ -38,7 +38,7 @@ class Guard:
     """
 
     def __init__(self, step: Callable, state: Any):
-        self._step = jax.jit(step)
+        self._step = jax.jit(lambda state, xs, ys, i: step(state, xs[i], ys[i]))
         self._chunk = jax.jit(
             lambda state, xs, ys: _counted(*lax.scan(lambda s, b: step(s, *b), state, (xs, ys)))
         )
@@ -59,7 +59,7 @@ class Guard:
             self.latest = state
             return Outcome(state, infos, None)
         for i in range(len(infos.loss)):
-            state, info = self._step(before, xs[i], ys[i])
+            state, info = self._step(before, xs, ys, i)
             loss = float(info.loss)
             if not np.isfinite(loss) or int(not_finite(state)) > self._odd:
                 name = first_not_finite(before, state) if np.isfinite(loss) else "loss"
@@ -80,6 +80,7 @@ def _divergence(step: int, name: str, loss: float) -> Divergence:
     return Divergence(step, name, message)
 
 
+@jax.jit
 def not_finite(state: Any) -> Array:
     """How many numbers of a state are NaN or infinite."""
     floats = [a for a in jax.tree.leaves(state) if jnp.issubdtype(a.dtype, jnp.floating)]

@@ -171,9 +171,7 @@ class _Minibatches:
     def _chunk(self, rows: np.ndarray) -> tuple:
         shape = (len(rows), *self.shape)
         arrays = [a[rows.ravel()].reshape(*shape, *a.shape[1:]) for a in (self.x, self.y)]
-        return tuple(
-            a if self.sharding is None else jax.device_put(a, self.sharding) for a in arrays
-        )
+        return _put(arrays, self.sharding)
 
 
 class _Resident:
@@ -192,16 +190,19 @@ class _Resident:
                 stacklevel=4,
             )
         order = rng.permutation(len(x))[: kept or None]
-        sharding = batch_sharding(method)
-        put = lambda a: jnp.asarray(a) if sharding is None else jax.device_put(a, sharding)
-        self.x, self.y = put(x[order]), put(y[order])
+        self.x, self.y = x[order], y[order]
+        self.chunk = _put((self.x[None], self.y[None]), batch_sharding(method, stacked=True))
 
     def run(self, guard: Guard, state: Any, bar: Any) -> Outcome:
         """One step on all samples."""
-        chunk = self.x[None], self.y[None]
-        outcome = guard.judge(state, guard.dispatch(state, *chunk), *chunk)
+        outcome = guard.judge(state, guard.dispatch(state, *self.chunk), *self.chunk)
         bar.update(outcome.infos is not None)
         return outcome
+
+
+def _put(arrays: Sequence[np.ndarray], sharding: Any) -> tuple:
+    """Arrays on the mesh, or on the default device."""
+    return tuple(jax.device_put(a, sharding) for a in arrays)
 
 
 def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, float]:

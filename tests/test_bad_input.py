@@ -96,6 +96,19 @@ def test_step_refuses_another_batch_size_and_dtype():
         jax.jit(method.step)(state, X[:6].astype(int), Y[:6])
 
 
+@pytest.mark.parametrize("mesh", [None, {"subnet": 2}])
+def test_step_refuses_another_dtype_than_that_of_init_and_predict_another_width(mesh):
+    method = solvers.gsadmm(NET, **GOOD)
+    method = method if mesh is None else sharding.place(method, sharding.make_mesh(**mesh))
+    state = method.init(jax.random.key(0), X.astype(np.float32), Y)
+    with pytest.raises(ValueError, match=r"x: expected float32, as in init; got float64"):
+        method.step(state, X[:6], Y[:6])
+    with pytest.raises(
+        ValueError, match=r"x: expected \[samples, 4\] or the like; got shape \(12, 8\)"
+    ):
+        method.predict(state, np.ones((12, 8), np.float32))
+
+
 def test_the_stored_schedule_refuses_a_broken_last_minibatch():
     method = solvers.gsadmm(NET, **GOOD, schedule="stored")
     with pytest.raises(

@@ -10,6 +10,8 @@ from math import prod
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jtssm import checks
@@ -83,6 +85,11 @@ def axis_size(mesh: Mesh, name: str | None) -> int:
 def put(x: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
     """x laid out on the mesh as `spec` says; tracers on Auto axes are left to shard_map."""
     sharding = NamedSharding(mesh, spec)
-    if not isinstance(x, jax.core.Tracer):
-        return jax.device_put(x, sharding)
-    return jax.reshard(x, sharding) if AxisType.Explicit in mesh.axis_types else x
+    if isinstance(x, jax.core.Tracer):
+        return jax.reshard(x, sharding) if AxisType.Explicit in mesh.axis_types else x
+    if jax.process_count() > 1 and isinstance(x, jax.Array) and x.is_fully_addressable:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            data = put(jax.random.key_data(x), mesh, spec)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        x = np.asarray(x)  # every process holds the whole value and hands in its part of it
+    return jax.device_put(x, sharding)
