@@ -9,7 +9,6 @@ from math import prod
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
@@ -110,9 +109,8 @@ def fit(
 def _train(method, state, epoch, epochs, sets, callbacks, progress) -> Result:
     history: list[dict[str, float]] = []
     drain, guard = jax.jit(method.drain), Guard(method.step, state)
-    disable = None if progress is None else not progress
     divergence, interrupted = None, False
-    with tqdm(total=epochs * epoch.steps, disable=disable, unit="step") as bar:
+    with _Bar(epochs * epoch.steps, progress) as bar:
         try:
             for number in range(1, epochs + 1):
                 start = time.perf_counter()
@@ -126,7 +124,7 @@ def _train(method, state, epoch, epochs, sets, callbacks, progress) -> Result:
                 record["seconds"] = time.perf_counter() - start
                 record |= _means(infos) | evaluate(method, state, sets)
                 history.append(record)
-                bar.set_postfix(_shown(record))
+                bar.show(record)
                 stops = [call(Epoch(record, state, method)) is True for call in callbacks]
                 if any(stops):
                     state = drain(state)
@@ -134,6 +132,32 @@ def _train(method, state, epoch, epochs, sets, callbacks, progress) -> Result:
         except KeyboardInterrupt:
             state, interrupted = guard.latest, True
     return Result(history, state, method, divergence, interrupted)
+
+
+class _Bar:
+    """A progress bar with the newest of each number; quiet where there is no terminal."""
+
+    NAMES = (("loss", "loss"), ("primal_residual", "|p-q|"), ("coupling", "|q-f|"))
+
+    def __init__(self, steps: int, progress: bool | None):
+        disable = None if progress is None else not progress
+        self.bar = tqdm(total=steps, disable=disable, unit="step", dynamic_ncols=True)
+        self.scores: dict[str, str] = {}
+        self.sizes: dict[str, str] = {}
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, record: Mapping[str, float], steps: int = 0) -> None:
+        """Count steps done, and show loss, residuals and the accuracies of the composed network."""
+        scores = {name: a for name, a in record.items() if name.endswith("_accuracy")}
+        self.scores |= {name.removesuffix("_accuracy"): f"{a:.3f}" for name, a in scores.items()}
+        self.sizes |= {s: f"{record[name]:.3g}" for name, s in self.NAMES if record.get(name)}
+        self.bar.set_postfix(self.scores | self.sizes, refresh=False)
+        self.bar.update(steps)
 
 
 class _Minibatches:
@@ -163,8 +187,7 @@ class _Minibatches:
             if divergence is not None:
                 return Outcome(state, None, divergence)
             seen.append(infos)
-            bar.update(len(infos.loss))
-            bar.set_postfix(_shown(_means(infos)))
+            bar.show(_means(infos), len(infos.loss))
             chunk = ahead or ()
         return Outcome(state, jax.tree.map(lambda *a: np.concatenate(a), *seen), None)
 
@@ -196,7 +219,7 @@ class _Resident:
     def run(self, guard: Guard, state: Any, bar: Any) -> Outcome:
         """One step on all samples."""
         outcome = guard.judge(state, guard.dispatch(state, *self.chunk), *self.chunk)
-        bar.update(outcome.infos is not None)
+        bar.show({}, int(outcome.infos is not None))
         return outcome
 
 
@@ -227,13 +250,6 @@ def _means(infos: Info) -> dict[str, float]:
     count = max(float(infos.samples.sum()), 1.0)
     means = {name: float((a * infos.samples).sum() / count) for name, a in infos._asdict().items()}
     return means | {"samples": float(infos.samples.sum())}
-
-
-def _shown(record: Mapping[str, float]) -> dict[str, str]:
-    """What the progress bar shows of a line of the history."""
-    names = {"loss": "loss", "primal_residual": "|p-q|", "coupling": "|q-f|"}
-    names |= {k: k.removesuffix("uracy") for k in record if k.endswith("_accuracy")}
-    return {short: f"{record[name]:.4g}" for name, short in names.items() if record.get(name)}
 
 
 def _pair(name: str, pair: Any) -> tuple:

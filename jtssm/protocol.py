@@ -128,8 +128,10 @@ def as_method(parts: Parts) -> Method:
 
     def init(key, x, y, params=None):
         parts.check(x, y, "init")
-        params = None if params is None else by_piece(params, parts.starts)
-        return parts.init(exchange, key, as_input(parts.network, x), jnp.asarray(y), params)
+        x = as_input(parts.network, x)
+        if params is not None:
+            params = jax.tree.map(jnp.asarray, given_params(parts, params, x.dtype))
+        return parts.init(exchange, key, x, jnp.asarray(y), params)
 
     def step(state, x, y):
         parts.check(x, y, "step", state.weights)
@@ -157,10 +159,25 @@ def as_input(network: Any, x: Any) -> Array:
     return x.reshape(-1, *shape)
 
 
+def given_params(parts: Parts, params: Any, dtype: Any) -> tuple:
+    """A warm start by pieces, in the dtype of the samples.
+
+    Raises:
+      ValueError: not one tree a layer, or trees of another network.
+    """
+    shapes = jax.eval_shape(lambda: parts.network.init(jax.random.key(0), dtype))
+    if len(params) != len(shapes):
+        raise ValueError(f"params: expected {len(shapes)} trees, one a layer; got {len(params)}")
+    expected, got = (jax.tree.map(jnp.shape, list(tree)) for tree in (shapes, params))
+    if expected != got:
+        raise ValueError(f"params: expected arrays of shapes {expected}; got {got}")
+    # left where they are: numpy arrays stay in host memory
+    same = jax.tree.map(lambda a, like: a.astype(like.dtype), list(params), shapes)
+    return by_piece(same, parts.starts)
+
+
 def by_piece(params: Any, starts: tuple[int, ...]) -> tuple:
     """Group a list of one tree a layer into a tuple of one list a piece."""
-    if len(params) != starts[-1]:
-        raise ValueError(f"params: expected {starts[-1]} trees, one a layer; got {len(params)}")
     return tuple(list(params[a:b]) for a, b in pairwise(starts))
 
 

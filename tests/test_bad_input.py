@@ -121,6 +121,11 @@ def test_init_refuses_parameters_of_another_network():
     method = solvers.gsadmm(NET, **GOOD)
     with pytest.raises(ValueError, match=r"params: expected 3 trees, one a layer; got 2"):
         method.init(jax.random.key(0), X, Y, NET.init(jax.random.key(0))[:2])
+    other = jtssm.mlp([4, 8, 9, 3]).init(jax.random.key(0))
+    with pytest.raises(
+        ValueError, match=r"params: expected arrays of shapes .*\(8, 8\).*got .*\(8, 9\)"
+    ):
+        method.init(jax.random.key(0), X, Y, other)
 
 
 def test_fit_refuses_less_than_a_minibatch_and_other_arguments():

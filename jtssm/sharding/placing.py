@@ -10,10 +10,19 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jtssm.protocol import Method, Parts, Tree, as_input, by_index, by_piece, whole_params
+from jtssm.protocol import (
+    Method,
+    Parts,
+    Tree,
+    as_input,
+    by_index,
+    by_piece,
+    given_params,
+    whole_params,
+)
 from jtssm.sharding import collectives, grid
 from jtssm.sharding.exchanging import Place, by_collectives, own_part
-from jtssm.sharding.mesh import AxisNames, axis_names, axis_size, put
+from jtssm.sharding.mesh import axis_names, axis_size, put
 from jtssm.sharding.packing import Layout, gathered, lay_out, layout_of, specs
 
 
@@ -103,8 +112,7 @@ class _Placing:
     """A method's parts on a mesh; its functions become those of the placed method."""
 
     def __init__(self, parts: Parts, mesh: Mesh, at: Place):
-        self.parts, self.mesh, self.at = parts, mesh, at
-        self.names: AxisNames = at.names
+        self.parts, self.mesh, self.at, self.names = parts, mesh, at, at.names
         self.exchange = by_collectives(at)
 
     def method(self, unplaced: Method) -> Method:
@@ -118,65 +126,59 @@ class _Placing:
         parts = self.parts
         parts.check(x, y, "init")
         x, y = as_input(parts.network, x), jnp.asarray(y)
+        given = None if params is None else given_params(parts, params, x.dtype)
         weights = self._weights_layout(x.dtype)
         exchange = by_collectives(self.at._replace(weights=weights))
-        given = None if params is None else by_piece(params, parts.starts)
         whole = jax.eval_shape(lambda: parts.init(by_index(self.at.num), key, x, y, given))
-        out = self._specs(self._rows(whole, weights))
         rows = None if given is None else self._lay_out(given)
-        start = lambda key, x, y, rows: parts.init(exchange, key, self._seen(x), y, rows)
-        samples = self._samples() if parts.resident else PartitionSpec()
-        in_specs = (
-            PartitionSpec(),
-            samples,
-            samples,
-            None if rows is None else specs(rows.layout, self.names),
-        )
-        run = jax.shard_map(start, mesh=self.mesh, in_specs=in_specs, out_specs=out)
+        samples = self._samples if parts.resident else PartitionSpec()
         if not parts.resident:  # only shapes are needed
             x, y = x[:1], y[:1]
-        return jax.jit(run)(
-            self._put(key, PartitionSpec()), *(self._put(a, samples) for a in (x, y)), rows
+        start = self._mapped(
+            lambda key, x, y, rows: parts.init(exchange, key, self._seen(x), y, rows),
+            (PartitionSpec(), samples, samples, rows and specs(rows.layout, self.names)),
+            self._specs(self._rows(whole, weights)),
         )
+        key = put(key, self.mesh, PartitionSpec())
+        return jax.jit(start)(key, put(x, self.mesh, samples), put(y, self.mesh, samples), rows)
 
     def step(self, state, x, y):
         self.parts.check(x, y, "step", state.weights)
-        x, y = (
-            self._put(a, self._samples()) for a in (as_input(self.parts.network, x), jnp.asarray(y))
-        )
         spec = self._specs(state)
-        work = lambda state, x, y: self.parts.step(self.exchange, state, self._seen(x), y)
-        in_specs = (spec, self._samples(), self._samples())
-        return jax.shard_map(
-            work, mesh=self.mesh, in_specs=in_specs, out_specs=(spec, PartitionSpec())
-        )(state, x, y)
+        work = self._mapped(
+            lambda state, x, y: self.parts.step(self.exchange, state, self._seen(x), y),
+            (spec, self._samples, self._samples),
+            (spec, PartitionSpec()),
+        )
+        x = put(as_input(self.parts.network, x), self.mesh, self._samples)
+        return work(state, x, put(jnp.asarray(y), self.mesh, self._samples))
 
     def drain(self, state):
         spec = self._specs(state)
         work = lambda state: self.parts.drain(self.exchange, state)
-        return jax.shard_map(work, mesh=self.mesh, in_specs=(spec,), out_specs=spec)(state)
+        return self._mapped(work, (spec,), spec)(state)
 
     def predict(self, state, x):
         """Outputs, split over pc; rows are added and removed where pc does not divide them."""
         x = as_input(self.parts.network, x)
-        num, pc = x.shape[0], self.at.sizes[2]
-        x = self._put(
-            jnp.pad(x, ((0, -num % pc), *((0, 0),) * (x.ndim - 1))) if num % pc else x,
-            self._samples(),
-        )
+        num, more = x.shape[0], -x.shape[0] % self.at.sizes[2]
+        if more:
+            x = jnp.pad(x, ((0, more), *((0, 0),) * (x.ndim - 1)))
         fn = lambda l, weights, p: self.parts.forward(self.exchange, l, weights, p)
-        work = lambda weights, x: self.exchange.chain(fn, weights, self._seen(x))[0]
-        in_specs = (self._specs(state).weights, self._samples())
-        out = jax.shard_map(work, mesh=self.mesh, in_specs=in_specs, out_specs=self._samples())(
-            state.weights, x
+        work = self._mapped(
+            lambda weights, x: self.exchange.chain(fn, weights, self._seen(x))[0],
+            (self._specs(state).weights, self._samples),
+            self._samples,
         )
-        return out[:num] if num % pc else out
+        out = work(state.weights, put(x, self.mesh, self._samples))
+        return out[:num] if more else out
 
+    @property
     def _samples(self) -> PartitionSpec:
         return self.names.spec("pc")
 
-    def _put(self, x, spec):
-        return put(x, self.mesh, spec)
+    def _mapped(self, fn, in_specs, out_specs):
+        return jax.shard_map(fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
 
     def _seen(self, x):
         """Samples differ from piece to piece: no gradient of theirs may be summed over subnet."""
@@ -188,13 +190,16 @@ class _Placing:
         params = jax.eval_shape(lambda: net.init(jax.random.key(0), dtype))
         pieces = list(enumerate(by_piece(params, at.starts)))
         start = lambda l, p: jax.eval_shape(lambda p: self.parts.start(l, p), p)
-        part = lambda l, p: jax.eval_shape(lambda p: own_part(at, l, p, rank=0), p)
         whole = [start(l, p) for l, p in pieces]
-        return layout_of("weights", whole, [start(l, part(l, p)) for l, p in pieces])
+        return layout_of("weights", whole, [start(l, self._part(l, p)) for l, p in pieces])
+
+    def _part(self, l: int, params: Tree) -> Tree:
+        """Shapes of what one device holds of piece l's parameters."""
+        return jax.eval_shape(lambda p: own_part(self.at, l, p, rank=0), params)
 
     def _lay_out(self, given: tuple):
-        part = lambda l, p: jax.eval_shape(lambda p: own_part(self.at, l, p, rank=0), p)
-        layout = layout_of("weights", given, [part(l, p) for l, p in enumerate(given)])
+        """Given parameters as rows on the mesh."""
+        layout = layout_of("weights", given, [self._part(l, p) for l, p in enumerate(given)])
         return lay_out(layout, given, self.mesh, self.names, self.at.sizes[1])
 
     def _rows(self, whole: Any, weights: Layout) -> Any:
