@@ -42,7 +42,7 @@ def main() -> None:
     )
     parse.add_argument("--epochs", type=int, default=5)
     parse.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parse.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3])
+    parse.add_argument("--rates", type=float, nargs="+", default=[2.5e-4, 5e-4, 1e-3, 2e-3])
     parse.add_argument("--repeats", type=int, default=15)
     given = parse.parse_args()
     splits = (

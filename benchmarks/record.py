@@ -37,6 +37,7 @@ def write(name: str, module: str, content: Mapping[str, Any]) -> Path:
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "cores": os.cpu_count(),
     }  # fmt: skip
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({**about, **content}, indent=1) + "\n")
     return path
