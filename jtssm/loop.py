@@ -37,7 +37,7 @@ class Result(NamedTuple):
     state: Any  # the last finite one
     method: Method  # as placed on the mesh
     divergence: Divergence | None
-    interrupted: bool  # by Ctrl-C
+    interrupted: bool  # by Ctrl-C, or by an exception that carries this result
 
     def predict(self, x: Any) -> np.ndarray:
         """Outputs [samples, ...] of the composed network, on the host."""
@@ -89,7 +89,8 @@ def fit(
       ValueError: bad samples, fewer than one minibatch, or bad arguments.
 
     A loss or state that is not finite stops the training: the result keeps the last finite state and
-    says in `divergence`, and in a RuntimeWarning, which variable went first.
+    says in `divergence`, and in a RuntimeWarning, which variable went first. Ctrl-C ends the training
+    and returns what was reached; any other exception carries it as its attribute `result`.
     """
     checks.count(epochs=epochs)
     if mesh is not None:
@@ -131,6 +132,9 @@ def _train(method, state, epoch, epochs, sets, callbacks, progress) -> Result:
                     break
         except KeyboardInterrupt:
             state, interrupted = guard.latest, True
+        except Exception as error:  # a callback's, or out of memory: hand out what there is
+            error.result = Result(history, guard.latest, method, None, True)  # type: ignore[attr-defined]
+            raise
     return Result(history, state, method, divergence, interrupted)
 
 

@@ -146,6 +146,30 @@ def test_ctrl_c_returns_what_was_reached():
     assert np.isfinite(result.predict(X)).all()
 
 
+def test_an_exception_of_a_callback_carries_what_was_reached():
+    def fail(epoch):
+        if epoch.record["epoch"] == 3:
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full") as raised:
+        jtssm.fit(gsadmm(), (X, Y), epochs=9, key=KEY, callbacks=[fail])
+    result = raised.value.result
+    assert len(result.history) == 3
+    assert [int(w.opt_state[0].count) for w in result.state.weights] == [18 - 2, 18 - 1]
+
+
+def test_fit_runs_on_a_users_mesh_with_explicit_axes():
+    mesh = jax.make_mesh((2, 4), ("subnet", "pc"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    method = gsadmm(optax.sgd(0.05))
+    plain, placed = (
+        jtssm.fit(method, (X, Y), epochs=2, key=KEY, mesh=m, validation=(X, Y))
+        for m in (None, mesh)
+    )
+    np.testing.assert_allclose(
+        plain.history[-1]["validation_loss"], placed.history[-1]["validation_loss"], atol=1e-9
+    )
+
+
 def test_the_stored_schedule_leaves_out_what_does_not_fill_a_minibatch_and_says_so():
     with pytest.warns(UserWarning, match=r"train: 10 of 130 samples are left out"):
         result = jtssm.fit(

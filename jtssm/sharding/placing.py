@@ -159,7 +159,7 @@ class _Placing:
         return self._mapped(work, (spec,), spec)(state)
 
     def predict(self, state, x):
-        """Outputs, split over pc; rows are added and removed where pc does not divide them."""
+        """Outputs, split over pc; whole everywhere if pc does not divide them."""
         x = as_input(self.parts.network, x)
         num, more = x.shape[0], -x.shape[0] % self.at.sizes[2]
         if more:
@@ -171,7 +171,7 @@ class _Placing:
             self._samples,
         )
         out = work(state.weights, put(x, self.mesh, self._samples))
-        return out[:num] if more else out
+        return put(out, self.mesh, PartitionSpec())[:num] if more else out
 
     @property
     def _samples(self) -> PartitionSpec:
