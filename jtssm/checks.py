@@ -96,13 +96,15 @@ def _labels(network: Network, loss: Loss, num: int, y: Any, y_shape: tuple) -> N
 def _values(network: Network, loss: Loss, x: Any, y: Any) -> None:
     if isinstance(x, jax.ShapeDtypeStruct) or isinstance(y, jax.ShapeDtypeStruct):
         return
-    bad = int(jnp.size(x) - jnp.isfinite(jnp.asarray(x)).sum())
+    xp: Any = np if isinstance(x, np.ndarray) else jnp
+    bad = int(xp.size(x) - xp.isfinite(xp.asarray(x)).sum())
     if bad:
         raise ValueError(f"x: expected finite numbers; got {bad} that are NaN or infinite")
     if not loss.labels:
         return
     classes = network.shapes[-1][-1]
-    low, high = int(jnp.min(jnp.asarray(y))), int(jnp.max(jnp.asarray(y)))
+    y = np.asarray(y) if isinstance(y, (np.ndarray, list, tuple)) else jnp.asarray(y)
+    low, high = int(y.min()), int(y.max())
     if low < 0 or high >= classes:
         raise ValueError(
             f"y: expected labels 0..{classes - 1}, the network has {classes} outputs; "

@@ -9,6 +9,7 @@ an exchange made of collectives.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
@@ -125,13 +126,16 @@ class Method(NamedTuple):
 def as_method(parts: Parts) -> Method:
     """The protocol of a method on one device."""
     exchange = by_index(len(parts.starts) - 1)
+    start = jax.jit(partial(parts.init, exchange))  # eager, its many small draws compile one by one
 
     def init(key, x, y, params=None):
         parts.check(x, y, "init")
+        if not parts.resident:  # only shapes are needed
+            x, y = x[:1], y[:1]
         x = as_input(parts.network, x)
         if params is not None:
             params = jax.tree.map(jnp.asarray, given_params(parts, params, x.dtype))
-        return parts.init(exchange, key, x, jnp.asarray(y), params)
+        return start(key, x, jnp.asarray(y), params)
 
     def step(state, x, y):
         parts.check(x, y, "step", state.weights)
