@@ -24,8 +24,9 @@ import jtssm
 from benchmarks import record
 from jtssm import data, losses, solvers
 
+ADAM = "Adam end to end"
 METHODS = {
-    "Adam end to end": None,
+    ADAM: None,
     "gsADMM streaming": {},
     "gsADMM streaming, 2 sweeps": {"sweeps": 2},
     "gsADMM stored": {"schedule": "stored"},
@@ -44,6 +45,9 @@ def main() -> None:
     parse.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parse.add_argument("--rates", type=float, nargs="+", default=[2.5e-4, 5e-4, 1e-3, 2e-3])
     parse.add_argument("--repeats", type=int, default=15)
+    parse.add_argument(
+        "--schedules", nargs="*", default=list(METHODS)[1:], choices=list(METHODS)[1:]
+    )
     given = parse.parse_args()
     splits = (
         data.load("digits", flat=True) if given.smoke else data.load("mnist", size=14, flat=True)
@@ -53,8 +57,9 @@ def main() -> None:
     if given.smoke:
         given.epochs, given.seeds, given.rates, given.repeats = 1, [0], [1e-3], 2
         splits = splits._replace(train=data.Split(*(a[:550] for a in splits.train)))
-    cost = _cost(net, splits.train, given.repeats)
-    report = {name: _report(name, net, splits, given) for name in METHODS}
+    names = [ADAM, *given.schedules]
+    cost = _cost(names, net, splits.train, given.repeats)
+    report = {name: _report(name, net, splits, given) for name in names}
     for name, line in report.items():
         line["step"] = cost[name]
         mean, ratio = np.mean(line["test_accuracy"]), cost[name]["ratio_to_adam"]
@@ -104,10 +109,10 @@ def _report(name, net, splits, given) -> dict:
     }  # fmt: skip
 
 
-def _cost(net, train, repeats) -> dict:
+def _cost(names, net, train, repeats) -> dict:
     """Seconds a step of minibatch methods, an epoch of the resident one divided by its minibatches."""
     runs, steps = {}, {}
-    for name in METHODS:
+    for name in names:
         method = _method(name, net, 1e-3)
         kept = len(train.x) - len(train.x) % 110
         if method.resident:
@@ -120,7 +125,7 @@ def _cost(net, train, repeats) -> dict:
         state = method.init(jax.random.key(0), *(train if method.resident is False else (x, y)))
         runs[name] = lambda run=run, state=state, x=x, y=y: run(state, x, y)
     seconds = record.alternating(runs, repeats)
-    adam = np.median(seconds["Adam end to end"]) / steps["Adam end to end"]
+    adam = np.median(seconds[ADAM]) / steps[ADAM]
     return {
         name: record.spread([s / steps[name] for s in taken])
         | {"ratio_to_adam": float(np.median(taken) / steps[name] / adam)}
