@@ -9,10 +9,10 @@ demo: $(VENV)/ready
 	$(BIN)/jtssm demo --out run/demo --overwrite
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 slow: $(VENV)/ready
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
