@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ def write(name: str, module: str, content: Mapping[str, Any]) -> Path:
         " (changed)" if _git("status", "--porcelain", "jtssm") else ""
     )
     about = {
-        "command": " ".join(["python -m", module, *sys.argv[1:]]),
+        "command": f"python -m {module} {shlex.join(sys.argv[1:])}".strip(),
         "date": datetime.date.today().isoformat(),
         "commit": commit,
         "versions": {
