@@ -23,7 +23,7 @@ def histories(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, float]]
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install 'jtssm[plot]'") from error
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
     for axes, (title, suffix) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         for i, (name, history) in enumerate(runs.items()):
             _lines(axes, f"C{i}", name, history, suffix)
@@ -32,7 +32,7 @@ def histories(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, float]]
         if suffix != "_accuracy":
             axes.set_yscale("log")
         if axes.lines:
-            axes.legend(fontsize="small")
+            axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
     figure.savefig(path, dpi=120)
 
 
