@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jtssm.protocol import Array, Info, Method, as_method
-from jtssm.solvers.pieces import Pieces
+from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.streaming import boundary_moves
 from jtssm.solvers.updates import Penalties, squared, update_p, update_q, update_u
 
@@ -70,7 +70,7 @@ def method(
             name="gsadmm",
             kinds={"weights": "weights", "held": "samples"},
             init=_init(pieces, penalties),
-            step=_step(_sweep(pieces, batch_size, weight_steps), sweeps),
+            step=_step(pieces, batch_size, sweeps, weight_steps),
             drain=lambda exchange, state: state,
             moves=moves,
             precision=precision,
@@ -97,92 +97,106 @@ def _init(pieces: Pieces, penalties: Penalties) -> Callable:
     return init
 
 
-def _step(sweep: Callable, sweeps: int) -> Callable:
+def _step(pieces: Pieces, batch_size: int, sweeps: int, weight_steps: int | None) -> Callable:
     def step(exchange, state, x, y):
         for _ in range(sweeps):
-            state, info = sweep(exchange, state, x, y)
+            state, info = _sweep(pieces, batch_size, weight_steps, exchange, state, x, y)
         return state, info
 
     return step
 
 
-def _sweep(pieces: Pieces, batch_size: int, weight_steps: int | None) -> Callable:
-    last = pieces.num - 1
-
-    def sweep(exchange, state, x, y):
-        rho, alpha, eta = state.penalties
-        eta = 1 / (alpha + rho) if eta is None else eta
-        key, draw_key = jax.random.split(state.key)
-        per_stratum = x.shape[0] * exchange.num_splits // batch_size
-        draws = draw(draw_key, batch_size, per_stratum, weight_steps or per_stratum)
-        draws = exchange.own_samples(draws.T).T  # columns: the strata that live here
-
-        def train_weights_and_p(l, weights, held):
-            p = x if l == 0 else held.p
-            objective = _objective(pieces, exchange, l, alpha)
-
-            def weight_step(weights, columns):
-                batch = jax.tree.map(lambda a: _pick(a, columns, per_stratum), (p, held.q, y))
-                gradient = jax.grad(lambda W: objective(W, *batch)[0] / batch_size)(weights.params)
-                return pieces.descend(l, weights, gradient), None
-
-            weights, _ = lax.scan(weight_step, weights, draws)
-            if l == 0:
-                _, seen = objective(weights.params, p, held.q, y)
-                return weights, held, (), seen
-            g, seen = jax.grad(objective, 1, has_aux=True)(weights.params, p, held.q, y)
-            p = update_p(p, g, held.u, held.q_before, rho=rho, eta=eta)
-            return weights, held._replace(p=p), p + held.u / rho, seen
-
-        def renew_q(l, weights, held, from_next):
-            if l == last:
-                return held, (), jnp.zeros((), x.dtype), jnp.zeros((), x.dtype)
-            f = pieces.forward(exchange, l, weights.params, x if l == 0 else held.p)
-            q = update_q(f, from_next, 0.0, rho=rho, alpha=alpha)
-            return held._replace(q=q), q, squared(rho * (q - held.q)), squared(q - f)
-
-        def renew_u(l, held, q_before):
-            if l == 0:
-                return held, jnp.zeros((), x.dtype)
-            u = update_u(held.u, held.p, q_before, rho=rho)
-            return held._replace(u=u, q_before=q_before), squared(held.p - q_before)
-
-        weights, held, message, seen = exchange.each(
-            train_weights_and_p, state.weights, state.held,
-            kinds=("weights", "samples", "samples", "sums"),
-        )  # fmt: skip
-        held, message, dual, coupling = exchange.each(
-            renew_q, weights, held, exchange.to_previous(message),
-            kinds=("samples", "samples", "sums", "sums"),
-        )  # fmt: skip
-        held, primal = exchange.each(
-            renew_u, held, exchange.to_next(message), kinds=("samples", "sums")
-        )
-        totals = (*exchange.total(seen), *map(exchange.total, (primal, dual, coupling)))
-        samples = x.shape[0] * exchange.num_splits
-        return State(weights, held, key, state.penalties), _info(totals, samples)
-
-    return sweep
+def _sweep(pieces, batch_size, weight_steps, exchange, state: State, x, y) -> tuple[State, Info]:
+    rho, alpha, eta = state.penalties
+    numbers = Penalties(rho, alpha, 1 / (alpha + rho) if eta is None else eta)
+    samples = x.shape[0] * exchange.num_splits
+    key, draw_key = jax.random.split(state.key)
+    strata = Strata(batch_size, samples // batch_size)
+    draws = draw(draw_key, *strata, weight_steps or strata.each)
+    draws = exchange.own_samples(draws.T).T  # columns: the strata that live here
+    sweep = Sweep(pieces, exchange, x, y, numbers, strata, draws)
+    weights, held, message, seen = exchange.each(
+        sweep.train_weights_and_p, state.weights, state.held,
+        kinds=("weights", "samples", "samples", "sums"),
+    )  # fmt: skip
+    held, message, moved = exchange.each(
+        sweep.renew_q, weights, held, exchange.to_previous(message),
+        kinds=("samples", "samples", "sums"),
+    )  # fmt: skip
+    held, gap = exchange.each(
+        sweep.renew_u, held, exchange.to_next(message), kinds=("samples", "sums")
+    )
+    sums = (exchange.total(a) for a in (seen, gap, moved))
+    loss, right, *residuals = (total / samples for each in sums for total in each)
+    info = Info(loss, right, jnp.full_like(loss, samples), *map(jnp.sqrt, residuals))
+    return State(weights, held, key, state.penalties), info
 
 
-def _info(totals, samples: int) -> Info:
-    loss, right, *residuals = (total / samples for total in totals)
-    count = jnp.full_like(loss, samples)
-    return Info(loss, right, count, *map(jnp.sqrt, residuals))
+class Strata(NamedTuple):
+    """How the samples are divided: a minibatch takes one of each stratum."""
+
+    num: int
+    each: int  # samples in one
 
 
-def _objective(pieces: Pieces, exchange: Any, l: int, alpha: Any) -> Callable:
-    """(W_l, p_l, q_l, y) -> (R or Omega_l summed over the samples at hand, (loss, number right))."""
+class Sweep(NamedTuple):
+    """What all pieces share within one sweep; the methods are the work of one of them."""
 
-    def objective(W, p, q, y):
-        f = pieces.forward(exchange, l, W, p)
-        if l < pieces.num - 1:
+    pieces: Pieces
+    exchange: Any
+    x: Array  # [M, ...]
+    y: Array  # [M, ...]
+    penalties: Penalties
+    strata: Strata
+    draws: Array  # [weight steps, strata] which sample of each stratum a minibatch takes
+
+    def train_weights_and_p(self, l: int, weights: Weights, held: Held) -> tuple:
+        """W-steps on minibatches, then the p-step on every sample; sends p + u / rho backward."""
+        p = self.x if l == 0 else held.p
+
+        def weight_step(weights, columns):
+            p_, q_, y_ = jax.tree.map(lambda a: self._pick(a, columns), (p, held.q, self.y))
+            mean = lambda W: self._objective(W, p_, q_, y_, l)[0] / self.strata.num
+            return self.pieces.descend(l, weights, jax.grad(mean)(weights.params)), None
+
+        weights, _ = lax.scan(weight_step, weights, self.draws)
+        at = weights.params, p, held.q, self.y, l
+        if l == 0:
+            return weights, held, (), self._objective(*at)[1]
+        rho, _, eta = self.penalties
+        g, seen = jax.grad(self._objective, 1, has_aux=True)(*at)
+        p = update_p(p, g, held.u, held.q_before, rho=rho, eta=eta)
+        return weights, held._replace(p=p), p + held.u / rho, seen
+
+    def renew_q(self, l: int, weights: Weights, held: Held, from_next: Any) -> tuple:
+        """The q-step; sends q forward. Sums: |rho (q - q before)|^2, |q - f|^2."""
+        if l == self.pieces.num - 1:
+            return held, (), (jnp.zeros((), self.x.dtype),) * 2
+        rho, alpha, _ = self.penalties
+        p = self.x if l == 0 else held.p
+        f = self.pieces.forward(self.exchange, l, weights.params, p)
+        q = update_q(f, from_next, 0.0, rho=rho, alpha=alpha)
+        return held._replace(q=q), q, (squared(rho * (q - held.q)), squared(q - f))
+
+    def renew_u(self, l: int, held: Held, q_before: Any) -> tuple:
+        """The dual step at the piece's input. Sum: |p - q|^2."""
+        if l == 0:
+            return held, (jnp.zeros((), self.x.dtype),)
+        u = update_u(held.u, held.p, q_before, rho=self.penalties.rho)
+        return held._replace(u=u, q_before=q_before), (squared(held.p - q_before),)
+
+    def _objective(self, W, p, q, y, l: int) -> tuple:
+        """R or Omega_l summed over the samples at hand, and (loss, number right)."""
+        f = self.pieces.forward(self.exchange, l, W, p)
+        if l < self.pieces.num - 1:
             zero = jnp.zeros((), p.dtype)
-            return alpha / 2 * squared(q - f), (zero, zero)
-        loss = pieces.loss.value(f, y).sum()
-        return loss, (loss, pieces.loss.correct(f, y).sum())
+            return self.penalties.alpha / 2 * squared(q - f), (zero, zero)
+        loss = self.pieces.loss.value(f, y).sum()
+        return loss, (loss, self.pieces.loss.correct(f, y).sum())
 
-    return objective
+    def _pick(self, a: Array, columns: Array) -> Array:
+        """Row columns[i] of stratum i, for all strata that live here."""
+        return a[jnp.arange(columns.size) * self.strata.each + columns]
 
 
 def draw(key: Array, strata: int, per_stratum: int, steps: int) -> Array:
@@ -191,8 +205,3 @@ def draw(key: Array, strata: int, per_stratum: int, steps: int) -> Array:
     order = jnp.broadcast_to(jnp.arange(per_stratum), (epochs * strata, per_stratum))
     order = jax.random.permutation(key, order, axis=1, independent=True)
     return order.reshape(epochs, strata, per_stratum).swapaxes(1, 2).reshape(-1, strata)[:steps]
-
-
-def _pick(a: Array, columns: Array, per_stratum: int) -> Array:
-    """Row columns[i] of stratum i, for all strata: [strata, ...] from [strata * per_stratum, ...]."""
-    return a[jnp.arange(columns.size) * per_stratum + columns]
