@@ -178,6 +178,13 @@ def test_elementwise_optimizers_pass_the_probe():
         place({"optimizer": optimizer}, {"pr": 2})
 
 
+def test_an_optimizer_state_with_a_random_key_is_refused_on_a_mesh():
+    noisy = optax.chain(optax.add_noise(0.1, 0.5, 0), optax.sgd(0.1))
+    placed = place({"optimizer": noisy}, {"subnet": 2})
+    with pytest.raises(ValueError, match=r"optimizer: expected a state of numbers.*typed PRNG key"):
+        placed.init(jax.random.key(0), X, Y)
+
+
 def test_make_mesh_refuses_more_devices_than_there_are():
     with pytest.raises(ValueError, match=r"expected at most 8.*got 4 \* 2 \* 2 = 16.*jax_num_cpu"):
         sharding.make_mesh(4, 2, 2)

@@ -95,7 +95,15 @@ def layout_of(kind: str, trees: Sequence[Tree], local: Sequence[Tree] | None = N
     """The layout of the given trees (arrays or their shapes), one a piece.
 
     `local`: the same trees as one device holds them, where leaves are split over pr.
+
+    Raises:
+      ValueError: a typed PRNG key, which does not fit in a row of numbers.
     """
+    if any(jnp.issubdtype(a.dtype, jax.dtypes.prng_key) for a in jax.tree.leaves(trees)):
+        raise ValueError(
+            "optimizer: expected a state of numbers on a mesh; got one with a typed PRNG key, as "
+            "optax.add_noise has: use it on one device, or draw the noise outside"
+        )
     treedefs = tuple(jax.tree.structure(tree) for tree in trees)
     pairs = zip(trees, trees if local is None else local, strict=True)
     return Layout(kind, treedefs, tuple(_leaves(kind, *pair) for pair in pairs))
