@@ -65,7 +65,7 @@ class Pieces(NamedTuple):
     def descend(self, l: int, weights: Weights, gradient: Tree, live: Any = True) -> Weights:
         """One optimizer step of piece l; nothing changes where `live` is False.
 
-        A `cond`, not a select: on a CPU the select cost 8 to 15 % of a step (n = 2, 512 wide).
+        A `cond`, not a select: on a CPU the select cost 6 to 15 % of a step (n = 2, 512 wide).
         """
 
         def step(weights: Weights) -> Weights:
