@@ -40,7 +40,7 @@ class Info(NamedTuple):
     """What a person wants to see of one step; scalars. `samples` = 0: nothing was measured yet."""
 
     loss: Array  # mean loss of the samples that reached the last piece
-    accuracy: Array  # share of them it classified rightly (of squared error: nan-free 0)
+    accuracy: Array  # share of them it classified rightly; 0 for a loss without labels
     samples: Array  # how many they were
     primal_residual: Array  # sqrt of the mean over samples of sum_l |p_{l+1} - q_l|^2
     dual_residual: Array  # the same of rho (q_l - q_l before the step)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jtssm import checks, losses
 from jtssm.network import Network
-from jtssm.protocol import Info, Method, Move, as_method, by_piece
+from jtssm.protocol import Info, Method, as_method
 from jtssm.solvers.pieces import Pieces, Weights
 
 
@@ -59,7 +59,7 @@ def sgd(
             ),
             step=_step(pieces),
             drain=lambda exchange, state: state,
-            moves=lambda samples: gradient_moves(pieces, 1),
+            moves=lambda samples: pieces.gradient_moves(1),
             precision=precision,
             batch_size=batch_size,
             resident=False,
@@ -92,11 +92,3 @@ def loss_gradient(pieces, exchange, l, weights: Weights, x, y, samples: int):
         return pieces.loss.value(outputs, y).sum() / samples, pieces.loss.correct(outputs, y).sum()
 
     return jax.value_and_grad(mean_loss, has_aux=True)(weights.params)
-
-
-def gradient_moves(pieces: Pieces, times: int) -> tuple[Move, ...]:
-    """The all-reduce of every piece's gradient over the batch split."""
-    params = jax.eval_shape(pieces.network.init, jax.random.key(0))
-    layers = by_piece(params, pieces.starts)
-    sizes = [sum(a.size for a in jax.tree.leaves(piece)) for piece in layers]
-    return tuple(Move("gradient of W", (size,), "pc", l, l, times) for l, size in enumerate(sizes))

@@ -13,7 +13,7 @@ from jax import lax
 from jtssm import checks
 from jtssm.losses import Loss
 from jtssm.network import Network
-from jtssm.protocol import Array, Exchange, Parts, Tree
+from jtssm.protocol import Array, Exchange, Move, Parts, Tree, by_piece
 
 
 class Weights(NamedTuple):
@@ -74,6 +74,25 @@ class Pieces(NamedTuple):
             return Weights(optax.apply_updates(params, updates), opt_state)
 
         return step(weights) if live is True else lax.cond(live, step, lambda w: w, weights)
+
+    def boundary_moves(
+        self, samples: int, times: int, *, forward: str, backward: str
+    ) -> tuple[Move, ...]:
+        """The two matrices [samples, ...] that cross every boundary, `times` a step."""
+        moves = []
+        for l in range(self.num - 1):
+            shape = (samples, *self.inputs(l + 1))
+            moves.append(Move(forward, shape, "subnet", l, l + 1, times))
+            moves.append(Move(backward, shape, "subnet", l + 1, l, times))
+        return tuple(moves)
+
+    def gradient_moves(self, times: int) -> tuple[Move, ...]:
+        """The all-reduce of every piece's gradient over the batch split, `times` a step."""
+        params = by_piece(jax.eval_shape(self.network.init, jax.random.key(0)), self.starts)
+        sizes = [sum(a.size for a in jax.tree.leaves(piece)) for piece in params]
+        return tuple(
+            Move("gradient of W", (size,), "pc", l, l, times) for l, size in enumerate(sizes)
+        )
 
     def check(self, batch_size: int, resident: bool, x: Any, y: Any, stage: str, weights: Any = ()):
         """The front door of `init`, `step` and `fit`; see `Parts.check`."""

@@ -29,7 +29,6 @@ from jax import lax
 
 from jtssm.protocol import Array, Info, Method, as_method
 from jtssm.solvers.pieces import Pieces, Weights
-from jtssm.solvers.streaming import boundary_moves
 from jtssm.solvers.updates import Penalties, squared, update_p, update_q, update_u
 
 
@@ -63,7 +62,10 @@ def method(
 
     def moves(samples):
         steps = weight_steps or samples // batch_size
-        return boundary_moves(pieces, samples, sweeps, sweeps * steps)
+        return (
+            *pieces.boundary_moves(samples, sweeps, forward="q", backward="p + u / rho"),
+            *pieces.gradient_moves(sweeps * steps),
+        )
 
     return as_method(
         pieces.parts(

@@ -35,8 +35,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jtssm.protocol import Array, Info, Method, Move, as_method
-from jtssm.solvers.descent import gradient_moves
+from jtssm.protocol import Array, Info, Method, as_method
 from jtssm.solvers.pieces import Pieces
 from jtssm.solvers.updates import Penalties, squared, update_p, update_q, update_u
 
@@ -79,24 +78,15 @@ def method(
             init=_init(pieces, batch_size, penalties, sweeps),
             step=lambda exchange, state, x, y: tick(exchange, state, x, y, True),
             drain=_drain(tick, pieces),
-            moves=lambda samples: boundary_moves(pieces, samples, sweeps, sweeps),
+            moves=lambda samples: (
+                *pieces.boundary_moves(samples, sweeps, forward="f", backward="q - f"),
+                *pieces.gradient_moves(sweeps),
+            ),
             precision=precision,
             batch_size=batch_size,
             resident=False,
         )
     )
-
-
-def boundary_moves(
-    pieces: Pieces, samples: int, sweeps: int, weight_steps: int
-) -> tuple[Move, ...]:
-    """Two matrices a boundary a sweep, and a gradient's all-reduce over the batch split a step."""
-    moves = []
-    for l in range(pieces.num - 1):
-        shape = (samples, *pieces.inputs(l + 1))
-        moves.append(Move("f", shape, "subnet", l, l + 1, sweeps))
-        moves.append(Move("q - f", shape, "subnet", l + 1, l, sweeps))
-    return (*moves, *gradient_moves(pieces, weight_steps))
 
 
 def _init(pieces: Pieces, batch_size: int, penalties: Penalties, sweeps: int) -> Callable:
