@@ -23,6 +23,13 @@ def positive(**numbers: Any) -> None:
             raise ValueError(f"{name}: expected a finite number above 0, e.g. 1.0; got {value!r}")
 
 
+def not_negative(**numbers: Any) -> None:
+    """Each number is a finite real of at least 0."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or value != 0:
+            positive(**{name: value})
+
+
 def count(**numbers: Any) -> None:
     """Each number is an integer of at least 1."""
     for name, value in numbers.items():

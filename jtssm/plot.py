@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 PANELS = (("accuracy", "_accuracy"), ("loss", "_loss"), ("residuals", ""))
 RESIDUALS = ("primal_residual", "dual_residual", "coupling")
@@ -19,11 +20,7 @@ def histories(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, float]]
     Raises:
       ImportError: matplotlib is not there.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'jtssm[plot]'") from error
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    figure = _figure((12, 4.6))
     for axes, (title, suffix) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         for i, (name, history) in enumerate(runs.items()):
             _lines(axes, f"C{i}", name, history, suffix)
@@ -44,3 +41,48 @@ def _lines(axes, colour: str, name: str, history: Sequence[Mapping[str, float]],
         label = f"{name} {column.removesuffix(suffix) if suffix else column}".replace("_", " ")
         epochs = [line["epoch"] for line in history]
         axes.plot(epochs, [line[column] for line in history], style, color=colour, label=label)
+
+
+def tradeoff(path: str | Path, lines: Mapping[str, Mapping], baseline: str) -> None:
+    """Test accuracy, and the last epoch's coupling |q - f|, against the number of subnetworks.
+
+    Args:
+      path: the file; its suffix is the format.
+      lines: "NAME, n = N" -> {"subnets": N, "test_accuracy": one a seed, "coupling": ...}; points
+        of one NAME are joined, with the range over seeds.
+      baseline: the name of the end-to-end line, drawn across.
+
+    Raises:
+      ImportError: matplotlib is not there.
+    """
+    figure = _figure((11, 4.6))
+    accuracy, coupling = figure.subplots(1, 2)
+    ends = lines[baseline]["test_accuracy"]
+    accuracy.axhline(sum(ends) / len(ends), color="black", label=baseline)
+    accuracy.axhspan(min(ends), max(ends), color="black", alpha=0.1)
+    names = dict.fromkeys(name.rsplit(", n = ", 1)[0] for name in lines if name != baseline)
+    for i, name in enumerate(names):
+        points = [line for key, line in lines.items() if key.rsplit(", n = ", 1)[0] == name]
+        points = sorted(points, key=lambda line: line["subnets"])
+        n = [line["subnets"] for line in points]
+        seeds = [line["test_accuracy"] for line in points]
+        mean = [sum(a) / len(a) for a in seeds]
+        spread = [[m - min(a), max(a) - m] for m, a in zip(mean, seeds, strict=True)]
+        accuracy.errorbar(
+            n, mean, list(zip(*spread, strict=True)), fmt="o-", color=f"C{i}", capsize=3, label=name
+        )
+        coupling.plot(n, [line["coupling"] for line in points], "o-", color=f"C{i}", label=name)
+    accuracy.set(title="test accuracy of the composed network", xlabel="subnetworks n")
+    coupling.set(title="coupling |q - f|", xlabel="subnetworks n", yscale="log")
+    for axes in (accuracy, coupling):
+        axes.grid(alpha=0.3)
+    accuracy.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'jtssm[plot]'") from error
+    return Figure(figsize=size, layout="constrained")

@@ -58,7 +58,7 @@ class Exchange(NamedTuple):
     each: Callable  # (fn(l, *trees) -> tuple, *carried, kinds) -> tuple of carried, one a kind
     to_next: Callable  # carried: what piece l sent is what piece l + 1 receives; piece 0 gets ()
     to_previous: Callable  # carried: what piece l sent is what piece l - 1 receives
-    # (fn(l, weights, p) -> f, weights, x, keep=False) -> (f of the last piece,); with keep also what
+    # (fn(l, *trees, p) -> f, *carried, x, keep=False) -> (f of the last piece,); with keep also what
     # every piece took and what it gave, both carried
     chain: Callable
     recall: Callable  # (line, tick) -> what was stored `length of the line` ticks ago
@@ -143,7 +143,7 @@ def as_method(parts: Parts) -> Method:
 
     def predict(state, x):
         forward = lambda l, weights, p: parts.forward(exchange, l, weights, p)
-        return exchange.chain(forward, state.weights, as_input(parts.network, x))[0]
+        return exchange.chain(forward, state.weights, x=as_input(parts.network, x))[0]
 
     return Method(
         parts.name, init, step, predict, whole_params, parts.batch_shape, parts.batch_axes,
@@ -197,10 +197,10 @@ def by_index(num: int) -> Exchange:
         results = [fn(l, *(trees[l] for trees in carried)) for l in range(num)]
         return tuple(tuple(result[k] for result in results) for k in range(len(kinds)))
 
-    def chain(fn, weights, x, keep=False):
+    def chain(fn, *carried, x, keep=False):
         passed = [x]
         for l in range(num):
-            passed.append(fn(l, weights[l], passed[-1]))
+            passed.append(fn(l, *(trees[l] for trees in carried), passed[-1]))
         return (passed[-1], tuple(passed[:-1]), tuple(passed[1:])) if keep else (passed[-1],)
 
     def recall(line, tick):

@@ -162,9 +162,9 @@ def _move(at: Place, sent: Rows, step: int) -> Rows:
     return Rows({key: moved(key) for key in layout.keys}, layout)
 
 
-def _chain(at: Place, fn: Callable, weights: Rows, x: Any, keep: bool = False) -> tuple:
+def _chain(at: Place, fn: Callable, *carried: Rows, x: Any, keep: bool = False) -> tuple:
     """One pass through all pieces, device after device; the others wait. As in a forward pass."""
-    shapes = _chain_shapes(at, fn, weights, x)
+    shapes = _chain_shapes(at, fn, carried, x)
     inputs, outputs = layout_of("samples", shapes[:-1]), layout_of("samples", shapes[1:])
     (key,) = {*inputs.keys, *outputs.keys}  # what passes a boundary has the dtype of x
     size = max(inputs.size(key), outputs.size(key))
@@ -176,7 +176,7 @@ def _chain(at: Place, fn: Callable, weights: Rows, x: Any, keep: bool = False) -
         h, *kept = carry
         h = x if device == 0 else unpack(inputs, device * at.local, {key: h})
         for slot, l in enumerate(range(device * at.local, (device + 1) * at.local)):
-            f = fn(l, _take(weights.layout, l, slot, weights.rows), h)
+            f = fn(l, *(_take(c.layout, l, slot, c.rows) for c in carried), h)
             kept = [a.at[slot].set(flat(b)) for a, b in zip(kept, (h, f), strict=False)]
             h = f
         return collectives.varying((flat(h), *kept), axes)
@@ -196,14 +196,14 @@ def _chain(at: Place, fn: Callable, weights: Rows, x: Any, keep: bool = False) -
     return unpack(outputs, at.num - 1, {key: result}), *rows
 
 
-def _chain_shapes(at: Place, fn: Callable, weights: Rows, x: Any) -> list:
+def _chain_shapes(at: Place, fn: Callable, carried: Sequence[Rows], x: Any) -> list:
     """Shapes of the input of every piece and of the last output."""
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype)]
     for l in range(at.num):
 
         def run(l=l, shape=shapes[-1]):
             p = collectives.varying(jnp.zeros(shape.shape, shape.dtype), _axes(at, "samples"))
-            return fn(l, _take(weights.layout, l, 0, weights.rows), p)
+            return fn(l, *(_take(c.layout, l, 0, c.rows) for c in carried), p)
 
         out = jax.eval_shape(run)
         shapes.append(jax.ShapeDtypeStruct(out.shape, out.dtype))

@@ -171,7 +171,7 @@ class _Placing:
             x = jnp.pad(x, ((0, more), *((0, 0),) * (x.ndim - 1)))
         fn = lambda l, weights, p: self.parts.forward(self.exchange, l, weights, p)
         work = self._mapped(
-            lambda weights, x: self.exchange.chain(fn, weights, self._seen(x))[0],
+            lambda weights, x: self.exchange.chain(fn, weights, x=self._seen(x))[0],
             (self._specs(state).weights, self._samples),
             self._samples,
         )

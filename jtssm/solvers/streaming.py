@@ -1,4 +1,4 @@
-r"""gsADMM with minibatches in flight: at every tick all subnetworks work, on different minibatches.
+r"""Minibatches in flight: at every tick all subnetworks work, on different minibatches.
 
 Minibatch b enters at tick b. It runs forward, one subnetwork a tick, and reaches subnetwork n at
 tick b + n - 1; sweep s runs backward from there, subnetwork l (from 1) taking its turn at tick
@@ -12,6 +12,10 @@ subnetwork l + 1, p_l = f_{l-1} + e and u = u_{l-1} kept here while the minibatc
     u        <- u + rho (e - v)                         the dual step
     send v to l - 1, and f_l to l + 1 if another sweep follows
 
+That is gsADMM; gsAM has q_l = p_{l+1} and no u, so that v = e and the p-step is
+
+    e        <- e - eta (g_p + alpha e)
+
 A first sweep starts from e = u = 0, that is p = q = f. A tick of a minibatch that never entered
 (the first ones, and while draining) changes nothing.
 
@@ -22,8 +26,10 @@ Departs from the paper:
   W-step.
 - Subnetworks take their turns on one minibatch from the last to the first, each with its
   neighbour's newest variables; the paper updates all of them from the previous iteration's.
-- With one sweep u never acts, and with eta = 1/alpha + 1/rho, v_l is -1/alpha times the
-  back-propagated gradient: this *is* training with gradients up to 2(n - 1) minibatches old.
+- With one sweep u never acts, and with the default eta (1/alpha + 1/rho for gsADMM, 1/alpha for
+  gsAM) v_l is -1/alpha times the back-propagated gradient: this *is* training with delayed
+  gradients, those of subnetwork l being `delays(n)[l - 1]` = 2(n - l) minibatches old. gsADMM and
+  gsAM are then the same method.
 """
 
 from __future__ import annotations
@@ -45,8 +51,57 @@ class Kept(NamedTuple):
 
     x: Any  # the data, in the first subnetwork; else ()
     e: Any  # p - f, () in the first subnetwork
-    u: Any  # dual of p = q, () in the first subnetwork
+    u: Any  # dual of p = q, () in the first subnetwork and in gsAM
     y: Any  # labels, in the last subnetwork; else ()
+
+
+class Rule(NamedTuple):
+    """How a piece renews the variables at its input: what tells gsADMM and gsAM apart."""
+
+    name: str
+    boundary: Callable  # (was: Kept, g_p, penalties) -> (e, u, v, squares of the three residuals)
+    default_eta: Callable  # (penalties, sweeps) -> step length of p where none was given
+    sends: str  # what goes backward
+    dual: bool  # whether there is a u
+
+
+def _gsadmm_boundary(was: Kept, g_p: Array, penalties: Penalties) -> tuple:
+    """p-, q- and dual step; squares of p - q, rho (q - q before), q - f."""
+    rho, alpha, eta = penalties
+    v_was = was.u / alpha
+    e = update_p(was.e, g_p, was.u, v_was, rho=rho, eta=eta)
+    v = update_q(0.0, e, was.u, rho=rho, alpha=alpha)
+    u = update_u(was.u, e, v, rho=rho)
+    return e, u, v, (squared(e - v), squared(rho * (v - v_was)), squared(v))
+
+
+def _gsam_boundary(was: Kept, g_p: Array, penalties: Penalties) -> tuple:
+    """The p-step towards f; q = p, so that only the coupling p - f remains."""
+    e = update_p(was.e, g_p, 0.0, 0.0, rho=penalties.alpha, eta=penalties.eta)
+    zero = jnp.zeros((), e.dtype)
+    return e, (), e, (zero, zero, squared(e))
+
+
+def _gsadmm_eta(penalties: Penalties, sweeps: int) -> Any:
+    rho, alpha, _ = penalties
+    return 1 / alpha + 1 / rho if sweeps == 1 else 1 / (alpha + rho)
+
+
+def _gsam_eta(penalties: Penalties, sweeps: int) -> Any:
+    return 1 / penalties.alpha if sweeps == 1 else 1 / (2 * penalties.alpha)
+
+
+GSADMM = Rule("gsadmm", _gsadmm_boundary, _gsadmm_eta, "q - f", dual=True)
+GSAM = Rule("gsam", _gsam_boundary, _gsam_eta, "p - f", dual=False)
+
+
+def delays(num: int) -> list[int]:
+    """How many minibatches old the gradients of each of `num` subnetworks are: 2(n - l), l = 1 .. n.
+
+    That is, how often the subnetwork steps between its forward pass on a minibatch and the step
+    that this minibatch causes, in the first of its sweeps.
+    """
+    return [2 * (num - 1 - l) for l in range(num)]
 
 
 class State(NamedTuple):
@@ -54,7 +109,7 @@ class State(NamedTuple):
 
     weights: Any  # carried Weights
     forward: Any  # carried tuple of K arrays f_{l-1} [b, ...] that arrived; the first is fresh
-    backward: Any  # carried tuple of K arrays v_l = q_l - f_l [b, ...] that arrived, one a sweep
+    backward: Any  # carried tuple of K arrays v_l [b, ...] that arrived, one a sweep
     inputs: Any  # carried line [2(n - l), b, ...] of inputs that await their first sweep
     kept: Any  # carried line of K - 1 Kept, leaves [2, b, ...]
     labels: Array  # [n, b, ...] y of the minibatches on their way to the last piece
@@ -64,22 +119,22 @@ class State(NamedTuple):
 
 
 def method(
-    pieces: Pieces, batch_size: int, penalties: Penalties, sweeps: int, precision: Any
+    rule: Rule, pieces: Pieces, batch_size: int, penalties: Penalties, sweeps: int, precision: Any
 ) -> Method:
-    """The streaming schedule of gsADMM; arguments are checked by `jtssm.solvers.tssm.gsadmm`."""
+    """The streaming schedule; arguments are checked by `jtssm.solvers.tssm`."""
 
-    tick = _tick(pieces, sweeps)
+    tick = _tick(rule, pieces, sweeps)
     samples = dict.fromkeys(("forward", "backward"), "samples")
     lines = dict.fromkeys(("inputs", "kept"), "line")
     return as_method(
         pieces.parts(
-            name="gsadmm",
+            name=rule.name,
             kinds={"weights": "weights", **samples, **lines, "labels": (None, "pc")},
-            init=_init(pieces, batch_size, penalties, sweeps),
+            init=_init(rule, pieces, batch_size, penalties, sweeps),
             step=lambda exchange, state, x, y: tick(exchange, state, x, y, True),
             drain=_drain(tick, pieces),
             moves=lambda samples: (
-                *pieces.boundary_moves(samples, sweeps, forward="f", backward="q - f"),
+                *pieces.boundary_moves(samples, sweeps, forward="f", backward=rule.sends),
                 *pieces.gradient_moves(sweeps),
             ),
             precision=precision,
@@ -89,7 +144,9 @@ def method(
     )
 
 
-def _init(pieces: Pieces, batch_size: int, penalties: Penalties, sweeps: int) -> Callable:
+def _init(
+    rule: Rule, pieces: Pieces, batch_size: int, penalties: Penalties, sweeps: int
+) -> Callable:
     n = pieces.num
 
     def init(exchange, key, x, y, params):
@@ -103,7 +160,11 @@ def _init(pieces: Pieces, batch_size: int, penalties: Penalties, sweeps: int) ->
             inner, last = l > 0, l == n - 1
             own = zeros(l, 2)
             labels = jnp.zeros((2, b, *y.shape[1:]), y.dtype) if last else ()
-            kept = Kept((), own, own, labels) if inner else Kept(own, (), (), labels)
+            kept = (
+                Kept((), own, own if rule.dual else (), labels)
+                if inner
+                else Kept(own, (), (), labels)
+            )
             forward = tuple(zeros(l) for _ in range(sweeps)) if inner else ()
             backward = () if last else tuple(zeros(l + 1) for _ in range(sweeps))
             waiting = () if last else zeros(l, 2 * (n - 1 - l))
@@ -123,15 +184,17 @@ def _init(pieces: Pieces, batch_size: int, penalties: Penalties, sweeps: int) ->
     return init
 
 
-def _tick(pieces: Pieces, sweeps: int) -> Callable:
+def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Callable:
     def tick(exchange, state, x, y, entering):
         t, n = state.tick, pieces.num
         samples = x.shape[0] * exchange.num_splits
         labels = state.labels.at[t % n].set(y)
         live = state.live.at[t % state.live.size].set(entering)
-        penalties = _with_eta(state.penalties, sweeps)
+        penalties = state.penalties
+        if penalties.eta is None:
+            penalties = penalties._replace(eta=rule.default_eta(penalties, sweeps))
         turn = Turn(
-            pieces, exchange, x, labels[(t + 1) % n], live, t, penalties, sweeps, samples
+            rule, pieces, exchange, x, labels[(t + 1) % n], live, t, penalties, sweeps, samples
         )  # fmt: skip
         weights, forward, backward, entry, kept, sums = exchange.each(
             turn.take,
@@ -161,6 +224,7 @@ def _tick(pieces: Pieces, sweeps: int) -> Callable:
 class Turn(NamedTuple):
     """What all pieces share within one tick; `take` is the work of one of them."""
 
+    rule: Rule
     pieces: Pieces
     exchange: Any
     x: Array  # [b, ...] the minibatch that enters
@@ -183,7 +247,7 @@ class Turn(NamedTuple):
             if s == 0:
                 start = fresh if last else waiting
                 origin, e = start, jnp.zeros_like(start)
-                was = Kept(start, e, e, self.y)
+                was = Kept(start, e, e if self.rule.dual else (), self.y)
             else:
                 was = kept[s - 1]
                 origin = was.x if first else forward[s]
@@ -207,19 +271,10 @@ class Turn(NamedTuple):
         if l == 0:
             e, u, v, residuals = (), (), (), (jnp.zeros((), p.dtype),) * 3
         else:
-            e, u, v, residuals = self._boundary(was, g_p)
+            e, u, v, residuals = self.rule.boundary(was, g_p, self.penalties)
         seen = jax.tree.map(lambda a: jnp.where(live, a, 0), (*seen, *residuals))
         now = Kept(() if l else p, e, u, was.y if v_next is None else ())
         return weights, f, v, now, seen
-
-    def _boundary(self, was: Kept, g_p: Array) -> tuple:
-        """p-, q- and dual step at a piece's input, with squares of p - q, rho (q - q before), q - f."""
-        rho, alpha, eta = self.penalties
-        v_was = was.u / alpha
-        e = update_p(was.e, g_p, was.u, v_was, rho=rho, eta=eta)
-        v = update_q(0.0, e, was.u, rho=rho, alpha=alpha)
-        u = update_u(was.u, e, v, rho=rho)
-        return e, u, v, (squared(e - v), squared(rho * (v - v_was)), squared(v))
 
     def _age(self, l: int, s: int) -> Array:
         """Where `live` tells of the minibatch that piece l meets in sweep s."""
@@ -243,13 +298,6 @@ class Turn(NamedTuple):
         return f, seen, lambda: complete(vjp(g_f))
 
 
-def _with_eta(penalties: Penalties, sweeps: int) -> Penalties:
-    rho, alpha, eta = penalties
-    if eta is None:
-        eta = 1 / alpha + 1 / rho if sweeps == 1 else 1 / (alpha + rho)
-    return Penalties(rho, alpha, eta)
-
-
 def _info(totals) -> Info:
     loss, right, samples, *residuals = totals
     mean = 1 / jnp.maximum(samples, 1)
@@ -259,7 +307,9 @@ def _info(totals) -> Info:
 
 def _drain(tick: Callable, pieces: Pieces) -> Callable:
     def drain(exchange, state):
-        x = jnp.zeros((state.labels.shape[1], *pieces.network.shapes[0]), state.penalties.rho.dtype)
+        x = jnp.zeros(
+            (state.labels.shape[1], *pieces.network.shapes[0]), state.penalties.alpha.dtype
+        )
         y = jnp.zeros_like(state.labels[0])
         rest = state.live.size - 1
         return lax.fori_loop(0, rest, lambda _, s: tick(exchange, s, x, y, False)[0], state)

@@ -17,11 +17,19 @@ gsADMM, one iteration (all l in parallel):
     q_l     <- (alpha f_l + rho p_{l+1} + u_l) / (alpha + rho)
     u_l     <- u_l + rho (p_{l+1} - q_l)
 
+gsAM eliminates q and u by q_l = p_{l+1}; its objective is L with q_l = p_{l+1} and u = 0. One
+iteration: W as above with the target p_{l+1}, then
+
+    p_l     <- p_l - eta [ g_l + alpha (p_l - f_{l-1}) ],   g_l the gradient of what follows p_l
+
 Departs from the paper:
 - Every term is a sum over samples, so that nothing depends on their number M. The paper's form (R
   and Omega means, penalties sums) is reached with rho = M rho_paper and eta = 1 / (M tau_2); u is
   then M u_paper.
-- The schedule "streaming" is ours; see `jtssm.solvers.streaming`. "stored" is the paper's.
+- The schedule "streaming" is ours; see `jtssm.solvers.streaming`. "stored" is the paper's: see
+  `jtssm.solvers.stored` (gsADMM) and `jtssm.solvers.alternating` (gsAM).
+- `delay_power` (streaming): updates of W_l are scaled by (1 + delay of l)^-delay_power, since steps
+  that suit a fresh gradient diverge on an old one. The paper's updates: 0.
 """
 
 from __future__ import annotations
@@ -30,15 +38,18 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import optax
 
 from jtssm import checks, losses
 from jtssm.network import Network, cut
 from jtssm.protocol import Array, Method, by_index
-from jtssm.solvers import stored, streaming
+from jtssm.solvers import alternating, resident, stored, streaming
 from jtssm.solvers.pieces import Pieces, Weights
+from jtssm.solvers.streaming import delays
 from jtssm.solvers.updates import Penalties
 
-SCHEDULES: dict[str, Any] = {"streaming": streaming.method, "stored": stored.method}
+SCHEDULES = ("streaming", "stored")
+DELAY_POWER = 1.0
 
 
 def gsadmm(
@@ -54,6 +65,7 @@ def gsadmm(
     schedule: str = "streaming",
     sweeps: int = 1,
     weight_steps: int | None = None,
+    delay_power: float | None = None,
     loss: str | losses.Loss = "cross_entropy",
     precision: Any = None,
 ) -> Method:
@@ -75,29 +87,109 @@ def gsadmm(
         sample are kept (resident: `step` takes all samples).
       sweeps: ADMM sweeps a minibatch (streaming) or a step (stored).
       weight_steps: stored only: minibatch steps of W a sweep; the paper's 1, None: one epoch.
+      delay_power: streaming only: updates of subnetwork l are scaled by (1 + delay)^-delay_power,
+        delay = `delays(n)[l - 1]` minibatches; None: 1.0. 0: not scaled.
       loss: "cross_entropy" (integer labels), "squared_error", or a `losses.Loss`.
       precision: of the products, a name `jax.default_matmul_precision` takes; None: jax's default.
 
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
     """
-    checks.positive(rho=rho, alpha=alpha, **({} if eta is None else {"eta": eta}))
+    checks.positive(rho=rho)
+    schedules = {"streaming": streaming.GSADMM, "stored": stored.GSADMM}
+    return _method(
+        schedules, net, optimizer, batch_size, subnets, cuts, Penalties(rho, alpha, eta),
+        schedule, sweeps, weight_steps, delay_power, loss, precision,
+    )  # fmt: skip
+
+
+def gsam(
+    net: Network,
+    *,
+    optimizer: Any,
+    batch_size: int,
+    subnets: int | None = None,
+    cuts: Sequence[int] | None = None,
+    alpha: float = 1.0,
+    eta: float | None = None,
+    schedule: str = "streaming",
+    order: str | None = None,
+    sweeps: int = 1,
+    weight_steps: int | None = None,
+    delay_power: float | None = None,
+    loss: str | losses.Loss = "cross_entropy",
+    precision: Any = None,
+) -> Method:
+    """gsAM of TSSM: as gsADMM without q and u, with less to store (the module's docstring).
+
+    Args:
+      eta: step length of p. None: 1/alpha for one streaming sweep (p - f is then exactly the
+        back-propagated gradient / -alpha), 1/(2 alpha) otherwise.
+      order: stored only. "sequential" (None): the sweep l = 2 .. n as the paper prints it;
+        "parallel": all l from the previous iteration's p. In the streaming schedule subnetworks
+        take their turns on a minibatch from the last to the first.
+      The other arguments: see `gsadmm`.
+
+    Raises:
+      ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
+    """
+    if order is not None:
+        checks.one_of("order", order, list(alternating.ORDERS))
+    if order is not None and schedule == "streaming":
+        raise ValueError(
+            f"order: expected None with schedule='streaming', whose subnetworks take their turns "
+            f"from the last to the first; got {order!r}: use schedule='stored'"
+        )
+    schedules = {
+        "streaming": streaming.GSAM,
+        "stored": alternating.ORDERS[order or "sequential"],
+    }
+    return _method(
+        schedules, net, optimizer, batch_size, subnets, cuts, Penalties(None, alpha, eta),
+        schedule, sweeps, weight_steps, delay_power, loss, precision,
+    )  # fmt: skip
+
+
+def _method(
+    rules, net, optimizer, batch_size, subnets, cuts, penalties, schedule, sweeps, weight_steps,
+    delay_power, loss, precision,
+) -> Method:  # fmt: skip
+    """What gsADMM and gsAM have in common: the checks, the pieces, the schedule."""
+    given = {"alpha": penalties.alpha, "eta": penalties.eta}
+    checks.positive(**{name: a for name, a in given.items() if name == "alpha" or a is not None})
     checks.count(batch_size=batch_size, sweeps=sweeps)
-    checks.one_of("schedule", schedule, list(SCHEDULES))
+    checks.one_of("schedule", schedule, SCHEDULES)
     checks.precision(precision)
-    if weight_steps is not None:
-        checks.count(weight_steps=weight_steps)
-        if schedule != "stored":
-            raise ValueError(
-                f"weight_steps: expected None with schedule='streaming', whose subnetworks take "
-                f"one step a sweep; got {weight_steps}"
-            )
     starts = cut(net, subnets, cuts)
     optimizers = checks.optimizers(optimizer, len(starts) - 1)
-    pieces = Pieces(net, starts, optimizers, losses.find(loss))
-    options = {} if schedule == "streaming" else {"weight_steps": weight_steps}
-    return SCHEDULES[schedule](
-        pieces, batch_size, Penalties(rho, alpha, eta), sweeps, precision, **options
+    shared: tuple = (batch_size, penalties, sweeps, precision)
+    if schedule == "stored":
+        if delay_power is not None:
+            raise ValueError(
+                f"delay_power: expected None with schedule='stored', where no gradient is delayed; "
+                f"got {delay_power}"
+            )
+        if weight_steps is not None:
+            checks.count(weight_steps=weight_steps)
+        pieces = Pieces(net, starts, optimizers, losses.find(loss))
+        return resident.method(rules[schedule], pieces, *shared, weight_steps)
+    if weight_steps is not None:
+        raise ValueError(
+            f"weight_steps: expected None with schedule='streaming', whose subnetworks take "
+            f"one step a sweep; got {weight_steps}"
+        )
+    power = DELAY_POWER if delay_power is None else delay_power
+    checks.not_negative(delay_power=power)
+    pieces = Pieces(net, starts, slowed(optimizers, power), losses.find(loss))
+    return streaming.method(rules[schedule], pieces, *shared)
+
+
+def slowed(optimizers: Sequence[Any], power: float) -> tuple:
+    """The optimizers of n subnetworks, their updates scaled by (1 + delay)^-power."""
+    scales = [(1 + delay) ** -power for delay in delays(len(optimizers))]
+    return tuple(
+        optimizer if scale == 1 else optax.chain(optimizer, optax.scale(scale))
+        for optimizer, scale in zip(optimizers, scales, strict=True)
     )
 
 
@@ -111,13 +203,18 @@ class Variables(NamedTuple):
 
 
 def variables(state: Any, x: Array) -> Variables:
-    """The variables of L in an unplaced state of the stored schedule, for samples x [M, ...]."""
+    """The variables of L in an unplaced state of the stored schedule, for samples x [M, ...].
+
+    Of gsAM: q_l = p_{l+1} and u = 0, with which L is its objective, whatever rho.
+    """
     held = state.held
+    p = [x, *(h.p for h in held[1:])]
+    has_dual = state.penalties.rho is not None
     return Variables(
         W=[weights.params for weights in state.weights],
-        p=[x, *(h.p for h in held[1:])],
-        q=[h.q for h in held[:-1]],
-        u=[h.u for h in held[1:]],
+        p=p,
+        q=[h.q for h in held[:-1]] if has_dual else p[1:],
+        u=[h.u for h in held[1:]] if has_dual else [jnp.zeros_like(a) for a in p[1:]],
     )
 
 

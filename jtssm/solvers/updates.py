@@ -1,4 +1,4 @@
-"""The block updates of gsADMM, array in, array out; the problem stands in `jtssm.solvers.tssm`.
+"""The block updates of gsADMM and gsAM, array in, array out; the problem stands in `jtssm.solvers.tssm`.
 
 Only differences to q_l enter, so the same functions serve absolute variables ("stored") and
 variables counted from f_l ("streaming": f = 0).
@@ -16,7 +16,7 @@ from jtssm.protocol import Array
 class Penalties(NamedTuple):
     """The numbers of L, scalars; traced, so that a schedule costs no compilation."""
 
-    rho: Any  # penalty of p = q
+    rho: Any  # penalty of p = q; None in gsAM
     alpha: Any  # weight of |q - f|^2
     eta: Any  # step length of p; None: chosen by the schedule from rho and alpha
 
@@ -28,7 +28,8 @@ class Penalties(NamedTuple):
 def update_p(p: Array, g: Array, u: Array, q: Array, *, rho: Any, eta: Any) -> Array:
     """p <- p - eta dL/dp for p = p_{l+1}, u = u_l, q = q_l, all [samples, ...].
 
-    g is the gradient of what follows p: of R for the last subnetwork, else of its Omega.
+    g is the gradient of what follows p: of R for the last subnetwork, else of its Omega. gsAM's step
+    is this one towards f_l in the place of q_l, with alpha in the place of rho and u = 0.
     """
     return p - eta * (g + u + rho * (p - q))
 

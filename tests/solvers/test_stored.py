@@ -8,7 +8,7 @@ import pytest
 
 import jtssm
 from jtssm import losses, solvers
-from jtssm.solvers.stored import draw
+from jtssm.solvers.resident import Strata
 from tests.solvers import twins
 
 NET = jtssm.mlp([5, 7, 6, 8, 3])
@@ -70,7 +70,7 @@ def test_iterations_equal_the_papers_algorithm_box(problem, n, weight_steps):
     q, u = p[1:], [jnp.zeros_like(a) for a in p[1:]]
     step = jax.jit(method.step)
     for _ in range(4):
-        columns = draw(jax.random.split(state.key)[1], BATCH, M // BATCH, weight_steps)
+        columns = Strata(BATCH, M // BATCH).draw(jax.random.split(state.key)[1], weight_steps)
         minibatches = [np.arange(BATCH) * (M // BATCH) + np.asarray(c) for c in columns]
         state, info = step(state, x, y)
         p, q, u = paper_iteration(twin, x, y, p, q, u, minibatches, **numbers)
@@ -117,7 +117,7 @@ def test_several_sweeps_a_step_are_as_many_steps(problem):
 
 
 def test_an_epoch_draws_every_sample_once():
-    columns = np.asarray(draw(jax.random.key(0), 4, 5, 10))
+    columns = np.asarray(Strata(4, 5).draw(jax.random.key(0), 10))
     rows = np.arange(4)[None] * 5 + columns
     for epoch in (rows[:5], rows[5:]):
         assert sorted(epoch.ravel()) == list(range(20))

@@ -1,4 +1,6 @@
-"""gsADMM with minibatches in flight."""
+"""gsADMM and gsAM with minibatches in flight."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,8 @@ from tests.solvers import twins
 
 NET = jtssm.mlp([5, 7, 6, 8, 4, 3])
 BATCH = 6
+GSADMM = functools.partial(solvers.gsadmm, NET, batch_size=BATCH, rho=0.6)
+GSAM = functools.partial(solvers.gsam, NET, batch_size=BATCH)
 
 
 def batches(num, dtype=np.float64):
@@ -42,11 +46,10 @@ def params():
 @pytest.mark.parametrize(
     "optimizer", [optax.sgd(0.05, momentum=0.9), optax.adam(1e-2)], ids=["sgd", "adam"]
 )
+@pytest.mark.parametrize("build", [GSADMM, GSAM], ids=["gsadmm", "gsam"])
 @pytest.mark.parametrize("n", [2, 3, 5])
-def test_one_sweep_is_training_with_delayed_gradients(params, n, optimizer):
-    method = solvers.gsadmm(
-        NET, subnets=n, optimizer=optimizer, batch_size=BATCH, rho=0.6, alpha=1.7
-    )
+def test_one_sweep_is_training_with_delayed_gradients(params, n, build, optimizer):
+    method = build(subnets=n, optimizer=optimizer, alpha=1.7, delay_power=0)
     data = batches(12)
     state, _ = trained(method, data, params)
     starts = method.parts.starts
@@ -54,18 +57,63 @@ def test_one_sweep_is_training_with_delayed_gradients(params, n, optimizer):
     assert_close(method.params(state), twins.delayed_gradient(twin, data))
 
 
+@pytest.mark.parametrize(("given", "power"), [({}, 1.0), ({"delay_power": 0.5}, 0.5)])
+@pytest.mark.parametrize(
+    "optimizer", [lambda rate: optax.sgd(rate, momentum=0.9), optax.adam], ids=["sgd", "adam"]
+)
+def test_rates_fall_with_the_delay(params, optimizer, given, power):
+    """Subnetwork l of 4 works on gradients 2(4 - l) minibatches old."""
+    assert solvers.delays(4) == [6, 4, 2, 0]
+    method = GSADMM(subnets=4, optimizer=optimizer(0.05), **given)
+    data = batches(9)
+    state, _ = trained(method, data, params)
+    rates = [0.05 / d**power for d in (7, 5, 3, 1)]
+    each = [optimizer(rate) for rate in rates]
+    twin = twins.Pieces(NET, params, method.parts.starts, each, losses.cross_entropy)
+    assert_close(method.params(state), twins.delayed_gradient(twin, data))
+
+
+def test_a_minibatch_meets_a_subnetwork_again_after_its_delay(params):
+    """The last subnetwork steps first for a minibatch; each is `delays` ticks after its forward."""
+    method = GSADMM(subnets=4, optimizer=optax.sgd(0.05))
+    state = method.init(jax.random.key(0), *batches(1)[0], params)
+    first_step = [None] * 4
+    for tick, (x, y) in enumerate(batches(8)):
+        before = state
+        state, _ = method.step(state, x, y)
+        for l, (a, b) in enumerate(zip(state.weights, before.weights, strict=True)):
+            if first_step[l] is None and (a.params[0]["W"] != b.params[0]["W"]).any():
+                first_step[l] = tick
+    assert [tick - l for l, tick in enumerate(first_step)] == solvers.delays(4)
+
+
 @pytest.mark.parametrize("sweeps", [1, 2, 3])
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_any_number_of_sweeps_equals_the_literal_twin(params, n, sweeps):
-    numbers = {"rho": 0.6, "alpha": 1.7, "eta": 0.21}
+@pytest.mark.parametrize("build", [GSADMM, GSAM], ids=["gsadmm", "gsam"])
+def test_any_number_of_sweeps_equals_the_literal_twin(params, build, n, sweeps):
+    numbers = {"alpha": 1.7, "eta": 0.21}
     optimizer = optax.sgd(0.05, momentum=0.9)
-    method = solvers.gsadmm(
-        NET, subnets=n, optimizer=optimizer, batch_size=BATCH, sweeps=sweeps, **numbers
-    )
+    method = build(subnets=n, optimizer=optimizer, sweeps=sweeps, delay_power=0, **numbers)
     data = batches(9)
     state, _ = trained(method, data, params)
     twin = twins.Pieces(NET, params, method.parts.starts, optimizer, losses.cross_entropy)
-    assert_close(method.params(state), twins.streaming(twin, data, sweeps, **numbers))
+    rho = 0.6 if build is GSADMM else None
+    assert_close(method.params(state), twins.streaming(twin, data, sweeps, rho=rho, **numbers))
+
+
+def test_with_one_sweep_gsam_and_gsadmm_are_the_same_method(params):
+    data = batches(9)
+    one, other = (build(subnets=4, optimizer=optax.adam(1e-2)) for build in (GSADMM, GSAM))
+    states = [trained(method, data, params)[0] for method in (one, other)]
+    assert_close(one.params(states[0]), other.params(states[1]))
+
+
+def test_gsam_stores_and_reports_nothing_of_a_dual(params):
+    method = GSAM(subnets=3, optimizer=optax.sgd(0.05), sweeps=2)
+    state, infos = trained(method, batches(9), params, drain=False)
+    assert all(kept.u == () for line in state.kept for kept in line)
+    assert float(infos[-1].primal_residual) == float(infos[-1].dual_residual) == 0
+    assert float(infos[-1].coupling) > 0
 
 
 def test_one_subnetwork_is_plain_training_step_for_step(params):
@@ -101,9 +149,7 @@ def test_empty_minibatches_change_nothing(params):
 def test_draining_lets_every_minibatch_reach_every_subnetwork_once(params):
     """Optimizer step counts say how many minibatches a subnetwork was trained on."""
     for sweeps in (1, 2):
-        method = solvers.gsadmm(
-            NET, subnets=4, optimizer=optax.adam(1e-2), batch_size=BATCH, sweeps=sweeps
-        )
+        method = GSADMM(subnets=4, optimizer=optax.adam(1e-2), sweeps=sweeps, delay_power=0)
         state, _ = trained(method, batches(7), params)
         assert [int(w.opt_state[0].count) for w in state.weights] == [7 * sweeps] * 4
         again = method.drain(state)
@@ -111,7 +157,7 @@ def test_draining_lets_every_minibatch_reach_every_subnetwork_once(params):
 
 
 def test_training_goes_on_after_draining_as_with_a_pause(params):
-    method = solvers.gsadmm(NET, subnets=3, optimizer=optax.sgd(0.05), batch_size=BATCH)
+    method = GSADMM(subnets=3, optimizer=optax.sgd(0.05), delay_power=0)
     state, _ = trained(method, batches(4), params)
     for x, y in batches(3):
         state, _ = method.step(state, x, y)

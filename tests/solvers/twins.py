@@ -1,4 +1,4 @@
-"""Slow, literal twins of gsADMM's schedules, written from the equations and not from the library."""
+"""Slow, literal twins of gsADMM's and gsAM's schedules, written from the equations and not from the library."""
 
 from itertools import pairwise
 
@@ -18,11 +18,12 @@ def run(net, params, p):
 class Pieces:
     """Weights and optimizer states of n pieces, as plain lists."""
 
-    def __init__(self, net, params, starts, optimizer, loss):
-        self.net, self.loss, self.optimizer = net, loss, optimizer
+    def __init__(self, net, params, starts, optimizers, loss):
+        self.net, self.loss = net, loss
         self.layers = [list(range(a, b)) for a, b in pairwise(starts)]
         self.W = [[params[i] for i in layers] for layers in self.layers]
-        self.states = [optimizer.init(W) for W in self.W]
+        self.optimizers = optimizers if isinstance(optimizers, list) else [optimizers] * self.num
+        self.states = [o.init(W) for o, W in zip(self.optimizers, self.W, strict=True)]
 
     @property
     def num(self):
@@ -35,7 +36,7 @@ class Pieces:
         return self.loss.value(self.f(self.num - 1, W, p), y).sum()
 
     def descend(self, l, gradient):
-        updates, self.states[l] = self.optimizer.update(gradient, self.states[l], self.W[l])
+        updates, self.states[l] = self.optimizers[l].update(gradient, self.states[l], self.W[l])
         self.W[l] = jax.tree.map(jnp.add, self.W[l], updates)
 
     def params(self):
@@ -85,7 +86,7 @@ def delayed_gradient(pieces, batches):
 
 
 def streaming(pieces, batches, sweeps, rho, alpha, eta):
-    """gsADMM minibatch by minibatch in absolute p, q, u, each turn at its tick.
+    """gsADMM minibatch by minibatch in absolute p, q, u, each turn at its tick; rho=None: gsAM.
 
     The boundary's variables move along with f_l whenever subnetwork l evaluates it anew.
     """
@@ -134,7 +135,12 @@ def _turn(pieces, boundary, l, s, b, x, y, shifts, penalties):
         shifts[b, l, s] = f_now
     else:
         follows = lambda W, p: pieces.R(W, p, y)
-    if l:
+    if l and rho is None:
+        f, p, _, u = boundary[l - 1]
+        F = lambda p: follows(pieces.W[l], p) + alpha / 2 * jnp.sum((p - f) ** 2)
+        p = p - eta * jax.grad(F)(p)
+        boundary[l - 1] = [f, p, p, u]
+    elif l:
         f, p, q, u = boundary[l - 1]
         L = lambda p, q, u: (
             follows(pieces.W[l], p) + jnp.sum(u * (p - q)) + rho / 2 * jnp.sum((p - q) ** 2)

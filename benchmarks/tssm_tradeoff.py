@@ -1,0 +1,230 @@
+"""How finely may a network be cut before accuracy suffers? TSSM at every n against end-to-end Adam.
+
+MNIST 14 x 14, nine hidden layers of 512, batch 110, 10 epochs. Every method trains with Adam under
+the same schedule: 500 steps of warm-up, then a cosine to zero. Its peak rate is chosen out of the
+same grid on the held-out last 5 000 training images, with a seed apart from the reported ones; gsADMM
+at n = 2, 3, 5, 10 and Adam are tuned so, the others take the rate of the nearest tuned n. Then test
+accuracy over the seeds, read once a run. Accuracies are computed from the final parameters by
+`Network.apply`, not by the method.
+
+    JTSSM_DATA=FOLDER python -m benchmarks.tssm_tradeoff [--only PATTERN] [--workers 2] [--smoke]
+
+About 70 minutes on 2 cores. Finished runs are kept in --runs, so an interrupted benchmark goes on
+where it was. Last result: benchmarks/results/tssm_tradeoff.json and .png, in the README's table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from tqdm import tqdm
+
+import jtssm
+from benchmarks import record
+from jtssm import data, losses, plot, solvers
+
+BATCH, WARMUP, TUNED = 110, 500, (2, 3, 5, 10)
+ADAM = "Adam end to end"
+
+
+class Entry(NamedTuple):
+    """One line of the table."""
+
+    method: str  # a name in solvers.METHODS
+    options: dict[str, Any]
+    rate_of: str  # the line whose tuned rate it takes
+    seeds: int  # how many of the seeds it gets
+
+    @property
+    def subnets(self) -> int:
+        """n; 1 for end-to-end training."""
+        return self.options.get("subnets", 1)
+
+
+def entries(subnets: Sequence[int]) -> dict[str, Entry]:
+    """All lines of the table, by name."""
+    table = {ADAM: Entry("sgd", {}, ADAM, 3)}
+    tuned = [n for n in subnets if n in TUNED] or list(subnets)
+    line = "gsADMM streaming, n = {}".format
+    for n in subnets:
+        near = min(tuned, key=lambda t: (abs(t - n), -t))
+        table[line(n)] = Entry("gsadmm", {"subnets": n}, line(near), 3 if n in tuned else 1)
+    more = {
+        "gsADMM streaming, 2 sweeps": ("gsadmm", {"sweeps": 2}),
+        "gsADMM stored": ("gsadmm", {"schedule": "stored"}),
+        "gsAM streaming, 2 sweeps": ("gsam", {"sweeps": 2}),
+        "gsAM stored, sequential": ("gsam", {"schedule": "stored"}),
+        "gsAM stored, parallel": ("gsam", {"schedule": "stored", "order": "parallel"}),
+    }
+    for name, (method, options) in more.items():
+        for n in tuned:
+            table[f"{name}, n = {n}"] = Entry(method, {"subnets": n, **options}, line(n), 1)
+    return table
+
+
+def main() -> None:
+    """Choose rates, report accuracies, write the JSON and the figure."""
+    given = _arguments()
+    table = entries([2, 4] if given.smoke else given.subnets)
+    chosen = [n for n in table if re.search(given.only, n)]
+    with _Runs(given) as runs:
+        tuned = list(dict.fromkeys(table[name].rate_of for name in chosen))
+        wanted = [(name, rate, given.tuning_seed, False) for name in tuned for rate in given.rates]
+        valid = {run: seen["valid_accuracy"][-1] for run, seen in runs.all(table, wanted).items()}
+        rates = {
+            name: max(given.rates, key=lambda r: valid[name, r, given.tuning_seed, False])
+            for name in tuned
+        }
+        final = [
+            (name, rates[table[name].rate_of], seed, True)
+            for name in chosen for seed in given.seeds[: table[name].seeds]
+        ]  # fmt: skip
+        seen = runs.all(table, final)
+    report = {name: _line(name, table, rates, seen) for name in chosen}
+    for name in (name for name in tuned if name in chosen):
+        tried = {str(r): valid[name, r, given.tuning_seed, False] for r in given.rates}
+        report[name]["valid_accuracy_by_rate"] = tried
+    if not given.smoke:
+        content = {"seeds": given.seeds, "epochs": given.epochs, "results": report}
+        path = record.write("tssm_tradeoff", "benchmarks.tssm_tradeoff", content)
+        plot.tradeoff(path.with_suffix(".png"), report, baseline=ADAM)
+        print(path)
+
+
+def _arguments() -> argparse.Namespace:
+    parse = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parse.add_argument
+    add("--smoke", action="store_true", help="seconds instead of minutes, no result file")
+    add("--only", default="", help="regular expression: which lines of the table")
+    add("--subnets", type=int, nargs="+", default=[2, 3, 4, 5, 8, 10])
+    add("--epochs", type=int, default=10)
+    add("--rates", type=float, nargs="+", default=[2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3])
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--tuning-seed", type=int, default=100)
+    add("--workers", type=int, default=1, help="processes, each on a core of its own")
+    add("--runs", type=Path, default=Path("run/tssm_tradeoff.jsonl"), help="finished runs")
+    given = parse.parse_args()
+    if given.smoke:
+        given.epochs, given.rates, given.seeds, given.workers = 1, [1e-3], [0], 0
+        given.runs = None
+    return given
+
+
+class _Runs:
+    """Trainings by (name, rate, seed, whether the test set is read), each done once and kept."""
+
+    def __init__(self, given: argparse.Namespace):
+        self.given, self.path = given, given.runs
+        self.done: dict[tuple, dict] = {}
+        if self.path is not None and self.path.exists():
+            for line in self.path.read_text().splitlines():
+                seen = json.loads(line)
+                if seen["epochs"] == given.epochs:
+                    self.done[tuple(seen["run"])] = seen
+
+    def __enter__(self) -> _Runs:
+        cores = multiprocessing.get_context("spawn").Queue()
+        for core in range(self.given.workers):
+            cores.put(core)
+        self.pool = self.given.workers and ProcessPoolExecutor(
+            self.given.workers, multiprocessing.get_context("spawn"), _stay_on_a_core, (cores,)
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool:
+            self.pool.shutdown(cancel_futures=True)
+
+    def all(self, table: dict[str, Entry], wanted: Sequence[tuple]) -> dict[tuple, dict]:
+        """What every wanted run showed."""
+        new = [run for run in wanted if run not in self.done]
+        work = [(table[run[0]], run, self.given.epochs, self.given.smoke) for run in new]
+        if self.pool:
+            futures = [self.pool.submit(_train, *args) for args in work]
+            results = (future.result() for future in as_completed(futures))
+        else:
+            results = (_train(*args) for args in work)
+        for seen in tqdm(results, total=len(new), unit="run", dynamic_ncols=True):
+            self._keep(seen)
+        return {run: self.done[run] for run in wanted}
+
+    def _keep(self, seen: dict) -> None:
+        self.done[tuple(seen["run"])] = seen
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps(seen) + "\n")
+        name, rate, seed, _ = seen["run"]
+        valid, test = seen["valid_accuracy"][-1], seen.get("test_accuracy", float("nan"))
+        tqdm.write(f"{name:36} rate {rate:g} seed {seed}  valid {valid:.4f}  test {test:.4f}")
+
+
+def _stay_on_a_core(cores: Any) -> None:
+    core = cores.get()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
+
+
+def _train(entry: Entry, run: tuple, epochs: int, smoke: bool) -> dict:
+    """Train once; accuracy of the composed network on the held-out images after every epoch."""
+    splits = data.load("digits", flat=True) if smoke else data.load("mnist", size=14, flat=True)
+    width, depth = (32, 3) if smoke else (512, 9)
+    net = jtssm.mlp([splits.train.x.shape[1], *[width] * depth, 10])
+    if smoke:
+        splits = splits._replace(train=data.Split(*(a[:550] for a in splits.train)))
+    _, rate, seed, read_test = run
+    steps = len(splits.train.x) // BATCH * epochs * entry.options.get("sweeps", 1)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(WARMUP, steps // 5), steps)
+    method = solvers.METHODS[entry.method](
+        net, optimizer=optax.adam(schedule), batch_size=BATCH, **entry.options
+    )
+    result = jtssm.fit(
+        method, splits.train, epochs=epochs, key=jax.random.key(seed), progress=False,
+        validation={"valid": splits.valid},
+    )  # fmt: skip
+    columns = ("valid_accuracy", "loss", "primal_residual", "dual_residual", "coupling")
+    seen = {c: [line[c] for line in result.history] for c in columns}
+    seen |= {"run": list(run), "epochs": epochs, "diverged": result.divergence is not None}
+    if read_test:
+        for name in ("train", "test"):
+            seen[f"{name}_accuracy"] = _accuracy(net, result.params, getattr(splits, name))
+    return seen
+
+
+def _accuracy(net: Any, params: Any, split: Any) -> float:
+    outputs = jax.jit(net.apply)(params, split.x)
+    return float(losses.cross_entropy.correct(outputs, split.y).mean())
+
+
+def _line(name: str, table: dict, rates: dict, seen: dict) -> dict:
+    entry = table[name]
+    runs = [s for run, s in seen.items() if run[0] == name]
+    test = [s["test_accuracy"] for s in runs]
+    print(f"{name:36} rate {rates[entry.rate_of]:g}  test {np.mean(test):.4f}")
+    return {
+        "method": entry.method, "options": entry.options, "subnets": entry.subnets,
+        "rate": rates[entry.rate_of], "rate_of": entry.rate_of, "test_accuracy": test,
+        "train_accuracy": [s["train_accuracy"] for s in runs],
+        "valid_accuracy_by_epoch": np.mean([s["valid_accuracy"] for s in runs], axis=0).tolist(),
+        **{
+            residual: float(np.mean([s[residual][-1] for s in runs]))
+            for residual in ("primal_residual", "dual_residual", "coupling")
+        },
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Methods that store variables for every sample: their state, their minibatches, their W-steps.
+
+The M samples are seen as batch_size strata of M / batch_size neighbours; every epoch draws one
+permutation a stratum, and a minibatch takes one sample of each. So a minibatch is the same set of
+samples on any mesh, and no sample moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jtssm.protocol import Array, Exchange, Info, Method, as_method
+from jtssm.solvers.pieces import Pieces, Weights
+from jtssm.solvers.updates import Penalties, squared
+
+
+class State(NamedTuple):
+    """What the next step needs."""
+
+    weights: Any  # carried Weights
+    held: Any  # carried variables of every sample, leaves [M, ...]
+    key: Array  # draws the minibatches
+    penalties: Penalties  # scalars
+
+
+class Rule(NamedTuple):
+    """What tells one stored method from another."""
+
+    name: str
+    hold: Callable  # (l, p_l, f_l of the first forward pass, whether l is the last) -> held
+    sweep: Callable  # (Samples, weights, held, penalties) -> (weights, held, Info)
+    forward: str  # what goes forward over a boundary
+    backward: str
+
+
+class Strata(NamedTuple):
+    """How the samples are divided: a minibatch takes one of each stratum."""
+
+    num: int
+    each: int  # samples in one
+
+    def draw(self, key: Array, steps: int) -> Array:
+        """[steps, num] which sample of each stratum a minibatch takes; an epoch takes each once."""
+        epochs = -(-steps // self.each)
+        order = jnp.broadcast_to(jnp.arange(self.each), (epochs * self.num, self.each))
+        order = jax.random.permutation(key, order, axis=1, independent=True)
+        order = order.reshape(epochs, self.num, self.each)
+        return order.swapaxes(1, 2).reshape(-1, self.num)[:steps]
+
+
+class Samples(NamedTuple):
+    """The samples at hand and the minibatches of one sweep, as all pieces see them."""
+
+    pieces: Pieces
+    exchange: Exchange
+    x: Array  # [M, ...]
+    y: Array  # [M, ...]
+    alpha: Any  # weight of |q - f|^2
+    strata: Strata
+    draws: Array  # [weight steps, strata] which sample of each stratum a minibatch takes
+
+    def train(self, l: int, weights: Weights, p: Array, q: Any) -> Weights:
+        """W-steps of piece l, each on a minibatch of (p_l, q_l)."""
+
+        def weight_step(weights, columns):
+            p_, q_, y_ = jax.tree.map(lambda a: self._pick(a, columns), (p, q, self.y))
+            mean = lambda W: self._objective(l, W, p_, q_, y_)[0] / self.strata.num
+            return self.pieces.descend(l, weights, jax.grad(mean)(weights.params)), None
+
+        return lax.scan(weight_step, weights, self.draws)[0]
+
+    def follows(self, l: int, weights: Weights, q: Any) -> Callable:
+        """p_l -> (R or Omega_l summed over all samples at hand, (f_l, (loss, number right)))."""
+        return lambda p: self._objective(l, weights.params, p, q, self.y)
+
+    def info(self, seen: tuple, primal: Any = None, dual: Any = None, coupling: Any = None) -> Info:
+        """Means over all samples, those of other devices too; None: zero by construction.
+
+        seen: carried (loss, number right); the residuals: carried sums of squares.
+        """
+        loss, right = (a / self._count for a in self.exchange.total(seen))
+        root = lambda a: jnp.sqrt(self.exchange.total(a) / self._count)
+        residuals = (
+            jnp.zeros_like(loss) if a is None else root(a) for a in (primal, dual, coupling)
+        )
+        return Info(loss, right, jnp.full_like(loss, self._count), *residuals)
+
+    @property
+    def _count(self) -> int:
+        return self.strata.num * self.strata.each
+
+    def _objective(self, l: int, W: Any, p: Array, q: Any, y: Array) -> tuple:
+        f = self.pieces.forward(self.exchange, l, W, p)
+        if l < self.pieces.num - 1:
+            zero = jnp.zeros((), p.dtype)
+            return self.alpha / 2 * squared(q - f), (f, (zero, zero))
+        loss = self.pieces.loss.value(f, y).sum()
+        return loss, (f, (loss, self.pieces.loss.correct(f, y).sum()))
+
+    def _pick(self, a: Array, columns: Array) -> Array:
+        """Row columns[i] of stratum i, for all strata that live here."""
+        return a[jnp.arange(columns.size) * self.strata.each + columns]
+
+
+def method(
+    rule: Rule, pieces: Pieces, batch_size: int, penalties: Penalties, sweeps: int,
+    precision: Any, weight_steps: int | None,
+) -> Method:  # fmt: skip
+    """A stored schedule; arguments are checked by `jtssm.solvers.tssm`."""
+
+    def step(exchange, state, x, y):
+        for _ in range(sweeps):
+            key, draw_key = jax.random.split(state.key)
+            at = _samples(exchange, x, y, state.penalties.alpha, draw_key)
+            weights, held, info = rule.sweep(at, state.weights, state.held, state.penalties)
+            state = State(weights, held, key, state.penalties)
+        return state, info
+
+    def _samples(exchange, x, y, alpha, key):
+        strata = Strata(batch_size, x.shape[0] * exchange.num_splits // batch_size)
+        draws = strata.draw(key, weight_steps or strata.each)
+        draws = exchange.own_samples(draws.T).T  # columns: the strata that live here
+        return Samples(pieces, exchange, x, y, alpha, strata, draws)
+
+    def moves(samples):
+        steps = weight_steps or samples // batch_size
+        crossing = pieces.boundary_moves(
+            samples, sweeps, forward=rule.forward, backward=rule.backward
+        )
+        return (*crossing, *pieces.gradient_moves(sweeps * steps))
+
+    return as_method(
+        pieces.parts(
+            name=rule.name,
+            kinds={"weights": "weights", "held": "samples"},
+            init=_init(rule, pieces, penalties),
+            step=step,
+            drain=lambda exchange, state: state,
+            moves=moves,
+            precision=precision,
+            batch_size=batch_size,
+            resident=True,
+        )
+    )
+
+
+def _init(rule: Rule, pieces: Pieces, penalties: Penalties) -> Callable:
+    def init(exchange, key, x, y, params):
+        weights_key, key = jax.random.split(key)
+        weights = pieces.weights(exchange, weights_key, x.dtype, params)
+        run = lambda l, weights, p: pieces.forward(exchange, l, weights.params, p)
+        _, inputs, outputs = exchange.chain(run, weights, x=x, keep=True)
+        hold = lambda l, p, f: (rule.hold(l, p, f, l == pieces.num - 1),)
+        (held,) = exchange.each(hold, inputs, outputs, kinds=("samples",))
+        return State(weights, held, key, penalties.as_arrays(x.dtype))
+
+    return init
