@@ -37,10 +37,24 @@ def count(**numbers: Any) -> None:
             raise ValueError(f"{name}: expected an integer of at least 1; got {value!r}")
 
 
+def divides(name: str, value: Any, whole: int, of: str) -> None:
+    """The value is an integer that divides `whole`."""
+    count(**{name: value})
+    if whole % value:
+        fits = [d for d in range(1, whole + 1) if whole % d == 0]
+        raise ValueError(f"{name}: expected one of {fits}, which divide {whole} {of}; got {value}")
+
+
 def one_of(name: str, value: Any, known: Sequence[str]) -> None:
     """The value is one of the known names."""
     if value not in known:
         raise ValueError(f"{name}: expected one of {sorted(known)}; got {value!r}")
+
+
+def no_use_for(name: str, value: Any, why: str, *, schedule: str, given: str) -> None:
+    """The value is None where the schedule `given` is the one that has no use for it."""
+    if given == schedule and value is not None:
+        raise ValueError(f"{name}: expected None with schedule={schedule!r}, {why}; got {value!r}")
 
 
 def precision(value: Any) -> None:

@@ -103,6 +103,9 @@ class Parts(NamedTuple):
     # against the weights too) or "values" (samples of any number)
     check: Callable
     moves: Callable  # number of samples in a step -> tuple[Move, ...]
+    # l -> how often piece l runs (forward, backward with an update) on a minibatch in one step, for the
+    # cost model; None for resident methods
+    passes: Callable | None
 
 
 class Method(NamedTuple):

@@ -30,7 +30,13 @@ X, Y = np.ones((12, 4)), np.zeros(12, np.int32)
             {"schedule": "async"},
             r"schedule: expected one of \['stored', 'streaming'\]; got 'async'",
         ),
-        ({"weight_steps": 2}, r"weight_steps: expected None with schedule='streaming'"),
+        ({"weight_steps": 2}, r"weight_steps: expected None with schedule='streaming'.*got 2"),
+        ({"delay_power": -0.5}, r"delay_power: expected a finite number.*got -0\.5"),
+        ({"delay_power": "slow"}, r"delay_power: expected a finite number.*got 'slow'"),
+        (
+            {"schedule": "stored", "delay_power": 1.0},
+            r"delay_power: expected None with schedule='stored', where no gradient is delayed",
+        ),
         ({"schedule": "stored", "weight_steps": 0}, r"weight_steps: expected an integer"),
         ({"loss": "hinge"}, r"loss: expected one of .*got 'hinge'"),
         ({"precision": "exact"}, r"precision: expected None, 'highest'.*got 'exact'"),
@@ -41,6 +47,23 @@ X, Y = np.ones((12, 4)), np.zeros(12, np.int32)
 def test_gsadmm_refuses(changes, message):
     with pytest.raises(ValueError, match=message):
         solvers.gsadmm(NET, **{**GOOD, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alpha": 0}, r"alpha: expected a finite number above 0"),
+        ({"order": "parallel"}, r"order: expected None with schedule='streaming'.*got 'parallel'"),
+        (
+            {"order": "random", "schedule": "stored"},
+            r"order: expected one of \['parallel', 'sequential'\]; got 'random'",
+        ),
+        ({"sweeps": 1.5}, r"sweeps: expected an integer"),
+    ],
+)
+def test_gsam_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        solvers.gsam(NET, **{**GOOD, **changes})
 
 
 @pytest.mark.parametrize(

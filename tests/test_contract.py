@@ -19,6 +19,11 @@ METHODS = {
     "gsadmm, 2 subnets": solvers.gsadmm(NET, subnets=2, **GSADMM),
     "gsadmm, 3 subnets, 2 sweeps": solvers.gsadmm(NET, subnets=3, sweeps=2, **GSADMM),
     "gsadmm, stored": solvers.gsadmm(NET, subnets=2, schedule="stored", **GSADMM),
+    "gsam, 3 subnets, 2 sweeps": solvers.gsam(NET, subnets=3, sweeps=2, **GSADMM),
+    "gsam, stored": solvers.gsam(NET, subnets=2, schedule="stored", **GSADMM),
+    "gsam, stored, parallel": solvers.gsam(
+        NET, subnets=3, schedule="stored", order="parallel", **GSADMM
+    ),
 }
 
 

@@ -1,9 +1,12 @@
 """Training methods as pure functions: arrays in, arrays out."""
 
+from collections.abc import Callable
+
+from jtssm.protocol import Method
 from jtssm.solvers.descent import sgd
 from jtssm.solvers.streaming import delays
 from jtssm.solvers.tssm import Variables, gsadmm, gsam, lagrangian, variables
 
-METHODS = {"gsadmm": gsadmm, "gsam": gsam, "sgd": sgd}
+METHODS: dict[str, Callable[..., Method]] = {"gsadmm": gsadmm, "gsam": gsam, "sgd": sgd}
 
 __all__ = ["METHODS", "Variables", "delays", "gsadmm", "gsam", "lagrangian", "sgd", "variables"]

@@ -60,6 +60,7 @@ def sgd(
             step=_step(pieces),
             drain=lambda exchange, state: state,
             moves=lambda samples: pieces.gradient_moves(1),
+            passes=lambda l: (1, 1),
             precision=precision,
             batch_size=batch_size,
             resident=False,

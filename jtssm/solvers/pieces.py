@@ -106,7 +106,7 @@ class Pieces(NamedTuple):
         checks.same_dtype(weights, x)
 
     def parts(self, *, precision: Any, batch_size: int, resident: bool, **own: Any) -> Parts:
-        """A method's parts: `own` holds name, kinds, init, step, drain and moves, pieces the rest."""
+        """A method's parts: `own` holds what is its own (init, step, moves, ...), pieces the rest."""
         for function in ("init", "step", "drain"):
             own[function] = precisely(precision, own[function])
         run = lambda exchange, l, weights, p: self.forward(exchange, l, weights.params, p)

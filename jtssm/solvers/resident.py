@@ -142,6 +142,7 @@ def method(
             step=step,
             drain=lambda exchange, state: state,
             moves=moves,
+            passes=None,
             precision=precision,
             batch_size=batch_size,
             resident=True,

@@ -137,6 +137,8 @@ def method(
                 *pieces.boundary_moves(samples, sweeps, forward="f", backward=rule.sends),
                 *pieces.gradient_moves(sweeps),
             ),
+            # all but the last piece run forward once more, on the minibatch that comes in
+            passes=lambda l: (sweeps + (l < pieces.num - 1), sweeps),
             precision=precision,
             batch_size=batch_size,
             resident=False,

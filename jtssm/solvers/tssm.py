@@ -48,7 +48,7 @@ from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.streaming import delays
 from jtssm.solvers.updates import Penalties
 
-SCHEDULES = ("streaming", "stored")
+SCHEDULES = ["streaming", "stored"]
 DELAY_POWER = 1.0
 
 
@@ -135,11 +135,10 @@ def gsam(
     """
     if order is not None:
         checks.one_of("order", order, list(alternating.ORDERS))
-    if order is not None and schedule == "streaming":
-        raise ValueError(
-            f"order: expected None with schedule='streaming', whose subnetworks take their turns "
-            f"from the last to the first; got {order!r}: use schedule='stored'"
-        )
+    checks.no_use_for(
+        "order", order, "whose subnetworks take their turns from the last to the first",
+        schedule="streaming", given=schedule,
+    )  # fmt: skip
     schedules = {
         "streaming": streaming.GSAM,
         "stored": alternating.ORDERS[order or "sequential"],
@@ -162,29 +161,31 @@ def _method(
     checks.precision(precision)
     starts = cut(net, subnets, cuts)
     optimizers = checks.optimizers(optimizer, len(starts) - 1)
-    shared: tuple = (batch_size, penalties, sweeps, precision)
+    checks.no_use_for(
+        "delay_power",
+        delay_power,
+        "where no gradient is delayed",
+        schedule="stored",
+        given=schedule,
+    )
+    checks.no_use_for(
+        "weight_steps", weight_steps, "whose subnetworks take one step a sweep",
+        schedule="streaming", given=schedule,
+    )  # fmt: skip
     if schedule == "stored":
-        if delay_power is not None:
-            raise ValueError(
-                f"delay_power: expected None with schedule='stored', where no gradient is delayed; "
-                f"got {delay_power}"
-            )
         if weight_steps is not None:
             checks.count(weight_steps=weight_steps)
         pieces = Pieces(net, starts, optimizers, losses.find(loss))
-        return resident.method(rules[schedule], pieces, *shared, weight_steps)
-    if weight_steps is not None:
-        raise ValueError(
-            f"weight_steps: expected None with schedule='streaming', whose subnetworks take "
-            f"one step a sweep; got {weight_steps}"
+        return resident.method(
+            rules[schedule], pieces, batch_size, penalties, sweeps, precision, weight_steps
         )
     power = DELAY_POWER if delay_power is None else delay_power
     checks.not_negative(delay_power=power)
-    pieces = Pieces(net, starts, slowed(optimizers, power), losses.find(loss))
-    return streaming.method(rules[schedule], pieces, *shared)
+    pieces = Pieces(net, starts, _slowed(optimizers, power), losses.find(loss))
+    return streaming.method(rules[schedule], pieces, batch_size, penalties, sweeps, precision)
 
 
-def slowed(optimizers: Sequence[Any], power: float) -> tuple:
+def _slowed(optimizers: Sequence[Any], power: float) -> tuple:
     """The optimizers of n subnetworks, their updates scaled by (1 + delay)^-power."""
     scales = [(1 + delay) ** -power for delay in delays(len(optimizers))]
     return tuple(

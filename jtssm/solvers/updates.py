@@ -25,7 +25,7 @@ class Penalties(NamedTuple):
         return Penalties(*(None if a is None else jnp.asarray(a, dtype) for a in self))
 
 
-def update_p(p: Array, g: Array, u: Array, q: Array, *, rho: Any, eta: Any) -> Array:
+def update_p(p: Array, g: Array, u: Any, q: Any, *, rho: Any, eta: Any) -> Array:
     """p <- p - eta dL/dp for p = p_{l+1}, u = u_l, q = q_l, all [samples, ...].
 
     g is the gradient of what follows p: of R for the last subnetwork, else of its Omega. gsAM's step

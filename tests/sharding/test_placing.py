@@ -28,6 +28,10 @@ def gsadmm(net=NET, optimizer=RATE, **options):
     return solvers.gsadmm(net, optimizer=optimizer, batch_size=BATCH, rho=0.7, alpha=1.3, **options)
 
 
+def gsam(**options):
+    return solvers.gsam(NET, optimizer=RATE, batch_size=BATCH, alpha=1.3, **options)
+
+
 def run(method, steps, dtype=np.float64, params=None):
     """The state after the steps, in the one-device form, the last info, and some outputs."""
     x, y = samples(2 * BATCH, dtype)
@@ -69,6 +73,18 @@ def test_sharded_equals_unsharded(n, shape, options):
     method = gsadmm(subnets=n, **options)
     got = run(sharding.place(method, sharding.make_mesh(*shape)), 2 * (n - 1) + 5)
     assert_same(unsharded(n, **options), got, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (4, 1, 2)])
+@pytest.mark.parametrize(
+    "options",
+    [{"sweeps": 2}, {"schedule": "stored"}, {"schedule": "stored", "order": "parallel"}],
+    ids=str,
+)
+def test_gsam_sharded_equals_unsharded(shape, options):
+    method = gsam(subnets=4, **options)
+    expected = run(method, 11)
+    assert_same(expected, run(sharding.place(method, sharding.make_mesh(*shape)), 11), atol=1e-10)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (4, 1, 1)])
@@ -192,12 +208,21 @@ def test_memory_a_device_falls_with_every_axis(schedule):
         (NET, {"subnets": 4}, (4, 1, 2)),
         (NET, {"subnets": 4, "sweeps": 3}, (4, 1, 2)),
         (NET, {"subnets": 4, "schedule": "stored"}, (4, 1, 2)),
+        (NET, {"subnets": 4, "alternating": True, "sweeps": 2}, (4, 1, 2)),
+        (
+            NET,
+            {"subnets": 4, "alternating": True, "schedule": "stored", "order": "parallel"},
+            (4, 1, 2),
+        ),
+        (NET, {"subnets": 4, "alternating": True, "schedule": "stored"}, (4, 1, 2)),
         (jtssm.mlp([6, 3, 14, 2, 9, 4]), {"cuts": [1, 4], "sweeps": 2}, (3, 1, 2)),
     ],
 )
 def test_two_matrices_a_boundary_a_sweep_cross_and_no_more(net, options, shape):
     """Counted in the compiled program; equal to what the method declares."""
-    method = gsadmm(net, **options)
+    options = dict(options)
+    alternating = options.pop("alternating", False)
+    method = gsam(**options) if alternating else gsadmm(net, **options)
     program, _ = compiled(method, shape)
     num = 2 * BATCH if method.resident else BATCH
     declared = [m for m in method.moves(num) if m.axis == "subnet"]

@@ -1,0 +1,202 @@
+"""What a step costs on a machine, modelled: seconds as plain Python numbers.
+
+A layer's product over b samples takes as long as the slower of its multiply-adds and its memory
+traffic, plus the start of a kernel:
+
+    max(2 b cost / flops,  word (b d_in + b d_out + |W|) / memory) + kernel
+
+and its backward pass two of those (dX, dW). The optimizer is memory traffic alone, `ADAM_WORDS`
+words a parameter. A message takes latency + bytes / link; an all-reduce over p devices is a ring, of
+2 (p - 1) latencies and 2 (p - 1) / p of its bytes. Nothing overlaps: products, optimizer and messages
+add up, and a step waits for its slowest device. Activation functions, the loss and the host are left
+out. What crosses a mesh is read from `method.moves`, which tests hold equal to the compiled program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+from typing import NamedTuple
+
+import jax
+
+from jtssm import checks
+from jtssm.network import Network, cut
+from jtssm.protocol import Method
+
+ADAM_WORDS = 7  # reads of gradient, weight and two moments, writes of weight and moments
+
+
+class Machine(NamedTuple):
+    """A device and its links; `source` says what was published and what is assumed."""
+
+    name: str
+    flops: float  # a second, of products in jax's default precision of float32
+    memory: float  # bytes a second
+    link: float  # bytes a second that a device sends in one direction
+    latency: float  # seconds a message
+    kernel: float  # seconds to start a kernel
+    source: str
+
+
+MACHINES = {
+    machine.name: machine
+    for machine in (
+        Machine(
+            "tpu-v5e", 197e12, 819e9, 45e9, 1e-6, 1e-6,
+            "cloud.google.com/tpu/docs/v5e: 197 TFLOP/s (bf16, jax's default for float32), "
+            "819 GB/s, 1600 Gbit/s over four links, of which one, in one direction, is counted; "
+            "assumed: 1 us a message, 1 us a kernel",
+        ),
+        Machine(
+            "h100-nvlink", 495e12, 3.35e12, 450e9, 5e-6, 3e-6,
+            "NVIDIA H100 SXM: 495 TFLOP/s (TF32 dense), 3.35 TB/s, NVLink 900 GB/s in both directions; "
+            "assumed: all devices on one switch, 5 us a message, 3 us a kernel",
+        ),
+        Machine(
+            "h100-ethernet", 495e12, 3.35e12, 12.5e9, 20e-6, 3e-6,
+            "NVIDIA H100 SXM as above, one a host on 100 Gbit/s Ethernet; assumed: full line rate, "
+            "20 us a message, 3 us a kernel",
+        ),
+    )
+}  # fmt: skip
+
+
+class Seconds(NamedTuple):
+    """A step's time by cause."""
+
+    products: float
+    optimizer: float
+    boundary: float  # messages between neighbours
+    reduction: float  # all-reduce of gradients
+
+    @property
+    def total(self) -> float:
+        """All of it: nothing overlaps."""
+        return sum(self)
+
+
+class _Layer(NamedTuple):
+    """A layer's sizes in words, a sample or once."""
+
+    multiply_adds: int  # a sample
+    activations: int  # in and out, a sample
+    parameters: int
+
+
+def _layers(net: Network) -> list[_Layer]:
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
+    sizes = [sum(a.size for a in jax.tree.leaves(layer)) for layer in shapes]
+    ends = [prod(a) + prod(b) for a, b in pairwise(net.shapes)]
+    return [_Layer(*each) for each in zip(net.costs(), ends, sizes, strict=True)]
+
+
+def _product(machine: Machine, layer: _Layer, samples: float, word: int) -> float:
+    moved = word * (samples * layer.activations + layer.parameters)
+    return max(2 * samples * layer.multiply_adds / machine.flops, moved / machine.memory) + (
+        machine.kernel
+    )
+
+
+def _passes(
+    machine: Machine, layers: Sequence[_Layer], samples: float, word: int,
+    times: tuple[int, int], first: bool,
+) -> float:  # fmt: skip
+    """(forward, backward) passes of a run of layers; the network's first has no dX."""
+    forward, backward = times
+    one = [_product(machine, layer, samples, word) for layer in layers]
+    return (forward + 2 * backward) * sum(one) - (backward * one[0] if first else 0)
+
+
+def _optimizer(machine: Machine, layers: Sequence[_Layer], word: int) -> float:
+    if not layers:
+        return 0.0
+    size = sum(layer.parameters for layer in layers)
+    return ADAM_WORDS * word * size / machine.memory + machine.kernel
+
+
+def message_seconds(machine: Machine, num_bytes: float) -> float:
+    """One message to a neighbour."""
+    return machine.latency + num_bytes / machine.link
+
+
+def all_reduce_seconds(machine: Machine, num_bytes: float, devices: int) -> float:
+    """A ring over that many devices; nothing on one."""
+    rounds = 2 * (devices - 1)
+    return rounds * machine.latency + rounds / devices * num_bytes / machine.link
+
+
+def step_seconds(
+    method: Method, machine: Machine, *, subnet: int = 1, pc: int = 1, word: int = 4
+) -> Seconds:
+    """A step of a method that takes minibatches, in its steady state, on subnet x pc devices.
+
+    Args:
+      method: unplaced or placed.  subnet: divides its subnetworks.  pc: divides its batch.
+      word: bytes a number.
+
+    Raises:
+      ValueError: a resident method, or sizes that do not divide.
+    """
+    parts = method.parts
+    if parts.passes is None:
+        raise ValueError(
+            f"method: expected one that takes minibatches; got {parts.name}, which keeps all samples"
+        )
+    num, batch = len(parts.starts) - 1, parts.batch_size
+    checks.divides("subnet", subnet, num, "subnetworks")
+    checks.divides("pc", pc, batch, "samples of a batch")
+    layers, samples, local = _layers(parts.network), batch / pc, num // subnet
+    pieces = [layers[a:b] for a, b in pairwise(parts.starts)]
+    work = [
+        _passes(machine, piece, samples, word, parts.passes(l), l == 0)
+        for l, piece in enumerate(pieces)
+    ]
+    updates = [
+        parts.passes(l)[1] * _optimizer(machine, piece, word) for l, piece in enumerate(pieces)
+    ]
+    device = lambda of: max(sum(of[d * local : (d + 1) * local]) for d in range(subnet))
+    both = device([a + b for a, b in zip(work, updates, strict=True)])
+    products = device(work)
+    moves = method.moves(batch)
+    crossing = [m for m in moves if m.axis == "subnet" and m.source // local != m.target // local]
+    reduced = [0.0] * num
+    for m in moves:
+        if m.axis == "pc":
+            seconds = all_reduce_seconds(machine, prod(m.shape) * word, pc)
+            reduced[m.source] += m.times * seconds
+    boundary = 0.0
+    for what in {m.what for m in crossing}:  # every boundary at once, one kind after the other
+        size = max(prod(m.shape) * m.times for m in crossing if m.what == what)
+        boundary += message_seconds(machine, size * word / pc)
+    return Seconds(products, both - products, boundary, device(reduced))
+
+
+def pipeline_seconds(
+    net: Network, batch: int, machine: Machine, *, stages: int, microbatches: int,
+    recompute: bool, word: int = 4,
+) -> Seconds:  # fmt: skip
+    """A step of a synchronous pipeline: m + stages - 1 slots of one microbatch forward and back.
+
+    recompute=True is GPipe, which keeps a stage's inputs and runs forward again before it runs
+    backward; False is 1F1B, which holds at most `stages` microbatches' activations and keeps them.
+    Both wait for the last microbatch before the weights move, so their numbers are those of plain
+    training.
+
+    Raises:
+      ValueError: `microbatches` does not divide the batch, more stages than layers.
+    """
+    checks.divides("microbatches", microbatches, batch, "samples of a batch")
+    starts = cut(net, stages, None)
+    layers, samples = _layers(net), batch / microbatches
+    runs = [layers[a:b] for a, b in pairwise(starts)]
+    slots = microbatches + stages - 1
+    slot = max(
+        _passes(machine, run, samples, word, (1 + recompute, 1), s == 0)
+        for s, run in enumerate(runs)
+    )
+    widths = [prod(net.shapes[start]) for start in starts[1:-1]]
+    hop = 2 * message_seconds(machine, samples * max(widths) * word) if widths else 0.0
+    update = max(_optimizer(machine, run, word) for run in runs)
+    return Seconds(slots * slot, update, slots * hop, 0.0)
