@@ -14,7 +14,7 @@ out. What crosses a mesh is read from `method.moves`, which tests hold equal to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 
 from jtssm import checks
-from jtssm.network import Network, cut
+from jtssm.network import Network, balanced_starts
 from jtssm.protocol import Method
 
 ADAM_WORDS = 7  # reads of gradient, weight and two moments, writes of weight and moments
@@ -116,6 +116,33 @@ def _optimizer(machine: Machine, layers: Sequence[_Layer], word: int) -> float:
     return ADAM_WORDS * word * size / machine.memory + machine.kernel
 
 
+def step_flops(method: Method) -> int:
+    """Floating-point operations of the products of one step, all devices together.
+
+    Raises:
+      ValueError: a resident method.
+    """
+    costs, starts, batch = (
+        method.parts.network.costs(),
+        method.parts.starts,
+        method.parts.batch_size,
+    )
+    total = 0
+    for l, (a, b) in enumerate(pairwise(starts)):
+        forward, backward = _times(method)(l)
+        total += (forward + 2 * backward) * sum(costs[a:b])
+    return 2 * batch * (total - _times(method)(0)[1] * costs[0])  # the data has no gradient
+
+
+def _times(method: Method) -> Callable:
+    if method.parts.passes is None:
+        raise ValueError(
+            f"method: expected one that takes minibatches; got {method.name} with a stored schedule, "
+            f"which keeps all samples"
+        )
+    return method.parts.passes
+
+
 def message_seconds(machine: Machine, num_bytes: float) -> float:
     """One message to a neighbour."""
     return machine.latency + num_bytes / machine.link
@@ -139,23 +166,16 @@ def step_seconds(
     Raises:
       ValueError: a resident method, or sizes that do not divide.
     """
-    parts = method.parts
-    if parts.passes is None:
-        raise ValueError(
-            f"method: expected one that takes minibatches; got {parts.name}, which keeps all samples"
-        )
+    parts, times = method.parts, _times(method)
     num, batch = len(parts.starts) - 1, parts.batch_size
     checks.divides("subnet", subnet, num, "subnetworks")
     checks.divides("pc", pc, batch, "samples of a batch")
     layers, samples, local = _layers(parts.network), batch / pc, num // subnet
     pieces = [layers[a:b] for a, b in pairwise(parts.starts)]
     work = [
-        _passes(machine, piece, samples, word, parts.passes(l), l == 0)
-        for l, piece in enumerate(pieces)
+        _passes(machine, piece, samples, word, times(l), l == 0) for l, piece in enumerate(pieces)
     ]
-    updates = [
-        parts.passes(l)[1] * _optimizer(machine, piece, word) for l, piece in enumerate(pieces)
-    ]
+    updates = [times(l)[1] * _optimizer(machine, piece, word) for l, piece in enumerate(pieces)]
     device = lambda of: max(sum(of[d * local : (d + 1) * local]) for d in range(subnet))
     both = device([a + b for a, b in zip(work, updates, strict=True)])
     products = device(work)
@@ -188,7 +208,10 @@ def pipeline_seconds(
       ValueError: `microbatches` does not divide the batch, more stages than layers.
     """
     checks.divides("microbatches", microbatches, batch, "samples of a batch")
-    starts = cut(net, stages, None)
+    checks.count(stages=stages)
+    if stages > len(net.layers):
+        raise ValueError(f"stages: expected at most {len(net.layers)}, one a layer; got {stages}")
+    starts = balanced_starts(net.costs(), stages)
     layers, samples = _layers(net), batch / microbatches
     runs = [layers[a:b] for a, b in pairwise(starts)]
     slots = microbatches + stages - 1

@@ -1,0 +1,143 @@
+"""The cost model: its counts are those of the traced program, its limits are known."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+import jtssm
+from jtssm import solvers
+from jtssm.sharding import cost
+
+NET = jtssm.mlp([6, 8, 12, 8, 4])
+BATCH = 8
+WIDE = jtssm.mlp([196, *[512] * 9, 10])
+SHARED = {"optimizer": optax.adam(1e-3), "batch_size": BATCH}
+SLOW = cost.Machine("slow", 1e9, 1e9, 1e6, 1e-3, 1e-5, "made up")
+
+
+def sgd(net=NET, batch=BATCH):
+    return solvers.sgd(net, optimizer=optax.adam(1e-3), batch_size=batch)
+
+
+def products(jaxpr):
+    """Floating-point operations of every dot_general in a jaxpr, sub-jaxprs included."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            a, out = equation.invars[0].aval, equation.outvars[0].aval
+            total += 2 * int(np.prod(out.shape)) * int(np.prod([a.shape[d] for d in contracted]))
+        for inner in jaxprs_in_params(equation.params):
+            total += products(inner)
+    return total
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        sgd(),
+        *(solvers.gsadmm(NET, subnets=n, **SHARED) for n in (1, 2, 3, 4)),
+        solvers.gsadmm(NET, subnets=3, sweeps=3, **SHARED),
+        solvers.gsam(NET, subnets=4, sweeps=2, **SHARED),
+    ],
+    ids=lambda m: f"{m.name}-{len(m.parts.starts) - 1}",
+)
+def test_declared_passes_are_the_products_of_the_traced_step(method):
+    x, y = np.zeros((BATCH, 6), np.float32), np.zeros(BATCH, np.int32)
+    state = jax.eval_shape(lambda: method.init(jax.random.key(0), x, y))
+    jaxpr = jax.make_jaxpr(method.step)(state, x, y).jaxpr
+    assert products(jaxpr) == cost.step_flops(method)
+
+
+def test_a_step_on_one_device_by_hand():
+    """2 layers, end to end: forward 2, dW 2, dX 1 product; 7 words a parameter; nothing moves."""
+    net = jtssm.mlp([6, 8, 4])
+    got = cost.step_seconds(sgd(net), SLOW)
+    first = max(2 * 8 * 48 / 1e9, 4 * (8 * 14 + 56) / 1e9) + 1e-5
+    second = max(2 * 8 * 32 / 1e9, 4 * (8 * 12 + 36) / 1e9) + 1e-5
+    np.testing.assert_allclose(got.products, 2 * first + 3 * second, rtol=1e-12)
+    np.testing.assert_allclose(got.optimizer, 7 * 4 * 92 / 1e9 + 1e-5, rtol=1e-12)
+    assert got.boundary == got.reduction == 0
+    np.testing.assert_allclose(got.total, got.products + got.optimizer)
+
+
+def test_messages_by_hand():
+    """n = 2 on 2 x 2 devices: f and q - f of 4 samples, width 12; the larger piece's gradient."""
+    method = solvers.gsadmm(NET, subnets=2, **SHARED)
+    got = cost.step_seconds(method, SLOW, subnet=2, pc=2)
+    np.testing.assert_allclose(got.boundary, 2 * (1e-3 + 4 * 12 * 4 / 1e6), rtol=1e-12)
+    size = max(6 * 8 + 8 + 8 * 12 + 12, 12 * 8 + 8 + 8 * 4 + 4)
+    np.testing.assert_allclose(got.reduction, 2 * 1e-3 + 4 * size / 1e6, rtol=1e-12)
+    same = cost.step_seconds(method, SLOW, subnet=1, pc=1)
+    assert same.boundary == same.reduction == 0
+    np.testing.assert_allclose(cost.all_reduce_seconds(SLOW, 4e6, 4), 6e-3 + 6.0, rtol=1e-12)
+
+
+@pytest.mark.parametrize("machine", [*cost.MACHINES.values(), SLOW], ids=lambda m: m.name)
+def test_more_of_anything_never_costs_more(machine):
+    method = solvers.gsadmm(WIDE, subnets=10, optimizer=optax.adam(1e-3), batch_size=110)
+    base = cost.step_seconds(method, machine, subnet=5, pc=2).total
+    for field in ("flops", "memory", "link"):
+        faster = machine._replace(**{field: 2 * getattr(machine, field)})
+        assert cost.step_seconds(method, faster, subnet=5, pc=2).total <= base
+    for field in ("latency", "kernel"):
+        slower = machine._replace(**{field: 2 * getattr(machine, field)})
+        assert cost.step_seconds(method, slower, subnet=5, pc=2).total > base
+
+
+def test_pieces_on_their_own_devices_take_the_largest_ones_time():
+    machine = SLOW._replace(link=1e18, latency=0.0)
+    method = solvers.gsadmm(WIDE, subnets=10, optimizer=optax.adam(1e-3), batch_size=110)
+    times = [cost.step_seconds(method, machine, subnet=s).total for s in (1, 2, 5, 10)]
+    assert times == sorted(times, reverse=True)
+    middle = times[0] / 9.8  # ten layers, the first and last cheaper
+    assert 0.9 * middle < times[3] < 1.2 * middle
+
+
+def test_a_pipeline_of_one_stage_and_one_microbatch_is_plain_training():
+    one = cost.pipeline_seconds(NET, BATCH, SLOW, stages=1, microbatches=1, recompute=False)
+    np.testing.assert_allclose(one, cost.step_seconds(sgd(), SLOW), rtol=1e-12)
+
+
+def test_a_pipeline_fills_and_empties_and_gpipe_runs_forward_again():
+    """No start costs, no messages: (m + s - 1) / m times the slowest stage's work."""
+    machine = SLOW._replace(kernel=0.0, link=1e18, latency=0.0, memory=1e18)
+    options = {"batch": BATCH, "machine": machine, "stages": 4, "recompute": False}
+    one, four = (cost.pipeline_seconds(NET, microbatches=m, **options).products for m in (1, 4))
+    np.testing.assert_allclose(four / one, (7 / 4) / 4, rtol=1e-12)
+    again = cost.pipeline_seconds(NET, microbatches=4, **{**options, "recompute": True})
+    np.testing.assert_allclose(again.products / four, 4 / 3, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: cost.step_seconds(solvers.gsadmm(NET, schedule="stored", **SHARED), SLOW),
+            r"method: expected one that takes minibatches; got gsadmm with a stored schedule",
+        ),
+        (
+            lambda: cost.step_seconds(solvers.gsadmm(NET, subnets=4, **SHARED), SLOW, subnet=3),
+            r"subnet: expected one of \[1, 2, 4\], which divide 4 subnetworks; got 3",
+        ),
+        (lambda: cost.step_seconds(sgd(), SLOW, pc=3), r"pc: expected one of \[1, 2, 4, 8\]"),
+        (lambda: cost.step_seconds(sgd(), SLOW, pc=0), r"pc: expected an integer of at least 1"),
+        (
+            lambda: cost.pipeline_seconds(
+                NET, BATCH, SLOW, stages=2, microbatches=3, recompute=True
+            ),
+            r"microbatches: expected one of \[1, 2, 4, 8\], which divide 8 samples of a batch; got 3",
+        ),
+        (
+            lambda: cost.pipeline_seconds(
+                NET, BATCH, SLOW, stages=5, microbatches=2, recompute=True
+            ),
+            r"stages: expected at most 4, one a layer; got 5",
+        ),
+    ],
+)
+def test_misuse_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
