@@ -195,24 +195,27 @@ def step_seconds(
 
 def pipeline_seconds(
     net: Network, batch: int, machine: Machine, *, stages: int, microbatches: int,
-    recompute: bool, word: int = 4,
+    recompute: bool, pc: int = 1, word: int = 4,
 ) -> Seconds:  # fmt: skip
     """A step of a synchronous pipeline: m + stages - 1 slots of one microbatch forward and back.
 
-    recompute=True is GPipe, which keeps a stage's inputs and runs forward again before it runs
-    backward; False is 1F1B, which holds at most `stages` microbatches' activations and keeps them.
-    Both wait for the last microbatch before the weights move, so their numbers are those of plain
-    training.
+    Args:
+      net: cut into `stages` runs of layers with the smallest largest cost.  batch: all samples.
+      microbatches: m.  pc: how many such pipelines share the batch and sum their gradients.
+      recompute: True is GPipe, which keeps a stage's inputs and runs forward again before it runs
+        backward; False is 1F1B, which holds at most `stages` microbatches' activations and keeps them.
+        Both wait for the last microbatch before the weights move: their numbers are plain training's.
 
     Raises:
-      ValueError: `microbatches` does not divide the batch, more stages than layers.
+      ValueError: `pc` and `microbatches` do not divide the batch, more stages than layers.
     """
-    checks.divides("microbatches", microbatches, batch, "samples of a batch")
+    checks.divides("pc", pc, batch, "samples of a batch")
+    checks.divides("microbatches", microbatches, batch // pc, "samples of a pipeline's batch")
     checks.count(stages=stages)
     if stages > len(net.layers):
         raise ValueError(f"stages: expected at most {len(net.layers)}, one a layer; got {stages}")
     starts = balanced_starts(net.costs(), stages)
-    layers, samples = _layers(net), batch / microbatches
+    layers, samples = _layers(net), batch / pc / microbatches
     runs = [layers[a:b] for a, b in pairwise(starts)]
     slots = microbatches + stages - 1
     slot = max(
@@ -222,4 +225,7 @@ def pipeline_seconds(
     widths = [prod(net.shapes[start]) for start in starts[1:-1]]
     hop = 2 * message_seconds(machine, samples * max(widths) * word) if widths else 0.0
     update = max(_optimizer(machine, run, word) for run in runs)
-    return Seconds(slots * slot, update, slots * hop, 0.0)
+    largest = max(sum(layer.parameters for layer in run) for run in runs)
+    return Seconds(
+        slots * slot, update, slots * hop, all_reduce_seconds(machine, largest * word, pc)
+    )

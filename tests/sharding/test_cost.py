@@ -111,6 +111,14 @@ def test_a_pipeline_fills_and_empties_and_gpipe_runs_forward_again():
     np.testing.assert_allclose(again.products / four, 4 / 3, rtol=1e-12)
 
 
+def test_pipelines_that_share_a_batch_sum_their_gradients():
+    two = cost.pipeline_seconds(NET, BATCH, SLOW, stages=2, microbatches=2, recompute=True, pc=2)
+    alone = cost.pipeline_seconds(NET, BATCH // 2, SLOW, stages=2, microbatches=2, recompute=True)
+    size = max(6 * 8 + 8 + 8 * 12 + 12, 12 * 8 + 8 + 8 * 4 + 4)
+    assert two._replace(reduction=0.0) == alone
+    np.testing.assert_allclose(two.reduction, 2 * 1e-3 + 4 * size / 1e6, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -128,7 +136,7 @@ def test_a_pipeline_fills_and_empties_and_gpipe_runs_forward_again():
             lambda: cost.pipeline_seconds(
                 NET, BATCH, SLOW, stages=2, microbatches=3, recompute=True
             ),
-            r"microbatches: expected one of \[1, 2, 4, 8\], which divide 8 samples of a batch; got 3",
+            r"microbatches: expected one of \[1, 2, 4, 8\], which divide 8 samples of a pipeline's batch; got 3",
         ),
         (
             lambda: cost.pipeline_seconds(
