@@ -24,7 +24,12 @@ from jtssm.protocol import Method
 from jtssm.sharding.mesh import AXES
 
 OPTIMIZERS = ("adam", "adamw", "adagrad", "lion", "nadam", "radam", "rmsprop", "sgd")
-PASSED = ("subnets", "cuts", "rho", "alpha", "eta", "schedule", "sweeps", "weight_steps")
+PASSED = (
+    "subnets", "cuts", "rho", "alpha", "eta", "schedule", "order", "sweeps", "weight_steps",
+    "delay_power",
+)  # fmt: skip
+RATES = ("warmup-cosine", "constant")
+WARMUP = 500  # most steps of warm-up
 EVALUATED = 10_000  # training samples on which the composed network is evaluated every epoch
 
 
@@ -71,12 +76,15 @@ def _train_parser(commands) -> None:
     add("--batch-size", type=int, default=110, help="samples a gradient sees")
     add("--optimizer", default="adam", help="one of: " + ", ".join(OPTIMIZERS))
     add("--learning-rate", type=float, default=1e-3)
+    add("--rates", default=RATES[0], help="how the learning rate runs: one of " + ", ".join(RATES))
     add("--rho", type=float)
     add("--alpha", type=float)
     add("--eta", type=float)
     add("--schedule", help="one of: streaming, stored")
     add("--sweeps", type=int)
+    add("--order", help="of gsam's stored sweep, one of: sequential, parallel")
     add("--weight-steps", type=int)
+    add("--delay-power", type=float, help="updates fall with (1 + delay)^-power; default: 1")
     add("--precision", help="of the products, e.g. highest")
     add("--seed", type=int, default=0)
     add("--history", choices=recording.FORMATS, default="csv", help="format of the history")
@@ -110,14 +118,15 @@ def run_train(arguments: argparse.Namespace) -> int:
     mesh = _devices(arguments.mesh)
     size = arguments.size or (14 if "mnist" in arguments.data else None)
     splits = data.load(arguments.data, size=size, flat=True, data_dir=arguments.data_dir)
-    method = build(arguments, splits.train.x.shape[1], int(splits.train.y.max()) + 1)
+    samples, inputs = splits.train.x.shape
+    method = build(arguments, inputs, int(splits.train.y.max()) + 1, samples)
     method = method if mesh is None else sharding.place(method, mesh)
     out = _folder(arguments.out, arguments.overwrite)
     result = _fit(arguments, method, splits, out / f"history.{arguments.history}", "valid")
     return _finish(out, vars(arguments), {method.name: result}, splits)
 
 
-def build(arguments: argparse.Namespace, inputs: int, classes: int) -> Method:
+def build(arguments: argparse.Namespace, inputs: int, classes: int, samples: int) -> Method:
     """The method that the arguments describe.
 
     Raises:
@@ -125,6 +134,7 @@ def build(arguments: argparse.Namespace, inputs: int, classes: int) -> Method:
     """
     checks.one_of("--method", arguments.method, list(solvers.METHODS))
     checks.one_of("--optimizer", arguments.optimizer, OPTIMIZERS)
+    checks.one_of("--rates", arguments.rates, RATES)
     checks.positive(**{"--learning-rate": arguments.learning_rate})
     builder = solvers.METHODS[arguments.method]
     given = {name: getattr(arguments, name) for name in PASSED}
@@ -136,10 +146,21 @@ def build(arguments: argparse.Namespace, inputs: int, classes: int) -> Method:
             f"does not take; got {given[min(unknown)]}"
         )
     net = jtssm.mlp([inputs, *arguments.hidden, classes])
-    optimizer = getattr(optax, arguments.optimizer)(arguments.learning_rate)
+    optimizer = getattr(optax, arguments.optimizer)(_learning_rate(arguments, samples))
     return builder(
         net, optimizer=optimizer, batch_size=arguments.batch_size, precision=arguments.precision, **given
     )  # fmt: skip
+
+
+def _learning_rate(arguments: argparse.Namespace, samples: int) -> Any:
+    """Constant, or up to --learning-rate and down to 0 in as many steps as the optimizer will take."""
+    if arguments.rates == "constant":
+        return arguments.learning_rate
+    checks.count(**{"--batch-size": arguments.batch_size, "--epochs": arguments.epochs})
+    minibatches = arguments.weight_steps or samples // arguments.batch_size
+    steps = max(minibatches * arguments.epochs * (arguments.sweeps or 1), 1)
+    warmup = min(WARMUP, steps // 5)
+    return optax.warmup_cosine_decay_schedule(0.0, arguments.learning_rate, warmup, steps)
 
 
 def run_demo(arguments: argparse.Namespace) -> int:

@@ -1,17 +1,82 @@
 """Benchmarks run end to end with small settings, and write nothing then."""
 
+import json
+
 import pytest
 
-from benchmarks import gsadmm_mnist, record
+from benchmarks import record, tssm_modelled, tssm_speed, tssm_tradeoff
 
 
-def test_gsadmm_mnist_runs_small(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["gsadmm_mnist", "--smoke"])
+@pytest.fixture(autouse=True)
+def no_result(monkeypatch):
     monkeypatch.setattr(record, "write", lambda *_: pytest.fail("a smoke run wrote a result"))
-    gsadmm_mnist.main()
-    lines = [line for line in capsys.readouterr().out.splitlines() if "step ratio" in line]
-    assert [line.split("  ")[0] for line in lines] == list(gsadmm_mnist.METHODS)
-    assert "step ratio 1.00" in lines[0]
+
+
+def smoke(monkeypatch, capsys, benchmark, *arguments):
+    monkeypatch.setattr("sys.argv", [benchmark.__name__, "--smoke", *arguments])
+    benchmark.main()
+    return capsys.readouterr().out.splitlines()
+
+
+def test_tssm_tradeoff_runs_small(monkeypatch, capsys):
+    lines = smoke(monkeypatch, capsys, tssm_tradeoff, "--only", "Adam|stored, parallel|n = 4$")
+    lines = [line.split("  ")[0] for line in lines if "  test 0" in line and "seed" not in line]
+    assert lines == [
+        name
+        for name in tssm_tradeoff.entries([2, 4])
+        if name == tssm_tradeoff.ADAM or "parallel" in name or name.endswith("n = 4")
+    ]
+
+
+def test_finished_runs_are_not_run_again(monkeypatch, tmp_path, capsys):
+    """The tuning runs read no test set, the reported ones take the rate that was best on held-out."""
+    trained, shown = [], {1e-3: 0.9, 2e-3: 0.95}
+
+    def train(entry, run, epochs, smoke):
+        trained.append(run)
+        seen = {"run": list(run), "epochs": epochs, "valid_accuracy": [shown[run[1]]]}
+        names = ("train_accuracy", "test_accuracy") if run[3] else ()
+        residuals = ("primal_residual", "dual_residual", "coupling")
+        return seen | dict.fromkeys(names, 0.5) | {name: [0.1] for name in residuals}
+
+    written = {}
+    monkeypatch.setattr(tssm_tradeoff, "_train", train)
+    monkeypatch.setattr(tssm_tradeoff.plot, "tradeoff", lambda *_, **__: None)
+    monkeypatch.setattr(
+        record, "write", lambda name, _, content: written.update(content) or tmp_path / "a.json"
+    )
+    rates = ["--rates", "1e-3", "2e-3", "--seeds", "0", "1"]
+    options = ["--only", "Adam", "--workers", "0", *rates, "--runs", str(tmp_path / "runs.jsonl")]
+    for _ in range(2):
+        monkeypatch.setattr("sys.argv", ["tssm_tradeoff", *options])
+        tssm_tradeoff.main()
+    name = tssm_tradeoff.ADAM
+    tuning = [(name, 1e-3, 100, False), (name, 2e-3, 100, False)]
+    assert trained == [*tuning, (name, 2e-3, 0, True), (name, 2e-3, 1, True)]
+    line = written["results"][name]
+    assert line["rate"] == 2e-3
+    assert line["valid_accuracy_by_rate"] == {"0.001": 0.9, "0.002": 0.95}
+    assert line["test_accuracy"] == [0.5, 0.5]
+
+
+def test_tssm_speed_runs_small(monkeypatch, capsys):
+    lines = smoke(monkeypatch, capsys, tssm_speed)
+    assert "ratio 1.00" in lines[0]
+    meshes = [json.loads(line.replace("'", '"')) for line in lines if line.startswith("{")]
+    crossing = {(m["subnets"], m["devices"]): m["boundary_bytes_a_step"] for m in meshes}
+    # n = 2: one boundary of 32, n = 4: one such boundary between two devices; two matrices of 110 each
+    assert crossing == {(2, 1): 0, (2, 2): 2 * 110 * 32 * 4, (4, 1): 0, (4, 2): 2 * 110 * 32 * 4}
+
+
+def test_tssm_modelled_runs_and_shows_its_assumptions(monkeypatch, capsys):
+    lines = smoke(monkeypatch, capsys, tssm_modelled)
+    assert lines[0].startswith("assumptions: What a step costs on a machine, modelled")
+    for machine in ("tpu-v5e", "h100-nvlink", "h100-ethernet"):
+        (heading,) = (line for line in lines if line.startswith(f"{machine}: "))
+        assert "assumed: " in heading
+    assert sum("16 devices" in line for line in lines) == 6
+    kinds = {line.split()[0] for line in lines if line.startswith("    ")}
+    assert kinds == {"one", "data", "gsADMM", "GPipe", "1F1B"}
 
 
 def test_runs_are_timed_in_turns():

@@ -1,5 +1,6 @@
 """The command line, run in this process."""
 
+import argparse
 import csv
 import json
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 import jtssm
-from jtssm import data
+from jtssm import cli, data
 from jtssm.cli import main
 from tests.test_data import write_mnist
 
@@ -44,6 +45,29 @@ def test_sgd_stored_and_json_lines(tmp_path):
     assert not (tmp_path / "run/result.json").read_text().count('"sgd"')
 
 
+def test_gsam_takes_its_own_options(tmp_path):
+    out = str(tmp_path / "run")
+    options = ["--method", "gsam", "--subnets", "3", *SMALL, "--out", out, "--overwrite"]
+    assert main(["train", *options, "--schedule", "stored", "--order", "parallel"]) == 0
+    assert main(["train", *options, "--delay-power", "0.5", "--rates", "constant"]) == 0
+    settings = json.loads((tmp_path / "run/result.json").read_text())["settings"]
+    assert (settings["delay_power"], settings["rates"]) == ("0.5", "constant")
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [({}, 2 * 20), ({"sweeps": 3}, 6 * 20), ({"weight_steps": 7, "sweeps": 2}, 2 * 14)],
+)
+def test_rates_run_up_and_then_down_to_zero_over_all_steps(options, steps):
+    given = {"rates": "warmup-cosine", "learning_rate": 0.1, "batch_size": 60, "epochs": 2}
+    given |= {"sweeps": None, "weight_steps": None} | options
+    rate = cli._learning_rate(argparse.Namespace(**given), samples=1230)
+    assert float(rate(0)) == 0
+    assert float(rate(steps // 5)) == pytest.approx(0.1)
+    assert 0 < float(rate(steps - 1)) < 0.001
+    assert float(rate(steps)) == pytest.approx(0, abs=1e-9)
+
+
 def test_mnist_is_zoomed_to_14(tmp_path):
     write_mnist(tmp_path / "mnist", images=240)
     options = ["--data", "mnist", "--data-dir", str(tmp_path), "--out", str(tmp_path / "run")]
@@ -57,6 +81,8 @@ def test_mnist_is_zoomed_to_14(tmp_path):
         (["--method", "magic"], "--method: expected one of"),
         (["--data", "imagenet"], "name: expected one of"),
         (["--data", "mnist", "--data-dir", "nowhere"], "train-images-idx3-ubyte.gz: expected this file"),
+        (["--rates", "magic"], "--rates: expected one of"),
+        (["--method", "sgd", "--order", "parallel"], "--method sgd: expected no --order"),
         (["--optimizer", "magic"], "--optimizer: expected one of"),
         (["--learning-rate", "-1"], "--learning-rate: expected a finite number above 0"),
         (["--method", "sgd", "--rho", "2"], "--method sgd: expected no --rho"),
