@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import losses, solvers
+from jtssm import data, losses, solvers
 from tests.solvers import twins
 
 NET = jtssm.mlp([5, 7, 6, 8, 4, 3])
@@ -242,3 +242,22 @@ def test_a_network_is_trained_to_squared_targets_too():
     before = float(((method.predict(state, x) - y) ** 2).mean())
     after = float(((method.predict(step(state), x) - y) ** 2).mean())
     assert after < 0.05 * before
+
+
+def test_cut_into_single_layers_the_network_learns_because_rates_fall_with_the_delay():
+    """Ten subnetworks of one layer, the same Adam with and without the default delay_power."""
+    splits = data.load("digits", flat=True)
+    net = jtssm.mlp([64, *[64] * 9, 10])
+    steps = 40 * (len(splits.train.y) // 30)
+    optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps // 5, steps))
+    accuracy = {}
+    for power in (None, 0):
+        method = solvers.gsadmm(
+            net, subnets=10, optimizer=optimizer, batch_size=30, delay_power=power
+        )
+        result = jtssm.fit(
+            method, splits.train, epochs=40, key=jax.random.key(0), validation=splits.valid
+        )
+        accuracy[power] = result.history[-1]["validation_accuracy"]
+    assert accuracy[None] > 0.93
+    assert accuracy[0] < accuracy[None] - 0.1
