@@ -94,9 +94,8 @@ def _layers(net: Network) -> list[_Layer]:
 
 def _product(machine: Machine, layer: _Layer, samples: float, word: int) -> float:
     moved = word * (samples * layer.activations + layer.parameters)
-    return max(2 * samples * layer.multiply_adds / machine.flops, moved / machine.memory) + (
-        machine.kernel
-    )
+    work = 2 * samples * layer.multiply_adds
+    return max(work / machine.flops, moved / machine.memory) + machine.kernel
 
 
 def _passes(
@@ -122,16 +121,12 @@ def step_flops(method: Method) -> int:
     Raises:
       ValueError: a resident method.
     """
-    costs, starts, batch = (
-        method.parts.network.costs(),
-        method.parts.starts,
-        method.parts.batch_size,
-    )
-    total = 0
-    for l, (a, b) in enumerate(pairwise(starts)):
-        forward, backward = _times(method)(l)
+    costs, times, total = method.parts.network.costs(), _times(method), 0
+    for l, (a, b) in enumerate(pairwise(method.parts.starts)):
+        forward, backward = times(l)
         total += (forward + 2 * backward) * sum(costs[a:b])
-    return 2 * batch * (total - _times(method)(0)[1] * costs[0])  # the data has no gradient
+    total -= times(0)[1] * costs[0]  # the data has no gradient
+    return 2 * method.parts.batch_size * total
 
 
 def _times(method: Method) -> Callable:
@@ -179,18 +174,25 @@ def step_seconds(
     device = lambda of: max(sum(of[d * local : (d + 1) * local]) for d in range(subnet))
     both = device([a + b for a, b in zip(work, updates, strict=True)])
     products = device(work)
-    moves = method.moves(batch)
+    boundary, reduced = _messages(method, machine, local, pc, word)
+    return Seconds(products, both - products, boundary, device(reduced))
+
+
+def _messages(
+    method: Method, machine: Machine, local: int, pc: int, word: int
+) -> tuple[float, list[float]]:
+    """Seconds of a step's messages between neighbours, and of each piece's reductions."""
+    moves = method.moves(method.parts.batch_size)
     crossing = [m for m in moves if m.axis == "subnet" and m.source // local != m.target // local]
-    reduced = [0.0] * num
-    for m in moves:
-        if m.axis == "pc":
-            seconds = all_reduce_seconds(machine, prod(m.shape) * word, pc)
-            reduced[m.source] += m.times * seconds
     boundary = 0.0
     for what in {m.what for m in crossing}:  # every boundary at once, one kind after the other
         size = max(prod(m.shape) * m.times for m in crossing if m.what == what)
         boundary += message_seconds(machine, size * word / pc)
-    return Seconds(products, both - products, boundary, device(reduced))
+    reduced = [0.0] * (len(method.parts.starts) - 1)
+    for m in moves:
+        if m.axis == "pc":
+            reduced[m.source] += m.times * all_reduce_seconds(machine, prod(m.shape) * word, pc)
+    return boundary, reduced
 
 
 def pipeline_seconds(

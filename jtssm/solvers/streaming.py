@@ -37,62 +37,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jtssm.protocol import Array, Info, Method, as_method
 from jtssm.solvers.pieces import Pieces
-from jtssm.solvers.updates import Penalties, squared, update_p, update_q, update_u
-
-
-class Kept(NamedTuple):
-    """What a subnetwork keeps of a minibatch between two sweeps: leaves [samples, ...]."""
-
-    x: Any  # the data, in the first subnetwork; else ()
-    e: Any  # p - f, () in the first subnetwork
-    u: Any  # dual of p = q, () in the first subnetwork and in gsAM
-    y: Any  # labels, in the last subnetwork; else ()
-
-
-class Rule(NamedTuple):
-    """How a piece renews the variables at its input: what tells gsADMM and gsAM apart."""
-
-    name: str
-    boundary: Callable  # (was: Kept, g_p, penalties) -> (e, u, v, squares of the three residuals)
-    default_eta: Callable  # (penalties, sweeps) -> step length of p where none was given
-    sends: str  # what goes backward
-    dual: bool  # whether there is a u
-
-
-def _gsadmm_boundary(was: Kept, g_p: Array, penalties: Penalties) -> tuple:
-    """p-, q- and dual step; squares of p - q, rho (q - q before), q - f."""
-    rho, alpha, eta = penalties
-    v_was = was.u / alpha
-    e = update_p(was.e, g_p, was.u, v_was, rho=rho, eta=eta)
-    v = update_q(0.0, e, was.u, rho=rho, alpha=alpha)
-    u = update_u(was.u, e, v, rho=rho)
-    return e, u, v, (squared(e - v), squared(rho * (v - v_was)), squared(v))
-
-
-def _gsam_boundary(was: Kept, g_p: Array, penalties: Penalties) -> tuple:
-    """The p-step towards f; q = p, so that only the coupling p - f remains."""
-    e = update_p(was.e, g_p, 0.0, 0.0, rho=penalties.alpha, eta=penalties.eta)
-    zero = jnp.zeros((), e.dtype)
-    return e, (), e, (zero, zero, squared(e))
-
-
-def _gsadmm_eta(penalties: Penalties, sweeps: int) -> Any:
-    rho, alpha, _ = penalties
-    return 1 / alpha + 1 / rho if sweeps == 1 else 1 / (alpha + rho)
-
-
-def _gsam_eta(penalties: Penalties, sweeps: int) -> Any:
-    return 1 / penalties.alpha if sweeps == 1 else 1 / (2 * penalties.alpha)
-
-
-GSADMM = Rule("gsadmm", _gsadmm_boundary, _gsadmm_eta, "q - f", dual=True)
-GSAM = Rule("gsam", _gsam_boundary, _gsam_eta, "p - f", dual=False)
+from jtssm.solvers.turns import Kept, Rule, Turn
+from jtssm.solvers.updates import Penalties
 
 
 def delays(num: int) -> list[int]:
@@ -221,83 +172,6 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Callable:
         return state, _info(exchange.total(sums))
 
     return tick
-
-
-class Turn(NamedTuple):
-    """What all pieces share within one tick; `take` is the work of one of them."""
-
-    rule: Rule
-    pieces: Pieces
-    exchange: Any
-    x: Array  # [b, ...] the minibatch that enters
-    y: Array  # [b, ...] labels of the minibatch that reaches the last piece for the first time
-    live: Array
-    tick: Array
-    penalties: Penalties
-    sweeps: int
-    samples: int  # of a minibatch, all devices together
-
-    def take(self, l: int, weights, forward, backward, waiting, kept) -> tuple:
-        """The tick of piece l (from 0): a forward pass, then one turn in each sweep."""
-        first, last = l == 0, l == self.pieces.num - 1
-        fresh = self.x if first else forward[0]
-        ahead = () if last else (self.pieces.forward(self.exchange, l, weights.params, fresh),)
-        behind: tuple = ()
-        keep: tuple = ()
-        sums = None
-        for s in range(self.sweeps):
-            if s == 0:
-                start = fresh if last else waiting
-                origin, e = start, jnp.zeros_like(start)
-                was = Kept(start, e, e if self.rule.dual else (), self.y)
-            else:
-                was = kept[s - 1]
-                origin = was.x if first else forward[s]
-            v_next = None if last else backward[s]
-            weights, f, v, now, seen = self.sweep(l, s, weights, origin, was, v_next)
-            sums = seen if sums is None else jax.tree.map(jnp.add, sums, seen)
-            if s + 1 < self.sweeps:
-                ahead += () if last else (f,)
-                keep += (now,)
-            behind += () if first else (v,)
-        return weights, ahead, behind, () if last else fresh, keep, sums
-
-    def sweep(self, l, s, weights, origin, was: Kept, v_next):
-        """Turn of piece l in sweep s on a minibatch whose f_{l-1} is `origin`."""
-        live = self.live[self._age(l, s)]
-        p = origin if l == 0 else origin + was.e
-        f, seen, pull = self._linearised(l, weights.params, p, was.y, v_next)
-        g_W, g_p = pull()
-        g_W = jax.tree.map(lambda g: g / self.samples, g_W)
-        weights = self.pieces.descend(l, weights, g_W, live)
-        if l == 0:
-            e, u, v, residuals = (), (), (), (jnp.zeros((), p.dtype),) * 3
-        else:
-            e, u, v, residuals = self.rule.boundary(was, g_p, self.penalties)
-        seen = jax.tree.map(lambda a: jnp.where(live, a, 0), (*seen, *residuals))
-        now = Kept(() if l else p, e, u, was.y if v_next is None else ())
-        return weights, f, v, now, seen
-
-    def _age(self, l: int, s: int) -> Array:
-        """Where `live` tells of the minibatch that piece l meets in sweep s."""
-        age = 2 * (self.pieces.num - 1) - l + 2 * s
-        return (self.tick - age) % self.live.size
-
-    def _linearised(self, l, params, p, y, v_next):
-        """f_l at p, what is seen of the loss there, and a function giving (g_W, g_p)."""
-        run = lambda params, p: self.pieces.forward(self.exchange, l, params, p)
-        if l == 0:  # the data has no gradient: leave its product out
-            f, vjp = jax.vjp(lambda params: run(params, p), params)
-        else:
-            f, vjp = jax.vjp(run, params, p)
-        complete = lambda gradients: gradients if l > 0 else (*gradients, ())
-        if v_next is not None:
-            zero = jnp.zeros((), p.dtype)
-            return f, (zero, zero, zero), lambda: complete(vjp(-self.penalties.alpha * v_next))
-        value = lambda f: self.pieces.loss.value(f, y).sum()
-        loss, g_f = jax.value_and_grad(value)(f)
-        seen = loss, self.pieces.loss.correct(f, y).sum(), jnp.full((), p.shape[0], p.dtype)
-        return f, seen, lambda: complete(vjp(g_f))
 
 
 def _info(totals) -> Info:

@@ -43,7 +43,7 @@ import optax
 from jtssm import checks, losses
 from jtssm.network import Network, cut
 from jtssm.protocol import Array, Method, by_index
-from jtssm.solvers import alternating, resident, stored, streaming
+from jtssm.solvers import alternating, resident, stored, streaming, turns
 from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.streaming import delays
 from jtssm.solvers.updates import Penalties
@@ -96,7 +96,7 @@ def gsadmm(
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
     """
     checks.positive(rho=rho)
-    schedules = {"streaming": streaming.GSADMM, "stored": stored.GSADMM}
+    schedules = {"streaming": turns.GSADMM, "stored": stored.GSADMM}
     return _method(
         schedules, net, optimizer, batch_size, subnets, cuts, Penalties(rho, alpha, eta),
         schedule, sweeps, weight_steps, delay_power, loss, precision,
@@ -140,7 +140,7 @@ def gsam(
         schedule="streaming", given=schedule,
     )  # fmt: skip
     schedules = {
-        "streaming": streaming.GSAM,
+        "streaming": turns.GSAM,
         "stored": alternating.ORDERS[order or "sequential"],
     }
     return _method(
