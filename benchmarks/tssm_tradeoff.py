@@ -4,7 +4,8 @@ MNIST 14 x 14, nine hidden layers of 512, batch 110, 10 epochs. Every method tra
 the same schedule: 500 steps of warm-up, then a cosine to zero. Its peak rate is chosen out of the
 same grid on the held-out last 5 000 training images, with a seed apart from the reported ones; gsADMM
 at n = 2, 3, 5, 10 and Adam are tuned so, the others take the rate of the nearest tuned n. Then test
-accuracy over the seeds, read once a run. Accuracies are computed from the final parameters by
+accuracy over the seeds, read once a run. A rate at which one of the seeds collapses (held-out accuracy
+below one half) gives way to the next best one, and stands in the JSON as `collapsed`. Accuracies are computed from the final parameters by
 `Network.apply`, not by the method.
 
     JTSSM_DATA=FOLDER python -m benchmarks.tssm_tradeoff [--only PATTERN] [--workers 2] [--smoke]
@@ -35,6 +36,7 @@ from benchmarks import record
 from jtssm import data, losses, plot, solvers
 
 BATCH, WARMUP, TUNED = 110, 500, (2, 3, 5, 10)
+COLLAPSED = 0.5  # held-out accuracy of a run that has not learned
 ADAM = "Adam end to end"
 
 
@@ -82,24 +84,43 @@ def main() -> None:
         tuned = list(dict.fromkeys(table[name].rate_of for name in chosen))
         wanted = [(name, rate, given.tuning_seed, False) for name in tuned for rate in given.rates]
         valid = {run: seen["valid_accuracy"][-1] for run, seen in runs.all(table, wanted).items()}
-        rates = {
-            name: max(given.rates, key=lambda r: valid[name, r, given.tuning_seed, False])
-            for name in tuned
-        }
-        final = [
-            (name, rates[table[name].rate_of], seed, True)
-            for name in chosen for seed in given.seeds[: table[name].seeds]
-        ]  # fmt: skip
-        seen = runs.all(table, final)
+        rates, collapsed = {}, {name: [] for name in tuned}
+        while True:
+            for name in tuned:
+                stable = [r for r in given.rates if r not in collapsed[name]]
+                rates[name] = max(stable, key=lambda r: valid[name, r, given.tuning_seed, False])
+            seen = runs.all(table, _reported(chosen, table, rates, given.seeds))
+            fallen = {
+                run[0] for run, s in seen.items()
+                if run[0] in tuned and s["valid_accuracy"][-1] < COLLAPSED
+            }  # fmt: skip
+            if given.smoke or not fallen:
+                break
+            for name in fallen:
+                collapsed[name].append(rates[name])
     report = {name: _line(name, table, rates, seen) for name in chosen}
     for name in (name for name in tuned if name in chosen):
         tried = {str(r): valid[name, r, given.tuning_seed, False] for r in given.rates}
         report[name]["valid_accuracy_by_rate"] = tried
+        report[name]["collapsed"] = {
+            str(rate): [
+                s["valid_accuracy"][-1] for r, s in runs.done.items() if r[:2] == (name, rate)
+            ]
+            for rate in collapsed[name]
+        }
     if not given.smoke:
         content = {"seeds": given.seeds, "epochs": given.epochs, "results": report}
         path = record.write("tssm_tradeoff", "benchmarks.tssm_tradeoff", content)
         plot.tradeoff(path.with_suffix(".png"), report, baseline=ADAM)
         print(path)
+
+
+def _reported(chosen, table, rates, seeds) -> list[tuple]:
+    """The runs whose test accuracy is read."""
+    return [
+        (name, rates[table[name].rate_of], seed, True)
+        for name in chosen for seed in seeds[: table[name].seeds]
+    ]  # fmt: skip
 
 
 def _arguments() -> argparse.Namespace:

@@ -30,11 +30,12 @@ def test_tssm_tradeoff_runs_small(monkeypatch, capsys):
 
 def test_finished_runs_are_not_run_again(monkeypatch, tmp_path, capsys):
     """The tuning runs read no test set, the reported ones take the rate that was best on held-out."""
-    trained, shown = [], {1e-3: 0.9, 2e-3: 0.95}
+    trained, shown = [], {1e-3: 0.9, 2e-3: 0.95, 4e-3: 0.97}
 
     def train(entry, run, epochs, smoke):
         trained.append(run)
-        seen = {"run": list(run), "epochs": epochs, "valid_accuracy": [shown[run[1]]]}
+        valid = 0.2 if run[1:3] == (4e-3, 1) else shown[run[1]]  # one of two seeds collapses
+        seen = {"run": list(run), "epochs": epochs, "valid_accuracy": [valid]}
         names = ("train_accuracy", "test_accuracy") if run[3] else ()
         residuals = ("primal_residual", "dual_residual", "coupling")
         return seen | dict.fromkeys(names, 0.5) | {name: [0.1] for name in residuals}
@@ -45,17 +46,19 @@ def test_finished_runs_are_not_run_again(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(
         record, "write", lambda name, _, content: written.update(content) or tmp_path / "a.json"
     )
-    rates = ["--rates", "1e-3", "2e-3", "--seeds", "0", "1"]
+    rates = ["--rates", "1e-3", "2e-3", "4e-3", "--seeds", "0", "1"]
     options = ["--only", "Adam", "--workers", "0", *rates, "--runs", str(tmp_path / "runs.jsonl")]
     for _ in range(2):
         monkeypatch.setattr("sys.argv", ["tssm_tradeoff", *options])
         tssm_tradeoff.main()
     name = tssm_tradeoff.ADAM
-    tuning = [(name, 1e-3, 100, False), (name, 2e-3, 100, False)]
-    assert trained == [*tuning, (name, 2e-3, 0, True), (name, 2e-3, 1, True)]
+    tuning = [(name, rate, 100, False) for rate in (1e-3, 2e-3, 4e-3)]
+    reported = [(name, rate, seed, True) for rate in (4e-3, 2e-3) for seed in (0, 1)]
+    assert trained == [*tuning, *reported]
     line = written["results"][name]
     assert line["rate"] == 2e-3
-    assert line["valid_accuracy_by_rate"] == {"0.001": 0.9, "0.002": 0.95}
+    assert line["valid_accuracy_by_rate"] == {"0.001": 0.9, "0.002": 0.95, "0.004": 0.97}
+    assert line["collapsed"] == {"0.004": [0.97, 0.97, 0.2]}
     assert line["test_accuracy"] == [0.5, 0.5]
 
 
