@@ -5,8 +5,8 @@ the same schedule: 500 steps of warm-up, then a cosine to zero. Its peak rate is
 same grid on the held-out last 5 000 training images, with a seed apart from the reported ones; gsADMM
 at n = 2, 3, 5, 10 and Adam are tuned so, the others take the rate of the nearest tuned n. Then test
 accuracy over the seeds, read once a run. A rate at which one of the seeds collapses (held-out accuracy
-below one half) gives way to the next best one, and stands in the JSON as `collapsed`. Accuracies are computed from the final parameters by
-`Network.apply`, not by the method.
+below one half) gives way to the next best one, and stands in the JSON as `collapsed`. Accuracies are
+computed from the final parameters by `Network.apply`, not by the method.
 
     JTSSM_DATA=FOLDER python -m benchmarks.tssm_tradeoff [--only PATTERN] [--workers 2] [--smoke]
 
