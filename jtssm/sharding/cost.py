@@ -7,10 +7,10 @@ traffic, plus the start of a kernel:
 
 and its backward pass two of those (dX, dW). The optimizer is memory traffic alone, `ADAM_WORDS`
 words a parameter. A message takes latency + bytes / link; an all-reduce over p devices is a ring, of
-2 (p - 1) latencies and 2 (p - 1) / p of its bytes. Nothing overlaps: products, optimizer and messages add up, and a step
-waits for its slowest device. Activation functions, the loss, the host and the packing of a piece's
-weights into rows (what our own code does on a mesh) are left out. What crosses a mesh is read from
-`method.moves`, which tests hold equal to the compiled program.
+2 (p - 1) latencies and 2 (p - 1) / p of its bytes. Nothing overlaps: products, optimizer and
+messages add up, and a step waits for its slowest device. Activation functions, the loss, the host and
+the packing of a piece's weights into rows (what our own code does on a mesh) are left out. What crosses
+a mesh is read from `method.moves`, which tests hold equal to the compiled program.
 """
 
 from __future__ import annotations
