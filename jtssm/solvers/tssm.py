@@ -37,6 +37,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -187,9 +188,18 @@ def _method(
 
 def _slowed(optimizers: Sequence[Any], power: float) -> tuple:
     """The optimizers of n subnetworks, their updates scaled by (1 + delay)^-power."""
+
+    def slow(optimizer: Any, scale: float) -> Any:
+        def update(gradient, state, params=None):
+            updates, state = optimizer.update(gradient, state, params)
+            return jax.tree.map(lambda a: scale * a, updates), state
+
+        # not optax.chain: the state stays what the user's optimizer makes it
+        return optax.GradientTransformation(optimizer.init, update)
+
     scales = [(1 + delay) ** -power for delay in delays(len(optimizers))]
     return tuple(
-        optimizer if scale == 1 else optax.chain(optimizer, optax.scale(scale))
+        optimizer if scale == 1 else slow(optimizer, scale)
         for optimizer, scale in zip(optimizers, scales, strict=True)
     )
 
