@@ -86,20 +86,8 @@ def main() -> None:
         tuned = list(dict.fromkeys(table[name].rate_of for name in chosen))
         wanted = [(name, rate, given.tuning_seed, False) for name in tuned for rate in given.rates]
         valid = {run: seen["valid_accuracy"][-1] for run, seen in runs.all(table, wanted).items()}
-        rates, collapsed = {}, {name: [] for name in tuned}
-        while True:
-            for name in tuned:
-                stable = [r for r in given.rates if r not in collapsed[name]]
-                rates[name] = max(stable, key=lambda r: valid[name, r, given.tuning_seed, False])
-            seen = runs.all(table, _reported(chosen, table, rates, given.seeds))
-            fallen = {
-                run[0] for run, s in seen.items()
-                if run[0] in tuned and s["valid_accuracy"][-1] < COLLAPSED
-            }  # fmt: skip
-            if given.smoke or not fallen:
-                break
-            for name in fallen:
-                collapsed[name].append(rates[name])
+        rates, collapsed = _stable_rates(runs, table, tuned, valid, given)
+        seen = runs.all(table, _reported(chosen, table, rates, given.seeds))
     report = {name: _line(name, table, rates, seen) for name in chosen}
     for name in (name for name in tuned if name in chosen):
         tried = {str(r): valid[name, r, given.tuning_seed, False] for r in given.rates}
@@ -117,6 +105,25 @@ def main() -> None:
         path = record.write("tssm_tradeoff", "benchmarks.tssm_tradeoff", content)
         plot.tradeoff(path.with_suffix(".png"), report, baseline=ADAM)
         print(path)
+
+
+def _stable_rates(runs, table, tuned, valid, given) -> tuple[dict, dict]:
+    """The best rate of each tuned line at which none of its seeds collapses, and those left out."""
+    collapsed: dict[str, list[float]] = {name: [] for name in tuned}
+    while True:
+        rates = {
+            name: max(
+                (r for r in given.rates if r not in collapsed[name]),
+                key=lambda r: valid[name, r, given.tuning_seed, False],
+            )
+            for name in tuned
+        }
+        seen = runs.all(table, _reported(tuned, table, rates, given.seeds))
+        fallen = {run[0] for run, s in seen.items() if s["valid_accuracy"][-1] < COLLAPSED}
+        if given.smoke or not fallen:
+            return rates, collapsed
+        for name in fallen:
+            collapsed[name].append(rates[name])
 
 
 def _reported(chosen, table, rates, seeds) -> list[tuple]:
