@@ -46,8 +46,11 @@ def params():
 @pytest.mark.parametrize(
     "optimizer", [optax.sgd(0.05, momentum=0.9), optax.adam(1e-2)], ids=["sgd", "adam"]
 )
-@pytest.mark.parametrize("build", [GSADMM, GSAM], ids=["gsadmm", "gsam"])
-@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize(
+    ("build", "n"),
+    [(GSADMM, 2), (GSADMM, 3), (GSADMM, 5), (GSAM, 3)],
+    ids=lambda a: getattr(getattr(a, "func", None), "__name__", a),
+)
 def test_one_sweep_is_training_with_delayed_gradients(params, n, build, optimizer):
     method = build(subnets=n, optimizer=optimizer, alpha=1.7, delay_power=0)
     data = batches(12)
@@ -87,9 +90,15 @@ def test_a_minibatch_meets_a_subnetwork_again_after_its_delay(params):
     assert [tick - l for l, tick in enumerate(first_step)] == solvers.delays(4)
 
 
-@pytest.mark.parametrize("sweeps", [1, 2, 3])
-@pytest.mark.parametrize("n", [1, 2, 4])
-@pytest.mark.parametrize("build", [GSADMM, GSAM], ids=["gsadmm", "gsam"])
+@pytest.mark.parametrize(
+    ("build", "n", "sweeps"),
+    [
+        *((GSADMM, n, sweeps) for n in (2, 4) for sweeps in (1, 2, 3)),
+        *((GSAM, n, sweeps) for n, sweeps in ((2, 3), (4, 2))),
+        (GSADMM, 1, 2),
+    ],
+    ids=lambda a: getattr(getattr(a, "func", None), "__name__", a),
+)
 def test_any_number_of_sweeps_equals_the_literal_twin(params, build, n, sweeps):
     numbers = {"alpha": 1.7, "eta": 0.21}
     optimizer = optax.sgd(0.05, momentum=0.9)
