@@ -11,8 +11,9 @@ computed from the final parameters by `Network.apply`, not by the method.
 
     JTSSM_DATA=FOLDER python -m benchmarks.tssm_tradeoff [--only PATTERN] [--workers 2] [--smoke]
 
-About 70 minutes on 2 cores. Finished runs are kept in --runs, so an interrupted benchmark goes on
-where it was. Last result: benchmarks/results/tssm_tradeoff.json and .png, in the README's table.
+About three hours on 2 cores. Finished runs are kept in --runs, so an interrupted benchmark goes on
+where it was; remove that file when a method has changed. gsAM's two sweeps and its stored lines at
+n = 3 and 5 were left out of the last result. Last result: benchmarks/results/tssm_tradeoff.json and .png, in the README's table.
 """
 
 from __future__ import annotations

@@ -45,9 +45,9 @@ MACHINES = {
     machine.name: machine
     for machine in (
         Machine(
-            "tpu-v5e", 197e12, 819e9, 45e9, 1e-6, 1e-6,
+            "tpu-v5e", 197e12, 819e9, 50e9, 1e-6, 1e-6,
             "cloud.google.com/tpu/docs/v5e: 197 TFLOP/s (bf16, jax's default for float32), "
-            "819 GB/s, 1600 Gbit/s over four links, of which one, in one direction, is counted; "
+            "819 GB/s, 1600 Gbit/s over four links, of which one is counted: 50 GB/s; "
             "assumed: 1 us a message, 1 us a kernel",
         ),
         Machine(
@@ -140,12 +140,12 @@ def _times(method: Method) -> Callable:
 
 
 def message_seconds(machine: Machine, num_bytes: float) -> float:
-    """One message to a neighbour."""
+    """Seconds of one message of that many bytes to a neighbour."""
     return machine.latency + num_bytes / machine.link
 
 
 def all_reduce_seconds(machine: Machine, num_bytes: float, devices: int) -> float:
-    """A ring over that many devices; nothing on one."""
+    """Seconds of a ring all-reduce of an array of that many bytes; nothing on one device."""
     rounds = 2 * (devices - 1)
     return rounds * machine.latency + rounds / devices * num_bytes / machine.link
 
@@ -201,6 +201,9 @@ def pipeline_seconds(
     recompute: bool, pc: int = 1, word: int = 4,
 ) -> Seconds:  # fmt: skip
     """A step of a synchronous pipeline: m + stages - 1 slots of one microbatch forward and back.
+
+    Sources: GPipe (Huang et al., arXiv 1811.06965); 1F1B with a flush (Narayanan et al., arXiv
+    2104.04473). In seconds; our own count, with this module's assumptions.
 
     Args:
       net: cut into `stages` runs of layers with the smallest largest cost.  batch: all samples.

@@ -233,7 +233,7 @@ def lagrangian(method: Method, v: Variables, y: Array, *, rho: Any, alpha: Any) 
     """L as the module's docstring writes it, a scalar; for tests and monitoring.
 
     Args:
-      method: from `gsadmm`, unplaced.
+      method: from `gsadmm` or `gsam`, unplaced.
       v: its variables; y: labels or targets [M, ...].  rho, alpha: the numbers of L.
     """
     n = len(v.W)
