@@ -13,7 +13,8 @@ computed from the final parameters by `Network.apply`, not by the method.
 
 About three hours on 2 cores. Finished runs are kept in --runs, so an interrupted benchmark goes on
 where it was; remove that file when a method has changed. gsAM's two sweeps and its stored lines at
-n = 3 and 5 were left out of the last result. Last result: benchmarks/results/tssm_tradeoff.json and .png, in the README's table.
+n = 3 and 5 were left out of the last result: benchmarks/results/tssm_tradeoff.json and .png, in the
+README's table.
 """
 
 from __future__ import annotations
