@@ -24,6 +24,8 @@ class Layer(NamedTuple):
     shape: Callable[[Shape], Shape]  # shape of one input sample -> shape of one output sample
     cost: Callable[[Shape], int]  # shape of one input sample -> multiply-adds a sample
     splits: dict[str, Tree]  # form -> tree like params: the dimension split over pr, -1 for none
+    dense: bool = False  # activation(x W + b) with params {"W", "b"}: what pdADMM can train
+    activation: Callable[[Array], Array] | None = None  # of a dense layer
 
 
 class Network(NamedTuple):
@@ -95,9 +97,10 @@ def dense(width: int, activation: Callable[[Array], Array] | None = None) -> Lay
         z = products.dense(x.reshape(x.shape[0], -1), params["W"], params["b"])
         return z if activation is None else activation(z)
 
-    name = f"dense {width}" + (f" {activation.__name__}" if activation else "")
+    name = f"dense {width}" + (f" {getattr(activation, '__name__', activation)}" if activation else "")
     cost = lambda shape: prod(shape) * width
-    return Layer(name, init, apply, lambda _: (width,), cost, {"model": {"W": 1, "b": 0}})
+    splits = {"model": {"W": 1, "b": 0}}
+    return Layer(name, init, apply, lambda _: (width,), cost, splits, True, activation)
 
 
 def cut(net: Network, subnets: int | None, cuts: Sequence[int] | None) -> tuple[int, ...]:

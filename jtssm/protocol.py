@@ -45,6 +45,8 @@ class Info(NamedTuple):
     primal_residual: Array  # sqrt of the mean over samples of sum_l |p_{l+1} - q_l|^2
     dual_residual: Array  # the same of rho (q_l - q_l before the step)
     coupling: Array  # the same of q_l - f_l: what Theorem 1 of TSSM bounds the error by
+    objective: Array  # pdADMM: the augmented Lagrangian, mean over samples; elsewhere 0
+    decrease: Array  # pdADMM: by how much theory says it fell at least, likewise; elsewhere 0
 
 
 class Exchange(NamedTuple):
@@ -55,7 +57,9 @@ class Exchange(NamedTuple):
     or "sums" (scalars summed over the samples at hand).
     """
 
-    each: Callable  # (fn(l, *trees) -> tuple, *carried, kinds) -> tuple of carried, one a kind
+    # (fn(l, *trees) -> tuple, *carried, kinds, batched=False) -> tuple of carried, one a kind;
+    # batched: fn does the same for all pieces that `Parts.alike` calls alike
+    each: Callable
     to_next: Callable  # carried: what piece l sent is what piece l + 1 receives; piece 0 gets ()
     to_previous: Callable  # carried: what piece l sent is what piece l - 1 receives
     # (fn(l, *trees, p) -> f, *carried, x, keep=False) -> (f of the last piece,); with keep also what
@@ -63,6 +67,7 @@ class Exchange(NamedTuple):
     chain: Callable
     recall: Callable  # (line, tick) -> what was stored `length of the line` ticks ago
     store: Callable  # (line, entry, tick) -> line with the entry in the place of the recalled one
+    sum_samples: Callable  # within `each`: an array summed over the devices that split the samples
     total: Callable  # sums of each piece -> one tree of sums over all pieces and samples
     own: Callable  # (l, parameters of piece l) -> the part of them this device stores
     own_samples: Callable  # an array [all samples, ...] -> the rows that live here
@@ -79,6 +84,7 @@ class Move(NamedTuple):
     source: int  # piece that sends it
     target: int  # piece that receives it; equal to source for a reduction inside a piece
     times: int  # how often in one step
+    itemsize: int | None = None  # bytes of one of its numbers; None: as the samples
 
 
 class Parts(NamedTuple):
@@ -94,7 +100,7 @@ class Parts(NamedTuple):
     forward: Callable  # (exchange, l, weights, p) -> output of piece l
     start: Callable  # (l, parameters of piece l) -> weights of piece l
     optimizers: tuple  # one a piece
-    batch_size: int  # samples a gradient sees, all devices together
+    batch_size: int | None  # samples a gradient sees, all devices together; None: all there are
     batch_shape: tuple[int, ...] | None
     batch_axes: tuple | None
     resident: bool
@@ -106,6 +112,11 @@ class Parts(NamedTuple):
     # l -> how often piece l runs (forward, backward with an update) on a minibatch in one step, for the
     # cost model; None for resident methods
     passes: Callable | None
+    # for each piece the first one that does the same on the same shapes: those that lie together on a
+    # device are batched; None: every piece is of its own kind
+    alike: tuple[int, ...] | None = None
+    splits_layers: bool = True  # whether layers can be split over "pr"
+    rebuild: Callable | None = None  # network -> the same method on another network
 
 
 class Method(NamedTuple):
@@ -196,7 +207,8 @@ def whole_params(state: Any) -> list:
 def by_index(num: int) -> Exchange:
     """The exchange of `num` pieces that share one device: neighbours are reached by their index."""
 
-    def each(fn, *carried, kinds):
+    def each(fn, *carried, kinds, batched=False):
+        del batched  # on one device the pieces stand unrolled: a batch would copy their weights
         results = [fn(l, *(trees[l] for trees in carried)) for l in range(num)]
         return tuple(tuple(result[k] for result in results) for k in range(len(kinds)))
 
@@ -219,6 +231,7 @@ def by_index(num: int) -> Exchange:
         chain=chain,
         recall=recall,
         store=store,
+        sum_samples=lambda a: a,
         total=lambda sums: jax.tree.map(lambda *a: sum(a), *sums),
         own=lambda l, params: params,
         own_samples=lambda a: a,

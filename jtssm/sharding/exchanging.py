@@ -1,14 +1,17 @@
 """How pieces meet on a mesh: the `Exchange` of collectives, used inside shard_map.
 
-Pieces lie in blocks: device d along "subnet" holds pieces d m .. (d + 1) m - 1. Their work runs in a
-`lax.switch` whose branches unpack and run their own layers; shifts stand outside it (a collective
-permute inside a divergent branch deadlocks), reductions over the other axes inside.
+Pieces lie in blocks of m slots: device d along "subnet" holds pieces d m .. (d + 1) m - 1; where the
+axis does not divide their number, the last slots stay empty. Their work runs in a `lax.switch` whose
+branches unpack and run their own layers; shifts stand outside it (a collective permute inside a
+divergent branch deadlocks), reductions over the other axes inside. Alike pieces that lie side by side
+are batched, and devices that do the same share a branch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +33,7 @@ class Place(NamedTuple):
     forms: tuple[str, ...]  # one a layer
     names: AxisNames
     sizes: tuple[int, int, int]  # of subnet, pr, pc
+    alike: tuple[int, ...]  # for each piece the first one that does the same on the same shapes
     weights: Layout | None = None  # of the weights, where no carried argument tells (in init)
 
     @property
@@ -39,8 +43,17 @@ class Place(NamedTuple):
 
     @property
     def local(self) -> int:
-        """Pieces a device."""
-        return self.num // self.sizes[0]
+        """Slots a device, filled from the first device on."""
+        return -(-self.num // self.sizes[0])
+
+    def pieces(self, device: int) -> range:
+        """The pieces of a device along "subnet"."""
+        return range(device * self.local, min((device + 1) * self.local, self.num))
+
+    def boundary(self, device: int) -> int | None:
+        """The piece before the boundary between a device and the next; None where none is cut."""
+        last = (device + 1) * self.local - 1
+        return last if last < self.num - 1 else None
 
 
 def by_collectives(at: Place) -> Exchange:
@@ -50,6 +63,7 @@ def by_collectives(at: Place) -> Exchange:
         to_next=partial(_move, at, step=1),
         to_previous=partial(_move, at, step=-1),
         chain=partial(_chain, at),
+        sum_samples=lambda a: collectives.total(a, at.names.present("pc")),
         recall=partial(_recall, at),
         store=partial(_store, at),
         total=partial(_total, at),
@@ -74,27 +88,46 @@ class _Result(NamedTuple):
     layout: Layout | None  # None for sums
     leading: tuple[int, ...]  # dimensions of a piece's row before its size
 
-    def stacked(self, at: Place, pieces: Sequence[int], trees: Sequence[Tree]) -> Any:
-        """Results of the local pieces as rows [local, ...], marked where they differ."""
+    def row(self, l: int, tree: Tree) -> Any:
+        """The result of piece l: its sums, or its row of every key padded to the longest line."""
         if self.layout is None:
-            sums = jax.tree.map(lambda *a: jnp.stack(a), *trees)
-            return collectives.varying(sums, _axes(at, self.kind))
-        packed = [pack(self.layout, l, tree) for l, tree in zip(pieces, trees, strict=True)]
-        return {
-            key: collectives.varying(
-                jnp.stack([self._row(key, rows) for rows in packed]), _axes(at, self.kind, key)
-            )
-            for key in self.layout.keys
-        }
+            return tree
+        packed = pack(self.layout, l, tree)
+        return {key: self._padded(key, packed) for key in self.layout.keys}
 
-    def _row(self, key: str, rows: dict) -> Any:
-        """A piece's row padded to the longest line; zeros where it has no leaf of that key."""
+    def _padded(self, key: str, rows: dict) -> Any:
+        """Zeros where the piece has no leaf of that key."""
         assert self.layout is not None
         shape = (*self.leading, self.layout.size(key))
         if key not in rows:
             return jnp.zeros(shape, key.removesuffix("/pr"))
         row = rows[key][None] if self.kind == "weights" else rows[key]
         return jnp.pad(row, [(0, n - have) for n, have in zip(shape, row.shape, strict=True)])
+
+    def stacked(self, at: Place, runs: Sequence[Any]) -> Any:
+        """Results of runs of pieces, [pieces of the run, ...] each, as one [slots, ...]."""
+
+        def joined(*parts):
+            whole = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+            empty = at.local - whole.shape[0]
+            return jnp.pad(whole, [(0, empty)] + [(0, 0)] * (whole.ndim - 1)) if empty else whole
+
+        if self.layout is None:
+            return collectives.varying(jax.tree.map(joined, *runs), _axes(at, self.kind))
+        return {
+            key: collectives.varying(joined(*(r[key] for r in runs)), _axes(at, self.kind, key))
+            for key in self.layout.keys
+        }
+
+    def blank(self, like: Any) -> Any:
+        """What no piece at all gives, [0, ...]; like: the shapes of a piece's sums."""
+        if self.layout is None:
+            return jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), like)
+        size = self.layout.size
+        return {
+            key: jnp.zeros((0, *self.leading, size(key)), key.removesuffix("/pr"))
+            for key in self.layout.keys
+        }
 
 
 def _result(at: Place, carried: Sequence[Rows], kind: str, trees: Sequence[Tree]) -> _Result:
@@ -111,49 +144,92 @@ def _result(at: Place, carried: Sequence[Rows], kind: str, trees: Sequence[Tree]
     return _Result(kind, layout, (ticks, *leaves[0].shape[1:2]) if leaves else ())
 
 
-def _each(at: Place, fn: Callable, *carried: Rows, kinds: tuple[str, ...]) -> tuple:
-    def run(l: int, slot: int, rows: list) -> tuple:
-        return fn(l, *(_take(c.layout, l, slot, r) for c, r in zip(carried, rows, strict=True)))
+def _each(
+    at: Place, fn: Callable, *carried: Rows, kinds: tuple[str, ...], batched: bool = False
+) -> tuple:
+    alike = at.alike if batched else tuple(range(at.num))
 
+    def run(l: int, rows: list) -> tuple:
+        """The work of one piece on its own rows."""
+        return fn(l, *(_tree(c.layout, l, r) for c, r in zip(carried, rows, strict=True)))
+
+    slot = lambda rows, j: jax.tree.map(lambda a: a[j], rows)
     rows = [c.rows for c in carried]
     # Traced once for its shapes alone: every branch must return rows of the same, longest size.
-    shapes = [jax.eval_shape(lambda l=l: run(l, 0, rows)) for l in range(at.num)]
-    columns = zip(*shapes, strict=True)
+    kind_shapes = {l: jax.eval_shape(lambda l=l: run(l, slot(rows, 0))) for l in set(alike)}
+    shapes = [kind_shapes[l] for l in alike]
+    columns = list(zip(*shapes, strict=True))
     results = [_result(at, carried, *pair) for pair in zip(kinds, columns, strict=True)]
 
-    def branch(device: int) -> Callable:
-        pieces = range(device * at.local, (device + 1) * at.local)
+    def branch(pieces: range) -> Callable:
+        """Runs of alike pieces, batched; the slots of a device from 0 on."""
+
+        def packed(l, rows):
+            outs = zip(results, run(l, rows), strict=True)
+            return [result.row(l, out) for result, out in outs]
 
         def work(rows):
-            outs = zip(*(run(l, slot, rows) for slot, l in enumerate(pieces)), strict=True)
-            return [result.stacked(at, pieces, t) for result, t in zip(results, outs, strict=True)]
+            runs, first = [], 0
+            for l, group in groupby(pieces, key=lambda l: alike[l]):
+                after = first + len(list(group))
+                mine = jax.tree.map(lambda a, j=slice(first, after): a[j], rows)
+                runs.append(_batched(packed, l, mine, after - first))
+                first = after
+            if not runs:
+                pairs = zip(results, columns, strict=True)
+                runs = [[result.blank(column[0]) for result, column in pairs]]
+            parts = zip(results, zip(*runs, strict=True), strict=True)
+            return [result.stacked(at, run) for result, run in parts]
 
         return work
 
-    branches = [branch(device) for device in range(at.sizes[0])]
-    if len(branches) == 1:
-        out = branches[0](rows)
-    else:
-        out = lax.switch(lax.axis_index(at.names.subnet), branches, rows)
+    out = _switched(at, alike, branch, rows)
     pairs = zip(out, results, strict=True)
     return tuple(a if result.layout is None else Rows(a, result.layout) for a, result in pairs)
 
 
+def _batched(fn: Callable, l: int, rows: Any, count: int) -> Any:
+    """fn(l, rows of one slot) for `count` slots, results stacked; one slot is not batched."""
+    if count > 1:
+        return jax.vmap(lambda rows: fn(l, rows))(rows)
+    alone = fn(l, jax.tree.map(lambda a: a[0], rows))
+    return jax.tree.map(lambda a: a[None], alone)
+
+
+def _switched(at: Place, alike: Sequence[int], branch: Callable, rows: Any) -> Any:
+    """branch(pieces of this device)(rows); devices whose pieces are alike share a branch."""
+    kinds: dict[tuple, range] = {}
+    kind = lambda pieces: tuple(alike[l] for l in pieces)
+    every = [at.pieces(device) for device in range(at.sizes[0])]
+    for pieces in every:
+        kinds.setdefault(kind(pieces), pieces)
+    branches = [branch(pieces) for pieces in kinds.values()]
+    if len(branches) == 1:
+        return branches[0](rows)
+    which = jnp.asarray([list(kinds).index(kind(pieces)) for pieces in every], jnp.int32)
+    return lax.switch(which[lax.axis_index(at.names.subnet)], branches, rows)
+
+
+def _tree(layout: Layout, l: int, rows: dict) -> Tree:
+    """The tree of piece l from its rows."""
+    own = {key: a[0] for key, a in rows.items()} if layout.kind == "weights" else rows
+    return unpack(layout, l, own)
+
+
 def _take(layout: Layout, l: int, slot: int, rows: dict) -> Tree:
-    """The tree of piece l from the rows [local, ...] of this device."""
-    pick = (slot, 0) if layout.kind == "weights" else (slot,)
-    return unpack(layout, l, {key: a[pick] for key, a in rows.items()})
+    """The tree of piece l from the rows [slots, ...] of this device."""
+    return _tree(layout, l, {key: a[slot] for key, a in rows.items()})
 
 
 def _move(at: Place, sent: Rows, step: int) -> Rows:
     """Every piece's rows one piece on: inside a device by index, between devices by a permute."""
     layout = sent.layout.moved(step)
-    first = at.local - 1 if step == 1 else at.local  # the piece that sends over the first boundary
-    edges = [first + device * at.local for device in range(at.sizes[0] - 1)]
+    cut = [at.boundary(device) for device in range(at.sizes[0] - 1)]
+    senders = [l if l is None or step == 1 else l + 1 for l in cut]
 
     def moved(key: str):
         rows, size = sent.rows[key], layout.size(key)
-        widths = [sent.layout.width(piece, key) for piece in edges]
+        widths = [0 if l is None else sent.layout.width(l, key) for l in senders]
         edge = rows[-1] if step == 1 else rows[0]
         arrived = collectives.shift(edge, at.names.subnet, widths, step)[None]
         order = (arrived, rows[:-1]) if step == 1 else (rows[1:], arrived)
@@ -175,17 +251,18 @@ def _chain(at: Place, fn: Callable, *carried: Rows, x: Any, keep: bool = False) 
     def run(device: int, carry):
         h, *kept = carry
         h = x if device == 0 else unpack(inputs, device * at.local, {key: h})
-        for slot, l in enumerate(range(device * at.local, (device + 1) * at.local)):
+        for slot, l in enumerate(at.pieces(device)):
             f = fn(l, *(_take(c.layout, l, slot, c.rows) for c in carried), h)
             kept = [a.at[slot].set(flat(b)) for a, b in zip(kept, (h, f), strict=False)]
             h = f
         return collectives.varying((flat(h), *kept), axes)
 
     carry = (blank[0], blank, blank) if keep else (blank[0],)
-    for device in range(at.sizes[0]):
+    for device in range(-(-at.num // at.local)):
         mine = collectives.index(at.names.subnet) == device
         carry = h, *kept = lax.cond(mine, partial(run, device), lambda carry: carry, carry)
-        width = outputs.width((device + 1) * at.local - 1, key)
+        last = at.boundary(device)
+        width = 0 if last is None else outputs.width(last, key)
         only = [width * (d == device) for d in range(at.sizes[0] - 1)]
         carry = (collectives.shift(h, at.names.subnet, only, 1), *kept)
     result = collectives.total(jnp.where(mine, h, 0), at.names.present("subnet"))
@@ -212,7 +289,9 @@ def _chain_shapes(at: Place, fn: Callable, carried: Sequence[Rows], x: Any) -> l
 
 def _slots(at: Place, line: Rows, tick: Any) -> list:
     """Where in its line each local piece stands; lines differ in length from piece to piece."""
-    ticks = jnp.asarray([max(line.layout.ticks(l), 1) for l in range(at.num)], jnp.int32)
+    empty = [1] * (at.local * at.sizes[0] - at.num)
+    lengths = [max(line.layout.ticks(l), 1) for l in range(at.num)]
+    ticks = jnp.asarray(lengths + empty, jnp.int32)
     first = collectives.index(at.names.subnet) * at.local
     return [tick % ticks[first + j] for j in range(at.local)]
 

@@ -166,17 +166,19 @@ def is_rows(x: Any) -> bool:
     return isinstance(x, Rows)
 
 
-def lay_out(layout: Layout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, pr: int) -> Rows:
-    """Weights given on the host as rows on the mesh; each device gets its own part only."""
+def lay_out(
+    layout: Layout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, pr: int, slots: int
+) -> Rows:
+    """Weights given on the host as rows [slots, ...] on the mesh; each device gets its own part only."""
     placed = specs(layout, names)
     parts = pr if any(key.endswith("/pr") for key in layout.keys) else 1
 
     def array(key: str) -> Array:
-        shape = (len(layout.leaves), parts if key.endswith("/pr") else 1, layout.size(key))
+        shape = (slots, parts if key.endswith("/pr") else 1, layout.size(key))
 
         def shard(index):
             pieces, ranks = (range(*s.indices(d)) for s, d in zip(index, shape[:2], strict=False))
-            rows = [[_host_row(layout, l, trees[l], r, pr, key) for r in ranks] for l in pieces]
+            rows = [[_host_row(layout, l, trees, r, pr, key) for r in ranks] for l in pieces]
             return np.asarray(rows)[..., index[2]]
 
         return jax.make_array_from_callback(shape, NamedSharding(mesh, placed.rows[key]), shard)
@@ -184,14 +186,19 @@ def lay_out(layout: Layout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames,
     return Rows({key: array(key) for key in layout.keys}, layout)
 
 
-def _host_row(layout: Layout, piece: int, tree: Tree, rank: int, pr: int, key: str) -> np.ndarray:
+def _host_row(
+    layout: Layout, piece: int, trees: Sequence[Tree], rank: int, pr: int, key: str
+) -> np.ndarray:
+    blank = np.zeros(layout.size(key), key.removesuffix("/pr"))
+    if piece >= len(trees):
+        return blank
+
     def part(leaf: Leaf, a: Any) -> np.ndarray:
         a = np.asarray(a)
         return a if leaf.split < 0 else np.split(a, pr, axis=leaf.split)[rank]
 
-    leaves = [part(*pair) for pair in zip(layout.leaves[piece], jax.tree.leaves(tree), strict=True)]
-    row = pack(layout, piece, leaves, np).get(key)
-    return np.zeros(layout.size(key), key.removesuffix("/pr")) if row is None else row
+    pairs = zip(layout.leaves[piece], jax.tree.leaves(trees[piece]), strict=True)
+    return pack(layout, piece, [part(*pair) for pair in pairs], np).get(key, blank)
 
 
 def gathered(state: Any) -> Any:

@@ -49,8 +49,11 @@ def place(
       are jitted by the caller, as ever.
 
     Raises:
-      ValueError: "subnet" does not divide the number of subnetworks, "pc" the batch, "pr" no layer;
-        an optimizer that is not elementwise with pr > 1; unknown names.
+      ValueError: "subnet" is larger than the number of pieces; "pc" does not divide the batch, "pr" no
+        layer; an optimizer that is not elementwise with pr > 1; unknown names.
+
+    Where "subnet" does not divide the number of pieces n, every device has ceil(n / subnet) slots, the
+    last of which stay empty: a step takes as long, and a device holds as much, as with full slots.
     """
     parts = method.parts
     names = axis_names(mesh, axes)
@@ -58,22 +61,27 @@ def place(
     _check_sizes(parts, sizes)
     net = parts.network
     shapes = jax.eval_shape(net.init, jax.random.key(0))
-    at = Place(net, parts.starts, grid.choose_forms(net, shapes, sizes[1], forms), names, sizes)
+    forms = grid.choose_forms(net, shapes, sizes[1], forms)
+    alike = parts.alike or tuple(range(len(parts.starts) - 1))
+    at = Place(net, parts.starts, forms, names, sizes, alike)
     for l, optimizer in enumerate(parts.optimizers if sizes[1] > 1 else ()):
         _check_elementwise(at, l, optimizer, shapes)
     return _Placing(parts, mesh, at).method(method)
 
 
 def _check_sizes(parts: Parts, sizes: Sequence[int]) -> None:
-    subnet, _, pc = sizes
+    subnet, pr, pc = sizes
     num = len(parts.starts) - 1
-    if num % subnet:
-        fits = [d for d in range(1, num + 1) if num % d == 0]
+    if subnet > num:
         raise ValueError(
-            f"mesh: expected a 'subnet' axis of a size in {fits}, which divide the {num} "
-            f"subnetworks of {parts.name}; got {subnet}"
+            f"mesh: expected a 'subnet' axis of at most {num}, the number of pieces that "
+            f"{parts.name} has; got {subnet}"
         )
-    if parts.batch_size % pc:
+    if pr > 1 and not parts.splits_layers:
+        raise ValueError(
+            f"mesh: expected pr=1, {parts.name} does not split layers; got {pr}: use subnet or pc"
+        )
+    if parts.batch_size is not None and parts.batch_size % pc:
         raise ValueError(
             f"mesh: expected a 'pc' axis that divides batch_size={parts.batch_size}; got {pc}"
         )
@@ -130,6 +138,10 @@ class _Placing:
         """The state, laid out on the mesh: no device ever holds another's weights."""
         parts = self.parts
         parts.check(x, y, "init")
+        if parts.batch_size is None and len(x) % self.at.sizes[2]:
+            raise ValueError(
+                f"x: expected a multiple of {self.at.sizes[2]} samples, which 'pc' splits; got {len(x)}"
+            )
         x, y = as_input(parts.network, x), jnp.asarray(y)
         given = None if params is None else given_params(parts, params, x.dtype)
         weights = self._weights_layout(x.dtype)
@@ -205,7 +217,8 @@ class _Placing:
     def _lay_out(self, given: tuple):
         """Given parameters as rows on the mesh."""
         layout = layout_of("weights", given, [self._part(l, p) for l, p in enumerate(given)])
-        return lay_out(layout, given, self.mesh, self.names, self.at.sizes[1])
+        slots = self.at.local * self.at.sizes[0]
+        return lay_out(layout, given, self.mesh, self.names, self.at.sizes[1], slots)
 
     def _rows(self, whole: Any, weights: Layout) -> Any:
         """The state with Rows (of nothing but their layout) where the pieces' trees stood."""

@@ -80,7 +80,7 @@ def _step(pieces: Pieces) -> Callable:
         loss, right = exchange.total(sums)
         zero = jnp.zeros_like(loss)
         count = jnp.full_like(loss, samples)
-        return State(weights), Info(loss, right / samples, count, zero, zero, zero)
+        return State(weights), Info(loss, right / samples, count, *(zero,) * 5)
 
     return step
 

@@ -94,18 +94,20 @@ class Pieces(NamedTuple):
             Move("gradient of W", (size,), "pc", l, l, times) for l, size in enumerate(sizes)
         )
 
-    def check(self, batch_size: int, resident: bool, x: Any, y: Any, stage: str, weights: Any = ()):
+    def check(self, batch_size: int | None, resident: bool, x: Any, y: Any, stage: str, weights: Any = ()):
         """The front door of `init`, `step` and `fit`; see `Parts.check`."""
         checks.samples(self.network, self.loss, x, y, values=stage != "step")
         if stage == "values":
             return
-        if resident:
+        if batch_size is None:
+            checks.count(samples=len(x))
+        elif resident:
             checks.strata(batch_size, x)
         elif stage == "step":
             checks.batch(batch_size, x)
         checks.same_dtype(weights, x)
 
-    def parts(self, *, precision: Any, batch_size: int, resident: bool, **own: Any) -> Parts:
+    def parts(self, *, precision: Any, batch_size: int | None, resident: bool, **own: Any) -> Parts:
         """A method's parts: `own` holds what is its own (init, step, moves, ...), pieces the rest."""
         for function in ("init", "step", "drain"):
             own[function] = precisely(precision, own[function])

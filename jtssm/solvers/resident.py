@@ -88,7 +88,8 @@ class Samples(NamedTuple):
         residuals = (
             jnp.zeros_like(loss) if a is None else root(a) for a in (primal, dual, coupling)
         )
-        return Info(loss, right, jnp.full_like(loss, self._count), *residuals)
+        zero = jnp.zeros_like(loss)
+        return Info(loss, right, jnp.full_like(loss, self._count), *residuals, zero, zero)
 
     @property
     def _count(self) -> int:

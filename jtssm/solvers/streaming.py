@@ -178,7 +178,8 @@ def _info(totals) -> Info:
     loss, right, samples, *residuals = totals
     mean = 1 / jnp.maximum(samples, 1)
     primal, dual, coupling = (jnp.sqrt(r * mean) for r in residuals)
-    return Info(loss * mean, right * mean, samples, primal, dual, coupling)
+    zero = jnp.zeros_like(loss)
+    return Info(loss * mean, right * mean, samples, primal, dual, coupling, zero, zero)
 
 
 def _drain(tick: Callable, pieces: Pieces) -> Callable:

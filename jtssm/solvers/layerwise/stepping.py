@@ -1,0 +1,268 @@
+"""One iteration of pdADMM: what each layer does, and what it tells its neighbours.
+
+Layer l is a piece and keeps p_l (the first: the data), z_l, r_l, q_l and u_l. Across a boundary go
+u_l - rho q_l forward, which is all that the p-step needs, and p_{l+1} backward. Where q is rounded
+to a grid, its codes go forward instead, and layer l + 1 keeps its own q_l and u_l (`Inbox`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jtssm.protocol import Array, Exchange, Info, Move, Parts
+from jtssm.solvers.layerwise import updates
+from jtssm.solvers.layerwise.activations import Activation
+from jtssm.solvers.layerwise.grids import Grid, Message
+from jtssm.solvers.pieces import Pieces, Weights
+
+STEPS = ("damped", "gradient", "exact")
+
+
+class Numbers(NamedTuple):
+    """The numbers of L and of its steps, scalars; traced, so that a schedule costs no compilation."""
+
+    rho: Any  # penalty of p = q
+    nu: Any  # weight of |z - p W - b|^2 and |q - f(z)|^2
+    weight_decay: Any  # weight of |W|^2 / 2
+    damping: Any  # of the W-step with steps="damped"
+    t0: Any  # first step length tried with steps="gradient"; None: exact line search
+
+
+class Inbox(NamedTuple):
+    """A layer's own copy of what stands before it, where q crosses the boundary as codes."""
+
+    q: Array  # q_{l-1} [M, inputs]
+    u: Array  # u_{l-1} [M, inputs]
+
+
+class State(NamedTuple):
+    """What the next iteration needs; carried: one a layer."""
+
+    weights: Any  # carried Weights: W, b
+    p: Any  # carried p_l [M, inputs], () in the first
+    z: Any  # carried z_l [M, width]
+    r: Any  # carried r_l = p_l W_l + b_l - z_l [M, width]
+    q: Any  # carried q_l [M, width], () in the last
+    u: Any  # carried u_l [M, width], () in the last
+    inbox: Any  # carried Inbox, () in the first; everywhere () unless q is rounded
+    numbers: Numbers
+
+
+class Layered(NamedTuple):
+    """A multilayer perceptron as pdADMM sees it."""
+
+    pieces: Pieces
+    activations: tuple[Activation, ...]  # of the hidden layers
+    steps: str  # one of STEPS
+    numbers: Numbers
+    grid: Grid | None  # what p, and q unless `float_q`, are rounded to
+    float_q: bool
+
+    @property
+    def rounds_q(self) -> bool:
+        """Whether q crosses a boundary as codes."""
+        return self.grid is not None and not self.float_q
+
+    def init(self, exchange: Exchange, key: Array, x: Array, y: Array, params: Any) -> State:
+        """A forward pass: p = q = f(z), r = 0, u = 0."""
+        weights = self.pieces.weights(exchange, key, x.dtype, params)
+        run = lambda l, weights, p: self.pieces.forward(exchange, l, weights.params, p)
+        _, inputs, outputs = exchange.chain(run, weights, x=x, keep=True)
+        fields = exchange.each(self._hold, weights, inputs, outputs, kinds=("samples",) * 6)
+        numbers = (None if a is None else jnp.asarray(a, x.dtype) for a in self.numbers)
+        return State(weights, *fields, Numbers(*numbers))
+
+    def _hold(self, l: int, weights: Weights, p: Array, f: Array) -> tuple:
+        z = p @ weights.params[0]["W"] + weights.params[0]["b"][None, :]
+        last, zero = l == self.pieces.num - 1, jnp.zeros_like(z)
+        inbox = Inbox(p, jnp.zeros_like(p)) if l and self.rounds_q else ()
+        return (p if l else (), z, zero, *(((), ()) if last else (f, zero)), inbox)
+
+    def step(self, exchange: Exchange, state: State, x: Array, y: Array) -> tuple[State, Info]:
+        """p, W, b, z of all layers in parallel, then q, u of all boundaries."""
+        turn = Turn(self, exchange, x, y, state.numbers)
+        weights, p, z, r, q, u, inbox, _ = state
+        before = inbox
+        if not self.rounds_q:
+            before = exchange.to_next(exchange.each(turn.pull, q, u, kinds=("samples",), batched=True)[0])
+        weights, p, z, r, message, sums = exchange.each(
+            turn.renew_layer, weights, p, z, r, q, before,
+            kinds=("weights", *("samples",) * 4, "sums"), batched=True,
+        )  # fmt: skip
+        q, u, message, gaps = exchange.each(
+            turn.renew_boundary, z, q, u, exchange.to_previous(message),
+            kinds=(*("samples",) * 3, "sums"), batched=True,
+        )  # fmt: skip
+        if self.rounds_q:
+            (inbox,) = exchange.each(
+                turn.renew_inbox, p, inbox, exchange.to_next(message), kinds=("samples",),
+                batched=True,
+            )  # fmt: skip
+        info = turn.info(exchange.total(sums), exchange.total(gaps))
+        return State(weights, p, z, r, q, u, inbox, state.numbers), info
+
+    def moves(self, samples: int) -> tuple[Move, ...]:
+        """What crosses the mesh in an iteration."""
+        return (*self._boundary_moves(samples), *self.pieces.gradient_moves(1), *self._gram_moves())
+
+    def _boundary_moves(self, samples: int) -> list[Move]:
+        moves = []
+        for l in range(self.pieces.num - 1):
+            width = self.pieces.inputs(l + 1)[0]
+            ends = (("p", l + 1, l, self.grid), ("q", l, l + 1, self.grid if self.rounds_q else None))
+            for what, source, target, grid in ends:
+                if grid is None:
+                    name = "u - rho q" if what == "q" else what
+                    moves.append(Move(name, (samples, width), "subnet", source, target, 1))
+                    continue
+                codes = Move(f"codes of {what}", (samples, width), "subnet", source, target, 1)
+                moves.append(codes._replace(itemsize=grid.bits // 8))
+                if grid.values is None:
+                    ends_of = f"ends of {what}'s grids"
+                    moves.append(Move(ends_of, (samples, 2), "subnet", source, target, 1))
+        return moves
+
+    def _gram_moves(self) -> list[Move]:
+        if self.steps == "gradient":
+            return []
+        widths = [self.pieces.inputs(l)[0] for l in range(self.pieces.num)]
+        return [Move("p^T p", (w, w), "pc", l, l, 1) for l, w in enumerate(widths)]
+
+    def parts(self, *, precision: Any, rebuild: Any) -> Parts:
+        """Everything `jtssm.sharding.place` needs."""
+        samples = dict.fromkeys(("p", "z", "r", "q", "u", "inbox"), "samples")
+        return self.pieces.parts(
+            name="pdadmm", kinds={"weights": "weights", **samples}, init=self.init, step=self.step,
+            drain=lambda exchange, state: state, moves=self.moves, passes=None,
+            precision=precision, batch_size=None, resident=True, alike=self._alike(),
+            splits_layers=False, rebuild=rebuild,
+        )  # fmt: skip
+
+    def _alike(self) -> tuple[int, ...]:
+        """For each layer the first one that does the same on the same shapes."""
+        num, shapes = self.pieces.num, self.pieces.network.shapes
+        kind = lambda l: (shapes[l], shapes[l + 1], self.activations[l].name, l == 0)
+        kinds = [kind(l) for l in range(num - 1)]
+        return (*(kinds.index(k) for k in kinds), num - 1)
+
+
+class Turn(NamedTuple):
+    """What all layers share within an iteration; the methods are the work of one of them."""
+
+    layers: Layered
+    exchange: Exchange
+    x: Array
+    y: Array
+    numbers: Numbers
+
+    def pull(self, l: int, q: Any, u: Any) -> tuple:
+        """u_l - rho q_l, for layer l + 1."""
+        return ((),) if l == self.layers.pieces.num - 1 else (u - self.numbers.rho * q,)
+
+    def renew_layer(
+        self, l: int, weights: Weights, p: Any, z: Array, r: Array, q: Any, before: Any
+    ) -> tuple:
+        """The p-, W-, b- and z-step; sends p backward."""
+        params, p_old, message = weights.params[0], p, ()
+        W, b = params["W"], params["b"]
+        lengths = [jnp.zeros((), z.dtype)]
+        if l == 0:
+            p = self.x
+        else:
+            p, r, message, tau = self._renew_p(p, r, W, before)
+            lengths.append(tau / 2 * updates.squared(p - p_old))
+        W, r, theta = self._renew_W(W, r, p)
+        b, r = updates.update_b(b, r, total=self.exchange.sum_samples, samples=self._count)
+        nu, m = self.numbers.nu, z + r
+        z_new, constant, seen = self._renew_z(l, z, m, q)
+        shared = theta / 2 * updates.squared(W - params["W"])
+        shared += nu / 2 * self._count * updates.squared(b - params["b"])
+        lengths += [constant * updates.squared(z_new - z), shared / self.exchange.num_splits]
+        r = m - z_new
+        decay = self.numbers.weight_decay / 2 * updates.squared(W) / self.exchange.num_splits
+        cost, loss, right = seen
+        objective = cost + nu / 2 * updates.squared(r) + decay
+        renewed = Weights([{"W": W, "b": b}], weights.opt_state)
+        return renewed, () if l == 0 else p, z_new, r, message, (objective, sum(lengths), loss, right)
+
+    def _renew_p(self, p: Array, r: Array, W: Array, before: Any) -> tuple:
+        """(p, r, what goes backward, tau); one product more where p is rounded to a grid."""
+        rho, nu, _, _, t0 = self.numbers
+        grid = self.layers.grid
+        rounded = isinstance(before, Inbox)
+        pull = (before.q, before.u) if rounded else (jnp.zeros((), p.dtype), before)
+        if self.layers.steps == "exact":
+            moved, r_moved, tau = updates.minimise_p(p, r, W, *pull, rho=rho, nu=nu)
+        else:
+            moved, r_moved, tau = updates.update_p(
+                p, r, W, *pull, rho=rho, nu=nu, t0=t0, total=self.exchange.sum_samples
+            )
+        if grid is None:
+            return moved, r_moved, moved, tau
+        message = grid.encode(moved)
+        moved = grid.decode(message, p.dtype)
+        return moved, r + (moved - p) @ W, message, tau
+
+    def _renew_W(self, W: Array, r: Array, p: Array) -> tuple:
+        _, nu, weight_decay, damping, t0 = self.numbers
+        shared = {"nu": nu, "weight_decay": weight_decay, "total": self.exchange.sum_samples}
+        if self.layers.steps == "gradient":
+            return updates.update_W(W, r, p, t0=t0, **shared)
+        return updates.minimise_W(W, r, p, damping=damping, **shared)
+
+    def _renew_z(self, l: int, z: Array, m: Array, q: Any) -> tuple:
+        """z, the constant of |dz|^2 in the theory, and (R(z), loss of m, number right in m)."""
+        rho, nu, zero = self.numbers.rho, self.numbers.nu, jnp.zeros((), z.dtype)
+        if l < self.layers.pieces.num - 1:
+            activation = self.layers.activations[l]
+            constant = nu / 2 - 2 * (nu * activation.lipschitz) ** 2 / rho
+            z = updates.update_z(z, m, q, nu=nu, activation=activation)
+            return z, jnp.maximum(constant, 0), (zero, zero, zero)
+        loss = self.layers.pieces.loss
+        z = updates.update_z_last(z, m, self.y, nu=nu, loss=loss)
+        value = lambda a: loss.value(a, self.y).sum()
+        return z, nu / 2, (value(z), value(m), loss.correct(m, self.y).sum())
+
+    def renew_boundary(self, l: int, z: Array, q: Any, u: Any, from_next: Any) -> tuple:
+        """The q- and the u-step; sends codes of q forward where q is rounded."""
+        zero = jnp.zeros((), z.dtype)
+        if l == self.layers.pieces.num - 1:
+            return (), (), (), (zero,) * 5
+        rho, nu, *_ = self.numbers
+        activation, grid, message = self.layers.activations[l], self.layers.grid, ()
+        p = from_next if grid is None else grid.decode(from_next, z.dtype)
+        q_new = updates.update_q(p, u, z, rho=rho, nu=nu, activation=activation)
+        if grid is not None and self.layers.rounds_q:
+            message = grid.encode(q_new)
+            q_new = grid.decode(message, z.dtype)
+        u = updates.update_u(u, p, q_new, rho=rho)
+        gap, miss = updates.squared(p - q_new), updates.squared(q_new - activation.f(z))
+        objective = nu / 2 * miss + jnp.sum(u * (p - q_new)) + rho / 2 * gap
+        moved = updates.squared(q_new - q)
+        constant = jnp.maximum(rho / 2 - 2 * nu**2 / rho - nu / 2, 0)
+        return q_new, u, message, (objective, constant * moved, gap, rho**2 * moved, miss)
+
+    def renew_inbox(self, l: int, p: Any, inbox: Any, message: Message | tuple) -> tuple:
+        """The u-step at the other end of the boundary: the same numbers on both sides."""
+        if l == 0:
+            return ((),)
+        assert self.layers.grid is not None and isinstance(message, Message)
+        q = self.layers.grid.decode(message, p.dtype)
+        return (Inbox(q, updates.update_u(inbox.u, p, q, rho=self.numbers.rho)),)
+
+    @property
+    def _count(self) -> int:
+        """Samples on all devices."""
+        return self.x.shape[0] * self.exchange.num_splits
+
+    def info(self, sums: tuple, gaps: tuple) -> Info:
+        """Means over all samples."""
+        objective, lengths, loss, right = (a / self._count for a in sums)
+        at_boundaries, moved, *squares = (a / self._count for a in gaps)
+        count = jnp.full_like(loss, self._count)
+        residuals = [jnp.sqrt(a) for a in squares]
+        return Info(
+            loss, right, count, *residuals, objective + at_boundaries, lengths + moved
+        )

@@ -1,0 +1,164 @@
+"""The block updates of pdADMM, array in, array out; the problem stands in `jtssm.solvers.layerwise`.
+
+Rows are samples. The residual r = p W + b - z is handed from update to update, so that nothing is
+multiplied twice: along a direction d a change of p by d changes r by d W, one of W by d changes it
+by p d, and phi is quadratic along it. Its curvature c there says which step length tau passes the
+paper's test phi(p+) <= model(p+): exactly tau >= c.
+
+`total` sums an array over the devices that share the samples; on one device it leaves it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jtssm.losses import Loss, cross_entropy
+from jtssm.protocol import Array
+from jtssm.solvers.layerwise.activations import RELU, Activation
+
+Total = Callable[[Array], Array]
+
+
+def alone(a: Array) -> Array:
+    """The sum over the devices that share the samples, where there is one."""
+    return a
+
+
+def squared(a: Array, total: Total = alone) -> Array:
+    """|a|^2 summed over all samples: a scalar."""
+    return total(jnp.sum(a * a))
+
+
+def step_length(curvature: Array, norm: Array, t0: Any) -> Array:
+    """The paper's backtracking without its trials: scalars in, tau out.
+
+    Args:
+      curvature: sum of squares that c = curvature / norm is made of; norm: |gradient|^2.
+      t0: first tau tried; the doubling t0, 2 t0, 4 t0, ... ends at the first tau >= c. None: tau = c,
+        the exact line search. A gradient of 0 passes at once.
+    """
+    c = jnp.where(norm > 0, curvature / jnp.where(norm > 0, norm, 1), 0)
+    if t0 is None:
+        return jnp.where(c > 0, c, 1)
+    mantissa, exponent = jnp.frexp(c / t0)
+    doublings = jnp.maximum(jnp.where(mantissa > 0.5, exponent, exponent - 1), 0)
+    return jnp.ldexp(jnp.asarray(t0, c.dtype), doublings)
+
+
+def update_p(
+    p: Array, r: Array, W: Array, q_prev: Any, u_prev: Any, *, rho: Any, nu: Any, t0: Any = None,
+    total: Total = alone,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """p <- p - g / tau with g = nu r W^T + u_prev + rho (p - q_prev): (p, r, tau).
+
+    Args:
+      p, q_prev, u_prev: [samples, inputs].  r: [samples, width].  W: [inputs, width].
+      t0: see `step_length`; None: exact line search.
+    """
+    g = slope_p(p, r, W, q_prev, u_prev, rho=rho, nu=nu)
+    gW = g @ W
+    norm = squared(g, total)
+    tau = step_length(nu * squared(gW, total) + rho * norm, norm, t0)
+    return p - g / tau, r - gW / tau, tau
+
+
+def slope_p(p: Array, r: Array, W: Array, q_prev: Any, u_prev: Any, *, rho: Any, nu: Any) -> Array:
+    """dL/dp = nu r W^T + u_prev + rho (p - q_prev): [samples, inputs]."""
+    return nu * (r @ W.T) + u_prev + rho * (p - q_prev)
+
+
+def minimise_p(
+    p: Array, r: Array, W: Array, q_prev: Any, u_prev: Any, *, rho: Any, nu: Any
+) -> tuple[Array, Array, Array]:
+    """p <- argmin_p L, by the Cholesky factor of nu W W^T + rho: (p, r, rho). Three products."""
+    g = slope_p(p, r, W, q_prev, u_prev, rho=rho, nu=nu)
+    curvature = nu * (W @ W.T) + rho * jnp.eye(W.shape[0], dtype=W.dtype)
+    change = -solved(curvature, g.T).T
+    return p + change, r + change @ W, jnp.asarray(rho, p.dtype)
+
+
+def update_W(
+    W: Array, r: Array, p: Array, *, nu: Any, t0: Any = None, weight_decay: Any = 0.0,
+    total: Total = alone,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """W <- W - g / theta with g = nu p^T r + weight_decay W: (W, r, theta).
+
+    Args:
+      W: [inputs, width].  r: [samples, width].  p: [samples, inputs].
+      t0: see `step_length`; None: exact line search.
+    """
+    g = nu * total(p.T @ r) + weight_decay * W
+    pg = p @ g
+    norm = jnp.sum(g * g)
+    theta = step_length(nu * squared(pg, total) + weight_decay * norm, norm, t0)
+    return W - g / theta, r - pg / theta, theta
+
+
+def minimise_W(
+    W: Array, r: Array, p: Array, *, nu: Any, damping: Any, weight_decay: Any = 0.0,
+    total: Total = alone,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """W <- argmin_W L + (theta / 2) |W - W_old|^2: (W, r, theta). Three products.
+
+    theta = damping * the mean eigenvalue of nu p^T p: 0 is the exact block minimiser (ridge), of
+    which a singular p^T p still takes a least part, sqrt(eps); the larger, the closer to a step
+    along the gradient.
+    """
+    gram, cross = total(p.T @ p), total(p.T @ r)
+    mean = nu * jnp.trace(gram) / gram.shape[0]
+    least = jnp.finfo(W.dtype).eps ** 0.5
+    theta = jnp.maximum(damping, least) * jnp.where(mean > 0, mean, 1)
+    ridge = (theta + weight_decay) * jnp.eye(gram.shape[0], dtype=W.dtype)
+    change = -solved(nu * gram + ridge, nu * cross + weight_decay * W)
+    return W + change, r + p @ change, theta
+
+
+def solved(positive: Array, right: Array) -> Array:
+    """positive^-1 right for a symmetric positive definite matrix."""
+    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(positive), right)
+
+
+def update_b(b: Array, r: Array, *, total: Total = alone, samples: Any = None) -> tuple:
+    """b <- argmin_b L = b - mean of r over the samples: (b, r).
+
+    samples: how many there are on all devices; None: the rows of r.
+    """
+    mean = total(r.sum(axis=0)) / (r.shape[0] if samples is None else samples)
+    return b - mean, r - mean[None, :]
+
+
+def update_z(z: Array, m: Array, q: Array, *, nu: Any, activation: Activation = RELU) -> Array:
+    """z <- argmin_z (nu/2) (|z - m|^2 + |q - f(z)|^2 + |z - z_old|^2); nu cancels.
+
+    Args:
+      z: z_old; m = p W + b; q: all [samples, width].
+    """
+    del nu  # here because the equation has it
+    return activation.minimise(z, m, q)
+
+
+def update_z_last(z: Array, m: Array, y: Array, *, nu: Any, loss: Loss = cross_entropy) -> Array:
+    """z_L <- argmin_z R(z; y) + (nu/2) |z - m|^2, sample by sample, solved from z_old.
+
+    Args:
+      z: z_old; m = p W + b: [samples, outputs].  y: labels [samples], or targets like z.
+      loss: one with a prox.
+    """
+    assert loss.prox is not None
+    return loss.prox(z, m, y, nu)
+
+
+def update_q(
+    p_next: Array, u: Array, z: Array, *, rho: Any, nu: Any, activation: Activation = RELU
+) -> Array:
+    """q <- argmin_q L = (rho p_next + u + nu f(z)) / (rho + nu); all [samples, width]."""
+    return (rho * p_next + u + nu * activation.f(z)) / (rho + nu)
+
+
+def update_u(u: Array, p_next: Array, q: Array, *, rho: Any) -> Array:
+    """u <- u + rho (p_next - q); then u = nu (q - f(z)). All [samples, width]."""
+    return u + rho * (p_next - q)
