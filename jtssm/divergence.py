@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -39,16 +40,14 @@ class Guard:
 
     def __init__(self, step: Callable, state: Any):
         self._step = jax.jit(lambda state, xs, ys, i: step(state, xs[i], ys[i]))
-        self._chunk = jax.jit(
-            lambda state, xs, ys: _counted(*lax.scan(lambda s, b: step(s, *b), state, (xs, ys)))
-        )
+        self._chunk = jax.jit(partial(_chunk, step), static_argnames="times")
         self._odd = int(not_finite(state))  # there from the start, e.g. an optimizer's best loss
         self._done = 0
         self.latest = state  # the last state known to be finite
 
-    def dispatch(self, state: Any, xs: Any, ys: Any) -> tuple:
-        """Start a chunk of steps on xs, ys [steps, ...]; nothing is waited for."""
-        return self._chunk(state, xs, ys)
+    def dispatch(self, state: Any, xs: Any, ys: Any, times: int = 1) -> tuple:
+        """Start a chunk of steps on xs, ys [steps, ...], all of it `times` over; nothing is waited for."""
+        return self._chunk(state, xs, ys, times=times)
 
     def judge(self, before: Any, after: tuple, xs: Any, ys: Any) -> Outcome:
         """The state after the chunk, or, if it went wrong, the last finite one."""
@@ -59,7 +58,7 @@ class Guard:
             self.latest = state
             return Outcome(state, infos, None)
         for i in range(len(infos.loss)):
-            state, info = self._step(before, xs, ys, i)
+            state, info = self._step(before, xs, ys, i % len(xs))
             loss = float(info.loss)
             if not np.isfinite(loss) or int(not_finite(state)) > self._odd:
                 name = first_not_finite(before, state) if np.isfinite(loss) else "loss"
@@ -68,7 +67,14 @@ class Guard:
         return Outcome(before, None, _divergence(self._done + len(infos.loss), "loss", np.nan))
 
 
-def _counted(state: Any, infos: Info) -> tuple:
+def _chunk(step: Callable, state: Any, xs: Any, ys: Any, times: int) -> tuple:
+    """(state, Info of every step, how many numbers of the state are not finite)."""
+    once = lambda state: lax.scan(lambda s, b: step(s, *b), state, (xs, ys))
+    if times == 1:
+        state, infos = once(state)
+    else:
+        state, infos = lax.scan(lambda s, _: once(s), state, length=times)
+        infos = jax.tree.map(jnp.ravel, infos)
     return state, infos, not_finite(state)
 
 

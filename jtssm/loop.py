@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from tqdm.auto import tqdm
 from jtssm import checks
 from jtssm.divergence import Divergence, Guard, Outcome
 from jtssm.protocol import Array, Info, Method
-from jtssm.sharding import batch_sharding, gathered, place
+from jtssm.sharding import batch_sharding, gathered, num_splits, place
 
 CHUNK = 50  # most steps a dispatch
 ROWS = 8192  # most samples a forward pass of an evaluation
@@ -59,19 +60,21 @@ def fit(
     validation: Any = None,
     callbacks: Sequence[Callable[[Epoch], Any]] = (),
     params: Any = None,
+    state: Any = None,
     progress: bool | None = None,
+    evaluate_every: int = 1,
 ) -> Result:
     """Train a method and keep a history.
 
     Each epoch passes over all samples in a new order; what does not fill a last minibatch is left
     out of that epoch. Methods that keep variables for every sample (`method.resident`) take one
-    step an epoch, on samples that are shuffled once and then stay in place. Minibatches still in
+    step an epoch, on samples that stay in place (shuffled once if the method draws minibatches). Minibatches still in
     flight after the last epoch are drained before it is evaluated.
 
     Args:
       method: placed or not.
       train: (x, y), numpy or jax arrays.
-      epochs: passes over the samples.
+      epochs: passes over the samples; of a resident method: steps.
       key: draws the weights and the order of the samples.
       mesh: places the method on it, with `sharding.place`.
       validation: (x, y), or several by name: {"train": (x, y), "valid": (x, y)}. Loss and accuracy
@@ -79,11 +82,17 @@ def fit(
         single pair is called "validation".
       callbacks: called with an `Epoch` after every epoch; returning True stops.
       params: weights to start from, one tree a layer.
+      state: instead, a state of the method to go on from, placed or not (of one device, or
+        `sharding.gathered`). The samples of a resident method must be those it was made with, in the
+        same order: the same `train`, and with minibatches the same `key`.
       progress: show a bar; None: where there is a terminal.
+      evaluate_every: epochs between two lines of the history, with their evaluations and callbacks.
+        A resident method runs that many steps in one dispatch.
 
     Returns:
-      A `Result`. History: epoch, step, seconds (training only, this epoch; the first includes
-      compilation), the means over the epoch of `Info`, and the evaluations.
+      A `Result`. History: epoch, step, seconds (training only, since the line before; the first
+      includes compilation), the means since then of `Info`, and the evaluations; of a method with a
+      certificate (pdADMM) also c_k, the least `Info.decrease` of all steps so far.
 
     Raises:
       ValueError: bad samples, fewer than one minibatch, or bad arguments.
@@ -92,7 +101,7 @@ def fit(
     says in `divergence`, and in a RuntimeWarning, which variable went first. Ctrl-C ends the training
     and returns what was reached; any other exception carries it as its attribute `result`.
     """
-    checks.count(epochs=epochs)
+    checks.count(epochs=epochs, evaluate_every=evaluate_every)
     if mesh is not None:
         method = place(method, mesh)
     x, y = (np.asarray(a) for a in _pair("train", train))
@@ -103,27 +112,37 @@ def fit(
     init_key, order_key = jax.random.split(key)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
     epoch = (_Resident if method.resident else _Minibatches)(method, x, y, rng)
-    state = method.init(init_key, epoch.x, epoch.y, params)
-    return _train(method, state, epoch, epochs, sets, callbacks, progress)
+    if state is None:
+        state = method.init(init_key, epoch.x, epoch.y, params)
+    elif params is not None:
+        raise ValueError("params: expected None with a state, which has its own; got both")
+    else:
+        state = method.spread(state)
+    lines = [
+        *range(evaluate_every, epochs, evaluate_every),
+        epochs,
+    ]  # epochs after which one is due
+    return _train(method, state, epoch, lines, sets, callbacks, progress)
 
 
-def _train(method, state, epoch, epochs, sets, callbacks, progress) -> Result:
+def _train(method, state, epoch, lines, sets, callbacks, progress) -> Result:
     history: list[dict[str, float]] = []
     drain, guard = jax.jit(method.drain), Guard(method.step, state)
     divergence, interrupted = None, False
-    with _Bar(epochs * epoch.steps, progress) as bar:
+    with _Bar(lines[-1] * epoch.steps, progress) as bar:
         try:
-            for number in range(1, epochs + 1):
+            for before, number in pairwise((0, *lines)):
                 start = time.perf_counter()
-                state, infos, divergence = epoch.run(guard, state, bar)
+                state, infos, divergence = epoch.run(guard, state, bar, number - before)
                 if divergence is not None:
                     warnings.warn(divergence.message, RuntimeWarning, stacklevel=3)
                     break
-                if number == epochs:
+                if number == lines[-1]:
                     guard.latest = state = jax.block_until_ready(drain(state))
                 record = {"epoch": number, "step": number * epoch.steps}
                 record["seconds"] = time.perf_counter() - start
-                record |= _means(infos) | evaluate(method, state, sets)
+                record |= _means(infos) | _certificate(infos, history)
+                record |= evaluate(method, state, sets)
                 history.append(record)
                 bar.show(record)
                 stops = [call(Epoch(record, state, method)) is True for call in callbacks]
@@ -141,7 +160,10 @@ def _train(method, state, epoch, epochs, sets, callbacks, progress) -> Result:
 class _Bar:
     """A progress bar with the newest of each number; quiet where there is no terminal."""
 
-    NAMES = (("loss", "loss"), ("primal_residual", "|p-q|"), ("coupling", "|q-f|"))
+    NAMES = (
+        ("loss", "loss"), ("primal_residual", "|p-q|"), ("coupling", "|q-f|"), ("objective", "L"),
+        ("c_k", "c_k"),
+    )  # fmt: skip
 
     def __init__(self, steps: int, progress: bool | None):
         disable = None if progress is None else not progress
@@ -165,7 +187,7 @@ class _Bar:
 
 
 class _Minibatches:
-    """One epoch of a method that takes minibatches: chunks of steps, each one dispatch."""
+    """Epochs of a method that takes minibatches: chunks of steps, each one dispatch."""
 
     def __init__(self, method: Method, x: np.ndarray, y: np.ndarray, rng: np.random.Generator):
         self.x, self.y, self.rng = x, y, rng
@@ -178,10 +200,12 @@ class _Minibatches:
             )
         self.sharding = batch_sharding(method, stacked=True)
 
-    def run(self, guard: Guard, state: Any, bar: Any) -> Outcome:
-        """Train on every sample once, in a new order."""
-        order = self.rng.permutation(len(self.x))[: self.steps * prod(self.shape)]
-        rows = np.array_split(order.reshape(self.steps, -1), -(-self.steps // CHUNK))
+    def run(self, guard: Guard, state: Any, bar: Any, epochs: int) -> Outcome:
+        """Train on every sample `epochs` times, each time in a new order."""
+        used = self.steps * prod(self.shape)
+        order = np.concatenate([self.rng.permutation(len(self.x))[:used] for _ in range(epochs)])
+        steps = self.steps * epochs
+        rows = np.array_split(order.reshape(steps, -1), -(-steps // CHUNK))
         chunk, seen = self._chunk(rows[0]), []
         for following in [*rows[1:], None]:
             after = guard.dispatch(state, *chunk)
@@ -202,28 +226,32 @@ class _Minibatches:
 
 
 class _Resident:
-    """One epoch of a method that keeps all samples in place: one step on all of them."""
+    """Epochs of a method that keeps all samples in place: each is one step on all of them."""
 
     steps = 1
 
     def __init__(self, method: Method, x: np.ndarray, y: np.ndarray, rng: np.random.Generator):
-        size = method.parts.batch_size
+        size, what = method.parts.batch_size, "batch_size"
+        if size is None:
+            size, what = num_splits(method), "pc"
         kept = len(x) - len(x) % size
         if 0 < kept < len(x):
             warnings.warn(
                 f"train: {len(x) - kept} of {len(x)} samples are left out: {method.name} needs a "
-                f"multiple of batch_size={size}",
+                f"multiple of {what}={size}",
                 UserWarning,
                 stacklevel=4,
             )
-        order = rng.permutation(len(x))[: kept or None]
-        self.x, self.y = x[order], y[order]
+        if method.parts.batch_size is not None:  # strata are drawn once; otherwise order is nothing
+            order = rng.permutation(len(x))[: kept or None]
+            x, y = x[order], y[order]
+        self.x, self.y = x[: kept or None], y[: kept or None]
         self.chunk = _put((self.x[None], self.y[None]), batch_sharding(method, stacked=True))
 
-    def run(self, guard: Guard, state: Any, bar: Any) -> Outcome:
-        """One step on all samples."""
-        outcome = guard.judge(state, guard.dispatch(state, *self.chunk), *self.chunk)
-        bar.show({}, int(outcome.infos is not None))
+    def run(self, guard: Guard, state: Any, bar: Any, epochs: int) -> Outcome:
+        """That many steps on all samples, in one dispatch."""
+        outcome = guard.judge(state, guard.dispatch(state, *self.chunk, epochs), *self.chunk)
+        bar.show({}, epochs * int(outcome.infos is not None))
         return outcome
 
 
@@ -254,6 +282,14 @@ def _means(infos: Info) -> dict[str, float]:
     count = max(float(infos.samples.sum()), 1.0)
     means = {name: float((a * infos.samples).sum() / count) for name, a in infos._asdict().items()}
     return means | {"samples": float(infos.samples.sum())}
+
+
+def _certificate(infos: Info, history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """c_k: the least decrease that theory guarantees, of all steps so far."""
+    if not infos.decrease.any():
+        return {}
+    before = history[-1].get("c_k", np.inf) if history else np.inf
+    return {"c_k": min(float(infos.decrease.min()), before)}
 
 
 def _pair(name: str, pair: Any) -> tuple:

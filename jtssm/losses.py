@@ -28,7 +28,7 @@ def _label_correct(outputs: Array, y: Array) -> Array:
     return (jnp.argmax(outputs, axis=-1) == y).astype(outputs.dtype)
 
 
-NEWTON_STEPS = 40  # most steps of the prox of cross-entropy
+NEWTON_STEPS = 100  # most steps of the prox of cross-entropy
 
 
 def _cross_entropy_prox(start: Array, m: Array, y: Array, nu: Any) -> Array:
@@ -46,8 +46,10 @@ def _cross_entropy_prox(start: Array, m: Array, y: Array, nu: Any) -> Array:
     def newton(carry):
         z, _, i = carry
         s = jax.nn.softmax(z)
-        g, D = s - target + nu * (z - m), s + nu
         sums = lambda a: a.sum(axis=-1, keepdims=True)
+        others = sums(s * (1 - target))  # 1 - s at the label, without its cancellation
+        g = jnp.where(target > 0, -others, s) + nu * (z - m)
+        D = s + nu
         d = g / D + s / D * (sums(g * s / D) / sums(nu * s / D))
         reach = d.max(axis=-1, keepdims=True) - d.min(axis=-1, keepdims=True)
         t = jnp.where(reach > 0, jnp.log1p(reach) / jnp.where(reach > 0, reach, 1), 1)

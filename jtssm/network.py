@@ -97,7 +97,9 @@ def dense(width: int, activation: Callable[[Array], Array] | None = None) -> Lay
         z = products.dense(x.reshape(x.shape[0], -1), params["W"], params["b"])
         return z if activation is None else activation(z)
 
-    name = f"dense {width}" + (f" {getattr(activation, '__name__', activation)}" if activation else "")
+    name = f"dense {width}" + (
+        f" {getattr(activation, '__name__', activation)}" if activation else ""
+    )
     cost = lambda shape: prod(shape) * width
     splits = {"model": {"W": 1, "b": 0}}
     return Layer(name, init, apply, lambda _: (width,), cost, splits, True, activation)

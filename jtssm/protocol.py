@@ -133,6 +133,7 @@ class Method(NamedTuple):
     drain: Callable  # state -> State in which no minibatch is in flight any more
     moves: Callable  # number of samples in a step -> tuple[Move, ...]
     parts: Parts
+    spread: Callable  # state of the unplaced method -> state of this one: laid out on its mesh
     mesh: Any = None  # set by place
     axes: Any = None  # set by place: jtssm.sharding.mesh.AxisNames
 
@@ -162,6 +163,7 @@ def as_method(parts: Parts) -> Method:
     return Method(
         parts.name, init, step, predict, whole_params, parts.batch_shape, parts.batch_axes,
         parts.resident, lambda state: parts.drain(exchange, state), parts.moves, parts,
+        lambda state: state,
     )  # fmt: skip
 
 

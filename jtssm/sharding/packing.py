@@ -186,6 +186,25 @@ def lay_out(
     return Rows({key: array(key) for key in layout.keys}, layout)
 
 
+def spread(layout: Layout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, slots: int) -> Rows:
+    """Trees of kind "samples" or "line" given on the host as rows [slots, ...] on the mesh."""
+    host = jax.tree.map(np.asarray, list(trees))
+    packed = [pack(layout, l, tree, np) for l, tree in enumerate(host)]
+    placed = specs(layout, names)
+
+    def array(key: str) -> Array:
+        have = [rows[key] for rows in packed if key in rows]
+        shape = tuple(np.max([row.shape for row in have], axis=0))
+        whole = np.zeros((slots, *shape), key)
+        for l, rows in enumerate(packed):
+            if key in rows:
+                whole[(l, *map(slice, rows[key].shape))] = rows[key]
+        sharding = NamedSharding(mesh, placed.rows[key])
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return Rows({key: array(key) for key in layout.keys}, layout)
+
+
 def _host_row(
     layout: Layout, piece: int, trees: Sequence[Tree], rank: int, pr: int, key: str
 ) -> np.ndarray:

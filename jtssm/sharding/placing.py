@@ -24,7 +24,7 @@ from jtssm.protocol import (
 from jtssm.sharding import collectives, grid
 from jtssm.sharding.exchanging import Place, by_collectives, own_part
 from jtssm.sharding.mesh import axis_names, axis_size, put
-from jtssm.sharding.packing import Layout, gathered, lay_out, layout_of, specs
+from jtssm.sharding.packing import Layout, gathered, is_rows, lay_out, layout_of, specs, spread
 
 
 def place(
@@ -131,7 +131,7 @@ class _Placing:
     def method(self, unplaced: Method) -> Method:
         return unplaced._replace(
             init=self.init, step=self.step, predict=self.predict, drain=self.drain,
-            params=lambda state: whole_params(gathered(state)), mesh=self.mesh, axes=self.names,
+            params=lambda state: whole_params(gathered(state)), spread=self.spread, mesh=self.mesh, axes=self.names,
         )  # fmt: skip
 
     def init(self, key, x, y, params=None):
@@ -158,6 +158,26 @@ class _Placing:
         )
         key = put(key, self.mesh, PartitionSpec())
         return jax.jit(start)(key, put(x, self.mesh, samples), put(y, self.mesh, samples), rows)
+
+    def spread(self, state):
+        """An unplaced state (of this method on one device, or gathered) on the mesh; a placed one as it is."""
+        if is_rows(state.weights):
+            return state
+        (dtype,) = {a.dtype for a in jax.tree.leaves([w.params for w in state.weights])}
+        weights = self._weights_layout(dtype)
+        slots, pr = self.at.local * self.at.sizes[0], self.at.sizes[1]
+
+        def laid_out(name: str, value: Any) -> Any:
+            kind = self.parts.kinds.get(name, ())
+            if kind == "weights":
+                return lay_out(weights, value, self.mesh, self.names, pr, slots)
+            if isinstance(kind, str):
+                return spread(layout_of(kind, value), value, self.mesh, self.names, slots)
+            return jax.tree.map(lambda a: put(a, self.mesh, self.names.spec(*kind)), value)
+
+        return state._replace(
+            **{name: laid_out(name, getattr(state, name)) for name in state._fields}
+        )
 
     def step(self, state, x, y):
         self.parts.check(x, y, "step", state.weights)
@@ -239,6 +259,11 @@ class _Placing:
             return jax.tree.map(lambda _: self.names.spec(*kind), value)
 
         return state._replace(**{name: spec(name, getattr(state, name)) for name in state._fields})
+
+
+def num_splits(method: Method) -> int:
+    """Over how many devices the samples are split; 1 for an unplaced method."""
+    return 1 if method.mesh is None else axis_size(method.mesh, method.axes.pc)
 
 
 def batch_sharding(method: Method, stacked: bool = False) -> NamedSharding | None:

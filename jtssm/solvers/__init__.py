@@ -16,4 +16,15 @@ METHODS: dict[str, Callable[..., Method]] = {
     "sgd": sgd,
 }
 
-__all__ = ["METHODS", "Variables", "delays", "gsadmm", "gsam", "lagrangian", "layerwise", "pdadmm", "sgd", "variables"]
+__all__ = [
+    "METHODS",
+    "Variables",
+    "delays",
+    "gsadmm",
+    "gsam",
+    "lagrangian",
+    "layerwise",
+    "pdadmm",
+    "sgd",
+    "variables",
+]

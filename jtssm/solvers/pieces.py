@@ -94,7 +94,9 @@ class Pieces(NamedTuple):
             Move("gradient of W", (size,), "pc", l, l, times) for l, size in enumerate(sizes)
         )
 
-    def check(self, batch_size: int | None, resident: bool, x: Any, y: Any, stage: str, weights: Any = ()):
+    def check(
+        self, batch_size: int | None, resident: bool, x: Any, y: Any, stage: str, weights: Any = ()
+    ):
         """The front door of `init`, `step` and `fit`; see `Parts.check`."""
         checks.samples(self.network, self.loss, x, y, values=stage != "step")
         if stage == "values":

@@ -75,7 +75,11 @@ __all__ = [
     "pdadmm", "update_W", "update_b", "update_p", "update_q", "update_u", "update_z", "update_z_last",
 ]  # fmt: skip
 
-RHO, NU, DAMPING = 100.0, 0.3, 0.1  # chosen on held-out MNIST: benchmarks/results/pdadmm_accuracy.json
+RHO, NU, DAMPING = (
+    100.0,
+    0.3,
+    0.1,
+)  # chosen on held-out MNIST: benchmarks/results/pdadmm_accuracy.json
 
 
 def pdadmm(
@@ -118,7 +122,9 @@ def pdadmm(
     Raises:
       ValueError: bad arguments, a network it cannot train; from `init`, bad samples.
     """
-    rebuild = functools.partial(pdadmm, **{name: a for name, a in locals().items() if name != "net"})
+    rebuild = functools.partial(
+        pdadmm, **{name: a for name, a in locals().items() if name != "net"}
+    )
     checks.positive(rho=rho, nu=nu)
     checks.not_negative(weight_decay=weight_decay)
     checks.one_of("steps", steps, STEPS)

@@ -11,7 +11,9 @@ from jtssm.solvers.layerwise import activations
 from jtssm.solvers.layerwise.stepping import Numbers, State
 
 
-def lagrangian(method: Method, state: State, x: Array, y: Array, numbers: Numbers | None = None) -> Array:
+def lagrangian(
+    method: Method, state: State, x: Array, y: Array, numbers: Numbers | None = None
+) -> Array:
     """L summed over samples, a scalar, from W, b, p, z, q, u alone (r is not read).
 
     Args:

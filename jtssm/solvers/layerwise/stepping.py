@@ -86,7 +86,9 @@ class Layered(NamedTuple):
         weights, p, z, r, q, u, inbox, _ = state
         before = inbox
         if not self.rounds_q:
-            before = exchange.to_next(exchange.each(turn.pull, q, u, kinds=("samples",), batched=True)[0])
+            before = exchange.to_next(
+                exchange.each(turn.pull, q, u, kinds=("samples",), batched=True)[0]
+            )
         weights, p, z, r, message, sums = exchange.each(
             turn.renew_layer, weights, p, z, r, q, before,
             kinds=("weights", *("samples",) * 4, "sums"), batched=True,
@@ -111,7 +113,10 @@ class Layered(NamedTuple):
         moves = []
         for l in range(self.pieces.num - 1):
             width = self.pieces.inputs(l + 1)[0]
-            ends = (("p", l + 1, l, self.grid), ("q", l, l + 1, self.grid if self.rounds_q else None))
+            ends = (
+                ("p", l + 1, l, self.grid),
+                ("q", l, l + 1, self.grid if self.rounds_q else None),
+            )
             for what, source, target, grid in ends:
                 if grid is None:
                     name = "u - rho q" if what == "q" else what
@@ -185,7 +190,14 @@ class Turn(NamedTuple):
         cost, loss, right = seen
         objective = cost + nu / 2 * updates.squared(r) + decay
         renewed = Weights([{"W": W, "b": b}], weights.opt_state)
-        return renewed, () if l == 0 else p, z_new, r, message, (objective, sum(lengths), loss, right)
+        return (
+            renewed,
+            () if l == 0 else p,
+            z_new,
+            r,
+            message,
+            (objective, sum(lengths), loss, right),
+        )
 
     def _renew_p(self, p: Array, r: Array, W: Array, before: Any) -> tuple:
         """(p, r, what goes backward, tau); one product more where p is rounded to a grid."""
@@ -263,6 +275,4 @@ class Turn(NamedTuple):
         at_boundaries, moved, *squares = (a / self._count for a in gaps)
         count = jnp.full_like(loss, self._count)
         residuals = [jnp.sqrt(a) for a in squares]
-        return Info(
-            loss, right, count, *residuals, objective + at_boundaries, lengths + moved
-        )
+        return Info(loss, right, count, *residuals, objective + at_boundaries, lengths + moved)
