@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jtssm.protocol import Array, Info
+from jtssm.protocol import Array
 from jtssm.sharding import gathered
 
 
@@ -46,7 +46,7 @@ class Guard:
         self.latest = state  # the last state known to be finite
 
     def dispatch(self, state: Any, xs: Any, ys: Any, times: int = 1) -> tuple:
-        """Start a chunk of steps on xs, ys [steps, ...], all of it `times` over; nothing is waited for."""
+        """Start a chunk of steps on xs, ys [steps, ...], `times` over; nothing is waited for."""
         return self._chunk(state, xs, ys, times=times)
 
     def judge(self, before: Any, after: tuple, xs: Any, ys: Any) -> Outcome:

@@ -67,9 +67,9 @@ def fit(
     """Train a method and keep a history.
 
     Each epoch passes over all samples in a new order; what does not fill a last minibatch is left
-    out of that epoch. Methods that keep variables for every sample (`method.resident`) take one
-    step an epoch, on samples that stay in place (shuffled once if the method draws minibatches). Minibatches still in
-    flight after the last epoch are drained before it is evaluated.
+    out of that epoch. Methods that keep variables for every sample (`method.resident`) take one step
+    an epoch, on samples that stay in place (shuffled once if the method draws minibatches).
+    Minibatches still in flight after the last epoch are drained before it is evaluated.
 
     Args:
       method: placed or not.
@@ -118,10 +118,8 @@ def fit(
         raise ValueError("params: expected None with a state, which has its own; got both")
     else:
         state = method.spread(state)
-    lines = [
-        *range(evaluate_every, epochs, evaluate_every),
-        epochs,
-    ]  # epochs after which one is due
+    # the epochs after which a line of the history is due
+    lines = [*range(evaluate_every, epochs, evaluate_every), epochs]
     return _train(method, state, epoch, lines, sets, callbacks, progress)
 
 
@@ -250,7 +248,8 @@ class _Resident:
 
     def run(self, guard: Guard, state: Any, bar: Any, epochs: int) -> Outcome:
         """That many steps on all samples, in one dispatch."""
-        outcome = guard.judge(state, guard.dispatch(state, *self.chunk, epochs), *self.chunk)
+        x, y = self.chunk
+        outcome = guard.judge(state, guard.dispatch(state, x, y, epochs), x, y)
         bar.show({}, epochs * int(outcome.infos is not None))
         return outcome
 

@@ -127,7 +127,12 @@ def step_flops(method: Method) -> int:
         forward, backward = times(l)
         total += (forward + 2 * backward) * sum(costs[a:b])
     total -= times(0)[1] * costs[0]  # the data has no gradient
-    return 2 * method.parts.batch_size * total
+    return 2 * _batch_size(method) * total
+
+
+def _batch_size(method: Method) -> int:
+    assert method.parts.batch_size is not None  # a method with passes takes minibatches
+    return method.parts.batch_size
 
 
 def _times(method: Method) -> Callable:
@@ -163,7 +168,7 @@ def step_seconds(
       ValueError: a resident method, or sizes that do not divide.
     """
     parts, times = method.parts, _times(method)
-    num, batch = len(parts.starts) - 1, parts.batch_size
+    num, batch = len(parts.starts) - 1, _batch_size(method)
     checks.divides("subnet", subnet, num, "subnetworks")
     checks.divides("pc", pc, batch, "samples of a batch")
     layers, samples, local = _layers(parts.network), batch / pc, num // subnet
@@ -183,7 +188,7 @@ def _messages(
     method: Method, machine: Machine, local: int, pc: int, word: int
 ) -> tuple[float, list[float]]:
     """Seconds of a step's messages between neighbours, and of each piece's reductions."""
-    moves = method.moves(method.parts.batch_size)
+    moves = method.moves(_batch_size(method))
     crossing = [m for m in moves if m.axis == "subnet" and m.source // local != m.target // local]
     boundary = 0.0
     for what in {m.what for m in crossing}:  # every boundary at once, one kind after the other

@@ -18,6 +18,7 @@ class Permute(NamedTuple):
 
     shape: tuple[int, ...]  # of what one device sends
     bytes: int  # of what one device sends
+    dtype: str  # as the program writes it: f32, u8, ...
     pairs: tuple[tuple[int, int], ...]  # (source, target) positions in the mesh's list of devices
 
 
@@ -32,7 +33,7 @@ def permutes(hlo: str) -> list[Permute]:
         width = int(re.sub(r"\D", "", match["dtype"])) // 8
         ends = [int(i) for i in re.findall(r"\d+", match["pairs"])]
         pairs = tuple(zip(ends[::2], ends[1::2], strict=True))
-        found.append(Permute(shape, int(np.prod(shape)) * width, pairs))
+        found.append(Permute(shape, int(np.prod(shape)) * width, match["dtype"], pairs))
     return found
 
 

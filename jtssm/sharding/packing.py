@@ -194,11 +194,12 @@ def spread(layout: Layout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, 
 
     def array(key: str) -> Array:
         have = [rows[key] for rows in packed if key in rows]
-        shape = tuple(np.max([row.shape for row in have], axis=0))
+        shape = np.max([row.shape for row in have], axis=0).tolist()
         whole = np.zeros((slots, *shape), key)
         for l, rows in enumerate(packed):
             if key in rows:
-                whole[(l, *map(slice, rows[key].shape))] = rows[key]
+                part: Any = (l, *(slice(n) for n in rows[key].shape))
+                whole[part] = rows[key]
         sharding = NamedSharding(mesh, placed.rows[key])
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 

@@ -131,7 +131,8 @@ class _Placing:
     def method(self, unplaced: Method) -> Method:
         return unplaced._replace(
             init=self.init, step=self.step, predict=self.predict, drain=self.drain,
-            params=lambda state: whole_params(gathered(state)), spread=self.spread, mesh=self.mesh, axes=self.names,
+            params=lambda state: whole_params(gathered(state)), spread=self.spread,
+            mesh=self.mesh, axes=self.names,
         )  # fmt: skip
 
     def init(self, key, x, y, params=None):
@@ -160,7 +161,7 @@ class _Placing:
         return jax.jit(start)(key, put(x, self.mesh, samples), put(y, self.mesh, samples), rows)
 
     def spread(self, state):
-        """An unplaced state (of this method on one device, or gathered) on the mesh; a placed one as it is."""
+        """An unplaced state (of one device, or gathered) on the mesh; a placed one as it is."""
         if is_rows(state.weights):
             return state
         (dtype,) = {a.dtype for a in jax.tree.leaves([w.params for w in state.weights])}

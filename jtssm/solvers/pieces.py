@@ -121,7 +121,7 @@ class Pieces(NamedTuple):
             start=self.start,
             optimizers=self.optimizers,
             batch_size=batch_size,
-            batch_shape=None if resident else (batch_size,),
+            batch_shape=None if resident or batch_size is None else (batch_size,),
             batch_axes=None if resident else ("pc",),
             resident=resident,
             loss=self.loss,

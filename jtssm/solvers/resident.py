@@ -89,7 +89,9 @@ class Samples(NamedTuple):
             jnp.zeros_like(loss) if a is None else root(a) for a in (primal, dual, coupling)
         )
         zero = jnp.zeros_like(loss)
-        return Info(loss, right, jnp.full_like(loss, self._count), *residuals, zero, zero)
+        count = jnp.full_like(loss, self._count)
+        primal, dual, coupling = residuals
+        return Info(loss, right, count, primal, dual, coupling, zero, zero)
 
     @property
     def _count(self) -> int:

@@ -5,8 +5,8 @@ Framework", arXiv 2009.02868 (ICDM 2020); with a convergence proof and rounded e
 arXiv 2105.09837. Rows are samples; p_1 is the data, f_l the activation of layer l = 1 .. L. With
 S = sum over l, the augmented Lagrangian of
 
-    min R(z_L; y) + (lambda/2) S |W_l|^2 + (nu/2) [ S |z_l - p_l W_l - b_l|^2 + S_{l<L} |q_l - f_l(z_l)|^2 ]
-    s.t. p_{l+1} = q_l
+    min  R(z_L; y) + (lambda/2) S |W_l|^2
+         + (nu/2) [ S |z_l - p_l W_l - b_l|^2 + S_{l<L} |q_l - f_l(z_l)|^2 ]     s.t.  p_{l+1} = q_l
 
 is L = this + S_{l<L} [ <u_l, p_{l+1} - q_l> + (rho/2) |p_{l+1} - q_l|^2 ]. With r = p W + b - z, one
 iteration, each line for all l in parallel:
@@ -24,16 +24,16 @@ For rho > 4 nu (activations with Lipschitz constant 1) L falls every iteration b
     S tau/2 |dp|^2 + theta/2 |dW|^2 + M nu/2 |db|^2 + C1 |dz|^2 + C2 |dq|^2 + nu/2 |dz_L|^2,
 
 C1 = nu/2 - 2 nu^2/rho, C2 = rho/2 - 2 nu^2/rho - nu/2 (`Info.decrease`); c_k, the least of it up to
-iteration k, is o(1/k) (Theorem 3 of 2009.02868).
+iteration k, is o(1/k).
 
 Departs from the paper:
 - tau and theta: the paper doubles a trial value until L does not exceed its quadratic model. Along
   the gradient that test is exactly tau >= c, with c = (nu |g W|^2 + rho |g|^2) / |g|^2 (theta >= nu
   |p g|^2 / |g|^2 + lambda): `steps="gradient", t0=...` ends at the same power of two without trials,
   `t0=None` takes c itself, the exact line search.
-- steps="damped" (the default, ours): W minimises L + (theta/2) |dW|^2 with theta = damping * the mean
-  eigenvalue of nu p^T p, a ridge regression; p by the exact line search. steps="exact": p and W are
-  the exact minimisers of their blocks.
+- steps="damped" (the default, ours): W, with b, minimises L + (theta/2) |dW|^2 with theta = damping *
+  the mean eigenvalue of nu p^T p, a ridge regression; p by the exact line search. steps="exact": p
+  and (W, b) are the exact minimisers of their blocks. In the bound |dr|^2 nu/2 then stands for b's.
 - b: the exact minimiser. The paper prints a step of 1/nu on the summed gradient, which diverges.
 - z_l: the better branch is chosen with the proximal term (the released code leaves it out); z_L is
   solved to rounding by damped Newton.

@@ -33,6 +33,7 @@ def grow(method: Method, state: State, net: Network) -> tuple[Method, State]:
       ValueError: `net` is not such a network, or the method is placed.
     """
     _check(method, net)
+    assert method.parts.rebuild is not None
     grown = method.parts.rebuild(net)
     more = len(net.layers) - len(state.weights)
     width = net.shapes[-2][0]
@@ -51,7 +52,7 @@ def grow(method: Method, state: State, net: Network) -> tuple[Method, State]:
         return (*old[:-1], *([new] * more), old[-1])
 
     weights = inserted(state.weights, Weights([params], state.weights[-1].opt_state))
-    fields = {"weights": weights, "inbox": inboxes}
+    fields: dict[str, Any] = {"weights": weights, "inbox": inboxes}
     fields |= {name: inserted(getattr(state, name), P) for name in ("p", "z", "q")}
     fields |= {name: inserted(getattr(state, name), zero) for name in ("r", "u")}
     # each array its own buffer, so that the state can be donated

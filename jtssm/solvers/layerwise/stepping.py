@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jtssm.protocol import Array, Exchange, Info, Move, Parts
 from jtssm.solvers.layerwise import updates
 from jtssm.solvers.layerwise.activations import Activation
-from jtssm.solvers.layerwise.grids import Grid, Message
+from jtssm.solvers.layerwise.grids import Grid
 from jtssm.solvers.pieces import Pieces, Weights
 
 STEPS = ("damped", "gradient", "exact")
@@ -70,9 +70,11 @@ class Layered(NamedTuple):
         weights = self.pieces.weights(exchange, key, x.dtype, params)
         run = lambda l, weights, p: self.pieces.forward(exchange, l, weights.params, p)
         _, inputs, outputs = exchange.chain(run, weights, x=x, keep=True)
-        fields = exchange.each(self._hold, weights, inputs, outputs, kinds=("samples",) * 6)
-        numbers = (None if a is None else jnp.asarray(a, x.dtype) for a in self.numbers)
-        return State(weights, *fields, Numbers(*numbers))
+        p, z, r, q, u, inbox = exchange.each(
+            self._hold, weights, inputs, outputs, kinds=("samples",) * 6
+        )
+        numbers = Numbers(*(None if a is None else jnp.asarray(a, x.dtype) for a in self.numbers))
+        return State(weights, p, z, r, q, u, inbox, numbers)
 
     def _hold(self, l: int, weights: Weights, p: Array, f: Array) -> tuple:
         z = p @ weights.params[0]["W"] + weights.params[0]["b"][None, :]
@@ -178,12 +180,16 @@ class Turn(NamedTuple):
         else:
             p, r, message, tau = self._renew_p(p, r, W, before)
             lengths.append(tau / 2 * updates.squared(p - p_old))
+        r_before = r
         W, r, theta = self._renew_W(W, r, p)
         b, r = updates.update_b(b, r, total=self.exchange.sum_samples, samples=self._count)
         nu, m = self.numbers.nu, z + r
         z_new, constant, seen = self._renew_z(l, z, m, q)
         shared = theta / 2 * updates.squared(W - params["W"])
-        shared += nu / 2 * self._count * updates.squared(b - params["b"])
+        if self.layers.steps == "gradient":
+            shared += nu / 2 * self._count * updates.squared(b - params["b"])
+        else:  # W and b were minimised together
+            lengths.append(nu / 2 * updates.squared(r - r_before))
         lengths += [constant * updates.squared(z_new - z), shared / self.exchange.num_splits]
         r = m - z_new
         decay = self.numbers.weight_decay / 2 * updates.squared(W) / self.exchange.num_splits
@@ -222,7 +228,7 @@ class Turn(NamedTuple):
         shared = {"nu": nu, "weight_decay": weight_decay, "total": self.exchange.sum_samples}
         if self.layers.steps == "gradient":
             return updates.update_W(W, r, p, t0=t0, **shared)
-        return updates.minimise_W(W, r, p, damping=damping, **shared)
+        return updates.minimise_W(W, r, p, damping=damping, samples=self._count, **shared)
 
     def _renew_z(self, l: int, z: Array, m: Array, q: Any) -> tuple:
         """z, the constant of |dz|^2 in the theory, and (R(z), loss of m, number right in m)."""
@@ -243,7 +249,8 @@ class Turn(NamedTuple):
         if l == self.layers.pieces.num - 1:
             return (), (), (), (zero,) * 5
         rho, nu, *_ = self.numbers
-        activation, grid, message = self.layers.activations[l], self.layers.grid, ()
+        activation, grid = self.layers.activations[l], self.layers.grid
+        message: Any = ()
         p = from_next if grid is None else grid.decode(from_next, z.dtype)
         q_new = updates.update_q(p, u, z, rho=rho, nu=nu, activation=activation)
         if grid is not None and self.layers.rounds_q:
@@ -256,11 +263,11 @@ class Turn(NamedTuple):
         constant = jnp.maximum(rho / 2 - 2 * nu**2 / rho - nu / 2, 0)
         return q_new, u, message, (objective, constant * moved, gap, rho**2 * moved, miss)
 
-    def renew_inbox(self, l: int, p: Any, inbox: Any, message: Message | tuple) -> tuple:
+    def renew_inbox(self, l: int, p: Any, inbox: Any, message: Any) -> tuple:
         """The u-step at the other end of the boundary: the same numbers on both sides."""
         if l == 0:
             return ((),)
-        assert self.layers.grid is not None and isinstance(message, Message)
+        assert self.layers.grid is not None
         q = self.layers.grid.decode(message, p.dtype)
         return (Inbox(q, updates.update_u(inbox.u, p, q, rho=self.numbers.rho)),)
 
@@ -274,5 +281,6 @@ class Turn(NamedTuple):
         objective, lengths, loss, right = (a / self._count for a in sums)
         at_boundaries, moved, *squares = (a / self._count for a in gaps)
         count = jnp.full_like(loss, self._count)
-        residuals = [jnp.sqrt(a) for a in squares]
-        return Info(loss, right, count, *residuals, objective + at_boundaries, lengths + moved)
+        primal, dual, coupling = (jnp.sqrt(a) for a in squares)
+        objective, decrease = objective + at_boundaries, lengths + moved
+        return Info(loss, right, count, primal, dual, coupling, objective, decrease)

@@ -99,16 +99,29 @@ def update_W(
 
 
 def minimise_W(
-    W: Array, r: Array, p: Array, *, nu: Any, damping: Any, weight_decay: Any = 0.0,
+    W: Array,
+    r: Array,
+    p: Array,
+    *,
+    nu: Any,
+    damping: Any,
+    weight_decay: Any = 0.0,
     total: Total = alone,
-) -> tuple[Array, Array, Array]:  # fmt: skip
-    """W <- argmin_W L + (theta / 2) |W - W_old|^2: (W, r, theta). Three products.
+    samples: Any = None,
+) -> tuple[Array, Array, Array]:
+    """W <- argmin_W [min_b L] + (theta / 2) |W - W_old|^2: (W, r, theta). Three products.
 
-    theta = damping * the mean eigenvalue of nu p^T p: 0 is the exact block minimiser (ridge), of
-    which a singular p^T p still takes a least part, sqrt(eps); the larger, the closer to a step
-    along the gradient.
+    b is minimised along with W (`update_b` then takes it there): p and r count from their means over
+    the samples. theta = damping * the mean eigenvalue of nu p^T p: 0 is the exact minimiser (ridge
+    regression), of which a singular p^T p still takes a least part, sqrt(eps); the larger, the closer
+    to a step along the gradient.
+
+    samples: how many there are on all devices; None: the rows of r.
     """
-    gram, cross = total(p.T @ p), total(p.T @ r)
+    count = r.shape[0] if samples is None else samples
+    p_sum, r_sum = total(p.sum(axis=0)), total(r.sum(axis=0))
+    gram = total(p.T @ p) - jnp.outer(p_sum, p_sum / count)
+    cross = total(p.T @ r) - jnp.outer(p_sum, r_sum / count)
     mean = nu * jnp.trace(gram) / gram.shape[0]
     least = jnp.finfo(W.dtype).eps ** 0.5
     theta = jnp.maximum(damping, least) * jnp.where(mean > 0, mean, 1)
