@@ -110,8 +110,8 @@ def test_the_exact_steps_are_flat_on_L(point):
         W_new, r_new, theta = layerwise.minimise_W(
             W, r, state.p[l], nu=NU, damping=damping, weight_decay=DECAY
         )
-        proximal = lambda a, theta=theta: best_b(state, l, a, x, y, method) + theta / 2 * jnp.sum(
-            (a - W) ** 2
+        proximal = lambda a, theta=theta: (
+            best_b(state, l, a, x, y, method) + theta / 2 * jnp.sum((a - W) ** 2)
         )
         np.testing.assert_allclose(jax.grad(proximal)(W_new), 0, atol=1e-11)
         centred = np.asarray(state.p[l] - state.p[l].mean(axis=0)[None, :])
