@@ -19,98 +19,29 @@ import optax
 
 import jtssm
 from jtssm import checks, data, plot, recording, sharding, solvers
+from jtssm.arguments import OPTIMIZERS, RATES, parser
 from jtssm.loop import Epoch, Result, evaluate, fit
 from jtssm.protocol import Method
 from jtssm.sharding.mesh import AXES
+from jtssm.solvers import layerwise
 
-OPTIMIZERS = ("adam", "adamw", "adagrad", "lion", "nadam", "radam", "rmsprop", "sgd")
 PASSED = (
     "subnets", "cuts", "rho", "alpha", "eta", "schedule", "order", "sweeps", "weight_steps",
-    "delay_power",
+    "delay_power", "nu", "steps", "damping", "t0", "weight_decay", "grid", "float_q",
 )  # fmt: skip
-RATES = ("warmup-cosine", "constant")
 WARMUP = 500  # most steps of warm-up
 EVALUATED = 10_000  # training samples on which the composed network is evaluated every epoch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0, 1 after a divergence, 2 for bad input, 130 for Ctrl-C."""
-    arguments = parser().parse_args(argv)
+    runs = {"train": run_train, "demo": run_demo, "methods": run_methods, "data": run_data}
+    arguments = parser(runs).parse_args(argv)
     try:
         return arguments.run(arguments)
     except (ValueError, OSError, ImportError) as error:
         print(f"jtssm: error: {error}", file=sys.stderr)
         return 2
-
-
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
-    top = argparse.ArgumentParser(prog="jtssm", description=jtssm.__doc__)
-    top.add_argument("--version", action="version", version=jtssm.__version__)
-    commands = top.add_subparsers(required=True, metavar="command")
-    _train_parser(commands)
-    demo = commands.add_parser("demo", help="2 subnetworks against Adam on the embedded digits")
-    demo.add_argument("--epochs", type=int, default=30)
-    _out_arguments(demo)
-    demo.set_defaults(run=run_demo)
-    commands.add_parser("methods", help="the training methods").set_defaults(run=run_methods)
-    show = commands.add_parser("data", help="the data sets: which are there, how to get the others")
-    show.add_argument("--data-dir")
-    show.set_defaults(run=run_data)
-    return top
-
-
-def _train_parser(commands) -> None:
-    train = commands.add_parser("train", help="train a multilayer perceptron")
-    train.set_defaults(run=run_train)
-    add = train.add_argument
-    add("--method", default="gsadmm", help="one of: " + ", ".join(solvers.METHODS))
-    add("--data", default="digits", help="one of: " + ", ".join(data.SOURCES))
-    add("--data-dir", help="folder that holds one folder a data set; default: JTSSM_DATA")
-    add("--size", type=int, help="zoom images to SIZE x SIZE; default: 14 for the MNIST family")
-    add("--hidden", type=_integers, default=[512] * 3, help="hidden widths, e.g. 512,512,512")
-    add("--subnets", type=int, help="number of subnetworks")
-    add("--cuts", type=_integers, help="first layers of the subnetworks after the first, e.g. 2,3")
-    add("--mesh", type=_mesh, help="e.g. subnet=2,pc=2; default: one device")
-    add("--epochs", type=int, default=10)
-    add("--batch-size", type=int, default=110, help="samples a gradient sees")
-    add("--optimizer", default="adam", help="one of: " + ", ".join(OPTIMIZERS))
-    add("--learning-rate", type=float, default=1e-3)
-    add("--rates", default=RATES[0], help="how the learning rate runs: one of " + ", ".join(RATES))
-    add("--rho", type=float)
-    add("--alpha", type=float)
-    add("--eta", type=float)
-    add("--schedule", help="one of: streaming, stored")
-    add("--sweeps", type=int)
-    add("--order", help="of gsam's stored sweep, one of: sequential, parallel")
-    add("--weight-steps", type=int)
-    add("--delay-power", type=float, help="updates fall with (1 + delay)^-power; default: 1")
-    add("--precision", help="of the products, e.g. highest")
-    add("--seed", type=int, default=0)
-    add("--history", choices=recording.FORMATS, default="csv", help="format of the history")
-    _out_arguments(train)
-
-
-def _out_arguments(command) -> None:
-    command.add_argument("--out", type=Path, default=Path("run"), help="folder for the results")
-    command.add_argument("--overwrite", action="store_true", help="replace an earlier run there")
-
-
-def _integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
-def _mesh(text: str) -> dict[str, int]:
-    pairs = (part.split("=") for part in text.split(","))
-    try:
-        sizes = {name: int(size) for name, size in pairs}
-    except ValueError:
-        sizes = {"": 0}
-    if not set(sizes) <= set(AXES) or min(sizes.values()) < 1:
-        raise argparse.ArgumentTypeError(
-            f"expected sizes of subnet, pr and pc, e.g. subnet=2,pc=2; got {text!r}"
-        )
-    return sizes
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -120,10 +51,39 @@ def run_train(arguments: argparse.Namespace) -> int:
     splits = data.load(arguments.data, size=size, flat=True, data_dir=arguments.data_dir)
     samples, inputs = splits.train.x.shape
     method = build(arguments, inputs, int(splits.train.y.max()) + 1, samples)
-    method = method if mesh is None else sharding.place(method, mesh)
+    placed = method if mesh is None else sharding.place(method, mesh)
+    results, state = {}, None
+    shallow = _shallow(arguments, method, inputs)
     out = _folder(arguments.out, arguments.overwrite)
-    result = _fit(arguments, method, splits, out / f"history.{arguments.history}", "valid")
-    return _finish(out, vars(arguments), {method.name: result}, splits)
+    if shallow is not None:
+        first = shallow if mesh is None else sharding.place(shallow, mesh)
+        name = f"{method.name}, {arguments.shallow} hidden"
+        history = out / f"history-shallow.{arguments.history}"
+        results[name] = _fit(arguments, first, splits, history, "valid")
+        state = sharding.gathered(results[name].state)
+        _, state = layerwise.grow(shallow, state, method.parts.network)
+    history = out / f"history.{arguments.history}"
+    results[method.name] = _fit(arguments, placed, splits, history, "valid", state)
+    return _finish(out, vars(arguments), results, splits)
+
+
+def _shallow(arguments: argparse.Namespace, method: Method, inputs: int) -> Method | None:
+    """The method on the first hidden layers alone; None without --shallow."""
+    if arguments.shallow is None:
+        return None
+    hidden, classes = arguments.hidden, method.parts.network.shapes[-1][0]
+    if method.name != "pdadmm" or not 1 <= arguments.shallow < len(hidden):
+        raise ValueError(
+            f"--shallow: expected 1..{len(hidden) - 1}, fewer than the hidden layers, with --method "
+            f"pdadmm; got {arguments.shallow} with {method.name}"
+        )
+    if len(set(hidden[arguments.shallow - 1 :])) > 1:
+        raise ValueError(
+            f"--hidden: expected equal widths from layer {arguments.shallow} on, as inserted identity "
+            f"layers need; got {hidden}"
+        )
+    assert method.parts.rebuild is not None
+    return method.parts.rebuild(jtssm.mlp([inputs, *hidden[: arguments.shallow], classes]))
 
 
 def build(arguments: argparse.Namespace, inputs: int, classes: int, samples: int) -> Method:
@@ -146,10 +106,10 @@ def build(arguments: argparse.Namespace, inputs: int, classes: int, samples: int
             f"does not take; got {given[min(unknown)]}"
         )
     net = jtssm.mlp([inputs, *arguments.hidden, classes])
-    optimizer = getattr(optax, arguments.optimizer)(_learning_rate(arguments, samples))
-    return builder(
-        net, optimizer=optimizer, batch_size=arguments.batch_size, precision=arguments.precision, **given
-    )  # fmt: skip
+    if "optimizer" in inspect.signature(builder).parameters:
+        given["optimizer"] = getattr(optax, arguments.optimizer)(_learning_rate(arguments, samples))
+        given["batch_size"] = arguments.batch_size
+    return builder(net, precision=arguments.precision, **given)
 
 
 def _learning_rate(arguments: argparse.Namespace, samples: int) -> Any:
@@ -229,13 +189,17 @@ def _folder(out: Path, overwrite: bool) -> Path:
     return out
 
 
-def _fit(arguments, method: Method, splits, history: Path, watched: str) -> Result:
+def _fit(
+    arguments, method: Method, splits, history: Path, watched: str, state: Any = None
+) -> Result:
     seen = data.Split(*(a[:EVALUATED] for a in splits.train))
     result = fit(
         method,
         splits.train,
         epochs=arguments.epochs,
         key=jax.random.key(arguments.seed),
+        state=state,
+        evaluate_every=getattr(arguments, "evaluate_every", 1),
         validation={"train": seen, watched: getattr(splits, watched)},
         callbacks=[recording.HistoryFile(history), *_lines(arguments.epochs)],
     )
@@ -253,9 +217,14 @@ def _lines(epochs: int) -> list[Callable[[Epoch], None]]:
     def line(epoch: Epoch) -> None:
         record = epoch.record
         if record["epoch"] % max(epochs // 10, 1) == 0:
-            names = [n for n in record if n == "loss" or n == "coupling" or n.endswith("_accuracy")]
-            shown = "  ".join(f"{name} {record[name]:.4g}" for name in names)
-            print(f"epoch {record['epoch']}/{epochs}  {shown}", flush=True)
+            shown = (
+                "loss",
+                "coupling",
+                *(("objective", "primal_residual", "c_k") * ("c_k" in record)),
+            )
+            names = [n for n in record if n in shown or n.endswith("_accuracy")]
+            line = "  ".join(f"{name} {record[name]:.4g}" for name in names)
+            print(f"epoch {record['epoch']}/{epochs}  {line}", flush=True)
 
     return [line]
 

@@ -6,7 +6,8 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import sharding, solvers
+from jtssm import losses, sharding, solvers
+from jtssm.network import dense, sequence
 
 NET = jtssm.mlp([4, 8, 8, 3])
 GOOD = {"optimizer": optax.sgd(0.1), "batch_size": 6, "subnets": 2}
@@ -47,6 +48,74 @@ X, Y = np.ones((12, 4)), np.zeros(12, np.int32)
 def test_gsadmm_refuses(changes, message):
     with pytest.raises(ValueError, match=message):
         solvers.gsadmm(NET, **{**GOOD, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rho": 0}, r"rho: expected a finite number above 0.*got 0"),
+        ({"nu": -1e-4}, r"nu: expected a finite number above 0.*got -0\.0001"),
+        ({"weight_decay": -1}, r"weight_decay: expected .* above 0.*got -1"),
+        ({"steps": "newton"}, r"steps: expected one of .*'damped'.*got 'newton'"),
+        ({"t0": 1.0}, r"t0: expected None unless steps='gradient'; got 1\.0"),
+        ({"t0": 0.0, "steps": "gradient"}, r"t0: expected a finite number above 0"),
+        ({"damping": 0.0}, r"damping: expected a finite number above 0"),
+        (
+            {"damping": 1.0, "steps": "exact"},
+            r"damping: expected None with steps='exact'; got 1\.0",
+        ),
+        ({"grid": 7}, r"grid: expected 8 or 16 bits, or a list of values; got 7"),
+        (
+            {"grid": [0, 2, 1]},
+            r"grid: expected 2 to 65536 rising finite numbers.*got \[0\.0, 2\.0, 1\.0\]",
+        ),
+        ({"grid": [1.0, float("nan")]}, r"grid: expected .* rising finite numbers"),
+        ({"grid": [1.0]}, r"grid: expected 2 to 65536"),
+        ({"grid": "fine"}, r"grid: expected 8, 16, or rising finite numbers.*got 'fine'"),
+        ({"float_q": True}, r"float_q: expected False without a grid; got True"),
+        ({"loss": "hinge"}, r"loss: expected one of .*got 'hinge'"),
+        (
+            {"loss": losses.cross_entropy._replace(name="mine", prox=None)},
+            r"loss: expected one with a prox.*got mine",
+        ),
+        ({"net": jtssm.mlp([4, 3])}, r"net: expected at least two layers.*got one"),
+        (
+            {"net": jtssm.mlp([4, 8, 3], jax.nn.sigmoid)},
+            r"net: expected jax\.nn\.relu, .*which have a z-step.* hidden layer 0; got .*sigmoid",
+        ),
+        (
+            {"net": sequence([dense(4, jax.nn.relu), dense(3, jax.nn.relu)], (4,))},
+            r"net: expected a last layer that is dense, without activation; got 'dense 3 relu'",
+        ),
+        (
+            {"net": sequence([dense(4)._replace(dense=False, name="mine"), dense(3)], (4,))},
+            r"net: expected dense layers only; got layer 0, 'mine'",
+        ),
+    ],
+)
+def test_pdadmm_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        solvers.pdadmm(**{"net": NET, **changes})
+
+
+def test_grow_refuses_networks_it_cannot_reach():
+    method = solvers.pdadmm(NET)
+    state = method.init(jax.random.key(0), X.astype(np.float32), Y)
+    tanh = jtssm.mlp([4, 8, 8, 8, 3], np.tanh)
+    for net in (
+        NET,
+        jtssm.mlp([4, 8, 8, 7, 3]),
+        jtssm.mlp([4, 8, 3]),
+        jtssm.mlp([5, 8, 8, 8, 3]),
+        tanh,
+    ):
+        with pytest.raises(
+            ValueError, match=r"net: expected the layers of widths \[4, 8, 8\].*got widths"
+        ):
+            solvers.layerwise.grow(method, state, net)
+    other = solvers.sgd(NET, optimizer=optax.sgd(0.1), batch_size=6)
+    with pytest.raises(ValueError, match=r"method: expected an unplaced one from solvers\.pdadmm"):
+        solvers.layerwise.grow(other, state, jtssm.mlp([4, 8, 8, 8, 3]))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +238,7 @@ def place(changes=None, mesh=None, **options):
 @pytest.mark.parametrize(
     ("changes", "mesh", "options", "message"),
     [
-        ({}, {"subnet": 4}, {}, r"mesh: expected a 'subnet' axis of a size in \[1, 2\].*got 4"),
+        ({}, {"subnet": 4}, {}, r"mesh: expected a 'subnet' axis of at most 2.*got 4"),
         ({}, {"pc": 4}, {}, r"mesh: expected a 'pc' axis that divides batch_size=6; got 4"),
         ({}, {"pr": 7}, {}, r"pr: expected a size that divides .*\[8, 8, 3\]; got 7"),
         ({}, {"pr": 2}, {"forms": "rows"}, r"forms: expected 'auto' or a list of 3 forms"),

@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from benchmarks import record, tssm_modelled, tssm_speed, tssm_tradeoff
+from benchmarks import (
+    pdadmm_accuracy,
+    pdadmm_speed,
+    record,
+    tssm_modelled,
+    tssm_speed,
+    tssm_tradeoff,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +96,26 @@ def test_runs_are_timed_in_turns():
     assert calls == ["a", "b", "a", "b", "a", "b"]
     assert [len(s) for s in seconds.values()] == [2, 2]
     assert record.spread([1.0, 2.0, 3.0]) == {"median": 2.0, "quartiles": [1.5, 2.5]}
+
+
+def test_pdadmm_speed_runs_small_and_counts_products(monkeypatch, capsys):
+    lines = smoke(monkeypatch, capsys, pdadmm_speed)
+    kinds = [line.split(" {")[0] for line in lines[:4]]
+    assert kinds == ["gradient", "gradient, t0", "damped", "literal"]
+    flops = (
+        2 * 40 * (2 * 196 * 16 + 4 * 16 * 16 + 4 * 16 * 10)
+    )  # two in the first layer, four after
+    assert f"'product_flops': {flops}," in lines[0]
+    assert "products_to_ours" in lines[4]
+
+
+def test_pdadmm_accuracy_runs_small(monkeypatch, capsys):
+    lines = smoke(monkeypatch, capsys, pdadmm_accuracy, "--only", "damped, rho = 300, nu = 0.03")
+    names = [line.split(" [")[0] for line in lines if " s] {" in line]
+    best = "damped, rho = 300, nu = 0.03"
+    assert names[:2] == [f"shallow: {best}", f"deep from {best}"]
+    assert names[2].startswith(f"reported: {best}, ")
+    assert names[3:] == [
+        f"digits: {best}", f"grid: 8 bits, p and q, {best}", "Adam, minibatch", "Adam, full batch"
+    ]  # fmt: skip
+    assert '"bytes_of_float32": 0.3125' in lines[-3]  # (32 + 8) / 128: narrow

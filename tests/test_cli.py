@@ -54,6 +54,28 @@ def test_gsam_takes_its_own_options(tmp_path):
     assert (settings["delay_power"], settings["rates"]) == ("0.5", "constant")
 
 
+def test_pdadmm_starts_shallow_and_prints_its_certificate(tmp_path, capsys):
+    options = ["--method", "pdadmm", "--hidden", "16,16,16", "--shallow", "1", "--mesh", "subnet=2"]
+    numbers = ["--rho", "10", "--nu", "0.1", "--epochs", "4", "--evaluate-every", "2"]
+    assert main(["train", *options, *numbers, "--out", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "pdadmm, 1 hidden" in shown
+    lines = [line for line in shown.splitlines() if line.startswith("epoch")]
+    assert len(lines) == 4
+    assert all(
+        f"  {name} " in line for line in lines for name in ("objective", "c_k", "primal_residual")
+    )
+    first, then = (
+        list(csv.DictReader((tmp_path / "run" / name).read_text().splitlines()))
+        for name in ("history-shallow.csv", "history.csv")
+    )
+    assert [line["epoch"] for line in first + then] == ["2", "4"] * 2
+    # the grown network starts where the shallow one ended
+    assert float(then[0]["valid_accuracy"]) > float(first[0]["valid_accuracy"]) - 0.05
+    params = np.load(tmp_path / "run" / "params.npz")
+    assert params["[1]['W']"].shape == (16, 16)
+
+
 @pytest.mark.parametrize(
     ("options", "steps"),
     [({}, 2 * 20), ({"sweeps": 3}, 6 * 20), ({"weight_steps": 7, "sweeps": 2}, 2 * 14)],
@@ -88,7 +110,9 @@ def test_mnist_is_zoomed_to_14(tmp_path):
         (["--method", "sgd", "--rho", "2"], "--method sgd: expected no --rho"),
         (["--subnets", "9"], "subnets: expected 1..3"),
         (["--mesh", "subnet=16"], "expected at most 8"),
-        (["--mesh", "subnet=2", "--subnets", "3"], "'subnet' axis of a size in [1, 3]"),
+        (["--mesh", "subnet=4", "--subnets", "3"], "'subnet' axis of at most 3"),
+        (["--shallow", "1"], "--shallow: expected 1..1, fewer than the hidden layers, with --method pdadmm"),
+        (["--method", "pdadmm", "--alpha", "1"], "--method pdadmm: expected no --alpha"),
         (["--rho", "0"], "rho: expected"),
     ],
 )  # fmt: skip

@@ -15,7 +15,8 @@ LEVELS = {
     "divergence": 5,
     "loop": 6,
     "recording": 7, "plot": 7,
-    "cli": 8,
+    "arguments": 8,
+    "cli": 9,
 }  # fmt: skip
 PACKAGES = {"solvers", "sharding"}
 

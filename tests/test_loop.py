@@ -194,3 +194,49 @@ def test_a_bar_is_shown_when_asked_for(capsys):
     assert "|p-q|=" in shown
     jtssm.fit(gsadmm(), (X, Y), epochs=1, key=KEY)
     assert capsys.readouterr().err == ""
+
+
+def test_a_resident_method_runs_several_steps_a_dispatch_and_shows_its_certificate():
+    x, y = problems.separable(0, 60, 4, 3, np.float64)
+    method = solvers.pdadmm(jtssm.mlp([4, 8, 3]), rho=2.0, nu=0.4)
+    run = lambda every, epochs=7, **more: jtssm.fit(
+        method, (x, y), epochs=epochs, key=jax.random.key(0), validation=(x, y),
+        evaluate_every=every, **more,
+    )  # fmt: skip
+    one, three = run(1), run(3)
+    assert [line["epoch"] for line in three.history] == [3, 6, 7]
+    assert [line["step"] for line in three.history] == [3, 6, 7]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), one.state.z, three.state.z
+    )
+    least = np.minimum.accumulate([line["decrease"] for line in one.history])
+    np.testing.assert_allclose([line["c_k"] for line in one.history], least)
+    np.testing.assert_allclose([line["c_k"] for line in three.history], least[[2, 5, 6]])
+    np.testing.assert_allclose(
+        three.history[0]["objective"], np.mean([line["objective"] for line in one.history[:3]])
+    )
+    on = run(2, epochs=3, state=run(2, epochs=4).state)
+    np.testing.assert_allclose(on.state.z[0], one.state.z[0], atol=1e-12)
+    with pytest.raises(ValueError, match="params: expected None with a state"):
+        run(1, state=one.state, params=one.params)
+
+
+def test_minibatch_methods_take_several_epochs_between_lines():
+    x, y = problems.separable(0, 60, 4, 3, np.float64)
+    method = solvers.sgd(jtssm.mlp([4, 8, 3]), optimizer=optax.sgd(0.1), batch_size=20)
+    lines = [
+        jtssm.fit(method, (x, y), epochs=5, key=jax.random.key(0), evaluate_every=k).history
+        for k in (1, 2)
+    ]
+    assert [line["step"] for line in lines[1]] == [6, 12, 15]
+    np.testing.assert_allclose(lines[1][-1]["loss"], lines[0][-1]["loss"])
+    assert "c_k" not in lines[0][0]
+
+
+def test_a_divergence_within_a_dispatch_is_found_at_its_step():
+    x, y = problems.separable(0, 60, 4, 3, np.float32)
+    method = solvers.pdadmm(jtssm.mlp([4, 8, 3]), rho=1e-30, nu=1e30, steps="gradient", t0=1e-30)
+    with pytest.warns(RuntimeWarning, match=r"step \d+: .* is not finite"):
+        result = jtssm.fit(method, (x, y), epochs=40, key=jax.random.key(0), evaluate_every=20)
+    assert result.divergence is not None
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(result.state))

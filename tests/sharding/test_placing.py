@@ -62,6 +62,7 @@ def unsharded(n, **options):
 
 SHAPES = {
     4: [(2, 2, 2), (4, 1, 2), (2, 1, 4), (1, 2, 4)],
+    3: [(2, 1, 2)],  # two slots a device, the last one empty
     2: [(2, 1, 1), (2, 2, 2)],
     1: [(1, 2, 2)],
 }

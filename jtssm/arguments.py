@@ -1,0 +1,93 @@
+"""The options of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jtssm
+from jtssm import data, recording, solvers
+from jtssm.sharding.mesh import AXES
+
+OPTIMIZERS = ("adam", "adamw", "adagrad", "lion", "nadam", "radam", "rmsprop", "sgd")
+RATES = ("warmup-cosine", "constant")
+
+
+def parser(runs: Mapping[str, Callable]) -> argparse.ArgumentParser:
+    """The parser of all commands; runs: what each of them does."""
+    top = argparse.ArgumentParser(prog="jtssm", description=jtssm.__doc__)
+    top.add_argument("--version", action="version", version=jtssm.__version__)
+    commands = top.add_subparsers(required=True, metavar="command")
+    _train_parser(commands, runs["train"])
+    demo = commands.add_parser("demo", help="2 subnetworks against Adam on the embedded digits")
+    demo.add_argument("--epochs", type=int, default=30)
+    _out_arguments(demo)
+    demo.set_defaults(run=runs["demo"])
+    commands.add_parser("methods", help="the training methods").set_defaults(run=runs["methods"])
+    show = commands.add_parser("data", help="the data sets: which are there, how to get the others")
+    show.add_argument("--data-dir")
+    show.set_defaults(run=runs["data"])
+    return top
+
+
+def _train_parser(commands, run: Callable) -> None:
+    train = commands.add_parser("train", help="train a multilayer perceptron")
+    train.set_defaults(run=run)
+    add = train.add_argument
+    add("--method", default="gsadmm", help="one of: " + ", ".join(solvers.METHODS))
+    add("--data", default="digits", help="one of: " + ", ".join(data.SOURCES))
+    add("--data-dir", help="folder that holds one folder a data set; default: JTSSM_DATA")
+    add("--size", type=int, help="zoom images to SIZE x SIZE; default: 14 for the MNIST family")
+    add("--hidden", type=_integers, default=[512] * 3, help="hidden widths, e.g. 512,512,512")
+    add("--subnets", type=int, help="number of subnetworks")
+    add("--cuts", type=_integers, help="first layers of the subnetworks after the first, e.g. 2,3")
+    add("--mesh", type=_mesh, help="e.g. subnet=2,pc=2; default: one device")
+    add("--epochs", type=int, default=10, help="of pdadmm: iterations over all samples")
+    add("--evaluate-every", type=int, default=1, help="epochs between two lines of the history")
+    add("--batch-size", type=int, default=110, help="samples a gradient sees")
+    add("--optimizer", default="adam", help="one of: " + ", ".join(OPTIMIZERS))
+    add("--learning-rate", type=float, default=1e-3)
+    add("--rates", default=RATES[0], help="how the learning rate runs: one of " + ", ".join(RATES))
+    add("--rho", type=float)
+    add("--alpha", type=float)
+    add("--eta", type=float)
+    add("--schedule", help="one of: streaming, stored")
+    add("--sweeps", type=int)
+    add("--order", help="of gsam's stored sweep, one of: sequential, parallel")
+    add("--weight-steps", type=int)
+    add("--delay-power", type=float, help="updates fall with (1 + delay)^-power; default: 1")
+    add("--nu", type=float, help="of pdadmm, as the following: weight of its quadratic terms")
+    add("--steps", help="one of: damped, gradient, exact")
+    add("--damping", type=float, help="of the damped W-step")
+    add("--t0", type=float, help="first step length of gradient steps; default: exact line search")
+    add("--weight-decay", type=float)
+    add("--grid", type=int, choices=(8, 16), help="bits that p and q are rounded to")
+    add("--float-q", action="store_true", default=None, help="round p alone")
+    add("--shallow", type=int, help="train that many hidden layers first, then insert the others")
+    add("--precision", help="of the products, e.g. highest")
+    add("--seed", type=int, default=0)
+    add("--history", choices=recording.FORMATS, default="csv", help="format of the history")
+    _out_arguments(train)
+
+
+def _out_arguments(command) -> None:
+    command.add_argument("--out", type=Path, default=Path("run"), help="folder for the results")
+    command.add_argument("--overwrite", action="store_true", help="replace an earlier run there")
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _mesh(text: str) -> dict[str, int]:
+    pairs = (part.split("=") for part in text.split(","))
+    try:
+        sizes = {name: int(size) for name, size in pairs}
+    except ValueError:
+        sizes = {"": 0}
+    if not set(sizes) <= set(AXES) or min(sizes.values()) < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected sizes of subnet, pr and pc, e.g. subnet=2,pc=2; got {text!r}"
+        )
+    return sizes
