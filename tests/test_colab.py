@@ -14,6 +14,21 @@ def text(cell):
     return "".join(output.get("text", "") for output in cell.outputs)
 
 
+def executed(name, folder):
+    """The notebook after a run in the folder, and all it printed."""
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", 4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    shown = "\n".join(text(cell) for cell in notebook.cells if cell.cell_type == "code")
+    assert "8 x cpu" in shown
+    assert "all there" in shown
+    return notebook, shown
+
+
+def images(notebook):
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+    return sum("image/png" in o.get("data", {}) for o in outputs)
+
+
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     monkeypatch.setenv("JTSSM_NOTEBOOK", "small")
@@ -34,12 +49,7 @@ def test_notebooks_are_stored_without_outputs(path):
 # what the kernel's own packages do with their sockets at exit is not ours to judge
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_tunable_splitting_runs_and_shows_the_curve(small):
-    notebook = nbformat.read(FOLDER / "01_tunable_splitting.ipynb", 4)
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(small)}})
-    client.execute()
-    shown = "\n".join(text(cell) for cell in notebook.cells if cell.cell_type == "code")
-    assert "8 x cpu" in shown
-    assert "all there" in shown
+    notebook, shown = executed("01_tunable_splitting", small)
     for n in (2, 4):
         assert f"gsADMM streaming, n = {n}" in shown
     assert "n =  4  delays [6, 4, 2, 0]" in shown
@@ -48,10 +58,17 @@ def test_tunable_splitting_runs_and_shows_the_curve(small):
     assert "tpu-v5e        modelled" in shown
     assert (small / "tradeoff.png").stat().st_size > 5_000
     assert (small / "histories.png").stat().st_size > 5_000
-    images = [
-        o
-        for cell in notebook.cells
-        for o in cell.get("outputs", [])
-        if "image/png" in o.get("data", {})
-    ]
-    assert len(images) == 2
+    assert images(notebook) == 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_layer_parallel_admm_runs_and_shows_certificate_and_bytes(small):
+    notebook, shown = executed("02_layer_parallel_admm", small)
+    assert "4 devices for 4 layers" in shown
+    certified = {line.split("  ")[0] for line in shown.splitlines() if " c_k " in line}
+    assert certified == {"gradient", "damped", "shallow, then grown"}
+    # 3 boundaries, 2 matrices of 1 323 samples x 32; 8 bits: codes, and two floats a sample
+    numbers = 3 * 2 * 1323
+    assert f"grid None: {numbers * 32 * 4} bytes an iteration as ['f32']" in shown
+    assert f"grid 8   : {numbers * (32 + 8)} bytes an iteration as ['f32', 'u8']" in shown
+    assert images(notebook) == 1
