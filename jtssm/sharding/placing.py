@@ -22,7 +22,8 @@ from jtssm.protocol import (
     whole_params,
 )
 from jtssm.sharding import collectives, grid
-from jtssm.sharding.exchanging import Place, by_collectives, own_part
+from jtssm.sharding.branches import Place
+from jtssm.sharding.exchanging import by_collectives, own_part
 from jtssm.sharding.mesh import axis_names, axis_size, put
 from jtssm.sharding.packing import Layout, gathered, is_rows, lay_out, layout_of, specs, spread
 

@@ -10,6 +10,7 @@ import pytest
 
 import jtssm
 from jtssm import losses, problems, solvers
+from jtssm.network import dense, sequence
 from jtssm.solvers import layerwise
 from jtssm.solvers.layerwise import activations, updates
 from tests.solvers import layerwise_twin
@@ -418,3 +419,22 @@ def test_two_stages_beat_the_deep_network_from_a_random_start():
     other = run(random, random.init(key, x, y), 40)
     assert right(grown, state) > right(random, other) + 0.05
     assert right(grown, state) > 0.95
+
+
+def test_images_are_taken_as_rows():
+    layers = [dense(5, jax.nn.relu), dense(3)]
+    x, y = samples(12)
+    ends = []
+    for net, seen in (
+        (sequence(layers, (9,)), x),
+        (sequence(layers, (3, 3, 1)), x.reshape(-1, 3, 3, 1)),
+    ):
+        method = solvers.pdadmm(net, rho=RHO, nu=NU)
+        state = method.init(jax.random.key(0), seen, y)
+        state, _ = jax.jit(method.step)(state, seen, y)
+        state, info = jax.jit(method.step)(state, seen, y)
+        value = layerwise.lagrangian(method, state, seen, y) / len(x)
+        np.testing.assert_allclose(info.objective, value, rtol=1e-12)
+        assert [m.shape for m in method.moves(12) if m.what == "p^T p"] == [(81,), (25,)]
+        ends.append(state.z[0])
+    np.testing.assert_allclose(*ends, atol=1e-12)

@@ -7,6 +7,7 @@ to a grid, its codes go forward instead, and layer l + 1 keeps its own q_l and u
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -77,14 +78,14 @@ class Layered(NamedTuple):
         return State(weights, p, z, r, q, u, inbox, numbers)
 
     def _hold(self, l: int, weights: Weights, p: Array, f: Array) -> tuple:
-        z = p @ weights.params[0]["W"] + weights.params[0]["b"][None, :]
+        z = flat(p) @ weights.params[0]["W"] + weights.params[0]["b"][None, :]
         last, zero = l == self.pieces.num - 1, jnp.zeros_like(z)
         inbox = Inbox(p, jnp.zeros_like(p)) if l and self.rounds_q else ()
         return (p if l else (), z, zero, *(((), ()) if last else (f, zero)), inbox)
 
     def step(self, exchange: Exchange, state: State, x: Array, y: Array) -> tuple[State, Info]:
         """p, W, b, z of all layers in parallel, then q, u of all boundaries."""
-        turn = Turn(self, exchange, x, y, state.numbers)
+        turn = Turn(self, exchange, flat(x), y, state.numbers)
         weights, p, z, r, q, u, inbox, _ = state
         before = inbox
         if not self.rounds_q:
@@ -134,8 +135,8 @@ class Layered(NamedTuple):
     def _gram_moves(self) -> list[Move]:
         if self.steps == "gradient":
             return []
-        widths = [self.pieces.inputs(l)[0] for l in range(self.pieces.num)]
-        return [Move("p^T p", (w, w), "pc", l, l, 1) for l, w in enumerate(widths)]
+        widths = [prod(self.pieces.inputs(l)) for l in range(self.pieces.num)]
+        return [Move("p^T p", (w * w,), "pc", l, l, 1) for l, w in enumerate(widths)]
 
     def parts(self, *, precision: Any, rebuild: Any) -> Parts:
         """Everything `jtssm.sharding.place` needs."""
@@ -153,6 +154,11 @@ class Layered(NamedTuple):
         kind = lambda l: (shapes[l], shapes[l + 1], self.activations[l].name, l == 0)
         kinds = [kind(l) for l in range(num - 1)]
         return (*(kinds.index(k) for k in kinds), num - 1)
+
+
+def flat(x: Array) -> Array:
+    """Samples as rows [M, inputs], also where they are images."""
+    return x.reshape(x.shape[0], -1)
 
 
 class Turn(NamedTuple):
