@@ -113,13 +113,13 @@ def main() -> None:
         f"reported: {best}, {chosen}", trial.reported, settings[best], DEEP[chosen]
     )
     report["digits"] = {n: runs.get(f"digits: {n}", trial.digits, a) for n, a in settings.items()}
+    for kind in ("minibatch", "full batch"):
+        report[f"Adam, {kind}"] = runs.get(f"Adam, {kind}", trial.adam, kind)
     grids = {n: a for n, a in GRIDS.items() if not given.smoke or n == "8 bits, p and q"}
     report["rounded_exchange"] = {
         n: runs.get(f"grid: {n}, {best}", trial.rounded, settings[best] | a)
         for n, a in grids.items()
     }
-    for kind in ("minibatch", "full batch"):
-        report[f"Adam, {kind}"] = runs.get(f"Adam, {kind}", trial.adam, kind)
     if not given.smoke:
         print(record.write("pdadmm_accuracy", "benchmarks.pdadmm_accuracy", report))
 

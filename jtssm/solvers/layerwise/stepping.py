@@ -177,42 +177,23 @@ class Turn(NamedTuple):
     def renew_layer(
         self, l: int, weights: Weights, p: Any, z: Array, r: Array, q: Any, before: Any
     ) -> tuple:
-        """The p-, W-, b- and z-step; sends p backward."""
-        params, p_old, message = weights.params[0], p, ()
-        W, b = params["W"], params["b"]
-        lengths = [jnp.zeros((), z.dtype)]
-        if l == 0:
-            p = self.x
-        else:
-            p, r, message, tau = self._renew_p(p, r, W, before)
-            lengths.append(tau / 2 * updates.squared(p - p_old))
-        r_before = r
-        W, r, theta = self._renew_W(W, r, p)
-        b, r = updates.update_b(b, r, total=self.exchange.sum_samples, samples=self._count)
-        nu, m = self.numbers.nu, z + r
-        z_new, constant, seen = self._renew_z(l, z, m, q)
-        shared = theta / 2 * updates.squared(W - params["W"])
-        if self.layers.steps == "gradient":
-            shared += nu / 2 * self._count * updates.squared(b - params["b"])
-        else:  # W and b were minimised together
-            lengths.append(nu / 2 * updates.squared(r - r_before))
-        lengths += [constant * updates.squared(z_new - z), shared / self.exchange.num_splits]
-        r = m - z_new
-        decay = self.numbers.weight_decay / 2 * updates.squared(W) / self.exchange.num_splits
-        cost, loss, right = seen
+        """The p-, W-, b- and z-step; sends p backward. Sums: L, its guaranteed fall, R(m), right."""
+        p_new, message, fallen = self.x, (), jnp.zeros((), z.dtype)
+        if l > 0:
+            p_new, r, message, fallen = self._renew_p(p, r, weights.params[0]["W"], before)
+        params, r, fallen_too = self._renew_weights(weights.params[0], r, p_new)
+        m = z + r
+        z, fallen_at_last, (cost, loss, right) = self._renew_z(l, z, m, q)
+        r = m - z
+        _, nu, weight_decay, *_ = self.numbers
+        decay = weight_decay / 2 * updates.squared(params["W"]) / self.exchange.num_splits
         objective = cost + nu / 2 * updates.squared(r) + decay
-        renewed = Weights([{"W": W, "b": b}], weights.opt_state)
-        return (
-            renewed,
-            () if l == 0 else p,
-            z_new,
-            r,
-            message,
-            (objective, sum(lengths), loss, right),
-        )
+        sums = objective, fallen + fallen_too + fallen_at_last, loss, right
+        renewed = Weights([params], weights.opt_state)
+        return renewed, p_new if l else (), z, r, message, sums
 
     def _renew_p(self, p: Array, r: Array, W: Array, before: Any) -> tuple:
-        """(p, r, what goes backward, tau); one product more where p is rounded to a grid."""
+        """(p, r, what goes backward, fall of L); one product more where p is rounded to a grid."""
         rho, nu, _, _, t0 = self.numbers
         grid = self.layers.grid
         rounded = isinstance(before, Inbox)
@@ -223,31 +204,45 @@ class Turn(NamedTuple):
             moved, r_moved, tau = updates.update_p(
                 p, r, W, *pull, rho=rho, nu=nu, t0=t0, total=self.exchange.sum_samples
             )
-        if grid is None:
-            return moved, r_moved, moved, tau
-        message = grid.encode(moved)
-        moved = grid.decode(message, p.dtype)
-        return moved, r + (moved - p) @ W, message, tau
+        message: Any = moved
+        if grid is not None:
+            message = grid.encode(moved)
+            moved = grid.decode(message, p.dtype)
+            r_moved = r + (moved - p) @ W
+        return moved, r_moved, message, tau / 2 * updates.squared(moved - p)
 
-    def _renew_W(self, W: Array, r: Array, p: Array) -> tuple:
+    def _renew_weights(self, params: dict[str, Array], r: Array, p: Array) -> tuple:
+        """(W and b, r, fall of L): the W-step, then the b-step."""
         _, nu, weight_decay, damping, t0 = self.numbers
-        shared = {"nu": nu, "weight_decay": weight_decay, "total": self.exchange.sum_samples}
+        total, count = self.exchange.sum_samples, self._count
+        shared = {"nu": nu, "weight_decay": weight_decay, "total": total}
         if self.layers.steps == "gradient":
-            return updates.update_W(W, r, p, t0=t0, **shared)
-        return updates.minimise_W(W, r, p, damping=damping, samples=self._count, **shared)
+            W, r_moved, theta = updates.update_W(params["W"], r, p, t0=t0, **shared)
+        else:
+            W, r_moved, theta = updates.minimise_W(
+                params["W"], r, p, damping=damping, samples=count, **shared
+            )
+        b, r_moved = updates.update_b(params["b"], r_moved, total=total, samples=count)
+        fallen = theta / 2 * updates.squared(W - params["W"]) / self.exchange.num_splits
+        if self.layers.steps == "gradient":
+            moved = updates.squared(b - params["b"]) * count / self.exchange.num_splits
+        else:  # W and b were minimised together
+            moved = updates.squared(r_moved - r)
+        return {"W": W, "b": b}, r_moved, fallen + nu / 2 * moved
 
     def _renew_z(self, l: int, z: Array, m: Array, q: Any) -> tuple:
-        """z, the constant of |dz|^2 in the theory, and (R(z), loss of m, number right in m)."""
+        """(z, fall of L, (R(z), loss of m, number right in m))."""
         rho, nu, zero = self.numbers.rho, self.numbers.nu, jnp.zeros((), z.dtype)
         if l < self.layers.pieces.num - 1:
             activation = self.layers.activations[l]
-            constant = nu / 2 - 2 * (nu * activation.lipschitz) ** 2 / rho
-            z = updates.update_z(z, m, q, nu=nu, activation=activation)
-            return z, jnp.maximum(constant, 0), (zero, zero, zero)
+            z_new = updates.update_z(z, m, q, nu=nu, activation=activation)
+            constant = jnp.maximum(nu / 2 - 2 * (nu * activation.lipschitz) ** 2 / rho, 0)
+            return z_new, constant * updates.squared(z_new - z), (zero, zero, zero)
         loss = self.layers.pieces.loss
-        z = updates.update_z_last(z, m, self.y, nu=nu, loss=loss)
+        z_new = updates.update_z_last(z, m, self.y, nu=nu, loss=loss)
         value = lambda a: loss.value(a, self.y).sum()
-        return z, nu / 2, (value(z), value(m), loss.correct(m, self.y).sum())
+        seen = value(z_new), value(m), loss.correct(m, self.y).sum()
+        return z_new, nu / 2 * updates.squared(z_new - z), seen
 
     def renew_boundary(self, l: int, z: Array, q: Any, u: Any, from_next: Any) -> tuple:
         """The q- and the u-step; sends codes of q forward where q is rounded."""
@@ -284,9 +279,9 @@ class Turn(NamedTuple):
 
     def info(self, sums: tuple, gaps: tuple) -> Info:
         """Means over all samples."""
-        objective, lengths, loss, right = (a / self._count for a in sums)
+        objective, fallen, loss, right = (a / self._count for a in sums)
         at_boundaries, moved, *squares = (a / self._count for a in gaps)
         count = jnp.full_like(loss, self._count)
         primal, dual, coupling = (jnp.sqrt(a) for a in squares)
-        objective, decrease = objective + at_boundaries, lengths + moved
+        objective, decrease = objective + at_boundaries, fallen + moved
         return Info(loss, right, count, primal, dual, coupling, objective, decrease)
