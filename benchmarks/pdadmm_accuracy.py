@@ -106,14 +106,14 @@ def main() -> None:
         n: runs.get(f"shallow: {n}", trial.shallow, a) for n, a in settings.items()
     }
     best = max(settings, key=lambda n: report["shallow_stage"][n]["valid_accuracy"][-1])
-    deep = dict(list(DEEP.items())[: 2 if given.smoke else None])
+    deep = dict(list(DEEP.items())[: 1 if given.smoke else None])
     report["deep_stage"] = runs.get(f"deep from {best}", trial.deep, settings[best], deep)
     chosen = max(deep, key=lambda n: report["deep_stage"][n]["valid_accuracy"][-1])
     report["reported"] = {"shallow": best, "deep": chosen} | runs.get(
         f"reported: {best}, {chosen}", trial.reported, settings[best], DEEP[chosen]
     )
     report["digits"] = {n: runs.get(f"digits: {n}", trial.digits, a) for n, a in settings.items()}
-    for kind in ("minibatch", "full batch"):
+    for kind in ("minibatch", "full batch")[given.smoke :]:
         report[f"Adam, {kind}"] = runs.get(f"Adam, {kind}", trial.adam, kind)
     grids = {n: a for n, a in GRIDS.items() if not given.smoke or n == "8 bits, p and q"}
     report["rounded_exchange"] = {

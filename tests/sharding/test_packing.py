@@ -56,7 +56,7 @@ def test_weights_split_over_pr_lie_on_their_devices_and_are_joined_again():
     assert layout.keys == ["float64", "float64/pr", "int32"]
     assert tuple(specs(layout, NAMES).rows["float64/pr"]) == ("subnet", "pr")
     mesh = sharding.make_mesh(3, 2, 1)
-    rows = lay_out(layout, whole, mesh, NAMES, 2)
+    rows = lay_out(layout, whole, mesh, NAMES, 2, slots=3)
     split = rows.rows["float64/pr"]
     assert split.shape == (3, 2, 8)
     assert split.sharding.shard_shape(split.shape) == (1, 1, 8)
@@ -78,3 +78,17 @@ def test_layouts_move_with_the_messages():
     layout = layout_of("samples", [(np.zeros((5, 3)),), (np.zeros((5, 4)),), ()])
     assert [layout.moved(1).width(l, "float64") for l in range(3)] == [0, 3, 4]
     assert [layout.moved(-1).width(l, "float64") for l in range(3)] == [4, 0, 0]
+
+
+def test_samples_and_lines_are_spread_and_come_back_from_padded_slots():
+    mesh, names = make_mesh(subnet=2, pc=2), AxisNames("subnet", None, "pc")
+    rng = np.random.default_rng(0)
+    for kind, lead in (("samples", (4,)), ("line", (3, 4))):
+        trees = [(rng.normal(size=(*lead, 2)),), (), (rng.normal(size=(*lead, 5)),)]
+        layout = layout_of(kind, trees)
+        rows = spread(layout, trees, mesh, names, slots=4)
+        array = rows.rows["float64"]
+        assert array.shape == (4, *lead, 5)
+        expected = (2, *lead[:-1], 2, 5)
+        assert array.sharding.shard_shape(array.shape) == expected
+        jax.tree.map(np.testing.assert_array_equal, gathered(rows), tuple(trees))
