@@ -4,11 +4,11 @@ MNIST 14 x 14, nine hidden layers of 500, full batch: a network of the first hid
 iterations, grown by eight identity layers, then 100 more. Settings are chosen on the last 5 000
 training images: those of the shallow stage on the first 20 000 images, 40 iterations; of the deep
 stage, from the best shallow network, on the first 10 000, 16 iterations. The best of each then train
-on all 55 000, and the test set is read once. Beside it full-batch Adam for 100 epochs (as in the paper) and
-minibatch Adam (batch 110, 10 epochs), two rates each, chosen on the same held-out images (full
-batch: 50 epochs on 10 000). Digits: five
-layers of 100 and an output, 100 iterations from a random start, the settings of the shallow stage.
-Rounded exchange: four hidden layers of 300, 20 000 images, 100 iterations from a random start.
+on all 55 000, and the test set is read once. Beside it full-batch Adam for 100 epochs (as in the
+paper) and minibatch Adam (batch 110, 10 epochs), two rates each, chosen on the same held-out images
+(full batch: 50 epochs on 10 000). Digits: five layers of 100 and an output, 100 iterations from a
+random start, the settings of the shallow stage. Rounded exchange: four hidden layers of 300, 20 000
+images, 100 iterations from a random start.
 
     JTSSM_DATA=FOLDER python -m benchmarks.pdadmm_accuracy [--only REGEX] [--smoke]
 

@@ -7,7 +7,7 @@ import pytest
 
 from jtssm import sharding
 from jtssm.sharding.mesh import AxisNames
-from jtssm.sharding.packing import gathered, lay_out, layout_of, pack, specs, unpack
+from jtssm.sharding.packing import gathered, lay_out, layout_of, pack, specs, spread, unpack
 
 NAMES = AxisNames("subnet", "pr", "pc")
 
@@ -81,7 +81,7 @@ def test_layouts_move_with_the_messages():
 
 
 def test_samples_and_lines_are_spread_and_come_back_from_padded_slots():
-    mesh, names = make_mesh(subnet=2, pc=2), AxisNames("subnet", None, "pc")
+    mesh, names = sharding.make_mesh(subnet=2, pc=2), AxisNames("subnet", None, "pc")
     rng = np.random.default_rng(0)
     for kind, lead in (("samples", (4,)), ("line", (3, 4))):
         trees = [(rng.normal(size=(*lead, 2)),), (), (rng.normal(size=(*lead, 5)),)]
