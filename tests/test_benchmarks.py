@@ -25,6 +25,7 @@ def smoke(monkeypatch, capsys, benchmark, *arguments):
     return capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.slow
 def test_tssm_tradeoff_runs_small(monkeypatch, capsys):
     lines = smoke(monkeypatch, capsys, tssm_tradeoff, "--only", "Adam|stored, parallel|n = 4$")
     lines = [line.split("  ")[0] for line in lines if "  test 0" in line and "seed" not in line]
@@ -69,6 +70,7 @@ def test_finished_runs_are_not_run_again(monkeypatch, tmp_path, capsys):
     assert line["test_accuracy"] == [0.5, 0.5]
 
 
+@pytest.mark.slow
 def test_tssm_speed_runs_small(monkeypatch, capsys):
     lines = smoke(monkeypatch, capsys, tssm_speed)
     assert "ratio 1.00" in lines[0]
@@ -109,6 +111,7 @@ def test_pdadmm_speed_runs_small_and_counts_products(monkeypatch, capsys):
     assert "products_to_ours" in lines[4]
 
 
+@pytest.mark.slow
 def test_pdadmm_accuracy_runs_small(monkeypatch, capsys):
     lines = smoke(monkeypatch, capsys, pdadmm_accuracy, "--only", "damped, rho = 300, nu = 0.03")
     names = [line.split(" [")[0] for line in lines if " s] {" in line]

@@ -48,8 +48,8 @@ def unsharded(name):
     ("name", "shape"),
     [
         ("damped", (2, 1, 2)), ("damped", (4, 1, 2)), ("gradient, t0", (5, 1, 1)),
-        ("gradient, t0", (1, 1, 8)), ("exact", (2, 1, 2)), ("8 bits", (3, 1, 2)),
-        ("values, p alone", (2, 1, 1)),
+        pytest.param("gradient, t0", (1, 1, 8), marks=pytest.mark.slow), ("exact", (2, 1, 2)), ("8 bits", (3, 1, 2)),
+        pytest.param("values, p alone", (2, 1, 1), marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_sharded_equals_unsharded_also_in_padded_slots(name, shape):
@@ -59,6 +59,7 @@ def test_sharded_equals_unsharded_also_in_padded_slots(name, shape):
     assert_same(unsharded(name), got, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_in_float32_too():
     method = solvers.pdadmm(NET, **NUMBERS, steps="gradient", precision="highest")
     expected = run(method, dtype=np.float32)
@@ -66,6 +67,7 @@ def test_in_float32_too():
     assert_same(expected, got, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_tanh_and_squared_error_on_a_mesh():
     net = jtssm.mlp([6, 8, 8, 4], jnp.tanh)
     method = solvers.pdadmm(net, **NUMBERS, loss="squared_error")

@@ -76,7 +76,7 @@ def test_sharded_equals_unsharded(n, shape, options):
     assert_same(unsharded(n, **options), got, atol=1e-10)
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), (4, 1, 2)])
+@pytest.mark.parametrize("shape", [(2, 2, 2), pytest.param((4, 1, 2), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "options",
     [{"sweeps": 2}, {"schedule": "stored"}, {"schedule": "stored", "order": "parallel"}],
@@ -180,7 +180,7 @@ def device_bytes(tree):
     return sum(size(a) for a in jax.tree.leaves(tree) if a.dtype != jax.dtypes.prng_key)
 
 
-@pytest.mark.parametrize("schedule", ["streaming", "stored"])
+@pytest.mark.parametrize("schedule", ["streaming", pytest.param("stored", marks=pytest.mark.slow)])
 def test_memory_a_device_falls_with_every_axis(schedule):
     """Read from memory_analysis(): weights, optimizer state and p, q, u are a step's arguments."""
     method = gsadmm(BIG, optimizer=optax.adam(1e-3), subnets=4, schedule=schedule)
