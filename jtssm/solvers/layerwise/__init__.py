@@ -78,10 +78,6 @@ __all__ = [
 # between what suits a shallow network (1000, 0.03) and a deep one from a random start (10, 1):
 # benchmarks/results/pdadmm_accuracy.json
 RHO, NU, DAMPING = 100.0, 0.3, 0.1
-    100.0,
-    0.3,
-    0.1,
-)  # chosen on held-out MNIST: benchmarks/results/pdadmm_accuracy.json
 
 
 def pdadmm(
