@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jtssm
-from jtssm import losses, problems, solvers
+from jtssm import data, losses, problems, solvers
 from jtssm.network import dense, sequence
 from jtssm.solvers import layerwise
 from jtssm.solvers.layerwise import activations, updates
@@ -438,3 +438,14 @@ def test_images_are_taken_as_rows():
         assert [m.shape for m in method.moves(12) if m.what == "p^T p"] == [(81,), (25,)]
         ends.append(state.z[0])
     np.testing.assert_allclose(*ends, atol=1e-12)
+
+
+def test_on_the_digits_too_the_lagrangian_falls_every_iteration():
+    train = data.load("digits", flat=True).train
+    x, y = train.x[:300].astype(np.float64), train.y[:300]
+    method = solvers.pdadmm(jtssm.mlp([64, 20, 20, 10]), rho=1.0, nu=0.2, weight_decay=0.01)
+    run = jax.jit(lambda s: jax.lax.scan(lambda s, _: method.step(s, x, y), s, length=40)[1])
+    for seed in range(8):
+        infos = run(method.init(jax.random.key(seed), x, y))
+        assert (np.diff(infos.objective) <= -infos.decrease[1:] + 1e-12).all()
+        assert infos.accuracy[-1] > 0.8
