@@ -46,7 +46,9 @@ class Info(NamedTuple):
     dual_residual: Array  # the same of rho (q_l - q_l before the step)
     coupling: Array  # the same of q_l - f_l: what Theorem 1 of TSSM bounds the error by
     objective: Array  # pdADMM: the augmented Lagrangian, mean over samples; elsewhere 0
-    decrease: Array  # pdADMM: by how much theory says it fell at least, likewise; elsewhere 0
+    # pdADMM: by how much theory says it fell at least, likewise, if rho > 4 nu and nothing is rounded
+    # (otherwise the same weighted squares of the steps, without a promise); elsewhere 0
+    decrease: Array
 
 
 class Exchange(NamedTuple):

@@ -41,12 +41,9 @@ def grow(method: Method, state: State, net: Network) -> tuple[Method, State]:
     zero = jnp.zeros_like(P)
     params = {"W": jnp.eye(width, dtype=P.dtype), "b": jnp.zeros(width, P.dtype)}
     inbox = state.inbox[-1]
-    if isinstance(inbox, Inbox):  # of the last layer: what now stands before it
-        last_inbox: Any = Inbox(P, zero)
-        new_inboxes = (inbox, *(Inbox(P, zero) for _ in range(more - 1)))
-        inboxes = (*state.inbox[:-1], *new_inboxes[:more], last_inbox if more else inbox)
-    else:
-        inboxes = state.inbox + ((),) * more
+    # the first new layer stands where the last one stood; after it p = q = P and u = 0
+    after: Any = Inbox(P, zero) if isinstance(inbox, Inbox) else ()
+    inboxes = (*state.inbox, *([after] * more))
 
     def inserted(old: tuple, new: Any) -> tuple:
         return (*old[:-1], *([new] * more), old[-1])
