@@ -82,6 +82,16 @@ def optimizers(optimizer: Any, num: int) -> tuple[optax.GradientTransformation, 
     return given
 
 
+def steady(network: Network, method: str) -> None:
+    """No layer draws random numbers or is estimated: the method runs layers more often than it trains."""
+    for i, layer in enumerate(network.layers):
+        if layer.random or layer.estimate:
+            raise ValueError(
+                f"net: expected layers without dropout and running statistics for {method}; got layer "
+                f"{i}, {layer.name!r}: use normalisation='batch' or 'layer'"
+            )
+
+
 def samples(network: Network, loss: Loss, x: Any, y: Any, values: bool) -> None:
     """x and y fit the network and the loss; with `values` also: x finite, labels in range.
 
@@ -136,9 +146,9 @@ def _values(network: Network, loss: Loss, x: Any, y: Any) -> None:
 def same_dtype(weights: Any, x: Any) -> None:
     """x has the dtype of the weights, which is that of the samples `init` saw."""
     dtypes = {a.dtype for a in jax.tree.leaves(weights) if jnp.issubdtype(a.dtype, jnp.floating)}
-    if dtypes and jnp.asarray(x).dtype not in dtypes:
+    if dtypes and jnp.result_type(x) not in dtypes:
         names = " or ".join(sorted(str(dtype) for dtype in dtypes))
-        raise ValueError(f"x: expected {names}, as in init; got {jnp.asarray(x).dtype}: convert x")
+        raise ValueError(f"x: expected {names}, as in init; got {jnp.result_type(x)}: convert x")
 
 
 def batch(batch_size: int, x: Any) -> None:
@@ -146,6 +156,15 @@ def batch(batch_size: int, x: Any) -> None:
     if jnp.shape(x)[0] != batch_size:
         raise ValueError(
             f"x: expected a minibatch of batch_size={batch_size} samples; got {jnp.shape(x)[0]}"
+        )
+
+
+def leading(name: str, shape: Sequence[int], a: Any) -> None:
+    """The array's first dimensions are those of a round."""
+    if jnp.shape(a)[: len(shape)] != tuple(shape):
+        raise ValueError(
+            f"{name}: expected [local_steps, workers, batch_size, ...] = {[*shape, '...']}; "
+            f"got shape {jnp.shape(a)}"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jtssm import normalisation as normalising
 from jtssm.protocol import PLAIN, Array, Products, Tree, as_input
 
 Shape = tuple[int, ...]
@@ -26,6 +27,13 @@ class Layer(NamedTuple):
     splits: dict[str, Tree]  # form -> tree like params: the dimension split over pr, -1 for none
     dense: bool = False  # activation(x W + b) with params {"W", "b"}: what pdADMM can train
     activation: Callable[[Array], Array] | None = None  # of a dense layer
+    # parameter -> for each of its dimensions "in" or "out", the neurons it belongs to: what independent
+    # subnet training deals; None: the layer cannot be dealt
+    neurons: dict[str, tuple[str, ...]] | None = None
+    scaled: bool = False  # whether the size of its inputs' sum matters: no normalisation follows it
+    random: bool = False  # draws from products.keys while training
+    estimate: Callable[[Tree, Array, Products], Tree] | None = None  # (params, x, products) -> params
+    estimated: tuple[str, ...] = ()  # parameters that `estimate` sets and no optimizer moves
 
 
 class Network(NamedTuple):
@@ -49,6 +57,21 @@ class Network(NamedTuple):
             x = layer.apply(p, x, PLAIN)
         return x
 
+    @property
+    def random(self) -> bool:
+        """Whether some layer draws random numbers while training."""
+        return any(layer.random for layer in self.layers)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether some layer keeps statistics that are estimated rather than trained."""
+        return any(layer.estimate for layer in self.layers)
+
+    def estimate(self, params: Sequence[Tree], x: Array) -> list[Tree]:
+        """The parameters with the statistics of x [samples, ...], layer after layer."""
+        x = as_input(self, x)
+        return estimate_layers(self.layers, params, x, lambda i: PLAIN)
+
     def costs(self) -> list[int]:
         """Multiply-adds a sample of each layer's forward product."""
         return [layer.cost(s) for layer, s in zip(self.layers, self.shapes, strict=False)]
@@ -64,45 +87,135 @@ def sequence(layers: Sequence[Layer], in_shape: Shape) -> Network:
     return Network(tuple(layers), tuple(shapes))
 
 
-def mlp(widths: Sequence[int], activation: Callable[[Array], Array] = jax.nn.relu) -> Network:
+def estimate_layers(
+    layers: Sequence[Layer], params: Sequence[Tree], x: Array, products: Callable
+) -> list[Tree]:
+    """Statistics of each layer from what the layers before it make of x, with their new statistics."""
+    found = []
+    for i, (layer, p) in enumerate(zip(layers, params, strict=True)):
+        found.append(layer.estimate(p, x, products(i)) if layer.estimate else p)
+        x = layer.apply(found[-1], x, products(i))
+    return found
+
+
+def keep_estimated(layers: Sequence[Layer], new: Sequence[Tree], old: Sequence[Tree]) -> list[Tree]:
+    """The new parameters, but for those that are estimated: no weight decay reaches them."""
+    return [
+        n | {name: o[name] for name in layer.estimated} if layer.estimated else n
+        for layer, n, o in zip(layers, new, old, strict=True)
+    ]
+
+
+def mlp(
+    widths: Sequence[int],
+    activation: Callable[[Array], Array] = jax.nn.relu,
+    *,
+    normalisation: str | None = None,
+    dropout: float = 0.0,
+) -> Network:
     """A multilayer perceptron; images are flattened on entry.
 
     Args:
       widths: inputs, hidden widths..., outputs; [196, 512, 10] has two layers.
       activation: after every layer but the last.
+      normalisation: of every layer before its activation, "batch", "running" or "layer"
+        (`jtssm.normalisation`); of the outputs too, without gamma and beta, unless it is "layer".
+      dropout: share of the neurons of every hidden layer that are set to zero while training.
 
     Raises:
-      ValueError: fewer than two widths, or one that is not a positive integer.
+      ValueError: fewer than two widths, or one that is not a positive integer; an unknown
+        normalisation; a dropout outside [0, 1).
     """
     widths = list(widths)
     if len(widths) < 2 or any(not isinstance(w, int) or w < 1 for w in widths):
         raise ValueError(
             f"widths: expected at least two positive integers, e.g. [196, 512, 10]; got {widths}"
         )
-    hidden = [dense(w, activation) for w in widths[1:-1]]
-    return sequence([*hidden, dense(widths[-1])], (widths[0],))
+    kind, drop = normalising.find(normalisation), ([dropout_layer(dropout)] if dropout else [])
+    hidden = [layer for w in widths[1:-1] for layer in (dense(w, activation, normalisation), *drop)]
+    outputs = normalisation if kind is not None and kind.outputs else None
+    return sequence([*hidden, dense(widths[-1], None, outputs, affine=False)], (widths[0],))
 
 
-def dense(width: int, activation: Callable[[Array], Array] | None = None) -> Layer:
+def dense(
+    width: int,
+    activation: Callable[[Array], Array] | None = None,
+    normalisation: str | None = None,
+    *,
+    affine: bool = True,
+) -> Layer:
     """activation(x W + b) with W [inputs, width], b [width]; x is flattened to [samples, inputs].
 
+    With a normalisation (`jtssm.normalisation`) the layer is activation(norm(x W)): gamma and beta
+    [width] stand in for b, or nothing without `affine`.
     Under an activation W starts from He's normal, without one from LeCun's; b starts at 0.
+
+    Raises:
+      ValueError: an unknown normalisation.
     """
     scale = jax.nn.initializers.he_normal() if activation else jax.nn.initializers.lecun_normal()
+    norm = normalising.find(normalisation)
 
     def init(key, shape, dtype):
-        return {"W": scale(key, (prod(shape), width), dtype), "b": jnp.zeros(width, dtype)}
+        W = {"W": scale(key, (prod(shape), width), dtype)}
+        return W | (norm.init(width, affine, dtype) if norm else {"b": jnp.zeros(width, dtype)})
+
+    def product(params, x, products):
+        return products.dense(x.reshape(x.shape[0], -1), params["W"], params.get("b"))
 
     def apply(params, x, products):
-        z = products.dense(x.reshape(x.shape[0], -1), params["W"], params["b"])
+        z = product(params, x, products)
+        z = norm.apply(params, z, products) if norm else z
         return z if activation is None else activation(z)
 
-    name = f"dense {width}" + (
-        f" {getattr(activation, '__name__', activation)}" if activation else ""
+    estimate = norm and norm.estimated and (
+        lambda params, x, products: norm.estimate(params, product(params, x, products), products)
+    )  # fmt: skip
+    names = norm.init(1, affine, jnp.float32) if norm else ("b",)
+    title = (f"dense {width}", getattr(activation, "__name__", activation), normalisation)
+    return Layer(
+        name=" ".join(str(word) for word in title if word),
+        init=init,
+        apply=apply,
+        shape=lambda _: (width,),
+        cost=lambda shape: prod(shape) * width,
+        splits={"model": {"W": 1} | {name: -1 if norm else 0 for name in names}},
+        dense=norm is None,
+        activation=activation,
+        neurons={"W": ("in", "out")} | {name: ("out",) for name in names},
+        scaled=norm is None,
+        estimate=estimate or None,
+        estimated=norm.estimated if norm else (),
     )
-    cost = lambda shape: prod(shape) * width
-    splits = {"model": {"W": 1, "b": 0}}
-    return Layer(name, init, apply, lambda _: (width,), cost, splits, True, activation)
+
+
+def dropout_layer(rate: float) -> Layer:
+    """While training, each number is set to zero with probability `rate`, the others scaled by 1 / (1 - rate).
+
+    Every sample draws from its own key, so that the numbers are the same on any mesh.
+
+    Raises:
+      ValueError: a rate outside [0, 1).
+    """
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+        raise ValueError(f"dropout: expected a rate of at least 0 and below 1; got {rate!r}")
+
+    def apply(_, x, products):
+        if not products.training or products.keys is None:
+            return x
+        kept = lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:])
+        return jnp.where(jax.vmap(kept)(products.keys()), x / (1 - rate), 0)
+
+    return Layer(
+        name=f"dropout {rate:g}",
+        init=lambda key, shape, dtype: {},
+        apply=apply,
+        shape=lambda shape: shape,
+        cost=lambda shape: 0,
+        splits={},
+        neurons={},
+        random=True,
+    )
 
 
 def cut(net: Network, subnets: int | None, cuts: Sequence[int] | None) -> tuple[int, ...]:

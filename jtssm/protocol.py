@@ -23,14 +23,20 @@ Carried = Any  # something every piece holds its own of: a tuple of trees, or pa
 
 
 class Products(NamedTuple):
-    """The products a layer is made of; a grid hands in its own versions."""
+    """What a layer is handed from outside: its products and means; a grid hands in its own versions."""
 
-    dense: Callable  # (x [b, i], W [i, o], b [o]) -> [b, o]
+    dense: Callable  # (x [b, i], W [i, o], b [o] or None) -> [b, o]
+    # [b, width] -> [width]: mean over the samples of the minibatch, those on other devices too
+    over_samples: Callable = partial(jnp.mean, axis=0)
+    # [b, width] -> [b, 1]: mean over the neurons of the layer, those on other devices too
+    over_neurons: Callable = partial(jnp.mean, axis=1, keepdims=True)
+    training: bool = False  # statistics come from the minibatch, and dropout drops
+    keys: Callable | None = None  # () -> one key a sample, the same on any mesh; while training
 
 
-def plain_dense(x: Array, W: Array, b: Array) -> Array:
+def plain_dense(x: Array, W: Array, b: Array | None) -> Array:
     """x W + b on one device: x [samples, inputs], W [inputs, outputs], b [outputs]."""
-    return x @ W + b[None, :]
+    return x @ W if b is None else x @ W + b[None, :]
 
 
 PLAIN = Products(plain_dense)
@@ -83,10 +89,12 @@ class Move(NamedTuple):
     what: str
     shape: tuple[int, ...]  # of the whole matrix; its samples are split over "pc"
     axis: str  # mesh axis it travels along
-    source: int  # piece that sends it
-    target: int  # piece that receives it; equal to source for a reduction inside a piece
+    source: int | None  # piece that sends it; None: every worker does
+    target: int | None  # piece that receives it; equal to source for a reduction inside a piece
     times: int  # how often in one step
     itemsize: int | None = None  # bytes of one of its numbers; None: as the samples
+    # "permute" between neighbours, "all_reduce", or "all_to_all": of one worker, an N-th of it to each
+    collective: str = "permute"
 
 
 class Parts(NamedTuple):
@@ -119,6 +127,8 @@ class Parts(NamedTuple):
     alike: tuple[int, ...] | None = None
     splits_layers: bool = True  # whether layers can be split over "pr"
     rebuild: Callable | None = None  # network -> the same method on another network
+    # (exchange, state, x) -> State with the network's statistics estimated on x; None: it has none
+    estimate: Callable | None = None
 
 
 class Method(NamedTuple):
@@ -136,6 +146,9 @@ class Method(NamedTuple):
     moves: Callable  # number of samples in a step -> tuple[Move, ...]
     parts: Parts
     spread: Callable  # state of the unplaced method -> state of this one: laid out on its mesh
+    # (state, x) -> State in which statistics that layers keep are those of x under the whole network;
+    # the same state where no layer keeps any
+    estimate: Callable
     mesh: Any = None  # set by place
     axes: Any = None  # set by place: jtssm.sharding.mesh.AxisNames
 
@@ -162,10 +175,15 @@ def as_method(parts: Parts) -> Method:
         forward = lambda l, weights, p: parts.forward(exchange, l, weights, p)
         return exchange.chain(forward, state.weights, x=as_input(parts.network, x))[0]
 
+    def estimate(state, x):
+        if not parts.network.estimated:
+            return state
+        return parts.estimate(exchange, state, as_input(parts.network, x))
+
     return Method(
         parts.name, init, step, predict, whole_params, parts.batch_shape, parts.batch_axes,
         parts.resident, lambda state: parts.drain(exchange, state), parts.moves, parts,
-        lambda state: state,
+        lambda state: state, estimate,
     )  # fmt: skip
 
 
@@ -182,20 +200,24 @@ def as_input(network: Any, x: Any) -> Array:
 
 
 def given_params(parts: Parts, params: Any, dtype: Any) -> tuple:
-    """A warm start by pieces, in the dtype of the samples.
+    """A warm start by pieces; see `given_trees`."""
+    return by_piece(given_trees(parts.network, params, dtype), parts.starts)
+
+
+def given_trees(network: Any, params: Any, dtype: Any) -> list[Tree]:
+    """A warm start, one tree a layer, in the dtype of the samples.
 
     Raises:
       ValueError: not one tree a layer, or trees of another network.
     """
-    shapes = jax.eval_shape(lambda: parts.network.init(jax.random.key(0), dtype))
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), dtype))
     if len(params) != len(shapes):
         raise ValueError(f"params: expected {len(shapes)} trees, one a layer; got {len(params)}")
     expected, got = (jax.tree.map(jnp.shape, list(tree)) for tree in (shapes, params))
     if expected != got:
         raise ValueError(f"params: expected arrays of shapes {expected}; got {got}")
     # left where they are: numpy arrays stay in host memory
-    same = jax.tree.map(lambda a, like: a.astype(like.dtype), list(params), shapes)
-    return by_piece(same, parts.starts)
+    return jax.tree.map(lambda a, like: a.astype(like.dtype), list(params), shapes)
 
 
 def by_piece(params: Any, starts: tuple[int, ...]) -> tuple:

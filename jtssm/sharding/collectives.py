@@ -28,6 +28,11 @@ def total(x: Tree, axes: Sequence[str]) -> Tree:
     return jax.tree.map(lambda a: lax.psum(a, tuple(axes)), x) if axes else x
 
 
+def mean(x: Tree, axes: Sequence[str]) -> Tree:
+    """Mean of what the devices along the axes hold: all-reduce."""
+    return jax.tree.map(lambda a: lax.pmean(a, tuple(axes)), x) if axes else x
+
+
 def index(axis: str | None) -> Any:
     """Where this device stands along an axis."""
     return 0 if axis is None else lax.axis_index(axis)

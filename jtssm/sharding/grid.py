@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import jax
 
 from jtssm.network import Layer, Network
-from jtssm.protocol import PLAIN, Array, Products, Tree
-from jtssm.sharding.collectives import gather_columns
+from jtssm.protocol import PLAIN, Array, Products, Tree, plain_dense
+from jtssm.sharding.collectives import gather_columns, mean
 
 FORMS = ("batch", "model")
 
@@ -23,15 +23,16 @@ def model(axis: str | None) -> Products:
     parallelism, the 1D model form).
     """
 
-    def dense(x: Array, W: Array, b: Array) -> Array:
-        return gather_columns(x @ W + b[None, :], axis)
+    def dense(x: Array, W: Array, b: Array | None) -> Array:
+        return gather_columns(plain_dense(x, W, b), axis)
 
     return Products(dense)
 
 
-def products(form: str, axis: str | None) -> Products:
-    """The products of a layer in the given form."""
-    return PLAIN if form == "batch" else model(axis)
+def products(form: str, axis: str | None, samples: Sequence[str]) -> Products:
+    """The products of a layer in the given form; samples: the axes that split a minibatch."""
+    of_form = PLAIN if form == "batch" else model(axis)
+    return of_form._replace(over_samples=lambda a: mean(a.mean(axis=0), samples))
 
 
 def choose_forms(net: Network, params: Sequence[Tree], pr: int, forms: object) -> tuple[str, ...]:

@@ -133,17 +133,28 @@ class _Placing:
         return unplaced._replace(
             init=self.init, step=self.step, predict=self.predict, drain=self.drain,
             params=lambda state: whole_params(gathered(state)), spread=self.spread,
-            mesh=self.mesh, axes=self.names,
+            estimate=self.estimate, mesh=self.mesh, axes=self.names,
         )  # fmt: skip
+
+    def estimate(self, state, x):
+        if not self.parts.network.estimated:
+            return state
+        x = as_input(self.parts.network, x)
+        check_split(x, self.at.sizes[2])
+        spec = self._specs(state)
+        work = self._mapped(
+            lambda state, x: self.parts.estimate(self.exchange, state, self._seen(x)),
+            (spec, self._samples),
+            spec,
+        )
+        return work(state, put(x, self.mesh, self._samples))
 
     def init(self, key, x, y, params=None):
         """The state, laid out on the mesh: no device ever holds another's weights."""
         parts = self.parts
         parts.check(x, y, "init")
-        if parts.batch_size is None and len(x) % self.at.sizes[2]:
-            raise ValueError(
-                f"x: expected a multiple of {self.at.sizes[2]} samples, which 'pc' splits; got {len(x)}"
-            )
+        if parts.batch_size is None:
+            check_split(x, self.at.sizes[2])
         x, y = as_input(parts.network, x), jnp.asarray(y)
         given = None if params is None else given_params(parts, params, x.dtype)
         weights = self._weights_layout(x.dtype)
@@ -200,17 +211,11 @@ class _Placing:
     def predict(self, state, x):
         """Outputs, split over pc; whole everywhere if pc does not divide them."""
         x = as_input(self.parts.network, x)
-        num, more = x.shape[0], -x.shape[0] % self.at.sizes[2]
-        if more:
-            x = jnp.pad(x, ((0, more), *((0, 0),) * (x.ndim - 1)))
         fn = lambda l, weights, p: self.parts.forward(self.exchange, l, weights, p)
-        work = self._mapped(
-            lambda weights, x: self.exchange.chain(fn, weights, x=self._seen(x))[0],
-            (self._specs(state).weights, self._samples),
-            self._samples,
+        forward = lambda weights, x: self.exchange.chain(fn, weights, x=self._seen(x))[0]
+        return predicted(
+            self._mapped, forward, self._specs(state).weights, state.weights, x, self.mesh, self.names
         )
-        out = work(state.weights, put(x, self.mesh, self._samples))
-        return put(out, self.mesh, PartitionSpec())[:num] if more else out
 
     @property
     def _samples(self) -> PartitionSpec:
@@ -261,6 +266,26 @@ class _Placing:
             return jax.tree.map(lambda _: self.names.spec(*kind), value)
 
         return state._replace(**{name: spec(name, getattr(state, name)) for name in state._fields})
+
+
+def check_split(x: Any, pc: int) -> None:
+    """pc devices can share the samples evenly."""
+    if len(x) % pc:
+        raise ValueError(
+            f"x: expected a multiple of {pc} samples, which 'pc' splits; got {len(x)}"
+        )
+
+
+def predicted(mapped, forward, spec, weights, x, mesh, names):
+    """forward(weights, x) with x split over pc, or whole on every device where pc does not divide it.
+
+    Statistics over the samples at hand are then the same: no padding enters them.
+    """
+    pc = names.present("pc")
+    split = x.shape[0] % axis_size(mesh, names.pc) == 0
+    samples = names.spec("pc") if split else PartitionSpec()
+    work = forward if split else lambda weights, x: collectives.mean(forward(weights, x), pc)
+    return mapped(work, (spec, samples), samples)(weights, put(x, mesh, samples))
 
 
 def num_splits(method: Method) -> int:

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from jtssm import checks, losses
-from jtssm.network import Network
-from jtssm.protocol import Info, Method, as_method
+from jtssm.network import Network, estimate_layers
+from jtssm.protocol import Array, Info, Method, Products, as_method
 from jtssm.solvers.pieces import Pieces, Weights
 
 
@@ -24,6 +24,7 @@ class State(NamedTuple):
     """What the next step needs."""
 
     weights: Any  # one Weights, the whole network's
+    key: Array | None  # of the next minibatch's dropout; None: no layer draws
 
 
 def sgd(
@@ -34,7 +35,7 @@ def sgd(
     loss: str | losses.Loss = "cross_entropy",
     precision: Any = None,
 ) -> Method:
-    """End-to-end training with any optax optimizer.
+    """End-to-end training with any optax optimizer; data-parallel over "pc" on a mesh.
 
     Args:
       net: the network.
@@ -55,8 +56,9 @@ def sgd(
             name="sgd",
             kinds={"weights": "weights"},
             init=lambda exchange, key, x, y, params: State(
-                pieces.weights(exchange, key, x.dtype, params)
+                pieces.weights(exchange, key, x.dtype, params), key if net.random else None
             ),
+            estimate=_estimate(pieces),
             step=_step(pieces),
             drain=lambda exchange, state: state,
             moves=lambda samples: pieces.gradient_moves(1),
@@ -71,25 +73,51 @@ def sgd(
 def _step(pieces: Pieces) -> Callable:
     def step(exchange, state, x, y):
         samples = x.shape[0] * exchange.num_splits
+        key, draw = (None, None) if state.key is None else jax.random.split(state.key)
+        ids = exchange.own_samples(jnp.arange(samples))
+        products = lambda i: training(exchange.products(i), draw, i, ids)
 
         def work(l, weights):
-            (loss, right), gradient = loss_gradient(pieces, exchange, l, weights, x, y, samples)
+            (loss, right), gradient = loss_gradient(
+                pieces, exchange, l, weights, x, y, samples, products
+            )
             return pieces.descend(l, weights, gradient), (loss, right)
 
         weights, sums = exchange.each(work, state.weights, kinds=("weights", "sums"))
         loss, right = exchange.total(sums)
         zero = jnp.zeros_like(loss)
         count = jnp.full_like(loss, samples)
-        return State(weights), Info(loss, right / samples, count, *(zero,) * 5)
+        return State(weights, key), Info(loss, right / samples, count, *(zero,) * 5)
 
     return step
 
 
-def loss_gradient(pieces, exchange, l, weights: Weights, x, y, samples: int):
+def _estimate(pieces: Pieces) -> Callable:
+    def estimate(exchange, state, x):
+        def work(l, weights):
+            products = lambda i: exchange.products(i)._replace(training=True)
+            found = estimate_layers(pieces.network.layers, weights.params, x, products)
+            return (weights._replace(params=found),)
+
+        return state._replace(weights=exchange.each(work, state.weights, kinds=("weights",))[0])
+
+    return estimate
+
+
+def training(products: Products, key: Array | None, layer: int, ids: Array) -> Products:
+    """The products of a layer while it trains; its sample i draws from the key and ids[i]."""
+
+    def keys():
+        return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, layer), ids)
+
+    return products._replace(training=True, keys=None if key is None else keys)
+
+
+def loss_gradient(pieces, exchange, l, weights: Weights, x, y, samples: int, products=None):
     """((mean loss, number right), gradient of the mean loss) of the samples at hand."""
 
     def mean_loss(params):
-        outputs = pieces.forward(exchange, l, params, x)
+        outputs = pieces.forward(exchange, l, params, x, products)
         return pieces.loss.value(outputs, y).sum() / samples, pieces.loss.correct(outputs, y).sum()
 
     return jax.value_and_grad(mean_loss, has_aux=True)(weights.params)

@@ -12,7 +12,7 @@ from jax import lax
 
 from jtssm import checks
 from jtssm.losses import Loss
-from jtssm.network import Network
+from jtssm.network import Network, keep_estimated
 from jtssm.protocol import Array, Exchange, Move, Parts, Tree, by_piece
 
 
@@ -56,10 +56,14 @@ class Pieces(NamedTuple):
             return exchange.each(fresh, kinds=("weights",))[0]
         return exchange.each(lambda l, p: (self.start(l, p),), params, kinds=("weights",))[0]
 
-    def forward(self, exchange: Exchange, l: int, params: list[Tree], p: Array) -> Array:
-        """f_l(W_l, p_l) for p_l [samples, ...]."""
+    def forward(
+        self, exchange: Exchange, l: int, params: list[Tree], p: Array,
+        products: Callable | None = None,
+    ) -> Array:  # fmt: skip
+        """f_l(W_l, p_l) for p_l [samples, ...]; products: of a layer's index, the exchange's unless given."""
+        products = products or exchange.products
         for i, layer_params in zip(range(self.starts[l], self.starts[l + 1]), params, strict=True):
-            p = self.network.layers[i].apply(layer_params, p, exchange.products(i))
+            p = self.network.layers[i].apply(layer_params, p, products(i))
         return p
 
     def descend(self, l: int, weights: Weights, gradient: Tree, live: Any = True) -> Weights:
@@ -71,7 +75,9 @@ class Pieces(NamedTuple):
         def step(weights: Weights) -> Weights:
             params, opt_state = weights
             updates, opt_state = self.optimizers[l].update(gradient, opt_state, params)
-            return Weights(optax.apply_updates(params, updates), opt_state)
+            layers = self.network.layers[self.starts[l] : self.starts[l + 1]]
+            params = keep_estimated(layers, optax.apply_updates(params, updates), params)
+            return Weights(params, opt_state)
 
         return step(weights) if live is True else lax.cond(live, step, lambda w: w, weights)
 
@@ -91,7 +97,8 @@ class Pieces(NamedTuple):
         params = by_piece(jax.eval_shape(self.network.init, jax.random.key(0)), self.starts)
         sizes = [sum(a.size for a in jax.tree.leaves(piece)) for piece in params]
         return tuple(
-            Move("gradient of W", (size,), "pc", l, l, times) for l, size in enumerate(sizes)
+            Move("gradient of W", (size,), "pc", l, l, times, collective="all_reduce")
+            for l, size in enumerate(sizes)
         )
 
     def check(
@@ -110,7 +117,13 @@ class Pieces(NamedTuple):
         checks.same_dtype(weights, x)
 
     def parts(self, *, precision: Any, batch_size: int | None, resident: bool, **own: Any) -> Parts:
-        """A method's parts: `own` holds what is its own (init, step, moves, ...), pieces the rest."""
+        """A method's parts: `own` holds what is its own (init, step, moves, ...), pieces the rest.
+
+        Raises:
+          ValueError: layers that draw or are estimated, for a method that does not provide for them.
+        """
+        if "estimate" not in own:
+            checks.steady(self.network, own["name"])
         for function in ("init", "step", "drain"):
             own[function] = precisely(precision, own[function])
         run = lambda exchange, l, weights, p: self.forward(exchange, l, weights.params, p)

@@ -1,0 +1,90 @@
+"""Normalisation of a layer's pre-activations z [samples, width], before its activation.
+
+    batch    z <- gamma (z - mean) / sqrt(var + EPSILON) + beta, mean and var over the samples at hand, in
+             training and in prediction (as independent subnet training has it)
+    running  the same in training; prediction takes the mean and var that the layer keeps, which are
+             estimated anew on training samples (`Network.estimate`), never averaged along the way
+    layer    mean and var over the neurons of one sample
+
+gamma and beta start at 1 and 0; an output layer has neither. "batch" and "running" also normalise the
+outputs, "layer" leaves them alone: normalised over few classes, no output could be far above the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from jtssm.protocol import Array, Products, Tree
+
+EPSILON = 1e-5
+
+
+class Normalisation(NamedTuple):
+    """One way to normalise."""
+
+    name: str
+    moments: Callable  # (params, z [b, width], products) -> mean, var, each [1, width] or [b, 1]
+    outputs: bool  # whether the last layer is normalised too
+    estimated: tuple[str, ...] = ()  # parameters [width] that are estimated, not trained
+
+    def init(self, width: int, affine: bool, dtype: Any) -> Tree:
+        """Parameters [width] each: gamma and beta if affine, and what is estimated."""
+        params = {"gamma": jnp.ones(width, dtype), "beta": jnp.zeros(width, dtype)}
+        start = {"mean": jnp.zeros(width, dtype), "var": jnp.ones(width, dtype)}
+        return (params if affine else {}) | {name: start[name] for name in self.estimated}
+
+    def apply(self, params: Tree, z: Array, products: Products) -> Array:
+        """Normalised z [b, width]."""
+        mean, var = self.moments(params, z, products)
+        scale = lax.rsqrt(var + EPSILON)
+        if "gamma" not in params:
+            return (z - mean) * scale
+        return (z - mean) * (params["gamma"][None, :] * scale) + params["beta"][None, :]
+
+    def estimate(self, params: Tree, z: Array, products: Products) -> Tree:
+        """The parameters with the mean and var of z [b, width] where they are estimated."""
+        mean, var = _of_samples(params, z, products)
+        return params | {"mean": mean[0], "var": var[0]}
+
+
+def _of_samples(params: Tree, z: Array, products: Products) -> tuple[Array, Array]:
+    mean = products.over_samples(z)[None, :]
+    return mean, products.over_samples((z - mean) ** 2)[None, :]
+
+
+def _running(params: Tree, z: Array, products: Products) -> tuple[Array, Array]:
+    if products.training:
+        return _of_samples(params, z, products)
+    return params["mean"][None, :], params["var"][None, :]
+
+
+def _of_neurons(params: Tree, z: Array, products: Products) -> tuple[Array, Array]:
+    mean = products.over_neurons(z)
+    return mean, products.over_neurons((z - mean) ** 2)
+
+
+NORMALISATIONS = {
+    each.name: each
+    for each in (
+        Normalisation("batch", _of_samples, True),
+        Normalisation("running", _running, True, ("mean", "var")),
+        Normalisation("layer", _of_neurons, False),
+    )
+}
+
+
+def find(name: str | None) -> Normalisation | None:
+    """A normalisation by its name; None: none.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if name is not None and name not in NORMALISATIONS:
+        raise ValueError(
+            f"normalisation: expected None or one of {sorted(NORMALISATIONS)}; got {name!r}"
+        )
+    return None if name is None else NORMALISATIONS[name]

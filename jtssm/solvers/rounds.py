@@ -1,0 +1,111 @@
+"""Rounds of local steps: what every method of equal workers shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jtssm import checks, losses
+from jtssm.losses import Loss
+from jtssm.network import Network, keep_estimated
+from jtssm.protocol import Array, Products, Tree
+from jtssm.solvers.descent import training
+from jtssm.workers import Meeting
+
+# states of optax that count steps for a schedule: they run on where the rest starts anew
+SCHEDULES = (
+    "ScaleByScheduleState", "WrappedScheduleState",
+    "InjectHyperparamsState", "InjectStatefulHyperparamsState",
+)  # fmt: skip
+
+
+class Local(NamedTuple):
+    """What a worker trains: a network by its forward pass, an optimizer and a loss."""
+
+    network: Network
+    optimizer: optax.GradientTransformation
+    loss: Loss
+    local_steps: int  # R
+    batch_size: int  # b
+    # (params, x, own, products of a layer's index) -> outputs; own: what is this worker's alone
+    forward: Callable
+
+    def steps(
+        self, meeting: Meeting, params: Tree, opt_state: Tree, own: Tree, key: Array, x: Array, y: Array
+    ) -> tuple[Tree, Tree, tuple]:
+        """R steps of every worker here, with nothing sent to another.
+
+        params, opt_state and own have leaves [n, ...]; x [R, n, b, ...], y [R, n, b, ...].
+        Returns the new params and opt_state and the workers' sums of (loss, right answers), [n] each.
+        """
+        ids = meeting.own_samples(jnp.arange(self.batch_size))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, meeting.here)
+        products = lambda draw, i: training(meeting.products, draw, i, ids)
+
+        def of_worker(params, opt_state, own, key, x, y):
+            draws = jax.random.split(key, self.local_steps) if self.network.random else None
+
+            def step(carry, batch):
+                xb, yb, draw = batch
+                return self._step(*carry, own, xb, yb, lambda i: products(draw, i))
+
+            return lax.scan(step, (params, opt_state), (x, y, draws))
+
+        run = jax.vmap(of_worker, in_axes=(0, 0, 0, 0, 1, 1))
+        (params, opt_state), sums = run(params, opt_state, own, keys, x, y)
+        return params, opt_state, jax.tree.map(lambda a: a.sum(axis=1), sums)
+
+    def _step(self, params, opt_state, own, x, y, products) -> tuple:
+        """One minibatch of one worker."""
+
+        def mean_loss(params):
+            outputs = self.forward(params, x, own, products)
+            losses, right = self.loss.value(outputs, y), self.loss.correct(outputs, y)
+            return losses.sum() / self.batch_size, (losses.sum(), right.sum())
+
+        gradient, sums = jax.grad(mean_loss, has_aux=True)(params)
+        updates, opt_state = self.optimizer.update(gradient, opt_state, params)
+        new = keep_estimated(self.network.layers, optax.apply_updates(params, updates), params)
+        return (new, opt_state), sums
+
+    def fresh(self, params: Tree, rounds: Any) -> Tree:
+        """Optimizer states [n, ...] for params [n, ...]; schedules stand where `rounds` rounds put them."""
+        opt_state = jax.vmap(self.optimizer.init)(params)
+        counted = lambda path, _: getattr(path[-1], "tuple_name", None) in SCHEDULES
+        counts = optax.tree.get_all_with_path(opt_state, "count", filtering=counted)
+        if not counts:
+            return opt_state
+        shape = counts[0][1].shape
+        count = jnp.broadcast_to(jnp.asarray(rounds * self.local_steps, jnp.int32), shape)
+        return optax.tree.set(opt_state, counted, count=count)
+
+
+def local(
+    net: Network, optimizer: Any, loss: str | losses.Loss, local_steps: int, batch_size: int,
+    precision: Any, forward: Callable,
+) -> Local:  # fmt: skip
+    """The arguments that all methods of workers share, checked.
+
+    Raises:
+      ValueError: bad arguments.
+    """
+    checks.count(local_steps=local_steps, batch_size=batch_size)
+    checks.precision(precision)
+    (optimizer,) = checks.optimizers(optimizer, 1)
+    return Local(net, optimizer, losses.find(loss), local_steps, batch_size, forward)
+
+
+def composed(net: Network) -> Callable:
+    """The forward pass of a network that is nobody's part."""
+
+    def forward(params: Tree, x: Array, _: Tree, products: Callable[[int], Products]) -> Array:
+        for i, (layer, p) in enumerate(zip(net.layers, params, strict=True)):
+            x = layer.apply(p, x, products(i))
+        return x
+
+    return forward

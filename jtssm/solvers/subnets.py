@@ -1,0 +1,271 @@
+"""Independent subnet training: the neurons of a network dealt out to subnets, and dealt again.
+
+The whole model is (W_1, ..., W_L) with hidden layers of M_1, ..., M_{L-1} neurons. Repeat:
+
+    1. deal        every hidden layer's neurons are shuffled and cut into N shares, one a subnet w:
+                   I_w^1, ..., I_w^{L-1}; inputs and outputs are never cut
+    2. pull        subnet w takes W_l[I_w^{l-1}, I_w^l], with the normalisation and bias of I_w^l
+    3. train       R steps of an optimizer on minibatches of its own, nothing is sent
+    4. push        the whole model gets every owned weight back in its place; what nobody owned keeps its
+                   value; what all subnets share (the output layer's bias) becomes the subnets' mean
+
+Source: Yuan, Wolfe, Dun, Tang, Kyrillidis, Jermaine, "Distributed Learning of Deep Neural Networks
+using Independent Subnet Training", arXiv 1910.02120, PVLDB 15(8) 2022.
+
+Departs from the paper:
+  - A deal is stratified by default (`jtssm.solvers.dealing`): every neuron is as likely in any subnet, but
+    a subnet takes the same number from each N-th of a layer, so that shapes are static on a mesh.
+  - Widths that N does not divide are dealt as evenly as they go, with empty places.
+  - Layers with biases: a bias goes with its neuron, the output layer's is averaged (as GIST does).
+  - Without normalisation, a subnet's inputs to a layer are scaled by M / |I_w| (N where it divides), so
+    that their sum has the whole layer's mean over deals; the paper normalises instead, and so can a user.
+  - Each subnet sees its own minibatches (the released code gives all the same), and all R steps reach
+    the whole model (the released code loses the last one, or the tail of an epoch).
+  - Any optax optimizer; its state starts anew at each deal (as GIST does), its schedules run on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtssm import checks, losses
+from jtssm.network import Network, estimate_layers
+from jtssm.protocol import Array, Method, Move, Products, Tree, given_trees
+from jtssm.solvers.dealing import Cut, Stored, cuts_of, parted, stored
+from jtssm.solvers.pieces import precisely
+from jtssm.solvers.rounds import Local, composed, local
+from jtssm.workers import Meeting, WorkerParts, as_method, round_info
+
+DEALS = ("stratified", "uniform")
+
+
+class State(NamedTuple):
+    """What the next round needs."""
+
+    homes: list[Tree]  # of each layer the dealt parameters, [H, places, ...] each
+    shared: list[Tree]  # and those that no neuron of a hidden layer owns
+    round: Array  # deals so far
+    key: Array  # the same for all subnets
+
+
+class Own(NamedTuple):
+    """What tells a subnet's slots; None where none is empty."""
+
+    taken: list  # for the neurons before each layer and after the last: [slots] 1 or 0
+    scale: list  # M / neurons of this subnet
+
+
+def ist(
+    net: Network,
+    *,
+    subnets: int,
+    optimizer: Any,
+    local_steps: int,
+    batch_size: int,
+    loss: str | losses.Loss = "cross_entropy",
+    deal: str = "stratified",
+    scale: float | None = None,
+    precision: Any = None,
+) -> Method:
+    """Independent subnet training: neurons dealt to subnets that train alone, and dealt again.
+
+    A step is a round: it takes x [R, N, b, ...] and y [R, N, b], minibatch [r, w] for local step r of
+    subnet w. On a mesh subnets lie along "subnet", which must divide N, a subnet's minibatch along "pc".
+
+    Args:
+      net: layers that can be dealt (dense, normalised or not, dropout), with one hidden layer at least.
+      subnets: N, at most the width of every hidden layer. Where N^2 does not divide a width M, a subnet
+        computes, holds and sends N ceil(ceil(M / N) / N) places instead of M / N neurons.
+      optimizer: an optax optimizer. Its state starts anew at each deal; schedules count all local steps.
+      local_steps: R, steps of a subnet between two deals; all of them reach the whole model.
+      batch_size: samples that one gradient of one subnet sees; a round takes R N batch_size.
+      loss: "cross_entropy" (integer labels), "squared_error", or a `losses.Loss`.
+      deal: "stratified", or "uniform" (any share of a layer is as likely; on one device only).
+      scale: of what a layer without normalisation takes from a dealt one; None: M over the number of the
+        subnet's neurons, 1.0: nothing.
+      precision: of the products, a name `jax.default_matmul_precision` takes; None: jax's default.
+
+    Raises:
+      ValueError: bad arguments, a layer that cannot be dealt or is narrower than N; from `init`, bad
+        samples; from `step`, wrong shapes or dtypes.
+    """
+    checks.count(subnets=subnets)
+    checks.one_of("deal", deal, DEALS)
+    if scale is not None:
+        checks.positive(scale=scale)
+    homes = subnets if deal == "stratified" else 1
+    cuts = cuts_of(net, subnets, homes)
+    forward = partial(_forward, net)
+    trainer = local(net, optimizer, loss, local_steps, batch_size, precision, forward)
+    model = _Model(net, cuts, stored(net, cuts), trainer, subnets, scale)
+    return as_method(
+        WorkerParts(
+            name="ist", network=net, num=subnets, homes=homes,
+            fields={"homes": "subnet", "shared": None, "round": None, "key": None},
+            init=model.init, step=precisely(precision, model.step),
+            forward=precisely(precision, model.forward),
+            estimate=precisely(precision, model.estimate), params=model.params,
+            given=partial(given_trees, net), local_steps=local_steps, batch_size=batch_size,
+            loss=trainer.loss, moves=model.moves,
+        )
+    )  # fmt: skip
+
+
+def _forward(net: Network, params: Tree, x: Array, own: Own, products: Callable) -> Array:
+    """Outputs of one subnet for x [b, ...]; empty places give zeros."""
+    for i, (layer, p) in enumerate(zip(net.layers, params, strict=True)):
+        if layer.scaled and own.scale[i] is not None:
+            x = x * own.scale[i]
+        taken = own.taken[i + 1]
+        x = layer.apply(p, x, products(i) if taken is None else _among(products(i), taken))
+        x = x if taken is None else x * taken[None, :]
+    return x
+
+
+def _among(products: Products, taken: Array) -> Products:
+    """The products of a layer of which only some places are taken."""
+    mean = lambda a: (a * taken[None, :]).sum(axis=1, keepdims=True) / taken.sum()
+    return products._replace(over_neurons=mean)
+
+
+class _Model(NamedTuple):
+    """The whole model, and a round of training it."""
+
+    net: Network
+    cuts: list[Cut | None]
+    plan: list[dict[str, Stored]]
+    trainer: Local
+    subnets: int
+    scale: float | None
+
+    def init(self, xp: Any, key: Array | None, dtype: Any, params: Any) -> State:
+        params = self.net.init(key, dtype) if params is None else params
+        homes = [
+            {name: how[name].store(xp, a) for name, a in p.items() if how[name].home is not None}
+            for how, p in zip(self.plan, params, strict=True)
+        ]
+        shared = parted(self.plan, params, shared=True)
+        return State(homes, shared, xp.zeros((), xp.int32), key)
+
+    def params(self, state: State) -> list[Tree]:
+        """The whole network's parameters, one tree a layer."""
+        return self._joined(state, Stored.whole)
+
+    def _joined(self, state: State, whole: Callable) -> list[Tree]:
+        """One tree a layer; whole: (how it is stored, a parameter by homes) -> the parameter."""
+        return [
+            {n: whole(how[n], homes[n]) if n in homes else shared[n] for n in how}
+            for how, homes, shared in zip(self.plan, state.homes, state.shared, strict=True)
+        ]
+
+    def step(self, meeting: Meeting, state: State, x: Array, y: Array) -> tuple:
+        """Deal, pull, train, push."""
+        key = jax.random.fold_in(state.key, state.round)
+        deals = self.deal(jax.random.fold_in(key, 0))
+        params = self.pull(meeting, state, deals)
+        opt_state = self.trainer.fresh(params, state.round)
+        own = self.own(meeting, x.dtype)
+        train_key = jax.random.fold_in(key, 1)
+        params, _, sums = self.trainer.steps(meeting, params, opt_state, own, train_key, x, y)
+        state = self.push(meeting, state, params, deals)
+        samples = self.trainer.local_steps * self.subnets * self.trainer.batch_size
+        return state, round_info(meeting, sums, samples)
+
+    def deal(self, key: Array) -> dict[Cut, Array]:
+        """Of every hidden layer: who gets which neuron; the same on every device."""
+        dealt = dict.fromkeys(cut for cut in self.cuts if cut is not None)
+        return {cut: cut.draw(jax.random.fold_in(key, cut.after)) for cut in dealt}
+
+    def pull(self, meeting: Meeting, state: State, deals: dict) -> list[Tree]:
+        """The subnets here: parameters [n, ...]."""
+        shared = meeting.copies(state.shared)
+        return [
+            {n: how[n].pull(meeting, homes[n], deals) if n in homes else rest[n] for n in how}
+            for how, homes, rest in zip(self.plan, state.homes, shared, strict=True)
+        ]
+
+    def push(self, meeting: Meeting, state: State, params: list[Tree], deals: dict) -> State:
+        """The whole model after a round."""
+        homes = [
+            {n: how[n].push(meeting, a, p[n], deals) for n, a in old.items()}
+            for how, old, p in zip(self.plan, state.homes, params, strict=True)
+        ]
+        shared = meeting.mean(parted(self.plan, params, shared=True))
+        return State(homes, shared, state.round + 1, state.key)
+
+    def own(self, meeting: Meeting, dtype: Any) -> Own:
+        """What tells the slots of the subnets here, [n, ...] each."""
+        pick = lambda a: jnp.asarray(a, dtype)[meeting.here]
+        taken = [None if c is None or c.even else pick(c.taken) for c in self.cuts]
+        return Own(taken, [self._scale(c, pick) for c in self.cuts])
+
+    def _scale(self, cut: Cut | None, pick: Callable) -> Array | None:
+        if cut is None:
+            return None
+        neurons = cut.taken.sum(axis=1)
+        return pick(cut.width / neurons if self.scale is None else np.full(len(neurons), self.scale))
+
+    def forward(self, meeting: Meeting, state: State, x: Array, products: Products) -> Array:
+        """Outputs [b, ...] of the whole network; no device holds more of it than its homes."""
+        params = self._joined(state, Stored.joined)
+        own = lambda i: self._split(meeting, products, i)
+        return composed(self.net)(params, x, None, own)
+
+    def _split(self, meeting: Meeting, products: Products, i: int) -> Products:
+        """The products of a layer of the whole network, whose neurons are split over homes."""
+        before, after = self.cuts[i], self.cuts[i + 1]
+        plain = products.dense
+
+        def dense(x: Array, W: Array, b: Array | None) -> Array:
+            if after is None:  # split by inputs
+                whole = meeting.sum_homes(plain(x, W, None))
+                return whole if b is None else whole + b[None, :]
+            return plain(x if before is None else meeting.gather(x), W, b)
+
+        if after is None:
+            return products._replace(dense=dense)
+
+        def over_neurons(a: Array) -> Array:
+            inside = meeting.own_homes(jnp.asarray(after.inside, a.dtype)).reshape(1, -1)
+            return meeting.sum_homes((a * inside).sum(axis=1, keepdims=True)) / after.width
+
+        return products._replace(dense=dense, over_neurons=over_neurons)
+
+    def estimate(self, meeting: Meeting, state: State, x: Array) -> State:
+        """The state with the whole network's statistics of x."""
+        products = meeting.products._replace(training=True)
+        params = self._joined(state, Stored.joined)
+        found = estimate_layers(
+            self.net.layers, params, x, lambda i: self._split(meeting, products, i)
+        )
+        return state._replace(
+            homes=self._estimated(found, state.homes), shared=self._estimated(found, state.shared)
+        )
+
+    def _estimated(self, found: list[Tree], old: list[Tree]) -> list[Tree]:
+        """The old arrays, those that are estimated as found."""
+        return [
+            {n: p[n].reshape(a.shape) if n in layer.estimated else a for n, a in olds.items()}
+            for layer, p, olds in zip(self.net.layers, found, old, strict=True)
+        ]
+
+    def moves(self, samples: int) -> tuple[Move, ...]:
+        """Of one worker in a round: a pull and a push of its subnet, and the shared parameters' mean."""
+        del samples
+        params = jax.eval_shape(self.net.init, jax.random.key(0))
+        found = []
+        for i, (how, p) in enumerate(zip(self.plan, params, strict=True)):
+            for name, kept in how.items():
+                size = zip(p[name].shape, kept.cuts, strict=True)
+                shape = tuple(n if cut is None else cut.slots for n, cut in size)
+                if kept.home is None:
+                    found.append(Move(f"mean of [{i}]{name}", shape, "subnet", None, None, 1, collective="all_reduce"))
+                for way in () if kept.home is None else ("pull", "push"):
+                    found.append(Move(f"{way} of [{i}]{name}", shape, "subnet", None, None, 1, collective="all_to_all"))
+        return tuple(found)

@@ -1,0 +1,140 @@
+"""Methods of equal workers: how one is written, and how its workers meet.
+
+Where `jtssm.protocol.Parts` cuts a network into pieces that pass samples on, these methods give every
+one of N workers a network of the same shape, which trains alone on minibatches of its own for a round
+of R local steps; then the workers exchange weights. One step of such a method is one round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jtssm import checks
+from jtssm.protocol import PLAIN, Array, Info, Method, Products, as_input
+
+
+class Meeting(NamedTuple):
+    """How the workers on this device meet the others: by index, or by collectives on a mesh.
+
+    n workers and their n homes live here; a home stores a share of the whole model. With a single home
+    (one device only) it stores all of it.
+    """
+
+    here: Array  # [n] numbers of the workers that live here
+    to_workers: Callable  # [homes here, N, ...] -> [n, homes, ...]: slice w of every home to worker w
+    to_homes: Callable  # [n, homes, ...] -> [homes here, N, ...]: back again
+    own_homes: Callable  # [homes, ...] -> [homes here, ...]
+    copies: Callable  # a tree -> the tree [n, ...], one a worker
+    mean: Callable  # a tree [n, ...] -> its mean over all workers
+    total: Callable  # a tree of scalars a worker, [n] -> their sum over all workers and samples
+    gather: Callable  # [b, width here] -> [b, whole width]: what all homes hold of a layer's neurons
+    sum_homes: Callable  # an array -> its sum over the devices that share the homes
+    own_samples: Callable  # an array [all samples of a minibatch, ...] -> the rows that live here
+    products: Products  # of samples that are split over devices
+
+
+class WorkerParts(NamedTuple):
+    """A method of equal workers: all that `jtssm.sharding.place` needs of it."""
+
+    name: str
+    network: Any  # jtssm.network.Network
+    num: int  # workers: N
+    homes: int  # in how many parts the whole model is stored; 1: not on a mesh
+    fields: dict[str, str | None]  # field of State -> mesh axis of the leading dimension of its leaves
+    init: Callable  # (xp, key or None, dtype, params or None) -> State; xp: numpy or jax.numpy
+    step: Callable  # (meeting, state, x, y) -> (State, Info)
+    forward: Callable  # (meeting, state, x, products) -> outputs
+    estimate: Callable  # (meeting, state, x) -> State
+    params: Callable  # state of one device -> one tree a layer
+    given: Callable  # (params, dtype) -> params, checked
+    local_steps: int  # R
+    batch_size: int  # samples a gradient sees: a worker's
+    loss: Any  # jtssm.losses.Loss
+    moves: Callable  # number of samples in a local step -> tuple[jtssm.protocol.Move, ...]
+    resident: bool = False
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """(R, N, b): what one step consumes."""
+        return self.local_steps, self.num, self.batch_size
+
+    def check(self, x: Any, y: Any, stage: str, weights: Any = ()) -> None:
+        """The front door of `init`, `step` and `fit`; see `jtssm.protocol.Parts.check`."""
+        if stage == "step":
+            checks.leading("x", self.batch_shape, x)
+            checks.leading("y", self.batch_shape, y)
+            x, y = (jax.ShapeDtypeStruct(self.flat(a), jnp.result_type(a)) for a in (x, y))
+        checks.samples(self.network, self.loss, x, y, values=stage != "step")
+        if stage != "values":
+            checks.same_dtype(weights, x)
+
+    def flat(self, a: Any) -> tuple[int, ...]:
+        """The shape of a round's samples in one row."""
+        return (prod(self.batch_shape), *jnp.shape(a)[3:])
+
+    def samples(self, x: Any) -> Array:
+        """A round's samples [R, N, b, ...] in the shape the first layer takes."""
+        shape = self.network.shapes[0]
+        return jnp.asarray(x).reshape(*self.batch_shape, *shape)
+
+
+def as_method(parts: WorkerParts) -> Method:
+    """The protocol of a method of workers on one device."""
+    meeting = by_index(parts.num)
+    start = jax.jit(partial(parts.init, jnp), static_argnums=1)
+
+    def init(key, x, y, params=None):
+        parts.check(x, y, "init")
+        dtype = jnp.result_type(x)
+        if params is not None:
+            params = jax.tree.map(jnp.asarray, parts.given(params, dtype))
+        return start(key, dtype, params)
+
+    def step(state, x, y):
+        parts.check(x, y, "step", state)
+        return parts.step(meeting, state, parts.samples(x), jnp.asarray(y))
+
+    def predict(state, x):
+        return parts.forward(meeting, state, as_input(parts.network, x), meeting.products)
+
+    def estimate(state, x):
+        if not parts.network.estimated:
+            return state
+        return parts.estimate(meeting, state, as_input(parts.network, x))
+
+    return Method(
+        parts.name, init, step, predict, parts.params, parts.batch_shape, (None, "subnet", "pc"),
+        False, lambda state: state, parts.moves, parts, lambda state: state, estimate,
+    )  # fmt: skip
+
+
+def by_index(num: int) -> Meeting:
+    """The meeting of `num` workers that share one device."""
+    turned = lambda a: a.swapaxes(0, 1)
+    same = lambda a: a
+    return Meeting(
+        here=jnp.arange(num),
+        to_workers=turned,
+        to_homes=turned,
+        own_homes=same,
+        copies=lambda tree: jax.tree.map(lambda a: jnp.broadcast_to(a, (num, *a.shape)), tree),
+        mean=lambda tree: jax.tree.map(lambda a: a.mean(axis=0), tree),
+        total=lambda tree: jax.tree.map(lambda a: a.sum(axis=0), tree),
+        gather=same,
+        sum_homes=same,
+        own_samples=same,
+        products=PLAIN,
+    )
+
+
+def round_info(meeting: Meeting, sums: tuple, samples: int) -> Info:
+    """What a round showed: mean loss and accuracy of all its minibatches; sums: (loss, right) [n]."""
+    loss, right = (total / samples for total in meeting.total(sums))
+    zero = jnp.zeros_like(loss)
+    return Info(loss, right, jnp.full_like(loss, samples), *(zero,) * 5)
