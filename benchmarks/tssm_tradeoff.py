@@ -20,22 +20,18 @@ README's table.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import os
 import re
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
-from tqdm import tqdm
 
 import jtssm
 from benchmarks import record
+from benchmarks.running import Runs
 from jtssm import data, losses, plot, solvers
 
 BATCH, WARMUP, TUNED = 110, 500, (2, 3, 5, 10)
@@ -84,12 +80,15 @@ def main() -> None:
     given = _arguments()
     table = entries([2, 4] if given.smoke else given.subnets)
     chosen = [n for n in table if re.search(given.only, n)]
-    with _Runs(given) as runs:
+    with _runs(given) as runs:
         tuned = list(dict.fromkeys(table[name].rate_of for name in chosen))
         wanted = [(name, rate, given.tuning_seed, False) for name in tuned for rate in given.rates]
-        valid = {run: seen["valid_accuracy"][-1] for run, seen in runs.all(table, wanted).items()}
+        valid = {
+            run: seen["valid_accuracy"][-1]
+            for run, seen in _all(runs, table, wanted, given).items()
+        }
         rates, collapsed = _stable_rates(runs, table, tuned, valid, given)
-        seen = runs.all(table, _reported(chosen, table, rates, given.seeds))
+        seen = _all(runs, table, _reported(chosen, table, rates, given.seeds), given)
     report = {name: _line(name, table, rates, seen) for name in chosen}
     for name in (name for name in tuned if name in chosen):
         tried = {str(r): valid[name, r, given.tuning_seed, False] for r in given.rates}
@@ -120,7 +119,7 @@ def _stable_rates(runs, table, tuned, valid, given) -> tuple[dict, dict]:
             )
             for name in tuned
         }
-        seen = runs.all(table, _reported(tuned, table, rates, given.seeds))
+        seen = _all(runs, table, _reported(tuned, table, rates, given.seeds), given)
         fallen = {run[0] for run, s in seen.items() if s["valid_accuracy"][-1] < COLLAPSED}
         if given.smoke or not fallen:
             return rates, collapsed
@@ -157,59 +156,19 @@ def _arguments() -> argparse.Namespace:
     return given
 
 
-class _Runs:
-    """Trainings by (name, rate, seed, whether the test set is read), each done once and kept."""
-
-    def __init__(self, given: argparse.Namespace):
-        self.given, self.path = given, given.runs
-        self.done: dict[tuple, dict] = {}
-        if self.path is not None and self.path.exists():
-            for line in self.path.read_text().splitlines():
-                seen = json.loads(line)
-                if seen["epochs"] == given.epochs:
-                    self.done[tuple(seen["run"])] = seen
-
-    def __enter__(self) -> _Runs:
-        cores = multiprocessing.get_context("spawn").Queue()
-        for core in range(self.given.workers):
-            cores.put(core)
-        self.pool = self.given.workers and ProcessPoolExecutor(
-            self.given.workers, multiprocessing.get_context("spawn"), _stay_on_a_core, (cores,)
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.pool:
-            self.pool.shutdown(cancel_futures=True)
-
-    def all(self, table: dict[str, Entry], wanted: Sequence[tuple]) -> dict[tuple, dict]:
-        """What every wanted run showed."""
-        new = [run for run in wanted if run not in self.done]
-        work = [(table[run[0]], run, self.given.epochs, self.given.smoke) for run in new]
-        if self.pool:
-            futures = [self.pool.submit(_train, *args) for args in work]
-            results = (future.result() for future in as_completed(futures))
-        else:
-            results = (_train(*args) for args in work)
-        for seen in tqdm(results, total=len(new), unit="run", dynamic_ncols=True):
-            self._keep(seen)
-        return {run: self.done[run] for run in wanted}
-
-    def _keep(self, seen: dict) -> None:
-        self.done[tuple(seen["run"])] = seen
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(json.dumps(seen) + "\n")
+def _runs(given: argparse.Namespace) -> Runs:
+    def show(seen: dict) -> str:
         name, rate, seed, _ = seen["run"]
         valid, test = seen["valid_accuracy"][-1], seen.get("test_accuracy", float("nan"))
-        tqdm.write(f"{name:36} rate {rate:g} seed {seed}  valid {valid:.4f}  test {test:.4f}")
+        return f"{name:36} rate {rate:g} seed {seed}  valid {valid:.4f}  test {test:.4f}"
+
+    return Runs(given.runs, given.workers, lambda seen: seen["epochs"] == given.epochs, show)
 
 
-def _stay_on_a_core(cores: Any) -> None:
-    core = cores.get()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {core})
+def _all(runs: Runs, table: dict[str, Entry], wanted: Sequence[tuple], given) -> dict[tuple, dict]:
+    """What every wanted run showed."""
+    work = {run: (table[run[0]], run, given.epochs, given.smoke) for run in wanted}
+    return runs.all(_train, work)
 
 
 def _train(entry: Entry, run: tuple, epochs: int, smoke: bool) -> dict:

@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +14,11 @@ from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from jtssm import checks
-from jtssm.divergence import Divergence, Guard, Outcome
+from jtssm.divergence import Divergence, Guard
+from jtssm.feeding import Minibatches, Resident, means
 from jtssm.protocol import Array, Info, Method
-from jtssm.sharding import batch_sharding, gathered, num_splits, place
+from jtssm.sharding import gathered, num_splits, place
 
-CHUNK = 50  # most steps a dispatch
 ROWS = 8192  # most samples a forward pass of an evaluation
 
 
@@ -67,7 +66,10 @@ def fit(
     """Train a method and keep a history.
 
     Each epoch passes over all samples in a new order; what does not fill a last minibatch is left
-    out of that epoch. Methods that keep variables for every sample (`method.resident`) take one step
+    out of that epoch, and a round of local steps (ist, local_sgd, ensemble) that an epoch does not fill
+    goes on in the next one; samples that do not fill a last round are left out. Statistics that layers
+    keep (normalisation="running") are estimated on up to 8192 training samples before each evaluation.
+    Methods that keep variables for every sample (`method.resident`) take one step
     an epoch, on samples that stay in place (shuffled once if the method draws minibatches).
     Minibatches still in flight after the last epoch are drained before it is evaluated.
 
@@ -111,7 +113,8 @@ def fit(
         method.parts.check(*pair, "values")
     init_key, order_key = jax.random.split(key)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
-    epoch = (_Resident if method.resident else _Minibatches)(method, x, y, rng)
+    feeds = Resident if method.resident else Minibatches
+    epoch = feeds(method, x, y, rng, epochs)
     if state is None:
         state = method.init(init_key, epoch.x, epoch.y, params)
     elif params is not None:
@@ -126,8 +129,9 @@ def fit(
 def _train(method, state, epoch, lines, sets, callbacks, progress) -> Result:
     history: list[dict[str, float]] = []
     drain, guard = jax.jit(method.drain), Guard(method.step, state)
+    estimate = _estimator(method, epoch.x)
     divergence, interrupted = None, False
-    with _Bar(lines[-1] * epoch.steps, progress) as bar:
+    with _Bar(epoch.steps(lines[-1]), progress) as bar:
         try:
             for before, number in pairwise((0, *lines)):
                 start = time.perf_counter()
@@ -137,9 +141,11 @@ def _train(method, state, epoch, lines, sets, callbacks, progress) -> Result:
                     break
                 if number == lines[-1]:
                     guard.latest = state = jax.block_until_ready(drain(state))
-                record = {"epoch": number, "step": number * epoch.steps}
-                record["seconds"] = time.perf_counter() - start
-                record |= _means(infos) | _certificate(infos, history)
+                seconds = time.perf_counter() - start
+                state = estimate(state)
+                record = {"epoch": number, "step": epoch.steps(number)}
+                record["seconds"] = seconds
+                record |= means(infos) | _certificate(infos, history)
                 record |= evaluate(method, state, sets)
                 history.append(record)
                 bar.show(record)
@@ -153,6 +159,15 @@ def _train(method, state, epoch, lines, sets, callbacks, progress) -> Result:
             error.result = Result(history, guard.latest, method, None, True)  # type: ignore[attr-defined]
             raise
     return Result(history, state, method, divergence, interrupted)
+
+
+def _estimator(method: Method, x: np.ndarray) -> Callable:
+    """state -> state with the statistics of up to ROWS training samples, where layers keep any."""
+    if not method.parts.network.estimated:
+        return lambda state: state
+    rows = min(len(x), ROWS) // num_splits(method) * num_splits(method)
+    seen = x[np.random.default_rng(0).permutation(len(x))[:rows]]
+    return lambda state: jax.jit(method.estimate)(state, seen)
 
 
 class _Bar:
@@ -184,81 +199,6 @@ class _Bar:
         self.bar.update(steps)
 
 
-class _Minibatches:
-    """Epochs of a method that takes minibatches: chunks of steps, each one dispatch."""
-
-    def __init__(self, method: Method, x: np.ndarray, y: np.ndarray, rng: np.random.Generator):
-        self.x, self.y, self.rng = x, y, rng
-        self.shape: tuple[int, ...] = method.batch_shape or ()
-        self.steps = len(x) // prod(self.shape)
-        if not self.steps:
-            raise ValueError(
-                f"train: expected at least {prod(self.shape)} samples, one step of "
-                f"{method.name}; got {len(x)}"
-            )
-        self.sharding = batch_sharding(method, stacked=True)
-
-    def run(self, guard: Guard, state: Any, bar: Any, epochs: int) -> Outcome:
-        """Train on every sample `epochs` times, each time in a new order."""
-        used = self.steps * prod(self.shape)
-        order = np.concatenate([self.rng.permutation(len(self.x))[:used] for _ in range(epochs)])
-        steps = self.steps * epochs
-        rows = np.array_split(order.reshape(steps, -1), -(-steps // CHUNK))
-        chunk, seen = self._chunk(rows[0]), []
-        for following in [*rows[1:], None]:
-            after = guard.dispatch(state, *chunk)
-            # the next chunk is gathered on the host while the device works
-            ahead = None if following is None else self._chunk(following)
-            state, infos, divergence = guard.judge(state, after, *chunk)
-            if divergence is not None:
-                return Outcome(state, None, divergence)
-            seen.append(infos)
-            bar.show(_means(infos), len(infos.loss))
-            chunk = ahead or ()
-        return Outcome(state, jax.tree.map(lambda *a: np.concatenate(a), *seen), None)
-
-    def _chunk(self, rows: np.ndarray) -> tuple:
-        shape = (len(rows), *self.shape)
-        arrays = [a[rows.ravel()].reshape(*shape, *a.shape[1:]) for a in (self.x, self.y)]
-        return _put(arrays, self.sharding)
-
-
-class _Resident:
-    """Epochs of a method that keeps all samples in place: each is one step on all of them."""
-
-    steps = 1
-
-    def __init__(self, method: Method, x: np.ndarray, y: np.ndarray, rng: np.random.Generator):
-        size, what = method.parts.batch_size, "batch_size"
-        if size is None:
-            size, what = num_splits(method), "pc"
-        kept = len(x) - len(x) % size
-        if 0 < kept < len(x):
-            warnings.warn(
-                f"train: {len(x) - kept} of {len(x)} samples are left out: {method.name} needs a "
-                f"multiple of {what}={size}",
-                UserWarning,
-                stacklevel=4,
-            )
-        if method.parts.batch_size is not None:  # strata are drawn once; otherwise order is nothing
-            order = rng.permutation(len(x))[: kept or None]
-            x, y = x[order], y[order]
-        self.x, self.y = x[: kept or None], y[: kept or None]
-        self.chunk = _put((self.x[None], self.y[None]), batch_sharding(method, stacked=True))
-
-    def run(self, guard: Guard, state: Any, bar: Any, epochs: int) -> Outcome:
-        """That many steps on all samples, in one dispatch."""
-        x, y = self.chunk
-        outcome = guard.judge(state, guard.dispatch(state, x, y, epochs), x, y)
-        bar.show({}, epochs * int(outcome.infos is not None))
-        return outcome
-
-
-def _put(arrays: Sequence[np.ndarray], sharding: Any) -> tuple:
-    """Arrays on the mesh, or on the default device."""
-    return tuple(jax.device_put(a, sharding) for a in arrays)
-
-
 def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, float]:
     """Mean loss and accuracy of the composed network on each named (x, y)."""
     loss, record = method.parts.loss, {}
@@ -270,17 +210,10 @@ def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, f
 
 
 def outputs(method: Method, state: Any, x: Any) -> np.ndarray:
-    """Outputs [samples, ...] of the composed network, on the host, computed ROWS at a time."""
+    """Outputs [samples, ...] of the composed network, on the host, computed at most ROWS at a time."""
     predict = jax.jit(method.predict)
-    chunks = (x[i : i + ROWS] for i in range(0, len(x), ROWS))
+    chunks = np.array_split(np.asarray(x), -(-len(x) // ROWS))  # even: batch statistics need many
     return np.concatenate([gathered(predict(state, chunk)) for chunk in chunks])
-
-
-def _means(infos: Info) -> dict[str, float]:
-    """Means over steps, each weighted by the samples it measured."""
-    count = max(float(infos.samples.sum()), 1.0)
-    means = {name: float((a * infos.samples).sum() / count) for name, a in infos._asdict().items()}
-    return means | {"samples": float(infos.samples.sum())}
 
 
 def _certificate(infos: Info, history: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -32,7 +32,9 @@ class Layer(NamedTuple):
     neurons: dict[str, tuple[str, ...]] | None = None
     scaled: bool = False  # whether the size of its inputs' sum matters: no normalisation follows it
     random: bool = False  # draws from products.keys while training
-    estimate: Callable[[Tree, Array, Products], Tree] | None = None  # (params, x, products) -> params
+    estimate: Callable[[Tree, Array, Products], Tree] | None = (
+        None  # (params, x, products) -> params
+    )
     estimated: tuple[str, ...] = ()  # parameters that `estimate` sets and no optimizer moves
 
 

@@ -80,6 +80,36 @@ def tradeoff(path: str | Path, lines: Mapping[str, Mapping], baseline: str) -> N
     figure.savefig(path, dpi=120)
 
 
+def against_four(path: str | Path, lines: Mapping[str, Mapping]) -> None:
+    """Held-out accuracy against steps, samples, bytes that a worker sends, and seconds.
+
+    Args:
+      path: the file; its suffix is the format.
+      lines: name -> {"valid_accuracy", "steps", "samples", "bytes", "seconds"}, one number an epoch each.
+
+    Raises:
+      ImportError: matplotlib is not there.
+    """
+    figure = _figure((13, 4.2))
+    names = {
+        "steps": "steps, one after the other", "samples": "samples", "bytes": "bytes a worker sends",
+        "seconds": "seconds on this host",
+    }  # fmt: skip
+    for axes, (what, title) in zip(figure.subplots(1, 4, sharey=True), names.items(), strict=True):
+        for i, (name, line) in enumerate(lines.items()):
+            silent = what == "bytes" and not any(line["bytes"])
+            label = f"{name} (nothing sent)" if silent else name
+            if silent:  # a mark at the left edge: it would stand at zero
+                axes.axhline(line["valid_accuracy"][-1], ls=":", color=f"C{i}", label=label)
+            else:
+                axes.plot(line[what], line["valid_accuracy"], ".-", color=f"C{i}", label=label)
+        axes.set(xlabel=title, xscale="log")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set(ylabel="held-out accuracy of the whole network")
+    figure.axes[2].legend(fontsize="x-small", loc="lower right")
+    figure.savefig(path, dpi=120)
+
+
 def _figure(size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure

@@ -201,16 +201,16 @@ def as_input(network: Any, x: Any) -> Array:
 
 def given_params(parts: Parts, params: Any, dtype: Any) -> tuple:
     """A warm start by pieces; see `given_trees`."""
-    return by_piece(given_trees(parts.network, params, dtype), parts.starts)
+    return by_piece(given_trees(parts.network.init, params, dtype), parts.starts)
 
 
-def given_trees(network: Any, params: Any, dtype: Any) -> list[Tree]:
-    """A warm start, one tree a layer, in the dtype of the samples.
+def given_trees(draw: Callable, params: Any, dtype: Any) -> list[Tree]:
+    """A warm start, one tree a layer, in the dtype of the samples; draw: (key, dtype) -> such trees.
 
     Raises:
       ValueError: not one tree a layer, or trees of another network.
     """
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), dtype))
+    shapes = jax.eval_shape(lambda: draw(jax.random.key(0), dtype))
     if len(params) != len(shapes):
         raise ValueError(f"params: expected {len(shapes)} trees, one a layer; got {len(params)}")
     expected, got = (jax.tree.map(jnp.shape, list(tree)) for tree in (shapes, params))

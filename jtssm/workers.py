@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jtssm import checks
-from jtssm.protocol import PLAIN, Array, Info, Method, Products, as_input
+from jtssm.protocol import PLAIN, Array, Info, Method, Products, as_input, given_trees
 
 
 class Meeting(NamedTuple):
@@ -26,14 +26,19 @@ class Meeting(NamedTuple):
     (one device only) it stores all of it.
     """
 
+    num: int  # of all workers: N
     here: Array  # [n] numbers of the workers that live here
-    to_workers: Callable  # [homes here, N, ...] -> [n, homes, ...]: slice w of every home to worker w
+    to_workers: (
+        Callable  # [homes here, N, ...] -> [n, homes, ...]: slice w of every home to worker w
+    )
     to_homes: Callable  # [n, homes, ...] -> [homes here, N, ...]: back again
     own_homes: Callable  # [homes, ...] -> [homes here, ...]
     copies: Callable  # a tree -> the tree [n, ...], one a worker
     mean: Callable  # a tree [n, ...] -> its mean over all workers
     total: Callable  # a tree of scalars a worker, [n] -> their sum over all workers and samples
-    gather: Callable  # [b, width here] -> [b, whole width]: what all homes hold of a layer's neurons
+    gather: (
+        Callable  # [b, width here] -> [b, whole width]: what all homes hold of a layer's neurons
+    )
     sum_homes: Callable  # an array -> its sum over the devices that share the homes
     own_samples: Callable  # an array [all samples of a minibatch, ...] -> the rows that live here
     products: Products  # of samples that are split over devices
@@ -46,13 +51,16 @@ class WorkerParts(NamedTuple):
     network: Any  # jtssm.network.Network
     num: int  # workers: N
     homes: int  # in how many parts the whole model is stored; 1: not on a mesh
-    fields: dict[str, str | None]  # field of State -> mesh axis of the leading dimension of its leaves
-    init: Callable  # (xp, key or None, dtype, params or None) -> State; xp: numpy or jax.numpy
+    fields: dict[
+        str, str | None
+    ]  # field of State -> mesh axis of the leading dimension of its leaves
+    draw: Callable  # (key, dtype) -> random parameters, one tree a layer
+    lay_out: Callable  # (xp, parameters) -> fields of State that hold them; xp: numpy or jax.numpy
+    start: Callable  # (key, **those fields) -> State
     step: Callable  # (meeting, state, x, y) -> (State, Info)
     forward: Callable  # (meeting, state, x, products) -> outputs
     estimate: Callable  # (meeting, state, x) -> State
     params: Callable  # state of one device -> one tree a layer
-    given: Callable  # (params, dtype) -> params, checked
     local_steps: int  # R
     batch_size: int  # samples a gradient sees: a worker's
     loss: Any  # jtssm.losses.Loss
@@ -87,13 +95,13 @@ class WorkerParts(NamedTuple):
 def as_method(parts: WorkerParts) -> Method:
     """The protocol of a method of workers on one device."""
     meeting = by_index(parts.num)
-    start = jax.jit(partial(parts.init, jnp), static_argnums=1)
+    start = jax.jit(partial(first_state, parts), static_argnums=1)
 
     def init(key, x, y, params=None):
         parts.check(x, y, "init")
         dtype = jnp.result_type(x)
         if params is not None:
-            params = jax.tree.map(jnp.asarray, parts.given(params, dtype))
+            params = jax.tree.map(jnp.asarray, given_trees(parts.draw, params, dtype))
         return start(key, dtype, params)
 
     def step(state, x, y):
@@ -114,11 +122,18 @@ def as_method(parts: WorkerParts) -> Method:
     )  # fmt: skip
 
 
+def first_state(parts: WorkerParts, key: Array, dtype: Any, params: Any = None) -> Any:
+    """The state before the first round, from random parameters or given ones."""
+    params = parts.draw(key, dtype) if params is None else params
+    return parts.start(key, **parts.lay_out(jnp, params))
+
+
 def by_index(num: int) -> Meeting:
     """The meeting of `num` workers that share one device."""
     turned = lambda a: a.swapaxes(0, 1)
     same = lambda a: a
     return Meeting(
+        num=num,
         here=jnp.arange(num),
         to_workers=turned,
         to_homes=turned,
@@ -134,7 +149,10 @@ def by_index(num: int) -> Meeting:
 
 
 def round_info(meeting: Meeting, sums: tuple, samples: int) -> Info:
-    """What a round showed: mean loss and accuracy of all its minibatches; sums: (loss, right) [n]."""
+    """What a round showed: mean loss and accuracy of all its minibatches.
+
+    sums: (loss, right answers) of each worker here, [n] each.  samples: of this round, on all devices.
+    """
     loss, right = (total / samples for total in meeting.total(sums))
     zero = jnp.zeros_like(loss)
     return Info(loss, right, jnp.full_like(loss, samples), *(zero,) * 5)

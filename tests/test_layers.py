@@ -8,15 +8,17 @@ import jtssm
 ROOT = Path(jtssm.__file__).parent
 LEVELS = {
     "protocol": 0,
-    "network": 1, "losses": 1,
-    "checks": 2,
-    "data": 3, "problems": 3,
-    "solvers": 4, "sharding": 4,
-    "divergence": 5,
-    "loop": 6,
-    "recording": 7, "plot": 7,
-    "arguments": 8,
-    "cli": 9,
+    "normalisation": 1, "losses": 1,
+    "network": 2,
+    "checks": 3,
+    "workers": 4, "data": 4, "problems": 4,
+    "solvers": 5, "sharding": 5,
+    "divergence": 6,
+    "feeding": 7,
+    "loop": 8,
+    "recording": 9, "plot": 9,
+    "arguments": 10,
+    "cli": 11,
 }  # fmt: skip
 PACKAGES = {"solvers", "sharding"}
 

@@ -155,6 +155,50 @@ def all_reduce_seconds(machine: Machine, num_bytes: float, devices: int) -> floa
     return rounds * machine.latency + rounds / devices * num_bytes / machine.link
 
 
+def exchanged_bytes(method: Method, subnet: int, word: int = 4) -> dict[str, int]:
+    """Bytes that one device hands to each kind of collective along "subnet" in a round.
+
+    A method of workers (ist, local_sgd, ensemble) on `subnet` devices: "all_to_all" is 2 S a worker,
+    S the parameters of its subnet with their empty places, an N-th of which stays on it; "all_reduce"
+    what all workers share, once a device. Nothing moves on one device.
+
+    Args:
+      subnet: divides the workers.  word: bytes a number.
+
+    Raises:
+      ValueError: a method without workers, or a size that does not divide.
+    """
+    num = getattr(method.parts, "num", None)
+    if num is None:
+        raise ValueError(
+            f"method: expected one of workers (ist, local_sgd, ensemble); got {method.name}"
+        )
+    checks.divides("subnet", subnet, num, "workers")
+    found = {"all_to_all": 0, "all_reduce": 0}
+    for move in method.moves(0) if subnet > 1 else ():
+        times = num // subnet if move.collective == "all_to_all" else 1
+        found[move.collective] += times * prod(move.shape) * (move.itemsize or word)
+    return found
+
+
+def sent_bytes(method: Method, subnet: int, word: int = 4) -> float:
+    """Bytes that one of `subnet` devices sends to others in one step of the method.
+
+    Of an all-to-all, all but the part that stays; of an all-reduce a ring's 2 (p - 1) / p. For a method
+    without workers: its data parallelism, the all-reduce of the gradient over as many devices.
+    """
+    others = (subnet - 1) / subnet
+    if hasattr(method.parts, "num"):
+        moved = exchanged_bytes(method, subnet, word)
+    else:
+        reduced = [m for m in method.moves(_batch_size(method)) if m.axis == "pc"]
+        moved = {
+            "all_to_all": 0,
+            "all_reduce": sum(prod(m.shape) * m.times * word for m in reduced),
+        }
+    return others * moved["all_to_all"] + 2 * others * moved["all_reduce"]
+
+
 def step_seconds(
     method: Method, machine: Machine, *, subnet: int = 1, pc: int = 1, word: int = 4
 ) -> Seconds:

@@ -214,7 +214,13 @@ class _Placing:
         fn = lambda l, weights, p: self.parts.forward(self.exchange, l, weights, p)
         forward = lambda weights, x: self.exchange.chain(fn, weights, x=self._seen(x))[0]
         return predicted(
-            self._mapped, forward, self._specs(state).weights, state.weights, x, self.mesh, self.names
+            self._mapped,
+            forward,
+            self._specs(state).weights,
+            state.weights,
+            x,
+            self.mesh,
+            self.names,
         )
 
     @property
@@ -271,9 +277,7 @@ class _Placing:
 def check_split(x: Any, pc: int) -> None:
     """pc devices can share the samples evenly."""
     if len(x) % pc:
-        raise ValueError(
-            f"x: expected a multiple of {pc} samples, which 'pc' splits; got {len(x)}"
-        )
+        raise ValueError(f"x: expected a multiple of {pc} samples, which 'pc' splits; got {len(x)}")
 
 
 def predicted(mapped, forward, spec, weights, x, mesh, names):

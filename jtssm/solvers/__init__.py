@@ -4,14 +4,19 @@ from collections.abc import Callable
 
 from jtssm.protocol import Method
 from jtssm.solvers import layerwise
+from jtssm.solvers.averaging import ensemble, local_sgd
 from jtssm.solvers.descent import sgd
 from jtssm.solvers.layerwise import pdadmm
 from jtssm.solvers.streaming import delays
+from jtssm.solvers.subnets import ist
 from jtssm.solvers.tssm import Variables, gsadmm, gsam, lagrangian, variables
 
 METHODS: dict[str, Callable[..., Method]] = {
+    "ensemble": ensemble,
     "gsadmm": gsadmm,
     "gsam": gsam,
+    "ist": ist,
+    "local_sgd": local_sgd,
     "pdadmm": pdadmm,
     "sgd": sgd,
 }
@@ -20,10 +25,13 @@ __all__ = [
     "METHODS",
     "Variables",
     "delays",
+    "ensemble",
     "gsadmm",
     "gsam",
+    "ist",
     "lagrangian",
     "layerwise",
+    "local_sgd",
     "pdadmm",
     "sgd",
     "variables",

@@ -243,9 +243,9 @@ def _stored(roles: tuple[str, ...], of: dict[str, Cut | None]) -> Stored:
     return Stored(roles, cuts, (own or dealt or [None])[0])
 
 
-def parted(plan: Sequence[dict], params: Sequence[Tree], shared: bool) -> list[Tree]:
-    """The parameters that are shared, or those that are not."""
+def shared_part(plan: Sequence[dict], params: Sequence[Tree]) -> list[Tree]:
+    """The parameters that are shared."""
     return [
-        {name: a for name, a in p.items() if (how[name].home is None) == shared}
+        {name: a for name, a in p.items() if how[name].home is None}
         for how, p in zip(plan, params, strict=True)
     ]

@@ -36,7 +36,14 @@ class Local(NamedTuple):
     forward: Callable
 
     def steps(
-        self, meeting: Meeting, params: Tree, opt_state: Tree, own: Tree, key: Array, x: Array, y: Array
+        self,
+        meeting: Meeting,
+        params: Tree,
+        opt_state: Tree,
+        own: Tree,
+        key: Array,
+        x: Array,
+        y: Array,
     ) -> tuple[Tree, Tree, tuple]:
         """R steps of every worker here, with nothing sent to another.
 
@@ -59,6 +66,10 @@ class Local(NamedTuple):
         run = jax.vmap(of_worker, in_axes=(0, 0, 0, 0, 1, 1))
         (params, opt_state), sums = run(params, opt_state, own, keys, x, y)
         return params, opt_state, jax.tree.map(lambda a: a.sum(axis=1), sums)
+
+    def samples(self, meeting: Meeting) -> int:
+        """That a round of all workers takes."""
+        return self.local_steps * meeting.num * self.batch_size
 
     def _step(self, params, opt_state, own, x, y, products) -> tuple:
         """One minibatch of one worker."""

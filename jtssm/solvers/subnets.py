@@ -36,8 +36,8 @@ import numpy as np
 
 from jtssm import checks, losses
 from jtssm.network import Network, estimate_layers
-from jtssm.protocol import Array, Method, Move, Products, Tree, given_trees
-from jtssm.solvers.dealing import Cut, Stored, cuts_of, parted, stored
+from jtssm.protocol import Array, Method, Move, Products, Tree
+from jtssm.solvers.dealing import Cut, Stored, cuts_of, shared_part, stored
 from jtssm.solvers.pieces import precisely
 from jtssm.solvers.rounds import Local, composed, local
 from jtssm.workers import Meeting, WorkerParts, as_method, round_info
@@ -103,18 +103,21 @@ def ist(
     cuts = cuts_of(net, subnets, homes)
     forward = partial(_forward, net)
     trainer = local(net, optimizer, loss, local_steps, batch_size, precision, forward)
-    model = _Model(net, cuts, stored(net, cuts), trainer, subnets, scale)
+    model = _Model(net, cuts, stored(net, cuts), trainer, scale)
     return as_method(
         WorkerParts(
             name="ist", network=net, num=subnets, homes=homes,
             fields={"homes": "subnet", "shared": None, "round": None, "key": None},
-            init=model.init, step=precisely(precision, model.step),
-            forward=precisely(precision, model.forward),
+            draw=net.init, lay_out=model.lay_out, start=_start,
+            step=precisely(precision, model.step), forward=precisely(precision, model.forward),
             estimate=precisely(precision, model.estimate), params=model.params,
-            given=partial(given_trees, net), local_steps=local_steps, batch_size=batch_size,
-            loss=trainer.loss, moves=model.moves,
+            local_steps=local_steps, batch_size=batch_size, loss=trainer.loss, moves=model.moves,
         )
     )  # fmt: skip
+
+
+def _start(key: Array, homes: list[Tree], shared: list[Tree]) -> State:
+    return State(homes, shared, jnp.zeros((), jnp.int32), key)
 
 
 def _forward(net: Network, params: Tree, x: Array, own: Own, products: Callable) -> Array:
@@ -141,17 +144,15 @@ class _Model(NamedTuple):
     cuts: list[Cut | None]
     plan: list[dict[str, Stored]]
     trainer: Local
-    subnets: int
     scale: float | None
 
-    def init(self, xp: Any, key: Array | None, dtype: Any, params: Any) -> State:
-        params = self.net.init(key, dtype) if params is None else params
+    def lay_out(self, xp: Any, params: list[Tree]) -> dict:
+        """Parameters, one tree a layer, as they are stored; xp: numpy or jax.numpy."""
         homes = [
             {name: how[name].store(xp, a) for name, a in p.items() if how[name].home is not None}
             for how, p in zip(self.plan, params, strict=True)
         ]
-        shared = parted(self.plan, params, shared=True)
-        return State(homes, shared, xp.zeros((), xp.int32), key)
+        return {"homes": homes, "shared": shared_part(self.plan, params)}
 
     def params(self, state: State) -> list[Tree]:
         """The whole network's parameters, one tree a layer."""
@@ -174,8 +175,7 @@ class _Model(NamedTuple):
         train_key = jax.random.fold_in(key, 1)
         params, _, sums = self.trainer.steps(meeting, params, opt_state, own, train_key, x, y)
         state = self.push(meeting, state, params, deals)
-        samples = self.trainer.local_steps * self.subnets * self.trainer.batch_size
-        return state, round_info(meeting, sums, samples)
+        return state, round_info(meeting, sums, self.trainer.samples(meeting))
 
     def deal(self, key: Array) -> dict[Cut, Array]:
         """Of every hidden layer: who gets which neuron; the same on every device."""
@@ -196,7 +196,7 @@ class _Model(NamedTuple):
             {n: how[n].push(meeting, a, p[n], deals) for n, a in old.items()}
             for how, old, p in zip(self.plan, state.homes, params, strict=True)
         ]
-        shared = meeting.mean(parted(self.plan, params, shared=True))
+        shared = meeting.mean(shared_part(self.plan, params))
         return State(homes, shared, state.round + 1, state.key)
 
     def own(self, meeting: Meeting, dtype: Any) -> Own:
@@ -209,7 +209,9 @@ class _Model(NamedTuple):
         if cut is None:
             return None
         neurons = cut.taken.sum(axis=1)
-        return pick(cut.width / neurons if self.scale is None else np.full(len(neurons), self.scale))
+        return pick(
+            cut.width / neurons if self.scale is None else np.full(len(neurons), self.scale)
+        )
 
     def forward(self, meeting: Meeting, state: State, x: Array, products: Products) -> Array:
         """Outputs [b, ...] of the whole network; no device holds more of it than its homes."""
@@ -265,7 +267,27 @@ class _Model(NamedTuple):
                 size = zip(p[name].shape, kept.cuts, strict=True)
                 shape = tuple(n if cut is None else cut.slots for n, cut in size)
                 if kept.home is None:
-                    found.append(Move(f"mean of [{i}]{name}", shape, "subnet", None, None, 1, collective="all_reduce"))
+                    found.append(
+                        Move(
+                            f"mean of [{i}]{name}",
+                            shape,
+                            "subnet",
+                            None,
+                            None,
+                            1,
+                            collective="all_reduce",
+                        )
+                    )
                 for way in () if kept.home is None else ("pull", "push"):
-                    found.append(Move(f"{way} of [{i}]{name}", shape, "subnet", None, None, 1, collective="all_to_all"))
+                    found.append(
+                        Move(
+                            f"{way} of [{i}]{name}",
+                            shape,
+                            "subnet",
+                            None,
+                            None,
+                            1,
+                            collective="all_to_all",
+                        )
+                    )
         return tuple(found)

@@ -1,0 +1,131 @@
+"""How samples reach a method: minibatches or rounds in chunks, or all of them in place."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import jax
+import numpy as np
+
+from jtssm.divergence import Guard, Outcome
+from jtssm.protocol import Info, Method
+from jtssm.sharding import batch_sharding, num_splits
+
+CHUNK = 50  # most steps a dispatch
+CHUNK_SAMPLES = 2**14  # most samples a dispatch, unless one step takes more
+
+
+class Minibatches:
+    """Epochs of a method that takes minibatches: chunks of steps, each one dispatch.
+
+    What does not fill a last minibatch is left out of an epoch; a round of local steps instead goes on
+    with the first samples of the next epoch.
+    """
+
+    def __init__(
+        self, method: Method, x: np.ndarray, y: np.ndarray, rng: np.random.Generator, epochs: int
+    ):
+        self.x, self.y, self.rng = x, y, rng
+        self.shape: tuple[int, ...] = method.batch_shape or ()
+        self.size = prod(self.shape)
+        self.straddles = len(self.shape) > 1
+        self.left = np.zeros(0, int)  # samples of this epoch for a round that ends in the next
+        if not self.steps(epochs):
+            over = f" times {epochs} epochs" if self.straddles else ""
+            raise ValueError(
+                f"train: expected at least {self.size} samples, one step of {method.name}; got "
+                f"{len(x)}{over}"
+            )
+        self.sharding = batch_sharding(method, stacked=True)
+
+    def steps(self, epochs: int) -> int:
+        """Steps that so many epochs make."""
+        if self.straddles:
+            return epochs * len(self.x) // self.size
+        return epochs * (len(self.x) // self.size)
+
+    def _order(self, epochs: int) -> np.ndarray:
+        """[steps, samples of a step]: every epoch in a new order."""
+        orders = [self.rng.permutation(len(self.x)) for _ in range(epochs)]
+        if not self.straddles:
+            used = self.steps(1) * self.size
+            return np.concatenate([order[:used] for order in orders]).reshape(-1, self.size)
+        order = np.concatenate([self.left, *orders])
+        used = len(order) // self.size * self.size
+        self.left = order[used:]
+        return order[:used].reshape(-1, self.size)
+
+    def run(self, guard: Guard, state: Any, bar: Any, epochs: int) -> Outcome:
+        """Train on every sample `epochs` times, each time in a new order."""
+        order = self._order(epochs)
+        if not len(order):  # the next round is not full yet
+            return Outcome(state, Info(*np.zeros((len(Info._fields), 0))), None)
+        most = max(1, min(CHUNK, CHUNK_SAMPLES // self.size))
+        rows = np.array_split(order, -(-len(order) // most))
+        chunk, seen = self._chunk(rows[0]), []
+        for following in [*rows[1:], None]:
+            after = guard.dispatch(state, *chunk)
+            # the next chunk is gathered on the host while the device works
+            ahead = None if following is None else self._chunk(following)
+            state, infos, divergence = guard.judge(state, after, *chunk)
+            if divergence is not None:
+                return Outcome(state, None, divergence)
+            seen.append(infos)
+            bar.show(means(infos), len(infos.loss))
+            chunk = ahead or ()
+        return Outcome(state, jax.tree.map(lambda *a: np.concatenate(a), *seen), None)
+
+    def _chunk(self, rows: np.ndarray) -> tuple:
+        shape = (len(rows), *self.shape)
+        arrays = [a[rows.ravel()].reshape(*shape, *a.shape[1:]) for a in (self.x, self.y)]
+        return _put(arrays, self.sharding)
+
+
+class Resident:
+    """Epochs of a method that keeps all samples in place: each is one step on all of them."""
+
+    def __init__(
+        self, method: Method, x: np.ndarray, y: np.ndarray, rng: np.random.Generator, epochs: int
+    ):
+        size, what = method.parts.batch_size, "batch_size"
+        if size is None:
+            size, what = num_splits(method), "pc"
+        kept = len(x) - len(x) % size
+        if 0 < kept < len(x):
+            warnings.warn(
+                f"train: {len(x) - kept} of {len(x)} samples are left out: {method.name} needs a "
+                f"multiple of {what}={size}",
+                UserWarning,
+                stacklevel=4,
+            )
+        if method.parts.batch_size is not None:  # strata are drawn once; otherwise order is nothing
+            order = rng.permutation(len(x))[: kept or None]
+            x, y = x[order], y[order]
+        self.x, self.y = x[: kept or None], y[: kept or None]
+        self.chunk = _put((self.x[None], self.y[None]), batch_sharding(method, stacked=True))
+
+    def steps(self, epochs: int) -> int:
+        """An epoch is a step."""
+        return epochs
+
+    def run(self, guard: Guard, state: Any, bar: Any, epochs: int) -> Outcome:
+        """That many steps on all samples, in one dispatch."""
+        x, y = self.chunk
+        outcome = guard.judge(state, guard.dispatch(state, x, y, epochs), x, y)
+        bar.show({}, epochs * int(outcome.infos is not None))
+        return outcome
+
+
+def _put(arrays: Sequence[np.ndarray], sharding: Any) -> tuple:
+    """Arrays on the mesh, or on the default device."""
+    return tuple(jax.device_put(a, sharding) for a in arrays)
+
+
+def means(infos: Info) -> dict[str, float]:
+    """Means over steps, each weighted by the samples it measured."""
+    count = max(float(infos.samples.sum()), 1.0)
+    means = {name: float((a * infos.samples).sum() / count) for name, a in infos._asdict().items()}
+    return means | {"samples": float(infos.samples.sum())}

@@ -1,0 +1,193 @@
+"""Workers with whole networks: local SGD, which averages them, and an ensemble, which never does.
+
+Both face the same rounds as independent subnet training and are what it must be compared with.
+
+    local SGD   every worker takes the weights W, trains R steps on its own minibatches; W <- mean of all
+                (Stich, "Local SGD converges fast and communicates little", arXiv 1805.09767)
+    ensemble    every member trains R steps of its own; predictions are averaged (a control: in ResIST's
+                tables, arXiv 2107.00961, members that never talk match it at 2 and 4 workers)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jtssm import checks, losses
+from jtssm.network import Network, estimate_layers
+from jtssm.protocol import Array, Method, Move, Products, Tree
+from jtssm.solvers.pieces import precisely
+from jtssm.solvers.rounds import Local, composed, local
+from jtssm.workers import Meeting, WorkerParts, as_method, round_info
+
+
+class State(NamedTuple):
+    """What the next round needs."""
+
+    params: list[Tree]  # one tree a layer; of an ensemble [N, ...] each
+    opt_state: Tree  # [N, ...]: every worker's own
+    round: Array  # rounds so far
+    key: Array  # of dropout
+
+
+def local_sgd(
+    net: Network,
+    *,
+    workers: int,
+    optimizer: Any,
+    local_steps: int,
+    batch_size: int,
+    loss: str | losses.Loss = "cross_entropy",
+    precision: Any = None,
+) -> Method:
+    """Local SGD: N workers train the whole network alone for R steps, then take the mean of all.
+
+    A step is a round: it takes x [R, N, b, ...] and y [R, N, b]. On a mesh workers lie along "subnet",
+    a worker's minibatch along "pc"; the mean is one all-reduce of all parameters. With R = 1 and plain
+    SGD it is data parallelism with minibatches of N b samples.
+
+    Args:
+      net: the network.
+      workers: N.
+      optimizer: an optax optimizer; its state stays with its worker and is not averaged.
+      local_steps: R, steps of a worker between two means.
+      batch_size: samples that one gradient of one worker sees.
+      loss: "cross_entropy" (integer labels), "squared_error", or a `losses.Loss`.
+      precision: of the products, a name `jax.default_matmul_precision` takes; None: jax's default.
+
+    Raises:
+      ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
+    """
+    checks.count(workers=workers)
+    trainer = local(net, optimizer, loss, local_steps, batch_size, precision, composed(net))
+    return _method("local_sgd", _Averaged(trainer, workers), precision)
+
+
+def ensemble(
+    net: Network,
+    *,
+    members: int,
+    optimizer: Any,
+    local_steps: int,
+    batch_size: int,
+    loss: str | losses.Loss = "cross_entropy",
+    precision: Any = None,
+) -> Method:
+    """N networks that train on minibatches of their own and never talk; predictions are averaged.
+
+    Its outputs are the logarithm of the members' mean probabilities (of labels), or the mean of their
+    outputs. Parameters have leaves [N, ...]; so have those given to `init`. Arguments as of `local_sgd`,
+    with `members` for `workers`; local_steps only says how many steps are one step of the protocol.
+
+    Raises:
+      ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
+    """
+    checks.count(members=members)
+    trainer = local(net, optimizer, loss, local_steps, batch_size, precision, composed(net))
+    return _method("ensemble", _Apart(trainer, members), precision)
+
+
+def _method(name: str, crew: Any, precision: Any) -> Method:
+    trainer = crew.trainer
+    return as_method(
+        WorkerParts(
+            name=name, network=trainer.network, num=crew.num, homes=crew.num,
+            fields={"params": crew.axis, "opt_state": "subnet", "round": None, "key": None},
+            draw=crew.draw, lay_out=lambda xp, params: {"params": params}, start=crew.start,
+            step=precisely(precision, crew.step), forward=precisely(precision, crew.forward),
+            estimate=precisely(precision, crew.estimate), params=lambda state: list(state.params),
+            local_steps=trainer.local_steps, batch_size=trainer.batch_size, loss=trainer.loss,
+            moves=crew.moves,
+        )
+    )  # fmt: skip
+
+
+class _Averaged(NamedTuple):
+    """Rounds of local SGD."""
+
+    trainer: Local
+    num: int
+    axis: str | None = None  # along which the parameters are split
+
+    def draw(self, key: Array, dtype: Any) -> list[Tree]:
+        """Random parameters."""
+        return self.trainer.network.init(key, dtype)
+
+    def start(self, key: Array, params: list[Tree]) -> State:
+        """The first state."""
+        copies = jax.tree.map(lambda a: jnp.broadcast_to(a, (self.num, *a.shape)), params)
+        return State(params, self.trainer.fresh(copies, 0), jnp.zeros((), jnp.int32), key)
+
+    def step(self, meeting: Meeting, state: State, x: Array, y: Array) -> tuple:
+        """Copy, train, average."""
+        copies = meeting.copies(state.params)
+        params, opt_state, info = _trained(self.trainer, meeting, state, copies, x, y)
+        return State(meeting.mean(params), opt_state, state.round + 1, state.key), info
+
+    def forward(self, meeting: Meeting, state: State, x: Array, products: Products) -> Array:
+        """Outputs [b, ...] of the averaged network."""
+        return self.trainer.forward(state.params, x, None, lambda i: products)
+
+    def estimate(self, meeting: Meeting, state: State, x: Array) -> State:
+        """The state with the network's statistics of x."""
+        return state._replace(params=_estimated(self.trainer.network, meeting, state.params, x))
+
+    def moves(self, samples: int) -> tuple[Move, ...]:
+        """Of one worker in a round: the mean of all parameters."""
+        params = jax.eval_shape(self.trainer.network.init, jax.random.key(0))
+        size = sum(a.size for a in jax.tree.leaves(params))
+        return (Move("mean of W", (size,), "subnet", None, None, 1, collective="all_reduce"),)
+
+
+class _Apart(NamedTuple):
+    """Rounds of an ensemble, whose members never meet."""
+
+    trainer: Local
+    num: int
+    axis: str | None = "subnet"
+
+    def draw(self, key: Array, dtype: Any) -> list[Tree]:
+        """Random parameters [N, ...], of every member its own."""
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(self.num))
+        return jax.vmap(lambda k: self.trainer.network.init(k, dtype))(keys)
+
+    def start(self, key: Array, params: list[Tree]) -> State:
+        """The first state."""
+        return State(params, self.trainer.fresh(params, 0), jnp.zeros((), jnp.int32), key)
+
+    def step(self, meeting: Meeting, state: State, x: Array, y: Array) -> tuple:
+        """Train."""
+        params, opt_state, info = _trained(self.trainer, meeting, state, state.params, x, y)
+        return State(params, opt_state, state.round + 1, state.key), info
+
+    def forward(self, meeting: Meeting, state: State, x: Array, products: Products) -> Array:
+        """The members' mean: of probabilities, as their logarithm, or of outputs."""
+        run = lambda params: self.trainer.forward(params, x, None, lambda i: products)
+        outputs = jax.vmap(run)(state.params)
+        if not self.trainer.loss.labels:
+            return meeting.mean(outputs)
+        tiny = jnp.finfo(outputs.dtype).tiny
+        return jnp.log(jnp.maximum(meeting.mean(jax.nn.softmax(outputs)), tiny))
+
+    def estimate(self, meeting: Meeting, state: State, x: Array) -> State:
+        """The state with every member's statistics of x."""
+        found = jax.vmap(lambda p: _estimated(self.trainer.network, meeting, p, x))(state.params)
+        return state._replace(params=found)
+
+    def moves(self, samples: int) -> tuple[Move, ...]:
+        """Nothing moves."""
+        return ()
+
+
+def _trained(trainer, meeting, state, params, x, y) -> tuple:
+    """(params, opt_state, Info) of the workers here after a round."""
+    key = jax.random.fold_in(state.key, state.round)
+    params, opt_state, sums = trainer.steps(meeting, params, state.opt_state, None, key, x, y)
+    return params, opt_state, round_info(meeting, sums, trainer.samples(meeting))
+
+
+def _estimated(net: Network, meeting: Meeting, params: list[Tree], x: Array) -> list[Tree]:
+    products = meeting.products._replace(training=True)
+    return estimate_layers(net.layers, params, x, lambda i: products)
