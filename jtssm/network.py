@@ -181,10 +181,10 @@ def dense(
         apply=apply,
         shape=lambda _: (width,),
         cost=lambda shape: prod(shape) * width,
-        splits={"model": {"W": 1} | {name: -1 if norm else 0 for name in names}},
+        splits={"model": {"W": 1} | dict.fromkeys(names, -1 if norm else 0)},
         dense=norm is None,
         activation=activation,
-        neurons={"W": ("in", "out")} | {name: ("out",) for name in names},
+        neurons={"W": ("in", "out")} | dict.fromkeys(names, ("out",)),
         scaled=norm is None,
         estimate=estimate or None,
         estimated=norm.estimated if norm else (),
@@ -192,7 +192,7 @@ def dense(
 
 
 def dropout_layer(rate: float) -> Layer:
-    """While training, each number is set to zero with probability `rate`, the others scaled by 1 / (1 - rate).
+    """While training, each number is 0 with probability `rate`, the others scaled by 1 / (1 - rate).
 
     Every sample draws from its own key, so that the numbers are the same on any mesh.
 

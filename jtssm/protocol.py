@@ -144,7 +144,7 @@ class Method(NamedTuple):
     resident: bool  # stores variables for every sample: samples stay in place
     drain: Callable  # state -> State in which no minibatch is in flight any more
     moves: Callable  # number of samples in a step -> tuple[Move, ...]
-    parts: Parts
+    parts: Any  # Parts, or jtssm.workers.WorkerParts
     spread: Callable  # state of the unplaced method -> state of this one: laid out on its mesh
     # (state, x) -> State in which statistics that layers keep are those of x under the whole network;
     # the same state where no layer keeps any
@@ -176,7 +176,7 @@ def as_method(parts: Parts) -> Method:
         return exchange.chain(forward, state.weights, x=as_input(parts.network, x))[0]
 
     def estimate(state, x):
-        if not parts.network.estimated:
+        if parts.estimate is None or not parts.network.estimated:
             return state
         return parts.estimate(exchange, state, as_input(parts.network, x))
 

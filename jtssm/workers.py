@@ -33,6 +33,7 @@ class Meeting(NamedTuple):
     )
     to_homes: Callable  # [n, homes, ...] -> [homes here, N, ...]: back again
     own_homes: Callable  # [homes, ...] -> [homes here, ...]
+    apart: Callable  # a tree, marked as differing from worker to worker
     copies: Callable  # a tree -> the tree [n, ...], one a worker
     mean: Callable  # a tree [n, ...] -> its mean over all workers
     total: Callable  # a tree of scalars a worker, [n] -> their sum over all workers and samples
@@ -51,9 +52,8 @@ class WorkerParts(NamedTuple):
     network: Any  # jtssm.network.Network
     num: int  # workers: N
     homes: int  # in how many parts the whole model is stored; 1: not on a mesh
-    fields: dict[
-        str, str | None
-    ]  # field of State -> mesh axis of the leading dimension of its leaves
+    # field of State -> mesh axes of its leaves' first dimensions
+    fields: dict[str, tuple[str, ...]]
     draw: Callable  # (key, dtype) -> random parameters, one tree a layer
     lay_out: Callable  # (xp, parameters) -> fields of State that hold them; xp: numpy or jax.numpy
     start: Callable  # (key, **those fields) -> State
@@ -138,6 +138,7 @@ def by_index(num: int) -> Meeting:
         to_workers=turned,
         to_homes=turned,
         own_homes=same,
+        apart=same,
         copies=lambda tree: jax.tree.map(lambda a: jnp.broadcast_to(a, (num, *a.shape)), tree),
         mean=lambda tree: jax.tree.map(lambda a: a.mean(axis=0), tree),
         total=lambda tree: jax.tree.map(lambda a: a.sum(axis=0), tree),

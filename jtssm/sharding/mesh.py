@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jtssm import checks
@@ -93,3 +94,29 @@ def put(x: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
         x = np.asarray(x)  # every process holds the whole value and hands in its part of it
     return jax.device_put(x, sharding)
+
+
+def check_split(x: Any, pc: int) -> None:
+    """pc devices can share the samples evenly."""
+    if len(x) % pc:
+        raise ValueError(f"x: expected a multiple of {pc} samples, which 'pc' splits; got {len(x)}")
+
+
+def predicted(
+    mapped: Callable,
+    forward: Callable,
+    spec: Any,
+    weights: Any,
+    x: Any,
+    mesh: Mesh,
+    names: AxisNames,
+) -> Any:
+    """forward(weights, x) with x split over pc, or whole on every device where pc does not divide it.
+
+    Statistics over the samples at hand are then the same: no padding enters them.
+    """
+    pc = names.present("pc")
+    split = x.shape[0] % axis_size(mesh, names.pc) == 0
+    samples = names.spec("pc") if split else PartitionSpec()
+    work = forward if split else lambda weights, x: lax.pmean(forward(weights, x), pc)
+    return mapped(work, (spec, samples), samples)(weights, put(x, mesh, samples))

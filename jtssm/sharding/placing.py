@@ -23,9 +23,11 @@ from jtssm.protocol import (
 )
 from jtssm.sharding import collectives, grid
 from jtssm.sharding.branches import Place
+from jtssm.sharding.crews import place_workers
 from jtssm.sharding.exchanging import by_collectives, own_part
-from jtssm.sharding.mesh import axis_names, axis_size, put
+from jtssm.sharding.mesh import axis_names, axis_size, check_split, predicted, put
 from jtssm.sharding.packing import Layout, gathered, is_rows, lay_out, layout_of, specs, spread
+from jtssm.workers import WorkerParts
 
 
 def place(
@@ -51,13 +53,16 @@ def place(
 
     Raises:
       ValueError: "subnet" is larger than the number of pieces; "pc" does not divide the batch, "pr" no
-        layer; an optimizer that is not elementwise with pr > 1; unknown names.
+        layer; an optimizer that is not elementwise with pr > 1; unknown names. A method of workers
+        (ist, local_sgd, ensemble): "subnet" does not divide them, or pr > 1.
 
     Where "subnet" does not divide the number of pieces n, every device has ceil(n / subnet) slots, the
     last of which stay empty: a step takes as long, and a device holds as much, as with full slots.
     """
     parts = method.parts
     names = axis_names(mesh, axes)
+    if isinstance(parts, WorkerParts):
+        return place_workers(method, mesh, names)
     sizes = axis_size(mesh, names.subnet), axis_size(mesh, names.pr), axis_size(mesh, names.pc)
     _check_sizes(parts, sizes)
     net = parts.network
@@ -137,13 +142,13 @@ class _Placing:
         )  # fmt: skip
 
     def estimate(self, state, x):
-        if not self.parts.network.estimated:
+        if self.parts.estimate is None or not self.parts.network.estimated:
             return state
-        x = as_input(self.parts.network, x)
+        estimate, x = self.parts.estimate, as_input(self.parts.network, x)
         check_split(x, self.at.sizes[2])
         spec = self._specs(state)
         work = self._mapped(
-            lambda state, x: self.parts.estimate(self.exchange, state, self._seen(x)),
+            lambda state, x: estimate(self.exchange, state, self._seen(x)),
             (spec, self._samples),
             spec,
         )
@@ -272,24 +277,6 @@ class _Placing:
             return jax.tree.map(lambda _: self.names.spec(*kind), value)
 
         return state._replace(**{name: spec(name, getattr(state, name)) for name in state._fields})
-
-
-def check_split(x: Any, pc: int) -> None:
-    """pc devices can share the samples evenly."""
-    if len(x) % pc:
-        raise ValueError(f"x: expected a multiple of {pc} samples, which 'pc' splits; got {len(x)}")
-
-
-def predicted(mapped, forward, spec, weights, x, mesh, names):
-    """forward(weights, x) with x split over pc, or whole on every device where pc does not divide it.
-
-    Statistics over the samples at hand are then the same: no padding enters them.
-    """
-    pc = names.present("pc")
-    split = x.shape[0] % axis_size(mesh, names.pc) == 0
-    samples = names.spec("pc") if split else PartitionSpec()
-    work = forward if split else lambda weights, x: collectives.mean(forward(weights, x), pc)
-    return mapped(work, (spec, samples), samples)(weights, put(x, mesh, samples))
 
 
 def num_splits(method: Method) -> int:

@@ -94,7 +94,7 @@ def _method(name: str, crew: Any, precision: Any) -> Method:
     return as_method(
         WorkerParts(
             name=name, network=trainer.network, num=crew.num, homes=crew.num,
-            fields={"params": crew.axis, "opt_state": "subnet", "round": None, "key": None},
+            fields={"params": crew.axes, "opt_state": ("subnet",), "round": (), "key": ()},
             draw=crew.draw, lay_out=lambda xp, params: {"params": params}, start=crew.start,
             step=precisely(precision, crew.step), forward=precisely(precision, crew.forward),
             estimate=precisely(precision, crew.estimate), params=lambda state: list(state.params),
@@ -109,7 +109,7 @@ class _Averaged(NamedTuple):
 
     trainer: Local
     num: int
-    axis: str | None = None  # along which the parameters are split
+    axes: tuple[str, ...] = ()  # along which the parameters are split
 
     def draw(self, key: Array, dtype: Any) -> list[Tree]:
         """Random parameters."""
@@ -146,7 +146,7 @@ class _Apart(NamedTuple):
 
     trainer: Local
     num: int
-    axis: str | None = "subnet"
+    axes: tuple[str, ...] = ("subnet",)
 
     def draw(self, key: Array, dtype: Any) -> list[Tree]:
         """Random parameters [N, ...], of every member its own."""

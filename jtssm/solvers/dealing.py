@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtssm.network import Network
-from jtssm.protocol import Array, Tree
+from jtssm.protocol import Array
 from jtssm.workers import Meeting
 
 
@@ -60,7 +60,7 @@ class Cut(NamedTuple):
 
     @property
     def dealt(self) -> np.ndarray:
-        """[H, N]: how many of its neurons each home deals to each subnet; what is left over goes round."""
+        """[H, N]: how many neurons each home deals to each subnet; what is left over goes round."""
         over = self.held % self.subnets
         first = np.concatenate([[0], np.cumsum(over)[:-1]])
         turn = (np.arange(self.subnets)[None, :] - first[:, None]) % self.subnets
@@ -78,7 +78,7 @@ class Cut(NamedTuple):
         return np.arange(self.places) < self.held[:, None]
 
     def draw(self, key: Array) -> Array:
-        """A deal [H, N, share]: the place in home d of slot j that subnet w has for it; empty: `places`."""
+        """A deal [H, N, share]: the place in home d of subnet w's slot j for it; empty: `places`."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(self.homes))
         chance = jax.vmap(lambda k: jax.random.uniform(k, (self.places,)))(keys)
         order = jnp.argsort(jnp.where(self.inside, chance, 2.0), axis=1)  # empty places come last
@@ -103,7 +103,14 @@ class Stored(NamedTuple):
 
     roles: tuple[str, ...]  # of its dimensions, "in" or "out"
     cuts: tuple[Cut | None, ...]  # of its dimensions; None: not dealt
-    home: int | None  # the dimension stored by homes; None: shared
+    home: int  # the dimension stored by homes
+
+    @property
+    def cut(self) -> Cut:
+        """Of the dimension stored by homes."""
+        cut = self.cuts[self.home]
+        assert cut is not None
+        return cut
 
     @property
     def across(self) -> tuple[int, Cut] | None:
@@ -117,7 +124,7 @@ class Stored(NamedTuple):
             if cut is not None:
                 a = _spaced(xp, a, dimension, cut)
         a = xp.moveaxis(a, self.home, 0)
-        return a.reshape(self.cuts[self.home].homes, -1, *a.shape[1:])
+        return a.reshape(self.cut.homes, -1, *a.shape[1:])
 
     def whole(self, a: Any) -> Any:
         """The parameter from its homes."""
@@ -137,7 +144,7 @@ class Stored(NamedTuple):
     def pull(self, meeting: Meeting, a: Array, deals: dict[Cut, Array]) -> Array:
         """From homes [homes here, places, ...] to the subnets here, [n, ...] in the layer's own order."""
         rows = self._rows(meeting, deals)
-        sent = jax.vmap(lambda a, at: _take(a, at, self.cuts[self.home].even))(a, rows)
+        sent = jax.vmap(lambda a, at: _take(a, at, self.cut.even))(a, rows)
         if self.across is not None:
             cut, axis = self.across[1], self._across_axis
             columns = cut.whole(deals[cut])
@@ -149,7 +156,7 @@ class Stored(NamedTuple):
 
     def push(self, meeting: Meeting, a: Array, subnets: Array, deals: dict[Cut, Array]) -> Array:
         """The homes with what the subnets trained; weights that no subnet owns keep their value."""
-        cut, rows = self.cuts[self.home], self._rows(meeting, deals)
+        cut, rows = self.cut, self._rows(meeting, deals)
         sent = jnp.moveaxis(subnets, self.home + 1, 1)
         sent = sent.reshape(sent.shape[0], cut.homes, cut.share, *sent.shape[2:])
         arrived = meeting.to_homes(sent)
@@ -172,11 +179,12 @@ class Stored(NamedTuple):
 
     def _rows(self, meeting: Meeting, deals: dict[Cut, Array]) -> Array:
         """[homes here, N, share]"""
-        return meeting.own_homes(deals[self.cuts[self.home]])
+        return meeting.own_homes(deals[self.cut])
 
     @property
     def _across_axis(self) -> int:
         """Where the other dealt dimension stands behind [N, share, ...], counted from N = 0."""
+        assert self.across is not None
         others = [d for d in range(len(self.cuts)) if d != self.home]
         return 2 + others.index(self.across[0])
 
@@ -227,8 +235,8 @@ def cuts_of(net: Network, subnets: int, homes: int) -> list[Cut | None]:
     return cuts
 
 
-def stored(net: Network, cuts: Sequence[Cut | None]) -> list[dict[str, Stored]]:
-    """How each parameter of each layer is stored."""
+def stored(net: Network, cuts: Sequence[Cut | None]) -> list[dict[str, Stored | None]]:
+    """How each parameter of each layer is stored; None: shared."""
     plan = []
     for i, layer in enumerate(net.layers):
         of = {"in": cuts[i], "out": cuts[i + 1]}
@@ -236,16 +244,8 @@ def stored(net: Network, cuts: Sequence[Cut | None]) -> list[dict[str, Stored]]:
     return plan
 
 
-def _stored(roles: tuple[str, ...], of: dict[str, Cut | None]) -> Stored:
+def _stored(roles: tuple[str, ...], of: dict[str, Cut | None]) -> Stored | None:
     cuts = tuple(of[role] for role in roles)
     dealt = [d for d, cut in enumerate(cuts) if cut is not None]
     own = [d for d in dealt if roles[d] == "out"]
-    return Stored(roles, cuts, (own or dealt or [None])[0])
-
-
-def shared_part(plan: Sequence[dict], params: Sequence[Tree]) -> list[Tree]:
-    """The parameters that are shared."""
-    return [
-        {name: a for name, a in p.items() if how[name].home is None}
-        for how, p in zip(plan, params, strict=True)
-    ]
+    return Stored(roles, cuts, (own or dealt)[0]) if dealt else None

@@ -106,11 +106,10 @@ def _estimate(pieces: Pieces) -> Callable:
 
 def training(products: Products, key: Array | None, layer: int, ids: Array) -> Products:
     """The products of a layer while it trains; its sample i draws from the key and ids[i]."""
-
-    def keys():
-        return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, layer), ids)
-
-    return products._replace(training=True, keys=None if key is None else keys)
+    if key is None:
+        return products._replace(training=True)
+    each = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, layer), i))
+    return products._replace(training=True, keys=lambda: each(ids))
 
 
 def loss_gradient(pieces, exchange, l, weights: Weights, x, y, samples: int, products=None):

@@ -60,7 +60,7 @@ class Pieces(NamedTuple):
         self, exchange: Exchange, l: int, params: list[Tree], p: Array,
         products: Callable | None = None,
     ) -> Array:  # fmt: skip
-        """f_l(W_l, p_l) for p_l [samples, ...]; products: of a layer's index, the exchange's unless given."""
+        """f_l(W_l, p_l) for p_l [samples, ...]; products: of layer i, the exchange's unless given."""
         products = products or exchange.products
         for i, layer_params in zip(range(self.starts[l], self.starts[l + 1]), params, strict=True):
             p = self.network.layers[i].apply(layer_params, p, products(i))

@@ -58,11 +58,12 @@ class Local(NamedTuple):
             draws = jax.random.split(key, self.local_steps) if self.network.random else None
 
             def step(carry, batch):
-                xb, yb, draw = batch
-                return self._step(*carry, own, xb, yb, lambda i: products(draw, i))
+                (params, opt_state), (xb, yb, draw) = carry, batch
+                return self._step(params, opt_state, own, xb, yb, lambda i: products(draw, i))
 
             return lax.scan(step, (params, opt_state), (x, y, draws))
 
+        opt_state = meeting.apart(opt_state)
         run = jax.vmap(of_worker, in_axes=(0, 0, 0, 0, 1, 1))
         (params, opt_state), sums = run(params, opt_state, own, keys, x, y)
         return params, opt_state, jax.tree.map(lambda a: a.sum(axis=1), sums)
@@ -85,7 +86,7 @@ class Local(NamedTuple):
         return (new, opt_state), sums
 
     def fresh(self, params: Tree, rounds: Any) -> Tree:
-        """Optimizer states [n, ...] for params [n, ...]; schedules stand where `rounds` rounds put them."""
+        """Optimizer states [n, ...] for params [n, ...], with schedules after so many rounds."""
         opt_state = jax.vmap(self.optimizer.init)(params)
         counted = lambda path, _: getattr(path[-1], "tuple_name", None) in SCHEDULES
         counts = optax.tree.get_all_with_path(opt_state, "count", filtering=counted)

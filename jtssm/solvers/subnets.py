@@ -13,8 +13,8 @@ Source: Yuan, Wolfe, Dun, Tang, Kyrillidis, Jermaine, "Distributed Learning of D
 using Independent Subnet Training", arXiv 1910.02120, PVLDB 15(8) 2022.
 
 Departs from the paper:
-  - A deal is stratified by default (`jtssm.solvers.dealing`): every neuron is as likely in any subnet, but
-    a subnet takes the same number from each N-th of a layer, so that shapes are static on a mesh.
+  - A deal is stratified by default (`jtssm.solvers.dealing`): every neuron is as likely in any
+    subnet, but a subnet takes the same number from each N-th of a layer: shapes are static on a mesh.
   - Widths that N does not divide are dealt as evenly as they go, with empty places.
   - Layers with biases: a bias goes with its neuron, the output layer's is averaged (as GIST does).
   - Without normalisation, a subnet's inputs to a layer are scaled by M / |I_w| (N where it divides), so
@@ -37,7 +37,7 @@ import numpy as np
 from jtssm import checks, losses
 from jtssm.network import Network, estimate_layers
 from jtssm.protocol import Array, Method, Move, Products, Tree
-from jtssm.solvers.dealing import Cut, Stored, cuts_of, shared_part, stored
+from jtssm.solvers.dealing import Cut, Stored, cuts_of, stored
 from jtssm.solvers.pieces import precisely
 from jtssm.solvers.rounds import Local, composed, local
 from jtssm.workers import Meeting, WorkerParts, as_method, round_info
@@ -107,7 +107,7 @@ def ist(
     return as_method(
         WorkerParts(
             name="ist", network=net, num=subnets, homes=homes,
-            fields={"homes": "subnet", "shared": None, "round": None, "key": None},
+            fields={"homes": ("subnet",), "shared": (), "round": (), "key": ()},
             draw=net.init, lay_out=model.lay_out, start=_start,
             step=precisely(precision, model.step), forward=precisely(precision, model.forward),
             estimate=precisely(precision, model.estimate), params=model.params,
@@ -142,17 +142,23 @@ class _Model(NamedTuple):
 
     net: Network
     cuts: list[Cut | None]
-    plan: list[dict[str, Stored]]
+    plan: list[dict[str, Stored | None]]
     trainer: Local
     scale: float | None
 
     def lay_out(self, xp: Any, params: list[Tree]) -> dict:
         """Parameters, one tree a layer, as they are stored; xp: numpy or jax.numpy."""
         homes = [
-            {name: how[name].store(xp, a) for name, a in p.items() if how[name].home is not None}
+            {name: kept.store(xp, p[name]) for name, kept in how.items() if kept is not None}
             for how, p in zip(self.plan, params, strict=True)
         ]
-        return {"homes": homes, "shared": shared_part(self.plan, params)}
+        return {"homes": homes, "shared": self._shared(params)}
+
+    def _shared(self, params: list[Tree]) -> list[Tree]:
+        return [
+            {name: p[name] for name, kept in how.items() if kept is None}
+            for how, p in zip(self.plan, params, strict=True)
+        ]
 
     def params(self, state: State) -> list[Tree]:
         """The whole network's parameters, one tree a layer."""
@@ -161,7 +167,7 @@ class _Model(NamedTuple):
     def _joined(self, state: State, whole: Callable) -> list[Tree]:
         """One tree a layer; whole: (how it is stored, a parameter by homes) -> the parameter."""
         return [
-            {n: whole(how[n], homes[n]) if n in homes else shared[n] for n in how}
+            {n: whole(kept, homes[n]) if kept else shared[n] for n, kept in how.items()}
             for how, homes, shared in zip(self.plan, state.homes, state.shared, strict=True)
         ]
 
@@ -186,17 +192,17 @@ class _Model(NamedTuple):
         """The subnets here: parameters [n, ...]."""
         shared = meeting.copies(state.shared)
         return [
-            {n: how[n].pull(meeting, homes[n], deals) if n in homes else rest[n] for n in how}
+            {n: kept.pull(meeting, homes[n], deals) if kept else rest[n] for n, kept in how.items()}
             for how, homes, rest in zip(self.plan, state.homes, shared, strict=True)
         ]
 
     def push(self, meeting: Meeting, state: State, params: list[Tree], deals: dict) -> State:
         """The whole model after a round."""
         homes = [
-            {n: how[n].push(meeting, a, p[n], deals) for n, a in old.items()}
+            {n: kept.push(meeting, old[n], p[n], deals) for n, kept in how.items() if kept}
             for how, old, p in zip(self.plan, state.homes, params, strict=True)
         ]
-        shared = meeting.mean(shared_part(self.plan, params))
+        shared = meeting.mean(self._shared(params))
         return State(homes, shared, state.round + 1, state.key)
 
     def own(self, meeting: Meeting, dtype: Any) -> Own:
@@ -264,30 +270,13 @@ class _Model(NamedTuple):
         found = []
         for i, (how, p) in enumerate(zip(self.plan, params, strict=True)):
             for name, kept in how.items():
+                moved = partial(Move, axis="subnet", source=None, target=None, times=1)
+                what = f"of layer {i}'s {name}"
+                if kept is None:
+                    found.append(moved(f"mean {what}", p[name].shape, collective="all_reduce"))
+                    continue
                 size = zip(p[name].shape, kept.cuts, strict=True)
                 shape = tuple(n if cut is None else cut.slots for n, cut in size)
-                if kept.home is None:
-                    found.append(
-                        Move(
-                            f"mean of [{i}]{name}",
-                            shape,
-                            "subnet",
-                            None,
-                            None,
-                            1,
-                            collective="all_reduce",
-                        )
-                    )
-                for way in () if kept.home is None else ("pull", "push"):
-                    found.append(
-                        Move(
-                            f"{way} of [{i}]{name}",
-                            shape,
-                            "subnet",
-                            None,
-                            None,
-                            1,
-                            collective="all_to_all",
-                        )
-                    )
+                for way in ("pull", "push"):
+                    found.append(moved(f"{way} {what}", shape, collective="all_to_all"))
         return tuple(found)

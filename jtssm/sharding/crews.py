@@ -1,0 +1,180 @@
+"""Methods of equal workers on a mesh: workers and homes along "subnet", their minibatches along "pc"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jtssm.protocol import PLAIN, Method, Tree, as_input, given_trees
+from jtssm.sharding import collectives
+from jtssm.sharding.mesh import AxisNames, axis_size, check_split, predicted, put
+from jtssm.sharding.packing import gathered
+from jtssm.workers import Meeting, WorkerParts, first_state
+
+
+def by_collectives(num: int, names: AxisNames) -> Meeting:
+    """The meeting of `num` workers spread over a mesh; called inside shard_map.
+
+    A deal is one all-to-all: device d sends slice w of its homes to the device of worker w.
+    """
+    subnet, pc = names.present("subnet"), names.present("pc")
+    size = lax.axis_size(subnet) if subnet else 1
+    here = collectives.index(names.subnet) * (num // size) + jnp.arange(num // size)
+    apart = partial(collectives.varying, axes=subnet)
+    turned = partial(_turned, axis=names.subnet)
+    copy = lambda a: jnp.broadcast_to(a, (num // size, *a.shape))
+    sums = lambda tree: jax.tree.map(lambda a: a.sum(axis=0), tree)
+    return Meeting(
+        num=num,
+        here=here,
+        to_workers=turned,
+        to_homes=turned,
+        own_homes=partial(_own, axis=names.subnet),
+        apart=apart,
+        copies=lambda tree: apart(jax.tree.map(copy, tree)),
+        mean=lambda tree: jax.tree.map(lambda a: a / num, collectives.total(sums(tree), subnet)),
+        total=lambda tree: collectives.total(sums(tree), (*subnet, *pc)),
+        gather=lambda x: collectives.gather_columns(x, names.subnet),
+        sum_homes=lambda x: collectives.total(x, subnet),
+        own_samples=partial(_own, axis=names.pc),
+        products=PLAIN._replace(over_samples=lambda a: collectives.mean(a.mean(axis=0), pc)),
+    )
+
+
+def _turned(a: Any, axis: str | None) -> Any:
+    """A[I_X, J, ...] -> A[J_X, I, ...]: all-to-all."""
+    if axis is not None:
+        a = lax.all_to_all(a, axis, split_axis=1, concat_axis=0, tiled=True)
+    return a.swapaxes(0, 1)
+
+
+def _own(a: Any, axis: str | None) -> Any:
+    """The rows of an array that is the same everywhere which live on this device."""
+    if axis is None:
+        return a
+    size = a.shape[0] // lax.axis_size(axis)
+    return lax.dynamic_slice_in_dim(a, lax.axis_index(axis) * size, size)
+
+
+def place_workers(method: Method, mesh: Mesh, names: AxisNames) -> Method:
+    """A method of workers on a mesh; see `jtssm.sharding.place`."""
+    parts = method.parts
+    _check_sizes(parts, *(axis_size(mesh, getattr(names, axis)) for axis in names._fields))
+    crew = _Crew(parts, mesh, names)
+    return method._replace(
+        init=crew.init, step=crew.step, predict=crew.predict, estimate=crew.estimate,
+        params=lambda state: parts.params(gathered(state)), spread=crew.spread,
+        mesh=mesh, axes=names,
+    )  # fmt: skip
+
+
+def _check_sizes(parts: WorkerParts, subnet: int, pr: int, pc: int) -> None:
+    fits = [d for d in range(1, parts.num + 1) if parts.num % d == 0]
+    if subnet not in fits:
+        raise ValueError(
+            f"mesh: expected a 'subnet' axis of one of {fits}, which divide the {parts.num} workers "
+            f"of {parts.name}; got {subnet}"
+        )
+    if parts.homes % subnet:
+        raise ValueError(
+            f"mesh: expected deal='stratified' with subnet={subnet}, whose shapes are static; got "
+            f"deal='uniform', which one device stores whole"
+        )
+    if pr > 1:
+        raise ValueError(
+            f"mesh: expected pr=1, {parts.name} does not split layers; got {pr}: use subnet or pc"
+        )
+    if parts.batch_size % pc:
+        raise ValueError(
+            f"mesh: expected a 'pc' axis that divides batch_size={parts.batch_size}; got {pc}"
+        )
+
+
+class _Crew:
+    """A method's parts on a mesh; its functions become those of the placed method."""
+
+    def __init__(self, parts: WorkerParts, mesh: Mesh, names: AxisNames):
+        self.parts, self.mesh, self.names = parts, mesh, names
+
+    def init(self, key: Any, x: Any, y: Any, params: Any = None) -> Any:
+        """The state, laid out on the mesh: no device ever holds the whole of what is split."""
+        parts = self.parts
+        parts.check(x, y, "init")
+        dtype = jnp.result_type(x)
+        key = put(key, self.mesh, PartitionSpec())
+        shapes = jax.eval_shape(partial(first_state, parts, dtype=dtype), key)
+        shardings = self._shardings(shapes)
+        if params is None:
+            start = partial(first_state, parts, dtype=dtype)
+            return jax.jit(start, out_shardings=shardings)(key)
+        given = jax.tree.map(np.asarray, given_trees(parts.draw, params, dtype))
+        laid = parts.lay_out(np, given)
+        on_mesh = {
+            name: jax.tree.map(
+                lambda a, to: put(a, self.mesh, to.spec), a, getattr(shardings, name)
+            )
+            for name, a in laid.items()
+        }
+        return jax.jit(parts.start, out_shardings=shardings)(key, **on_mesh)
+
+    def spread(self, state: Any) -> Any:
+        """An unplaced state on the mesh; a placed one as it is."""
+        return jax.tree.map(lambda a, to: put(a, self.mesh, to.spec), state, self._shardings(state))
+
+    def step(self, state: Any, x: Any, y: Any) -> tuple:
+        self.parts.check(x, y, "step", state)
+        spec, samples = self._specs(state), self.names.spec(None, "subnet", "pc")
+        work = self._mapped(
+            lambda state, x, y: self.parts.step(self._meeting(), state, x, y),
+            (spec, samples, samples),
+            (spec, PartitionSpec()),
+        )
+        x = put(self.parts.samples(x), self.mesh, samples)
+        return work(state, x, put(jnp.asarray(y), self.mesh, samples))
+
+    def predict(self, state: Any, x: Any) -> Any:
+        """Outputs, split over pc; whole everywhere if pc does not divide them."""
+        x = as_input(self.parts.network, x)
+
+        def forward(state, x):
+            meeting = self._meeting()
+            x = collectives.varying(x, self.names.present("pc"))
+            return self.parts.forward(meeting, state, x, meeting.products)
+
+        return predicted(self._mapped, forward, self._specs(state), state, x, self.mesh, self.names)
+
+    def estimate(self, state: Any, x: Any) -> Any:
+        if not self.parts.network.estimated:
+            return state
+        x, samples = as_input(self.parts.network, x), self.names.spec("pc")
+        check_split(x, axis_size(self.mesh, self.names.pc))
+        spec = self._specs(state)
+        run = lambda state, x: self.parts.estimate(self._meeting(), state, x)
+        return self._mapped(run, (spec, samples), spec)(state, put(x, self.mesh, samples))
+
+    def _meeting(self) -> Meeting:
+        return by_collectives(self.parts.num, self.names)
+
+    def _mapped(self, fn: Callable, in_specs: Tree, out_specs: Tree) -> Callable:
+        return jax.shard_map(fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
+
+    def _specs(self, state: Any) -> Any:
+        """A PartitionSpec for every array of a state."""
+        of = lambda name: jax.tree.map(
+            lambda _: self.names.spec(*self.parts.fields[name]), getattr(state, name)
+        )
+        return state._replace(**{name: of(name) for name in state._fields})
+
+    def _shardings(self, state: Any) -> Any:
+        return jax.tree.map(
+            lambda spec: NamedSharding(self.mesh, spec),
+            self._specs(state),
+            is_leaf=lambda a: isinstance(a, PartitionSpec),
+        )
