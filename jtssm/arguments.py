@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jtssm
 from jtssm import data, recording, solvers
+from jtssm.normalisation import NORMALISATIONS
 from jtssm.sharding.mesh import AXES
 
 OPTIMIZERS = ("adam", "adamw", "adagrad", "lion", "nadam", "radam", "rmsprop", "sgd")
@@ -45,10 +46,21 @@ def _train_parser(commands, run: Callable) -> None:
     add("--mesh", type=_mesh, help="e.g. subnet=2,pc=2; default: one device")
     add("--epochs", type=int, default=10, help="of pdadmm: iterations over all samples")
     add("--evaluate-every", type=int, default=1, help="epochs between two lines of the history")
-    add("--batch-size", type=int, default=110, help="samples a gradient sees")
+    add("--batch-size", type=int, default=110, help="samples a gradient sees; of a worker, if any")
     add("--optimizer", default="adam", help="one of: " + ", ".join(OPTIMIZERS))
     add("--learning-rate", type=float, default=1e-3)
     add("--rates", default=RATES[0], help="how the learning rate runs: one of " + ", ".join(RATES))
+    add("--normalisation", help="of every layer, one of: " + ", ".join(NORMALISATIONS))
+    add("--dropout", type=float, default=0.0, help="of every hidden layer, while training")
+    add("--workers", type=int, help="of local_sgd: whole networks that are averaged")
+    add("--members", type=int, help="of ensemble: networks that never talk")
+    add("--local-steps", type=int, help="of ist, local_sgd, ensemble: steps a round; default: 20")
+    add("--deal", help="of ist, one of: stratified, uniform (on one device)")
+    add(
+        "--scale",
+        type=float,
+        help="of ist: what unnormalised layers take of a dealt input is scaled by",
+    )
     add("--rho", type=float)
     add("--alpha", type=float)
     add("--eta", type=float)

@@ -27,8 +27,9 @@ from jtssm.solvers import layerwise
 
 PASSED = (
     "subnets", "cuts", "rho", "alpha", "eta", "schedule", "order", "sweeps", "weight_steps",
-    "delay_power", "nu", "steps", "damping", "t0", "weight_decay", "grid", "float_q",
+    "delay_power", "workers", "members", "local_steps", "deal", "scale", "nu", "steps", "damping", "t0", "weight_decay", "grid", "float_q",
 )  # fmt: skip
+LOCAL_STEPS = 20  # of a round, unless given
 WARMUP = 500  # most steps of warm-up
 EVALUATED = 10_000  # training samples on which the composed network is evaluated every epoch
 
@@ -105,10 +106,22 @@ def build(arguments: argparse.Namespace, inputs: int, classes: int, samples: int
             f"--method {arguments.method}: expected no --{min(unknown).replace('_', '-')}, which it "
             f"does not take; got {given[min(unknown)]}"
         )
-    net = jtssm.mlp([inputs, *arguments.hidden, classes])
+    net = jtssm.mlp(
+        [inputs, *arguments.hidden, classes],
+        normalisation=arguments.normalisation,
+        dropout=arguments.dropout,
+    )
     if "optimizer" in inspect.signature(builder).parameters:
         given["optimizer"] = getattr(optax, arguments.optimizer)(_learning_rate(arguments, samples))
         given["batch_size"] = arguments.batch_size
+    if "local_steps" in inspect.signature(builder).parameters:
+        given.setdefault("local_steps", LOCAL_STEPS)
+    for name, parameter in inspect.signature(builder).parameters.items():
+        if name not in ("net", *given) and parameter.default is parameter.empty:
+            raise ValueError(
+                f"--method {arguments.method}: expected --{name.replace('_', '-')}, which it needs, "
+                f"e.g. 4; got none"
+            )
     return builder(net, precision=arguments.precision, **given)
 
 
@@ -117,7 +130,10 @@ def _learning_rate(arguments: argparse.Namespace, samples: int) -> Any:
     if arguments.rates == "constant":
         return arguments.learning_rate
     checks.count(**{"--batch-size": arguments.batch_size, "--epochs": arguments.epochs})
-    minibatches = arguments.weight_steps or samples // arguments.batch_size
+    sharers = arguments.workers or arguments.members
+    if arguments.method == "ist":
+        sharers = arguments.subnets
+    minibatches = arguments.weight_steps or samples // (arguments.batch_size * (sharers or 1))
     steps = max(minibatches * arguments.epochs * (arguments.sweeps or 1), 1)
     warmup = min(WARMUP, steps // 5)
     return optax.warmup_cosine_decay_schedule(0.0, arguments.learning_rate, warmup, steps)

@@ -175,7 +175,7 @@ def exchanged_bytes(method: Method, subnet: int, word: int = 4) -> dict[str, int
         )
     checks.divides("subnet", subnet, num, "workers")
     found = {"all_to_all": 0, "all_reduce": 0}
-    for move in method.moves(0) if subnet > 1 else ():
+    for move in (m for m in method.moves(0) if m.axis == "subnet" and subnet > 1):
         times = num // subnet if move.collective == "all_to_all" else 1
         found[move.collective] += times * prod(move.shape) * (move.itemsize or word)
     return found

@@ -66,7 +66,12 @@ def _own(a: Any, axis: str | None) -> Any:
 def place_workers(method: Method, mesh: Mesh, names: AxisNames) -> Method:
     """A method of workers on a mesh; see `jtssm.sharding.place`."""
     parts = method.parts
-    _check_sizes(parts, *(axis_size(mesh, getattr(names, axis)) for axis in names._fields))
+    sizes = [axis_size(mesh, name) for name in names]
+    _check_sizes(parts, *sizes)
+    # over an axis of size 1 nothing is exchanged, not even in name
+    names = AxisNames(
+        *(name if size > 1 else None for name, size in zip(names, sizes, strict=True))
+    )
     crew = _Crew(parts, mesh, names)
     return method._replace(
         init=crew.init, step=crew.step, predict=crew.predict, estimate=crew.estimate,

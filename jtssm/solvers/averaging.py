@@ -135,10 +135,11 @@ class _Averaged(NamedTuple):
         return state._replace(params=_estimated(self.trainer.network, meeting, state.params, x))
 
     def moves(self, samples: int) -> tuple[Move, ...]:
-        """Of one worker in a round: the mean of all parameters."""
+        """Of one worker in a round: the mean of all parameters, and the sum of its gradients."""
         params = jax.eval_shape(self.trainer.network.init, jax.random.key(0))
         size = sum(a.size for a in jax.tree.leaves(params))
-        return (Move("mean of W", (size,), "subnet", None, None, 1, collective="all_reduce"),)
+        mean = Move("mean of W", (size,), "subnet", None, None, 1, collective="all_reduce")
+        return mean, _gradient(self.trainer)
 
 
 class _Apart(NamedTuple):
@@ -177,8 +178,21 @@ class _Apart(NamedTuple):
         return state._replace(params=found)
 
     def moves(self, samples: int) -> tuple[Move, ...]:
-        """Nothing moves."""
-        return ()
+        """Of one member in a round: the sum of its gradients; nothing goes to another."""
+        return (_gradient(self.trainer),)
+
+
+def _gradient(trainer: Local) -> Move:
+    """The sum of a worker's gradients over devices that share its minibatches, R a round."""
+    params = jax.eval_shape(trainer.network.init, jax.random.key(0))
+    trained = [
+        a.size
+        for layer, p in zip(trainer.network.layers, params, strict=True)
+        for name, a in p.items()
+        if name not in layer.estimated
+    ]
+    size, times = sum(trained), trainer.local_steps
+    return Move("gradient of W", (size,), "pc", None, None, times, collective="all_reduce")
 
 
 def _trained(trainer, meeting, state, params, x, y) -> tuple:

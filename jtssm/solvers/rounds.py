@@ -88,13 +88,15 @@ class Local(NamedTuple):
     def fresh(self, params: Tree, rounds: Any) -> Tree:
         """Optimizer states [n, ...] for params [n, ...], with schedules after so many rounds."""
         opt_state = jax.vmap(self.optimizer.init)(params)
-        counted = lambda path, _: getattr(path[-1], "tuple_name", None) in SCHEDULES
-        counts = optax.tree.get_all_with_path(opt_state, "count", filtering=counted)
-        if not counts:
-            return opt_state
-        shape = counts[0][1].shape
-        count = jnp.broadcast_to(jnp.asarray(rounds * self.local_steps, jnp.int32), shape)
-        return optax.tree.set(opt_state, counted, count=count)
+        return _resumed(opt_state, rounds * self.local_steps)
+
+
+def _resumed(tree: Tree, count: Any) -> Tree:
+    """An optimizer state whose schedules have counted so many steps."""
+    counts = lambda node: type(node).__name__ in SCHEDULES
+    inside = lambda node: node is not tree and counts(node)
+    tree = jax.tree.map(lambda n: _resumed(n, count) if inside(n) else n, tree, is_leaf=inside)
+    return tree._replace(count=jnp.full_like(tree.count, count)) if counts(tree) else tree
 
 
 def local(

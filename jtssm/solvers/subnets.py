@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +44,7 @@ from jtssm.solvers.rounds import Local, composed, local
 from jtssm.workers import Meeting, WorkerParts, as_method, round_info
 
 DEALS = ("stratified", "uniform")
+DEAL = (("pull", "all_to_all"), ("push", "all_to_all"))
 
 
 class State(NamedTuple):
@@ -264,19 +266,21 @@ class _Model(NamedTuple):
         ]
 
     def moves(self, samples: int) -> tuple[Move, ...]:
-        """Of one worker in a round: a pull and a push of its subnet, and the shared parameters' mean."""
-        del samples
+        """Of one worker in a round: a pull and a push of its subnet, the mean of what all share, and the
+        sum of its gradients over devices that share its minibatches."""
         params = jax.eval_shape(self.net.init, jax.random.key(0))
-        found = []
+        worker = partial(Move, source=None, target=None)
+        found, size = [], 0
         for i, (how, p) in enumerate(zip(self.plan, params, strict=True)):
             for name, kept in how.items():
-                moved = partial(Move, axis="subnet", source=None, target=None, times=1)
-                what = f"of layer {i}'s {name}"
-                if kept is None:
-                    found.append(moved(f"mean {what}", p[name].shape, collective="all_reduce"))
-                    continue
-                size = zip(p[name].shape, kept.cuts, strict=True)
-                shape = tuple(n if cut is None else cut.slots for n, cut in size)
-                for way in ("pull", "push"):
-                    found.append(moved(f"{way} {what}", shape, collective="all_to_all"))
-        return tuple(found)
+                cuts = (None,) * p[name].ndim if kept is None else kept.cuts
+                places = zip(p[name].shape, cuts, strict=True)
+                shape = tuple(n if cut is None else cut.slots for n, cut in places)
+                ways = (("mean", "all_reduce"),) if kept is None else DEAL
+                size += prod(shape) * (name not in self.net.layers[i].estimated)
+                for way, collective in ways:
+                    what = f"{way} of layer {i}'s {name}"
+                    found.append(worker(what, shape, "subnet", times=1, collective=collective))
+        steps = self.trainer.local_steps
+        gradient = worker("gradient of W", (size,), "pc", times=steps, collective="all_reduce")
+        return (*found, gradient)
