@@ -27,7 +27,8 @@ from jtssm.solvers import layerwise
 
 PASSED = (
     "subnets", "cuts", "rho", "alpha", "eta", "schedule", "order", "sweeps", "weight_steps",
-    "delay_power", "workers", "members", "local_steps", "deal", "scale", "nu", "steps", "damping", "t0", "weight_decay", "grid", "float_q",
+    "delay_power", "workers", "members", "local_steps", "deal", "scale", "nu", "steps", "damping",
+    "t0", "weight_decay", "grid", "float_q",
 )  # fmt: skip
 LOCAL_STEPS = 20  # of a round, unless given
 WARMUP = 500  # most steps of warm-up

@@ -50,6 +50,62 @@ def test_gsadmm_refuses(changes, message):
         solvers.gsadmm(NET, **{**GOOD, **changes})
 
 
+ROUND = {"optimizer": optax.sgd(0.1), "batch_size": 2, "local_steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("net", "changes", "message"),
+    [
+        (NET, {"subnets": 9}, r"subnets: expected at most 8, the width of layer 0, 'dense 8 relu'; got 9"),
+        (jtssm.mlp([4, 8, 5, 3]), {"subnets": 6}, r"at most 5, the width of layer 1, 'dense 5 relu'; got 6"),
+        (NET, {"subnets": 0}, r"subnets: expected an integer of at least 1; got 0"),
+        (NET, {"local_steps": 0}, r"local_steps: expected an integer of at least 1; got 0"),
+        (NET, {"batch_size": 0}, r"batch_size: expected an integer of at least 1; got 0"),
+        (NET, {"deal": "random"}, r"deal: expected one of \['stratified', 'uniform'\]; got 'random'"),
+        (NET, {"scale": 0}, r"scale: expected a finite number above 0.*got 0"),
+        (NET, {"loss": "hinge"}, r"loss: expected one of .*got 'hinge'"),
+        (NET, {"precision": "exact"}, r"precision: expected None, 'highest'.*got 'exact'"),
+        (NET, {"optimizer": "adam"}, r"optimizer: expected an optax optimizer.*got 'adam'"),
+        (jtssm.mlp([4, 3]), {}, r"net: expected at least one hidden layer.*got 1 layer"),
+        (
+            sequence([dense(8), dense(3)._replace(name="mine", neurons=None)], (4,)), {},
+            r"net: expected layers whose parameters belong to neurons.*got layer 1, 'mine'",
+        ),
+    ],
+)  # fmt: skip
+def test_ist_refuses(net, changes, message):
+    with pytest.raises(ValueError, match=message):
+        solvers.ist(net, **{"subnets": 2, **ROUND, **changes})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, s: m.step(s, X[:12], Y), r"x: expected \[local_steps, workers, batch_size, \.\.\.\] = \[3, 2, 2, '\.\.\.'\]; got shape \(12, 4\)"),
+        (lambda m, s: m.step(s, X.reshape(3, 2, 2, 4), Y), r"y: expected .*got shape \(12,\)"),
+        (lambda m, s: m.step(s, X.reshape(3, 2, 2, 4)[..., :3], Y.reshape(3, 2, 2)), r"x: expected \[samples, 4\].*got shape \(12, 3\)"),
+        (lambda m, s: m.step(s, X.reshape(3, 2, 2, 4).astype(np.float32), Y.reshape(3, 2, 2)), r"x: expected float64, as in init; got float32"),
+        (lambda m, s: m.init(jax.random.key(0), X, Y, NET.init(jax.random.key(0))[:2]), r"params: expected 3 trees, one a layer; got 2"),
+        (lambda m, s: m.init(jax.random.key(0), X, Y + 7), r"y: expected labels 0\.\.2"),
+        (lambda m, s: jtssm.fit(m, (X[:5], Y[:5]), epochs=2, key=jax.random.key(0)), r"train: expected at least 12 samples, one step of \w+; got 5 times 2 epochs"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["ist", "local_sgd", "ensemble"])
+def test_methods_of_workers_refuse_samples_that_do_not_fit(name, call, message):
+    count = {"ist": "subnets", "local_sgd": "workers", "ensemble": "members"}[name]
+    method = solvers.METHODS[name](NET, **ROUND, **{count: 2})
+    with pytest.raises(ValueError, match=message):
+        call(method, method.init(jax.random.key(0), X, Y))
+
+
+@pytest.mark.parametrize(
+    ("builder", "count"), [(solvers.local_sgd, "workers"), (solvers.ensemble, "members")]
+)
+def test_workers_are_counted_from_one(builder, count):
+    with pytest.raises(ValueError, match=rf"{count}: expected an integer of at least 1; got 0"):
+        builder(NET, **ROUND, **{count: 0})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

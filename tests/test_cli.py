@@ -54,6 +54,22 @@ def test_gsam_takes_its_own_options(tmp_path):
     assert (settings["delay_power"], settings["rates"]) == ("0.5", "constant")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["ist", "--subnets", "2", "--normalisation", "running", "--mesh", "subnet=2"],
+        ["local_sgd", "--workers", "2", "--local-steps", "5", "--dropout", "0.2"],
+    ],
+)
+def test_methods_of_workers_take_their_own_options(tmp_path, options):
+    shared = ["--hidden", "32", "--epochs", "4", "--batch-size", "16", "--out", str(tmp_path)]
+    assert main(["train", "--method", *options, *shared]) == 0
+    lines = [line.split(",") for line in (tmp_path / "history.csv").read_text().splitlines()]
+    steps = int(lines[-1][lines[0].index("step")])
+    assert steps == 4 * 1200 // (16 * 2 * (5 if "local_sgd" in options else 20))
+    assert (tmp_path / "params.npz").exists()
+
+
 def test_pdadmm_starts_shallow_and_prints_its_certificate(tmp_path, capsys):
     options = ["--method", "pdadmm", "--hidden", "16,16,16", "--shallow", "1", "--mesh", "subnet=2"]
     numbers = ["--rho", "10", "--nu", "0.1", "--epochs", "4", "--evaluate-every", "2"]
@@ -82,12 +98,21 @@ def test_pdadmm_starts_shallow_and_prints_its_certificate(tmp_path, capsys):
 )
 def test_rates_run_up_and_then_down_to_zero_over_all_steps(options, steps):
     given = {"rates": "warmup-cosine", "learning_rate": 0.1, "batch_size": 60, "epochs": 2}
-    given |= {"sweeps": None, "weight_steps": None} | options
+    given |= {"sweeps": None, "weight_steps": None, "method": "gsadmm"} | options
+    given |= dict.fromkeys(("workers", "members"))
     rate = cli._learning_rate(argparse.Namespace(**given), samples=1230)
     assert float(rate(0)) == 0
     assert float(rate(steps // 5)) == pytest.approx(0.1)
     assert 0 < float(rate(steps - 1)) < 0.001
     assert float(rate(steps)) == pytest.approx(0, abs=1e-9)
+
+
+def test_rates_of_workers_fall_over_their_local_steps():
+    given = {"rates": "warmup-cosine", "learning_rate": 0.1, "batch_size": 10, "epochs": 2}
+    given |= {"sweeps": None, "weight_steps": None, "workers": None, "members": None, "subnets": 4}
+    rate = cli._learning_rate(argparse.Namespace(method="ist", **given), samples=1200)
+    assert float(rate(59)) > 0
+    assert float(rate(60)) == pytest.approx(0, abs=1e-9)
 
 
 def test_mnist_is_zoomed_to_14(tmp_path):

@@ -13,6 +13,7 @@ NET = jtssm.mlp([4, 16, 12, 3])
 BATCH = 20
 X, Y = problems.separable(0, 120, 4, 3, np.float64)
 GSADMM = {"optimizer": optax.adam(1e-2), "batch_size": BATCH}
+ROUND = {"optimizer": optax.adam(1e-2), "batch_size": 10, "local_steps": 2}
 METHODS = {
     "sgd": solvers.sgd(NET, optimizer=optax.adam(1e-2), batch_size=BATCH),
     "gsadmm, 1 subnet": solvers.gsadmm(NET, subnets=1, **GSADMM),
@@ -21,6 +22,8 @@ METHODS = {
     "gsadmm, stored": solvers.gsadmm(NET, subnets=2, schedule="stored", **GSADMM),
     "gsam, 3 subnets, 2 sweeps": solvers.gsam(NET, subnets=3, sweeps=2, **GSADMM),
     "gsam, stored": solvers.gsam(NET, subnets=2, schedule="stored", **GSADMM),
+    "ist": solvers.ist(NET, subnets=2, **ROUND),
+    "local_sgd": solvers.local_sgd(NET, workers=2, **ROUND),
     "pdadmm": solvers.pdadmm(NET),
     "gsam, stored, parallel": solvers.gsam(
         NET, subnets=3, schedule="stored", order="parallel", **GSADMM
@@ -118,8 +121,14 @@ def test_on_a_mesh_the_protocol_and_the_numbers_are_the_same(method):
 def test_what_moves_is_declared(method):
     moves = method.moves(BATCH)
     assert {m.axis for m in moves} <= {"subnet", "pr", "pc"}
+    gradients = sum(m.shape[0] for m in moves if m.what == "gradient of W")
+    total = sum(a.size for a in jax.tree.leaves(NET.init(jax.random.key(0))))
+    if hasattr(
+        method.parts, "num"
+    ):  # of workers: one of a half of the neurons, or the whole network
+        half = sum(a.size for a in jax.tree.leaves(jtssm.mlp([4, 8, 6, 3]).init(jax.random.key(0))))
+        assert gradients == (half if method.name == "ist" else total)
+        return
     pieces = len(method.parts.starts) - 1
     assert len([m for m in moves if m.axis == "subnet"]) == 2 * (pieces - 1)
-    gradients = [m for m in moves if m.what == "gradient of W"]
-    total = sum(a.size for a in jax.tree.leaves(NET.init(jax.random.key(0))))
-    assert sum(m.shape[0] for m in gradients) == total
+    assert gradients == total

@@ -53,6 +53,31 @@ def test_fit_is_the_users_own_loop_with_shuffled_minibatches():
     assert rows[:120] != rows[120:]
 
 
+def test_rounds_straddle_epochs_and_lose_no_sample():
+    """130 samples, rounds of 2 x 2 x 20 = 80: 8 rounds in 5 epochs, none after 0.6 of one."""
+    seen = []
+    options = {"optimizer": optax.sgd(0.0), "local_steps": 2, "batch_size": 20}
+    method = solvers.ist(NET, subnets=2, **options)
+
+    def step(state, x, y):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
+        return method.step(state, x, y)
+
+    result = jtssm.fit(method._replace(step=step), (X, Y), epochs=5, key=KEY)
+    jax.effects_barrier()
+    assert [line["step"] for line in result.history] == [1, 3, 4, 6, 8]
+    assert [line["samples"] for line in result.history] == [80, 160, 80, 160, 160]
+    rows = [bytes(row) for x in seen for row in x.reshape(-1, 4)]
+    times = [rows.count(bytes(row)) for row in X]
+    assert sum(times) == 640
+    assert set(times) == {4, 5}  # 10 of 650 wait for a round that does not come
+
+    few = jtssm.fit(method, (X[:50], Y[:50]), epochs=2, key=KEY, validation=(X, Y))
+    assert [line["samples"] for line in few.history] == [0, 80]
+    assert few.history[0]["loss"] == 0
+    assert result.state.round == 8
+
+
 def test_a_run_is_reproducible_from_its_key_and_the_same_on_a_mesh():
     method = gsadmm(optax.sgd(0.05))
     runs = [

@@ -120,7 +120,7 @@ def step_flops(method: Method) -> int:
     """Floating-point operations of the products of one step, all devices together.
 
     Raises:
-      ValueError: a resident method.
+      ValueError: a resident method, or one of workers.
     """
     costs, times, total = method.parts.network.costs(), _times(method), 0
     for l, (a, b) in enumerate(pairwise(method.parts.starts)):
@@ -136,10 +136,10 @@ def _batch_size(method: Method) -> int:
 
 
 def _times(method: Method) -> Callable:
-    if method.parts.passes is None:
+    if getattr(method.parts, "passes", None) is None:
+        why = "takes rounds of local steps" if method.batch_shape else "keeps all samples"
         raise ValueError(
-            f"method: expected one that takes minibatches; got {method.name} with a stored schedule, "
-            f"which keeps all samples"
+            f"method: expected one that takes minibatches; got {method.name}, which {why}"
         )
     return method.parts.passes
 
@@ -209,7 +209,7 @@ def step_seconds(
       word: bytes a number.
 
     Raises:
-      ValueError: a resident method, or sizes that do not divide.
+      ValueError: a resident method or one of workers, or sizes that do not divide.
     """
     parts, times = method.parts, _times(method)
     num, batch = len(parts.starts) - 1, _batch_size(method)

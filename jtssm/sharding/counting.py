@@ -114,7 +114,7 @@ def _times(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
             called = _CALLED.findall(line)
             for branches in _BRANCHES.findall(line):
                 called += re.findall(r"[\w.\-]+", branches)
-            for other in called:
+            for other in filter(times.__contains__, called):
                 times[other] += times[name] * (int(trips[1]) if trips else 1)
     return times
 

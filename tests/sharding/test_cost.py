@@ -124,11 +124,21 @@ def test_pipelines_that_share_a_batch_sum_their_gradients():
     [
         (
             lambda: cost.step_seconds(solvers.gsadmm(NET, schedule="stored", **SHARED), SLOW),
-            r"method: expected one that takes minibatches; got gsadmm with a stored schedule",
+            r"method: expected one that takes minibatches; got gsadmm, which keeps all samples",
         ),
         (
             lambda: cost.step_seconds(solvers.gsadmm(NET, subnets=4, **SHARED), SLOW, subnet=3),
             r"subnet: expected one of \[1, 2, 4\], which divide 4 subnetworks; got 3",
+        ),
+        (
+            lambda: cost.exchanged_bytes(sgd(), 2),
+            r"method: expected one of workers \(ist, local_sgd, ensemble\); got sgd",
+        ),
+        (
+            lambda: cost.step_seconds(
+                solvers.local_sgd(NET, workers=2, local_steps=2, **SHARED), SLOW
+            ),
+            r"method: expected one that takes minibatches; got local_sgd, which takes rounds",
         ),
         (lambda: cost.step_seconds(sgd(), SLOW, pc=3), r"pc: expected one of \[1, 2, 4, 8\]"),
         (lambda: cost.step_seconds(sgd(), SLOW, pc=0), r"pc: expected an integer of at least 1"),
