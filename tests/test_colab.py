@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
 
@@ -70,4 +71,22 @@ def test_layer_parallel_admm_runs_and_shows_certificate_and_bytes(small):
     # 3 boundaries, 2 matrices of 1 200 samples x 32; 8 bits: codes, and two floats a sample
     numbers = 3 * 2 * 1200
     assert f"grid 8   : {numbers * (32 + 8)} bytes an iteration as ['f32', 'u8']" in shown
+    assert images(notebook) == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_independent_subnets_run_and_count_what_a_deal_moves(small):
+    notebook, shown = executed("03_independent_subnets", small)
+    for name in ("IST", "local SGD", "data parallel"):
+        assert f"{name}, N = 2" in shown
+    for n in (2, 4, 8):  # 64 inputs, 32 neurons, of which a subnet has m places, 10 outputs
+        m = n * int(np.ceil(np.ceil(32 / n) / n))
+        # four vectors of statistics and normalisation a hidden layer; the outputs' are shared
+        size = 64 * m + m * m + 10 * m + 8 * m
+        assert (
+            f"N = {n}: {2 * size * 4} bytes a round (formula: {2 * size * 4}), 0 collectives"
+            in shown
+        )
+    assert "normalisation None" in shown
+    assert (small / "subnets.png").stat().st_size > 5_000
     assert images(notebook) == 1

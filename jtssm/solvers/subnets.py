@@ -85,6 +85,8 @@ def ist(
       subnets: N, at most the width of every hidden layer. Where N^2 does not divide a width M, a subnet
         computes, holds and sends N ceil(ceil(M / N) / N) places instead of M / N neurons.
       optimizer: an optax optimizer. Its state starts anew at each deal; schedules count all local steps.
+        It sees matrices with a hidden layer's own neurons first, W as [outputs, inputs]: only what
+        depends on that order (the scale of muon) is not as in `sgd`.
       local_steps: R, steps of a subnet between two deals; all of them reach the whole model.
       batch_size: samples that one gradient of one subnet sees; a round takes R N batch_size.
       loss: "cross_entropy" (integer labels), "squared_error", or a `losses.Loss`.
@@ -103,9 +105,10 @@ def ist(
         checks.positive(scale=scale)
     homes = subnets if deal == "stratified" else 1
     cuts = cuts_of(net, subnets, homes)
-    forward = partial(_forward, net)
+    plan = stored(net, cuts)
+    forward = partial(_forward, net, plan)
     trainer = local(net, optimizer, loss, local_steps, batch_size, precision, forward)
-    model = _Model(net, cuts, stored(net, cuts), trainer, scale)
+    model = _Model(net, cuts, plan, trainer, scale)
     return as_method(
         WorkerParts(
             name="ist", network=net, num=subnets, homes=homes,
@@ -122,11 +125,14 @@ def _start(key: Array, homes: list[Tree], shared: list[Tree]) -> State:
     return State(homes, shared, jnp.zeros((), jnp.int32), key)
 
 
-def _forward(net: Network, params: Tree, x: Array, own: Own, products: Callable) -> Array:
+def _forward(
+    net: Network, plan: list[dict], params: Tree, x: Array, own: Own, products: Callable
+) -> Array:
     """Outputs of one subnet for x [b, ...]; empty places give zeros."""
-    for i, (layer, p) in enumerate(zip(net.layers, params, strict=True)):
+    for i, (layer, how, p) in enumerate(zip(net.layers, plan, params, strict=True)):
         if layer.scaled and own.scale[i] is not None:
             x = x * own.scale[i]
+        p = {name: kept.turned(p[name]) if kept else p[name] for name, kept in how.items()}
         taken = own.taken[i + 1]
         x = layer.apply(p, x, products(i) if taken is None else _among(products(i), taken))
         x = x if taken is None else x * taken[None, :]
