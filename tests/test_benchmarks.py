@@ -5,6 +5,8 @@ import json
 import pytest
 
 from benchmarks import (
+    ist_speed,
+    ist_tradeoff,
     pdadmm_accuracy,
     pdadmm_speed,
     record,
@@ -100,6 +102,7 @@ def test_runs_are_timed_in_turns():
     assert record.spread([1.0, 2.0, 3.0]) == {"median": 2.0, "quartiles": [1.5, 2.5]}
 
 
+@pytest.mark.slow
 def test_pdadmm_speed_runs_small_and_counts_products(monkeypatch, capsys):
     lines = smoke(monkeypatch, capsys, pdadmm_speed)
     kinds = [line.split(" {")[0] for line in lines[:4]]
@@ -122,3 +125,30 @@ def test_pdadmm_accuracy_runs_small(monkeypatch, capsys):
         f"digits: {best}", "Adam, full batch", f"grid: 8 bits, p and q, {best}"
     ]  # fmt: skip
     assert '"bytes_of_float32": 0.3125' in lines[-1]  # (32 + 8) / 128: narrow
+
+
+@pytest.mark.slow
+def test_ist_tradeoff_runs_small(monkeypatch, capsys):
+    lines = smoke(monkeypatch, capsys, ist_tradeoff)
+    shown = [line.split("  ")[0] for line in lines if "  test 0" in line and "seed" not in line]
+    assert shown == list(ist_tradeoff.entries(smoke=True))
+
+
+def test_bytes_of_the_lines_are_those_of_the_paper():
+    """Two hidden layers of 512, N = 4: IST 2 S, averaging 2 W a round, data parallelism 2 W a step."""
+    widths, sent = [196, 512, 512, 10], {}
+    for kind in ist_tradeoff.KINDS:
+        entry = ist_tradeoff.Entry("mnist", 2, kind, 4)
+        sent[kind] = ist_tradeoff.build(entry, widths, 50_000, 128, 0.1).bytes
+    subnet = 196 * 128 + 128 * 128 + 10 * 128 + 4 * 128
+    whole = 196 * 512 + 512 * 512 + 10 * 512 + 4 * 512
+    assert sent["IST"] == 2 * subnet * 4 * 3 / 4
+    assert sent["local SGD"] == sent["data parallel"] == sent["dropout"] == 2 * whole * 4 * 3 / 4
+    assert sent["narrow"] == sent["ensemble"] == 0
+
+
+def test_ist_speed_runs_small(monkeypatch, capsys):
+    lines = smoke(monkeypatch, capsys, ist_speed, "--repeats", "1")
+    assert [line.split("  ")[0].strip() for line in lines] == [
+        "16 inputs, no normalisation", "16 inputs, batch normalisation",
+    ]  # fmt: skip

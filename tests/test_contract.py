@@ -31,7 +31,11 @@ METHODS = {
 }
 
 
-@pytest.fixture(params=METHODS)
+LONG = ("gsadmm, 2 subnets", "gsam, stored")  # others show what they would
+PARAMS = [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in METHODS]
+
+
+@pytest.fixture(params=PARAMS)
 def method(request):
     return METHODS[request.param]
 

@@ -53,8 +53,10 @@ def test_while_training_running_statistics_are_the_minibatchs():
     np.testing.assert_array_equal(running.apply(params, X, train), batch.apply(params, X, train))
 
 
-@pytest.mark.parametrize("normalisation", ["batch", "running", "layer"])
-@pytest.mark.parametrize("shape", [(1, 1, 4), (1, 2, 2)])
+@pytest.mark.parametrize(
+    ("normalisation", "shape"),
+    [("batch", (1, 1, 4)), ("batch", (1, 2, 2)), ("running", (1, 2, 2)), ("layer", (1, 2, 2))],
+)
 def test_statistics_and_dropout_are_the_same_on_a_mesh(normalisation, shape):
     net = jtssm.mlp([4, 8, 3], normalisation=normalisation, dropout=0.25)
     method = solvers.sgd(net, optimizer=optax.adamw(0.01), batch_size=20)

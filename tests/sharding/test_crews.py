@@ -64,8 +64,9 @@ def numbers(method, state):
     ("name", "shape"),
     [
         *((name, (4, 1, 2)) for name in METHODS),
-        ("ist", (8, 1, 1)), ("ist", (2, 1, 4)), ("ist", (1, 1, 8)), ("ist", (2, 1, 1)),
-        ("ist, uneven, running", (2, 1, 2)),
+        ("ist", (8, 1, 1)), ("ist", (2, 1, 4)),
+        *(pytest.param("ist", shape, marks=pytest.mark.slow) for shape in ((1, 1, 8), (2, 1, 1))),
+        pytest.param("ist, uneven, running", (2, 1, 2), marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_sharded_equals_unsharded(name, shape):

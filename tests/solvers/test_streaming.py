@@ -93,8 +93,10 @@ def test_a_minibatch_meets_a_subnetwork_again_after_its_delay(params):
 @pytest.mark.parametrize(
     ("build", "n", "sweeps"),
     [
-        *((GSADMM, n, sweeps) for n in (2, 4) for sweeps in (1, 2, 3)),
-        *((GSAM, n, sweeps) for n, sweeps in ((2, 3), (4, 2))),
+        *((GSADMM, n, sweeps) for n, sweeps in ((2, 1), (2, 2), (2, 3), (4, 1), (4, 2))),
+        pytest.param(GSADMM, 4, 3, marks=pytest.mark.slow),
+        (GSAM, 2, 3),
+        pytest.param(GSAM, 4, 2, marks=pytest.mark.slow),
         (GSADMM, 1, 2),
     ],
     ids=lambda a: getattr(getattr(a, "func", None), "__name__", a),
@@ -253,6 +255,7 @@ def test_a_network_is_trained_to_squared_targets_too():
     assert after < 0.05 * before
 
 
+@pytest.mark.slow
 def test_cut_into_single_layers_the_network_learns_because_rates_fall_with_the_delay():
     """Ten subnetworks of one layer, the same Adam with and without the default delay_power."""
     splits = data.load("digits", flat=True)
