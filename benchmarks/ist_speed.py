@@ -104,7 +104,9 @@ def products(x: Any, width: int) -> Callable:
         def step(_, x):
             return (x @ W, h @ V, h.T @ g, g @ V.T, x.T @ h), None
 
-        blank = tuple(jnp.zeros(shape) for shape in (h.shape, g.shape, V.shape, h.shape, W.shape))
+        blank = tuple(
+            jnp.zeros(shape, x.dtype) for shape in (h.shape, g.shape, V.shape, h.shape, W.shape)
+        )
         return lax.scan(lambda carry, _: lax.scan(step, carry, x), blank, length=ROUNDS)[0]
 
     run = jax.jit(lambda own, x: [alone(*o, x[:, w]) for w, o in enumerate(own)])
