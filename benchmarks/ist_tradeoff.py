@@ -13,9 +13,9 @@ normalisation, N = 1, 2, 4, 8 workers, R = 20 local steps. At the same number of
 
 At N = 1 all of them are plain SGD, run once. On MNIST also IST at N = 4 with other normalisations.
 Every line trains with plain SGD whose rate falls to zero along a cosine; its peak is chosen out of the
-same grid on held-out training data (MNIST: the last 5 000 images; spoken digits: recordings 5 .. 9),
-with a seed apart from the reported ones. Then test accuracy over the seeds, read once a run, from the
-final parameters by `Network.apply` (the ensemble's by its method).
+data set's grid on held-out training data (MNIST: the last 5 000 images; spoken digits: recordings
+5 .. 9), with a seed apart from the reported ones. Then test accuracy over the seeds, read once a run,
+from the final parameters by `Network.apply` (the ensemble's by its method).
 
 Bytes are what a worker sends: IST 2 S (N - 1) / N a round, S its subnet; local SGD 2 (N - 1) / N of the
 model a round and data parallel a step (a ring); the others nothing, but for dropout, which is data
@@ -48,6 +48,11 @@ from jtssm.sharding import cost
 
 WIDTH, LOCAL_STEPS = 512, 20
 SETTINGS = {"mnist": (128, 10, 14), "spoken-digits": (16, 20, None)}  # batch, epochs, size
+RATES = {
+    "mnist": (0.1, 0.3, 1.0, 3.0, 10.0),
+    "spoken-digits": (0.1, 0.3, 1.0, 3.0),
+    "digits": (0.3,),
+}
 KINDS = ("IST", "local SGD", "data parallel", "dropout", "narrow", "ensemble")
 SMOKE = ("digits", 16, 4, None)
 
@@ -123,16 +128,16 @@ def main() -> None:
         *seen["run"][:3], seen["valid_accuracy"][-1], seen.get("test_accuracy", float("nan"))
     )
     with Runs(given.runs, given.workers, lambda seen: True, show) as runs:
-        wanted = [(n, rate, given.tuning_seed, False) for n in table for rate in given.rates]
+        tuning = lambda n: [(n, rate, given.tuning_seed, False) for rate in RATES[table[n].data]]
+        wanted = [run for n in table for run in tuning(n)]
         tuned = _all(runs, table, wanted, given)
         valid = {run: seen["valid_accuracy"][-1] for run, seen in tuned.items()}
-        best = lambda n: max(given.rates, key=lambda r: valid[n, r, given.tuning_seed, False])
-        rates = {name: best(name) for name in table}
+        rates = {name: max(tuning(name), key=valid.__getitem__)[1] for name in table}
         reported = [(n, rates[n], seed, True) for n in table for seed in given.seeds]
         seen = _all(runs, table, reported, given)
     report = {name: _line(entry, rates[name], seen) for name, entry in table.items()}
     for name in table:
-        tried = {str(r): valid[name, r, given.tuning_seed, False] for r in given.rates}
+        tried = {str(run[1]): valid[run] for run in tuning(name)}
         report[name]["valid_accuracy_by_rate"] = tried
     if not given.smoke:
         path = record.write(
@@ -158,14 +163,13 @@ def _arguments() -> argparse.Namespace:
     add = parse.add_argument
     add("--smoke", action="store_true", help="seconds instead of minutes, no result file")
     add("--only", default="", help="regular expression: which lines of the table")
-    add("--rates", type=float, nargs="+", default=[0.1, 0.3, 1.0, 3.0])
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--tuning-seed", type=int, default=100)
     add("--workers", type=int, default=1, help="processes, each on a core of its own")
     add("--runs", type=Path, default=Path("run/ist_tradeoff.jsonl"), help="finished runs")
     given = parse.parse_args()
     if given.smoke:
-        given.rates, given.seeds, given.workers, given.runs = [0.3], [0], 0, None
+        given.seeds, given.workers, given.runs = [0], 0, None
     return given
 
 
