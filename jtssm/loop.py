@@ -167,7 +167,8 @@ def _estimator(method: Method, x: np.ndarray) -> Callable:
         return lambda state: state
     rows = min(len(x), ROWS) // num_splits(method) * num_splits(method)
     seen = x[np.random.default_rng(0).permutation(len(x))[:rows]]
-    return lambda state: jax.jit(method.estimate)(state, seen)
+    estimate = jax.jit(method.estimate)
+    return lambda state: estimate(state, seen)
 
 
 class _Bar:

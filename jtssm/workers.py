@@ -58,7 +58,7 @@ class WorkerParts(NamedTuple):
     lay_out: Callable  # (xp, parameters) -> fields of State that hold them; xp: numpy or jax.numpy
     start: Callable  # (key, **those fields) -> State
     step: Callable  # (meeting, state, x, y) -> (State, Info)
-    forward: Callable  # (meeting, state, x, products) -> outputs
+    forward: Callable  # (meeting, state, x) -> outputs of the whole network
     estimate: Callable  # (meeting, state, x) -> State
     params: Callable  # state of one device -> one tree a layer
     local_steps: int  # R
@@ -109,7 +109,7 @@ def as_method(parts: WorkerParts) -> Method:
         return parts.step(meeting, state, parts.samples(x), jnp.asarray(y))
 
     def predict(state, x):
-        return parts.forward(meeting, state, as_input(parts.network, x), meeting.products)
+        return parts.forward(meeting, state, as_input(parts.network, x))
 
     def estimate(state, x):
         if not parts.network.estimated:

@@ -147,6 +147,7 @@ def test_bytes_of_the_lines_are_those_of_the_paper():
     assert sent["narrow"] == sent["ensemble"] == 0
 
 
+@pytest.mark.slow
 def test_ist_speed_runs_small(monkeypatch, capsys):
     lines = smoke(monkeypatch, capsys, ist_speed, "--repeats", "1")
     assert [line.split("  ")[0].strip() for line in lines] == [

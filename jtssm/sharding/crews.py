@@ -149,9 +149,8 @@ class _Crew:
         x = as_input(self.parts.network, x)
 
         def forward(state, x):
-            meeting = self._meeting()
             x = collectives.varying(x, self.names.present("pc"))
-            return self.parts.forward(meeting, state, x, meeting.products)
+            return self.parts.forward(self._meeting(), state, x)
 
         return predicted(self._mapped, forward, self._specs(state), state, x, self.mesh, self.names)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jtssm import checks, losses
 from jtssm.network import Network, estimate_layers
-from jtssm.protocol import Array, Method, Move, Products, Tree
+from jtssm.protocol import Array, Method, Move, Tree
 from jtssm.solvers.pieces import precisely
 from jtssm.solvers.rounds import Local, composed, local
 from jtssm.workers import Meeting, WorkerParts, as_method, round_info
@@ -126,9 +126,9 @@ class _Averaged(NamedTuple):
         params, opt_state, info = _trained(self.trainer, meeting, state, copies, x, y)
         return State(meeting.mean(params), opt_state, state.round + 1, state.key), info
 
-    def forward(self, meeting: Meeting, state: State, x: Array, products: Products) -> Array:
+    def forward(self, meeting: Meeting, state: State, x: Array) -> Array:
         """Outputs [b, ...] of the averaged network."""
-        return self.trainer.forward(state.params, x, None, lambda i: products)
+        return self.trainer.forward(state.params, x, None, lambda i: meeting.products)
 
     def estimate(self, meeting: Meeting, state: State, x: Array) -> State:
         """The state with the network's statistics of x."""
@@ -163,9 +163,9 @@ class _Apart(NamedTuple):
         params, opt_state, info = _trained(self.trainer, meeting, state, state.params, x, y)
         return State(params, opt_state, state.round + 1, state.key), info
 
-    def forward(self, meeting: Meeting, state: State, x: Array, products: Products) -> Array:
+    def forward(self, meeting: Meeting, state: State, x: Array) -> Array:
         """The members' mean: of probabilities, as their logarithm, or of outputs."""
-        run = lambda params: self.trainer.forward(params, x, None, lambda i: products)
+        run = lambda params: self.trainer.forward(params, x, None, lambda i: meeting.products)
         outputs = jax.vmap(run)(state.params)
         if not self.trainer.loss.labels:
             return meeting.mean(outputs)

@@ -227,10 +227,10 @@ class _Model(NamedTuple):
             cut.width / neurons if self.scale is None else np.full(len(neurons), self.scale)
         )
 
-    def forward(self, meeting: Meeting, state: State, x: Array, products: Products) -> Array:
+    def forward(self, meeting: Meeting, state: State, x: Array) -> Array:
         """Outputs [b, ...] of the whole network; no device holds more of it than its homes."""
         params = self._joined(state, Stored.joined)
-        own = lambda i: self._split(meeting, products, i)
+        own = lambda i: self._split(meeting, meeting.products, i)
         return composed(self.net)(params, x, None, own)
 
     def _split(self, meeting: Meeting, products: Products, i: int) -> Products:

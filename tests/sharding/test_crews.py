@@ -63,7 +63,8 @@ def numbers(method, state):
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        *((name, (4, 1, 2)) for name in METHODS),
+        *((name, (4, 1, 2)) for name in METHODS if name != "ensemble"),
+        pytest.param("ensemble", (4, 1, 2), marks=pytest.mark.slow),
         ("ist", (8, 1, 1)), ("ist", (2, 1, 4)),
         *(pytest.param("ist", shape, marks=pytest.mark.slow) for shape in ((1, 1, 8), (2, 1, 1))),
         pytest.param("ist, uneven, running", (2, 1, 2), marks=pytest.mark.slow),

@@ -47,7 +47,7 @@ def unsharded(name):
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        ("damped", (2, 1, 2)), ("damped", (4, 1, 2)), ("gradient, t0", (5, 1, 1)),
+        ("damped", (2, 1, 2)), pytest.param("damped", (4, 1, 2), marks=pytest.mark.slow), ("gradient, t0", (5, 1, 1)),
         pytest.param("gradient, t0", (1, 1, 8), marks=pytest.mark.slow), ("exact", (2, 1, 2)), ("8 bits", (3, 1, 2)),
         pytest.param("values, p alone", (2, 1, 1), marks=pytest.mark.slow),
     ],
@@ -163,6 +163,7 @@ def test_alike_layers_are_batched_and_devices_that_do_the_same_share_a_branch():
     assert hidden == 5
 
 
+@pytest.mark.slow
 def test_a_grown_state_goes_on_on_a_mesh():
     """Shallow on a mesh, gathered, grown, laid out on another mesh, trained on: as on one device."""
     shallow, deep = jtssm.mlp([6, 8, 4]), jtssm.mlp([6, 8, 8, 8, 4])

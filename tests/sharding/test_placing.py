@@ -78,7 +78,7 @@ def cases():
                 yield pytest.param(n, shape, options, marks=marks)
 
 
-@pytest.mark.parametrize(("n", "shape", "options"), cases(), ids=str)
+@pytest.mark.parametrize(("n", "shape", "options"), list(cases()), ids=str)
 def test_sharded_equals_unsharded(n, shape, options):
     method = gsadmm(subnets=n, **options)
     got = run(sharding.place(method, sharding.make_mesh(*shape)), 2 * (n - 1) + 5)
