@@ -103,7 +103,7 @@ def against_four(path: str | Path, lines: Mapping[str, Mapping]) -> None:
                 axes.axhline(line["valid_accuracy"][-1], ls=":", color=f"C{i}", label=label)
             else:
                 axes.plot(line[what], line["valid_accuracy"], ".-", color=f"C{i}", label=label)
-        axes.set(xlabel=title, xscale="log")
+        axes.set(xlabel=title, xscale="linear" if what == "samples" else "log")
         axes.grid(alpha=0.3)
     figure.axes[0].set(ylabel="held-out accuracy of the whole network")
     figure.axes[2].legend(fontsize="x-small", loc="lower right")
