@@ -109,7 +109,11 @@ class _Crew:
         self.parts, self.mesh, self.names = parts, mesh, names
 
     def init(self, key: Any, x: Any, y: Any, params: Any = None) -> Any:
-        """The state, laid out on the mesh: no device ever holds the whole of what is split."""
+        """The state, laid out on the mesh: no device ever holds the whole of what is split.
+
+        Where N does not divide the width of a dealt layer, this is so only of given `params`: without
+        them every device draws such layers whole, for a moment, and keeps its part.
+        """
         parts = self.parts
         parts.check(x, y, "init")
         dtype = jnp.result_type(x)
@@ -134,6 +138,7 @@ class _Crew:
         return jax.tree.map(lambda a, to: put(a, self.mesh, to.spec), state, self._shardings(state))
 
     def step(self, state: Any, x: Any, y: Any) -> tuple:
+        """A round: x [R, N, b, ...], y [R, N, b]."""
         self.parts.check(x, y, "step", state)
         spec, samples = self._specs(state), self.names.spec(None, "subnet", "pc")
         work = self._mapped(
@@ -155,6 +160,7 @@ class _Crew:
         return predicted(self._mapped, forward, self._specs(state), state, x, self.mesh, self.names)
 
     def estimate(self, state: Any, x: Any) -> Any:
+        """The state with the network's statistics of x [samples, ...], a multiple of pc."""
         if not self.parts.network.estimated:
             return state
         x, samples = as_input(self.parts.network, x), self.names.spec("pc")

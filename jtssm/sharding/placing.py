@@ -142,6 +142,7 @@ class _Placing:
         )  # fmt: skip
 
     def estimate(self, state, x):
+        """The state with the network's statistics of x [samples, ...], a multiple of pc."""
         if self.parts.estimate is None or not self.parts.network.estimated:
             return state
         estimate, x = self.parts.estimate, as_input(self.parts.network, x)
