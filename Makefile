@@ -1,9 +1,10 @@
 # Two commands set everything up: make demo, make test. PYTHON and VENV may be set.
 PYTHON ?= python3
 VENV ?= .venv
+VENV_TPU ?= .venv-tpu
 BIN = $(VENV)/bin
 
-.PHONY: demo test slow lint format clean
+.PHONY: demo test slow test-tpu lint format clean
 
 demo: $(VENV)/ready
 	$(BIN)/jtssm demo --out run/demo --overwrite
@@ -13,6 +14,11 @@ test: $(VENV)/ready
 
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# compiles for TPUs without having one: libtpu (over 1 GB) in an environment of its own
+test-tpu: $(VENV_TPU)/ready
+	JTSSM_TPU=1 JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
+		$(VENV_TPU)/bin/python -m pytest tests/tpu
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -29,5 +35,14 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+NEW_ENOUGH = $(shell $(PYTHON) -c 'import sys; print("yes" if sys.version_info >= (3, 12) else "")')
+
+$(VENV_TPU)/ready: pyproject.toml
+	$(if $(NEW_ENOUGH),,$(error libtpu needs Python 3.12 or later: PYTHON=python3.13 make test-tpu))
+	$(PYTHON) -m venv $(VENV_TPU)
+	$(VENV_TPU)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV_TPU)/bin/python -m pip install --quiet --editable '.[test-tpu]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) run .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV_TPU) run .pytest_cache .ruff_cache .mypy_cache

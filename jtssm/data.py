@@ -7,7 +7,6 @@ come with scikit-learn and need no file.
 
 from __future__ import annotations
 
-import gzip
 import os
 import struct
 import zipfile
@@ -19,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from jtssm import checks
+from jtssm import checks, unpacking
 
 
 class Split(NamedTuple):
@@ -44,6 +43,7 @@ class Source(NamedTuple):
     files: tuple[str, ...]  # relative to its folder
     obtain: str
     read: Callable[[Path], Splits]
+    unpacked: tuple[str, ...] = ()  # files that serve in place of `files`, an archive
 
 
 def default_dir() -> Path:
@@ -62,7 +62,7 @@ def load(
     """A data set by name; `sources()` lists them.
 
     Args:
-      name: "digits", "mnist", "fashion-mnist", "kuzushiji-mnist" or "spoken-digits".
+      name: "digits", "mnist", "fashion-mnist", "kuzushiji-mnist", "cifar-10" or "spoken-digits".
       size: height and width to zoom square images down to, bilinearly, as the papers do (14 for
         MNIST); None: as they are.
       flat: [n, features] instead of [n, h, w, c].
@@ -70,8 +70,8 @@ def load(
 
     Returns:
       Splits with pixels in [0, 1]. valid is held out of the original training set: of the MNIST
-      family its last 5 000, of spoken digits the takes 5 to 9; the digits are dealt out
-      1 200 / 237 / 360 by a fixed permutation.
+      family and of CIFAR-10 its last 5 000, of spoken digits the takes 5 to 9; the digits are
+      dealt out 1 200 / 237 / 360 by a fixed permutation.
 
     Raises:
       ValueError: an unknown name, a size that does not fit, a file that is truncated or holds
@@ -104,12 +104,20 @@ def zoomed(images: np.ndarray, size: int) -> np.ndarray:
 def missing(name: str, data_dir: str | os.PathLike | None = None) -> list[Path]:
     """The files of a data set that are not there."""
     folder = (default_dir() if data_dir is None else Path(data_dir)) / name
-    return [folder / file for file in SOURCES[name].files if _find(folder, file) is None]
+    return [folder / file for file in _wanted(folder) if _find(folder, file) is None]
 
 
 def sources() -> dict[str, Source]:
     """The data sets there are, by name."""
     return dict(SOURCES)
+
+
+def _wanted(folder: Path) -> tuple[str, ...]:
+    """The files of a data set, or those unpacked from its archive where only they are there."""
+    source = SOURCES[folder.name]
+    packed = any(_find(folder, file) for file in source.files)
+    loose = any(_find(folder, file) for file in source.unpacked)
+    return source.unpacked if loose and not packed else source.files
 
 
 def _find(folder: Path, file: str) -> Path | None:
@@ -160,7 +168,10 @@ MNIST_FILES = (
 
 def _mnist(folder: Path) -> Splits:
     train_x, train_y, test_x, test_y = (_path(folder, file) for file in MNIST_FILES)
-    train, test = _images_and_labels(train_x, train_y), _images_and_labels(test_x, test_y)
+    return _held_out(_images_and_labels(train_x, train_y), _images_and_labels(test_x, test_y))
+
+
+def _held_out(train: Split, test: Split) -> Splits:
     held = len(train.y) - min(5000, len(train.y) // 2)
     return Splits(
         Split(train.x[:held], train.y[:held]), Split(train.x[held:], train.y[held:]), test
@@ -188,12 +199,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
       ValueError: damaged gzip, another magic number than that of unsigned bytes in `dimensions`
         dimensions, or another length than the header says.
     """
-    again = "fetch the file again"
-    try:
-        raw = path.read_bytes()
-        content = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: expected a whole gzip file; got {error}: {again}") from error
+    again, content = "fetch it again", unpacking.gunzipped(path)
     magic, start = 0x0800 + dimensions, 4 + 4 * dimensions
     if len(content) < start or struct.unpack(">I", content[:4])[0] != magic:
         found = f"it begins with {content[:4].hex() or 'nothing'}"
@@ -209,6 +215,41 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
             f"{again}"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
+CIFAR_BATCHES = (
+    *(f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)),
+    "cifar-10-batches-bin/test_batch.bin",
+)
+
+
+def _cifar(folder: Path) -> Splits:
+    if _wanted(folder) == CIFAR_BATCHES:
+        paths = [_path(folder, file) for file in CIFAR_BATCHES]
+        contents = {path: path.read_bytes() for path in paths}
+    else:
+        contents = unpacking.members(_path(folder, CIFAR_ARCHIVE), CIFAR_BATCHES)
+    *train, test = (_records(path, content) for path, content in contents.items())
+    return _held_out(_pictures(np.concatenate(train)), _pictures(test))
+
+
+def _records(path: Path, content: bytes) -> np.ndarray:
+    if not content or len(content) % 3073:
+        raise ValueError(
+            f"{path}: expected one or more records of 3073 bytes; got {len(content)} bytes: "
+            f"fetch it again"
+        )
+    records = np.frombuffer(content, np.uint8).reshape(-1, 3073)
+    if records[:, 0].max() > 9:
+        raise ValueError(f"{path}: expected labels 0..9; got {records[:, 0].max()}: fetch it again")
+    return records
+
+
+def _pictures(records: np.ndarray) -> Split:
+    planes = records[:, 1:].reshape(-1, 3, 32, 32)
+    x = np.divide(planes.transpose(0, 2, 3, 1), 255, dtype=np.float32, order="C")
+    return Split(x, records[:, 0].astype(np.int32))
 
 
 def _spoken_digits(folder: Path) -> Splits:
@@ -239,6 +280,13 @@ SOURCES = {
     "mnist": _family("28 x 28 handwritten digits", "a mirror of yann.lecun.com/exdb/mnist"),
     "fashion-mnist": _family("28 x 28 clothing", "github.com/zalandoresearch/fashion-mnist"),
     "kuzushiji-mnist": _family("28 x 28 Japanese characters", "codh.rois.ac.jp/kmnist"),
+    "cifar-10": Source(
+        "32 x 32 colour photographs of ten kinds of things",
+        (CIFAR_ARCHIVE,),
+        "Fetch the binary version from www.cs.toronto.edu/~kriz/cifar.html.",
+        _cifar,
+        CIFAR_BATCHES,
+    ),
     "spoken-digits": Source(
         "128 x 32 log-mel spectrograms of spoken digits",
         ("spoken-digits.npz",),

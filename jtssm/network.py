@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jtssm import normalisation as normalising
-from jtssm.protocol import PLAIN, Array, Products, Tree, as_input
+from jtssm.protocol import PLAIN, Array, Products, Tree, Window, as_input
 
 Shape = tuple[int, ...]
 
@@ -24,7 +24,9 @@ class Layer(NamedTuple):
     apply: Callable[[Tree, Array, Products], Array]  # (params, x [b, ...], products) -> [b, ...]
     shape: Callable[[Shape], Shape]  # shape of one input sample -> shape of one output sample
     cost: Callable[[Shape], int]  # shape of one input sample -> multiply-adds a sample
-    splits: dict[str, Tree]  # form -> tree like params: the dimension split over pr, -1 for none
+    # "gathered", "model" (by its outputs), "row" (by its inputs) -> tree like params: the dimension that
+    # this form splits over pr, -1 for none; see `jtssm.sharding.grid`
+    splits: dict[str, Tree]
     dense: bool = False  # activation(x W + b) with params {"W", "b"}: what pdADMM can train
     activation: Callable[[Array], Array] | None = None  # of a dense layer
     # parameter -> for each of its dimensions "in" or "out", the neurons it belongs to: what independent
@@ -36,6 +38,9 @@ class Layer(NamedTuple):
         None  # (params, x, products) -> params
     )
     estimated: tuple[str, ...] = ()  # parameters that `estimate` sets and no optimizer moves
+    window: Window | None = None  # what an output pixel sees, where rows of an image may be split
+    mixes: bool = True  # whether an output sees other columns (channels, neurons) than its own
+    groups: int = 1  # of channels that do not see each other
 
 
 class Network(NamedTuple):
@@ -54,10 +59,7 @@ class Network(NamedTuple):
 
     def apply(self, params: Sequence[Tree], x: Array) -> Array:
         """Outputs [samples, ...] of the whole network for x [samples, ...]."""
-        x = as_input(self, x)
-        for layer, p in zip(self.layers, params, strict=True):
-            x = layer.apply(p, x, PLAIN)
-        return x
+        return run_layers(self.layers, params, as_input(self, x), lambda i: PLAIN)
 
     @property
     def random(self) -> bool:
@@ -89,14 +91,26 @@ def sequence(layers: Sequence[Layer], in_shape: Shape) -> Network:
     return Network(tuple(layers), tuple(shapes))
 
 
+def run_layers(
+    layers: Sequence[Layer], params: Sequence[Tree], x: Array, products: Callable
+) -> Array:
+    """What the layers make of x, one after the other; products: index among them -> Products."""
+    for i, (layer, p) in enumerate(zip(layers, params, strict=True)):
+        given = products(i)
+        x = given.leave(layer.apply(given.weights(p), given.enter(x), given))
+    return x
+
+
 def estimate_layers(
     layers: Sequence[Layer], params: Sequence[Tree], x: Array, products: Callable
 ) -> list[Tree]:
     """Statistics of each layer from what the layers before it make of x, with their new statistics."""
     found = []
     for i, (layer, p) in enumerate(zip(layers, params, strict=True)):
-        found.append(layer.estimate(p, x, products(i)) if layer.estimate else p)
-        x = layer.apply(found[-1], x, products(i))
+        given = products(i)
+        x = given.enter(x)
+        found.append(layer.estimate(p, x, given) if layer.estimate else p)
+        x = given.leave(layer.apply(given.weights(found[-1]), x, given))
     return found
 
 
@@ -181,7 +195,11 @@ def dense(
         apply=apply,
         shape=lambda _: (width,),
         cost=lambda shape: prod(shape) * width,
-        splits={"model": {"W": 1} | dict.fromkeys(names, -1 if norm else 0)},
+        splits={
+            "gathered": {"W": 1} | dict.fromkeys(names, -1),
+            "model": {"W": 1} | dict.fromkeys(names, 0),
+            "row": {"W": 0} | dict.fromkeys(names, -1),
+        },
         dense=norm is None,
         activation=activation,
         neurons={"W": ("in", "out")} | dict.fromkeys(names, ("out",)),
@@ -205,8 +223,8 @@ def dropout_layer(rate: float) -> Layer:
     def apply(_, x, products):
         if not products.training or products.keys is None:
             return x
-        kept = lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:])
-        return jnp.where(jax.vmap(kept)(products.keys()), x / (1 - rate), 0)
+        kept = lambda key, shape: jax.random.bernoulli(key, 1 - rate, shape)
+        return jnp.where(products.drawn(kept, products.keys(), x), x / (1 - rate), 0)
 
     return Layer(
         name=f"dropout {rate:g}",
@@ -214,9 +232,11 @@ def dropout_layer(rate: float) -> Layer:
         apply=apply,
         shape=lambda shape: shape,
         cost=lambda shape: 0,
-        splits={},
+        splits={"model": {}},
         neurons={},
         random=True,
+        window=Window(1),
+        mixes=False,
     )
 
 

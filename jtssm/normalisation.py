@@ -1,7 +1,8 @@
-"""Normalisation of a layer's pre-activations z [samples, width], before its activation.
+"""Normalisation of a layer's pre-activations z [samples, ..., width], before its activation.
 
-    batch    z <- gamma (z - mean) / sqrt(var + EPSILON) + beta, mean and var over the samples at hand, in
-             training and in prediction (as independent subnet training has it)
+    batch    z <- gamma (z - mean) / sqrt(var + EPSILON) + beta, mean and var over the samples at hand (of
+             images [samples, height, width, channels]: over their pixels too), in training and in
+             prediction (as independent subnet training has it)
     running  the same in training; prediction takes the mean and var that the layer keeps, which are
              estimated anew on training samples (`Network.estimate`), never averaged along the way
     layer    mean and var over the neurons of one sample
@@ -27,7 +28,8 @@ class Normalisation(NamedTuple):
     """One way to normalise."""
 
     name: str
-    moments: Callable  # (params, z [b, width], products) -> mean, var, each [1, width] or [b, 1]
+    # (params, z [b, ..., width], products) -> mean, var, each [1, ..., width] or [b, 1, ...]
+    moments: Callable
     outputs: bool  # whether the last layer is normalised too
     estimated: tuple[str, ...] = ()  # parameters [width] that are estimated, not trained
 
@@ -38,28 +40,34 @@ class Normalisation(NamedTuple):
         return (params if affine else {}) | {name: start[name] for name in self.estimated}
 
     def apply(self, params: Tree, z: Array, products: Products) -> Array:
-        """Normalised z [b, width]."""
+        """Normalised z [b, ..., width]."""
         mean, var = self.moments(params, z, products)
         scale = lax.rsqrt(var + EPSILON)
         if "gamma" not in params:
             return (z - mean) * scale
-        return (z - mean) * (params["gamma"][None, :] * scale) + params["beta"][None, :]
+        gamma, beta = (_beside(params[name], z) for name in ("gamma", "beta"))
+        return (z - mean) * (gamma * scale) + beta
 
     def estimate(self, params: Tree, z: Array, products: Products) -> Tree:
-        """The parameters with the mean and var of z [b, width] where they are estimated."""
+        """The parameters with the mean and var of z [b, ..., width] where they are estimated."""
         mean, var = _of_samples(params, z, products)
-        return params | {"mean": mean[0], "var": var[0]}
+        return params | {"mean": mean.reshape(-1), "var": var.reshape(-1)}
+
+
+def _beside(a: Array, z: Array) -> Array:
+    """a [width] with as many dimensions as z [b, ..., width]."""
+    return a.reshape((1,) * (z.ndim - 1) + (-1,))
 
 
 def _of_samples(params: Tree, z: Array, products: Products) -> tuple[Array, Array]:
-    mean = products.over_samples(z)[None, :]
-    return mean, products.over_samples((z - mean) ** 2)[None, :]
+    mean = _beside(products.over_samples(z), z)
+    return mean, _beside(products.over_samples((z - mean) ** 2), z)
 
 
 def _running(params: Tree, z: Array, products: Products) -> tuple[Array, Array]:
     if products.training:
         return _of_samples(params, z, products)
-    return params["mean"][None, :], params["var"][None, :]
+    return _beside(params["mean"], z), _beside(params["var"], z)
 
 
 def _of_neurons(params: Tree, z: Array, products: Products) -> tuple[Array, Array]:

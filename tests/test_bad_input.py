@@ -298,7 +298,7 @@ def place(changes=None, mesh=None, **options):
         ({}, {"pc": 4}, {}, r"mesh: expected a 'pc' axis that divides batch_size=6; got 4"),
         ({}, {"pr": 7}, {}, r"pr: expected a size that divides .*\[8, 8, 3\]; got 7"),
         ({}, {"pr": 2}, {"forms": "rows"}, r"forms: expected 'auto' or a list of 3 forms"),
-        ({}, {"pr": 2}, {"forms": ["model"] * 3}, r"forms\[2\]: expected 'batch'.*'dense 3'.*got 'model'"),
+        ({}, {"pr": 2}, {"forms": ["model"] * 3}, r"forms\[2\]: expected one of \['batch'.*got 'model': pr = 2 does not divide its 3 outputs"),
         ({}, {"pr": 2}, {"forms": ["model", "rows", "batch"]}, r"forms\[1\]: .*got 'rows'"),
         ({}, {}, {"axes": {"rows": "pc"}}, r"axes: expected one of .*got 'rows'"),
         ({}, {}, {"axes": {"pc": "data"}}, r"axes\['pc'\]: expected one of .*got 'data'"),

@@ -1,7 +1,20 @@
-"""Where things live and what moves: meshes, placement, layers on a grid."""
+"""Where things live and what moves: meshes, placement, layers on a grid, bytes counted."""
 
 from jtssm.sharding.mesh import AxisNames, make_mesh
 from jtssm.sharding.packing import Rows, gathered
 from jtssm.sharding.placing import batch_sharding, num_splits, place
+from jtssm.sharding.routes import Route, ring_bytes
+from jtssm.sharding.tracing import count_bytes
 
-__all__ = ["AxisNames", "Rows", "batch_sharding", "gathered", "make_mesh", "num_splits", "place"]
+__all__ = [
+    "AxisNames",
+    "Route",
+    "Rows",
+    "batch_sharding",
+    "count_bytes",
+    "gathered",
+    "make_mesh",
+    "num_splits",
+    "place",
+    "ring_bytes",
+]

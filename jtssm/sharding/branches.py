@@ -19,6 +19,7 @@ from jax import lax
 from jtssm.network import Network
 from jtssm.protocol import Tree
 from jtssm.sharding import collectives
+from jtssm.sharding.grid import Grid
 from jtssm.sharding.mesh import AxisNames
 from jtssm.sharding.packing import Layout, Rows, layout_of, pack, unpack
 
@@ -38,6 +39,14 @@ class Place(NamedTuple):
     def num(self) -> int:
         """Number of pieces."""
         return len(self.starts) - 1
+
+    @property
+    def grid(self) -> Grid:
+        """Their layers on pr and pc."""
+        _, pr, _ = self.sizes
+        axis = self.names.pr if pr > 1 else None
+        samples, apart = self.names.present("pc"), self.sizes[0] > 1
+        return Grid(self.network, self.forms, self.starts[:-1], axis, pr, samples, apart)
 
     @property
     def local(self) -> int:

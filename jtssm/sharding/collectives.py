@@ -6,7 +6,7 @@ An axis name of None stands for an axis the mesh does not have: nothing moves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,9 +18,71 @@ from jtssm.protocol import Array, Tree
 
 def gather_columns(x: Array, axis: str | None) -> Array:
     """A[I, J_X] -> A[I, J]: all-gather; the same on every device, gradients come back as slices."""
-    return (
-        x if axis is None else lax.all_gather(x, axis, axis=x.ndim - 1, tiled=True, to="invarying")
-    )
+    return x if axis is None else gather(x, axis, x.ndim - 1)
+
+
+def gather(x: Array, axis: str, dimension: int, *, to: str = "invarying") -> Array:
+    """A[.., I_X, ..] -> A[.., I, ..]: all-gather along a dimension.
+
+    to: "invarying", the same on every device: gradients come back as slices; or "varying", a copy of each
+    device's own: gradients come back summed, by a reduce-scatter.
+    """
+    return lax.all_gather(x, axis, axis=dimension, tiled=True, to=to)
+
+
+def scatter_sum(x: Array, axis: str, dimension: int) -> Array:
+    """Sum of the devices' A[.., I, ..] as A[.., I_X, ..]: reduce-scatter."""
+    return lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True)
+
+
+def turned(x: Array, axis: str, source: int, target: int) -> Array:
+    """A[.., I_X, .., J, ..] -> A[.., I, .., J_X, ..], I the source dimension: all-to-all."""
+    return lax.all_to_all(x, axis, split_axis=target, concat_axis=source, tiled=True)
+
+
+def own(x: Array, axis: str, dimension: int) -> Array:
+    """A[.., I, ..], the same everywhere -> A[.., I_X, ..]; no gradient is summed: it is gathered."""
+    return kept(lambda x: part(x, axis, dimension), lambda g: gather(g, axis, dimension))(x)
+
+
+def kept(cut: Callable, joined: Callable) -> Callable:
+    """A function that keeps a part of what is the same everywhere; joined: the parts' cotangents.
+
+    Left to autodiff, each device's cotangent would be padded with zeros and all-reduced: twice the bytes.
+    """
+    kept = jax.custom_vjp(cut)
+    kept.defvjp(lambda x: (cut(x), None), lambda _, g: (joined(g),))
+    return kept
+
+
+def part(x: Array, axis: str, dimension: int) -> Array:
+    """A[.., I, ..], the same everywhere -> A[.., I_X, ..]: what of it is this device's."""
+    size = x.shape[dimension] // lax.axis_size(axis)
+    return lax.dynamic_slice_in_dim(x, lax.axis_index(axis) * size, size, dimension)
+
+
+def sent(x: Array, axis: str, step: int) -> Array:
+    """Every device sends x to the one `step` further along the axis; the ends get zeros: a permute."""
+    size = lax.axis_size(axis)
+    ends = [(d, d + step) for d in range(size) if 0 <= d + step < size]
+    return lax.ppermute(x, axis, ends)
+
+
+def from_neighbours(last: Array, first: Array, axis: str, dimension: int) -> tuple[Array, Array]:
+    """(`last` of the device before, `first` of the one after), zeros at the ends, by an all-gather.
+
+    For programs that differ between devices, where a permute would wait for ever.
+    """
+    size, rank = lax.axis_size(axis), lax.axis_index(axis)
+    edges = lax.all_gather(jnp.concatenate([last, first], dimension), axis, to="varying")
+
+    def of(device: Any, start: int, stop: int) -> Array:
+        edge = lax.dynamic_index_in_dim(edges, jnp.clip(device, 0, size - 1), keepdims=False)
+        edge = lax.slice_in_dim(edge, start, stop, axis=dimension)
+        return jnp.where((device >= 0) & (device < size), edge, 0)
+
+    width, both = last.shape[dimension], last.shape[dimension] + first.shape[dimension]
+    return of(rank - 1, 0, width), of(rank + 1, width, both)
 
 
 def total(x: Tree, axes: Sequence[str]) -> Tree:
@@ -33,8 +95,8 @@ def mean(x: Tree, axes: Sequence[str]) -> Tree:
     return jax.tree.map(lambda a: lax.pmean(a, tuple(axes)), x) if axes else x
 
 
-def index(axis: str | None) -> Any:
-    """Where this device stands along an axis."""
+def index(axis: str | tuple[str, ...] | None) -> Any:
+    """Where this device stands along an axis, or along several as one."""
     return 0 if axis is None else lax.axis_index(axis)
 
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import combinations
 from math import prod
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
-_ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+)\[(?P<shape>[\d,]*)\]")
+from jtssm.sharding import reading, routes
+from jtssm.sharding.routes import Count, Route, Sizes
+from jtssm.sharding.trips import loop_of, trips
+
 _PERMUTE = re.compile(
-    r"= \(?(?P<array>[a-z]+\d+\[[\d,]*\])[^=]*? collective-permute(?:-start)?\("
+    r"= (?P<result>.*?) collective-permute(?P<start>-start)?\("
     r".*source_target_pairs=\{(?P<pairs>[\d,{} ]*)\}"
 )
 _COLLECTIVE = re.compile(
-    r"= (?P<result>.*?) (?P<kind>all-reduce|all-to-all|all-gather|reduce-scatter)\("
+    r"= (?P<result>.*?) (?P<kind>all-reduce|all-to-all|all-gather|reduce-scatter)(?P<start>-start)?\("
 )
-_COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
-_CALLED = re.compile(r"(?:body|condition|to_apply|calls)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
+_CHAIN = re.compile(r'chain_id="(\d+)"')
 
 
 class Permute(NamedTuple):
@@ -52,10 +55,11 @@ def permutes(hlo: str) -> list[Permute]:
     """
     found = []
     for match in _PERMUTE.finditer(hlo):
-        ((dtype, shape),) = _arrays(match["array"])
+        sent = _operands(match)
+        dtype, shape = reading.arrays(sent)[0]
         ends = [int(i) for i in re.findall(r"\d+", match["pairs"])]
         pairs = tuple(zip(ends[::2], ends[1::2], strict=True))
-        found.append(Permute(shape, _bytes(match["array"]), dtype, pairs))
+        found.append(Permute(shape, reading.num_bytes(sent), dtype, pairs))
     return found
 
 
@@ -69,10 +73,10 @@ def collectives(hlo: str) -> list[Collective]:
 
     Of a conditional every branch is counted.
     """
-    bodies, entry = _computations(hlo)
+    bodies, entry = reading.computations(hlo)
     times = _times(bodies, entry)
     return [
-        _collective(line, match, times[name])
+        _collective(line, match, times[name], reading.num_devices(hlo) or 1)
         for name, lines in bodies.items()
         if times.get(name)
         for line in lines
@@ -81,27 +85,116 @@ def collectives(hlo: str) -> list[Collective]:
     ]
 
 
-def _collective(line: str, match: re.Match, times: int) -> Collective:
-    groups, size = _groups(line), _bytes(match["result"])
-    if match["kind"] == "all-gather":
+def moved(hlo: str, mesh: Mesh) -> dict[Route, int]:
+    """Bytes that a device hands to collectives in one run of a program, by collective and mesh axes.
+
+    Where devices differ, it is for each route the one that hands in most; of a conditional, the
+    branch that moves most in all. Groups that run along no axes of the mesh count as along "other".
+
+    Args:
+        hlo: text of the compiled program (`compiled.as_text()`), for CPU, GPU or TPU.
+        mesh: the one it was compiled for.
+
+    Raises:
+        ValueError: the mesh has another number of devices; a loop that moves something does not
+            tell how often it runs.
+    """
+    devices = reading.num_devices(hlo)
+    if devices not in (None, mesh.size):
+        raise ValueError(f"mesh: expected the program's {devices} devices; got {dict(mesh.shape)}")
+    bodies, entry = reading.computations(hlo)
+    return routes.most(_Program(bodies, mesh.shape).count(entry))
+
+
+class _Program:
+    """Counts what moves in the computations of a program."""
+
+    def __init__(self, bodies: dict[str, list[str]], sizes: Sizes):
+        self.bodies, self.sizes = bodies, sizes
+        self.counted: dict[str, Count] = {}
+        self.chains: set[str] = set()
+
+    def count(self, name: str) -> Count:
+        """Of one run of a computation and of those it calls."""
+        if name not in self.counted:
+            lines = self.bodies.get(name, [])
+            self.counted[name] = routes.added(self._line(line, lines) for line in lines)
+        return self.counted[name]
+
+    def _line(self, line: str, caller: list[str]) -> Count:
+        if match := _COLLECTIVE.search(line):
+            return {} if self._continued(line) else self._collective(line, match)
+        if _PERMUTE.search(line):
+            (permute,) = permutes(line)
+            return routes.permuted(permute.bytes, permute.pairs, self.sizes)
+        if loop := loop_of(line):
+            return self._loop(line, loop, caller)
+        if branches := reading.branches(line):
+            return routes.largest(map(self.count, branches))
+        return routes.added(map(self.count, reading.called(line)))
+
+    def _continued(self, line: str) -> bool:
+        """Whether it is a further part of a collective that a TPU does piece by piece between others."""
+        chain = _CHAIN.search(line)
+        seen = chain is not None and chain[1] in self.chains
+        self.chains |= {chain[1]} if chain else set()
+        return seen
+
+    def _collective(self, line: str, match: re.Match) -> Count:
+        found = _collective(line, match, 1, prod(self.sizes.values()))
+        groups = {frozenset(group) for group in found.groups}
+        if not found.moves:
+            return {}
+        for axes in _subsets(self.sizes):
+            if groups == _groups_along(axes, self.sizes):
+                return routes.along(found.kind, found.bytes, axes, self.sizes)
+        everyone = np.full(prod(self.sizes.values()), found.bytes)
+        return {Route(found.kind, ("other",)): everyone}
+
+    def _loop(self, line: str, loop: tuple[str, str], caller: list[str]) -> Count:
+        condition, body = map(self.count, loop)
+        if not (condition or body):
+            return {}
+        runs = trips(line, caller, self.bodies)
+        if runs is None:
+            raise ValueError(
+                "hlo: expected a known number of trips of each loop that moves something; got a loop "
+                f"that moves {routes.most(routes.added([condition, body]))} bytes a trip: {line.strip()}"
+            )
+        return routes.added([routes.times(body, runs), routes.times(condition, runs + 1)])
+
+
+def _subsets(sizes: Sizes) -> Iterator[tuple]:
+    """Every choice of axes that are longer than 1."""
+    longer = [name for name, size in sizes.items() if size > 1]
+    for num in range(1, len(longer) + 1):
+        yield from combinations(longer, num)
+
+
+def _groups_along(axes: tuple, sizes: Sizes) -> set[frozenset[int]]:
+    """Positions that differ along these axes only."""
+    positions = np.arange(prod(sizes.values())).reshape(tuple(sizes.values()))
+    order = [k for k, name in enumerate(sizes) if name not in axes]
+    order += [k for k, name in enumerate(sizes) if name in axes]
+    rows = positions.transpose(order).reshape(-1, prod(sizes[name] for name in axes))
+    return set(map(frozenset, rows.tolist()))
+
+
+def _collective(line: str, match: re.Match, times: int, devices: int) -> Collective:
+    groups, size = reading.groups(line, devices), reading.num_bytes(_operands(match))
+    whole = not (match["start"] and match["result"].startswith("("))
+    if match["kind"] == "all-gather" and whole:
         size //= len(groups[0])
-    if match["kind"] == "reduce-scatter":
+    if match["kind"] == "reduce-scatter" and whole:
         size *= len(groups[0])
     return Collective(match["kind"].replace("-", "_"), size, groups, times)
 
 
-def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-    """Lines of every computation by its name, and the name of the one that is run."""
-    bodies: dict[str, list[str]] = {}
-    name = entry = ""
-    for line in hlo.splitlines():
-        if match := _COMPUTATION.match(line):
-            name = match["name"]
-            bodies[name] = []
-            entry = name if match["entry"] else entry
-        elif name:
-            bodies[name].append(line)
-    return bodies, entry
+def _operands(match: re.Match) -> str:
+    """The type of a collective's results, or of its operands where an asynchronous one names both."""
+    result = match["result"]
+    names_both = match["start"] and result.startswith("(") and "all-reduce-start" not in match[0]
+    return reading.first(result) if names_both else result
 
 
 def _times(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
@@ -110,49 +203,7 @@ def _times(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
     times[entry] = 1
     for name in reversed(bodies):
         for line in bodies[name]:
-            trips = _TRIPS.search(line)
-            called = _CALLED.findall(line)
-            for branches in _BRANCHES.findall(line):
-                called += re.findall(r"[\w.\-]+", branches)
-            for other in filter(times.__contains__, called):
-                times[other] += times[name] * (int(trips[1]) if trips else 1)
+            runs = trips(line, bodies[name], bodies) or 1
+            for other in filter(times.__contains__, reading.called(line) + reading.branches(line)):
+                times[other] += times[name] * runs
     return times
-
-
-def _groups(line: str) -> tuple[tuple[int, ...], ...]:
-    """replica_groups in any of its three spellings."""
-    text = line.split("replica_groups=", 1)[1]
-    if text.startswith("{"):
-        listed = re.findall(r"\{([\d,]+)\}", text.split("}}")[0] + "}")
-        return tuple(tuple(int(i) for i in group.split(",")) for group in listed)
-    if text.startswith("["):
-        shape, dims, order = re.match(
-            r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text
-        ).groups()  # type: ignore[union-attr]
-        ids = np.arange(prod(_ints(dims))).reshape(_ints(dims))
-        ids = ids.transpose(_ints(order)) if order else ids
-        return tuple(map(tuple, ids.reshape(_ints(shape)).tolist()))
-    sizes, over = re.match(r"@?mesh\[([^\]]*)\] \{([^}]*)\}", text).groups()  # type: ignore[union-attr]
-    axes = dict(re.findall(r"'([^']+)'=(\d+)", sizes))
-    names, along = list(axes), re.findall(r"'([^']+)'", over)
-    ids = np.arange(prod(map(int, axes.values()))).reshape([int(n) for n in axes.values()])
-    order = [i for i, n in enumerate(names) if n not in along] + [names.index(n) for n in along]
-    members = prod(int(axes[n]) for n in along)
-    return tuple(map(tuple, ids.transpose(order).reshape(-1, members).tolist()))
-
-
-def _ints(text: str) -> list[int]:
-    return [int(i) for i in text.split(",")]
-
-
-def _arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:
-    """(dtype, shape) of every array type in the text."""
-    return [
-        (match["dtype"], tuple(int(d) for d in match["shape"].split(",") if d))
-        for match in _ARRAY.finditer(text)
-    ]
-
-
-def _bytes(text: str) -> int:
-    width = lambda dtype: int(re.sub(r"\D", "", dtype)) // 8
-    return sum(prod(shape) * width(dtype) for dtype, shape in _arrays(text))

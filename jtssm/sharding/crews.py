@@ -1,4 +1,7 @@
-"""Methods of equal workers on a mesh: workers and homes along "subnet", their minibatches along "pc"."""
+"""Methods of equal workers on a mesh: workers and homes along "subnet", their minibatches along "pc".
+
+They split no layer: an axis "pr" splits their minibatches too.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jtssm.protocol import PLAIN, Method, Tree, as_input, given_trees
 from jtssm.sharding import collectives
-from jtssm.sharding.mesh import AxisNames, axis_size, check_split, predicted, put
+from jtssm.sharding.mesh import AXES, AxisNames, axis_size, check_split, predicted, put
 from jtssm.sharding.packing import gathered
 from jtssm.workers import Meeting, WorkerParts, first_state
 
@@ -24,7 +27,10 @@ def by_collectives(num: int, names: AxisNames) -> Meeting:
 
     A deal is one all-to-all: device d sends slice w of its homes to the device of worker w.
     """
-    subnet, pc = names.present("subnet"), names.present("pc")
+    subnet, pc = (
+        names.present("subnet"),
+        names.present("pc"),
+    )  # pc: and pr, which has no other use here
     size = lax.axis_size(subnet) if subnet else 1
     here = collectives.index(names.subnet) * (num // size) + jnp.arange(num // size)
     apart = partial(collectives.varying, axes=subnet)
@@ -44,7 +50,7 @@ def by_collectives(num: int, names: AxisNames) -> Meeting:
         gather=lambda x: collectives.gather_columns(x, names.subnet),
         sum_homes=lambda x: collectives.total(x, subnet),
         own_samples=partial(_own, axis=names.pc),
-        products=PLAIN._replace(over_samples=lambda a: collectives.mean(a.mean(axis=0), pc)),
+        products=PLAIN._replace(over_samples=lambda a: collectives.mean(PLAIN.over_samples(a), pc)),
     )
 
 
@@ -55,12 +61,11 @@ def _turned(a: Any, axis: str | None) -> Any:
     return a.swapaxes(0, 1)
 
 
-def _own(a: Any, axis: str | None) -> Any:
+def _own(a: Any, axis: Any) -> Any:
     """The rows of an array that is the same everywhere which live on this device."""
     if axis is None:
         return a
-    size = a.shape[0] // lax.axis_size(axis)
-    return lax.dynamic_slice_in_dim(a, lax.axis_index(axis) * size, size)
+    return collectives.part(a, axis, 0)
 
 
 def place_workers(method: Method, mesh: Mesh, names: AxisNames) -> Method:
@@ -69,9 +74,10 @@ def place_workers(method: Method, mesh: Mesh, names: AxisNames) -> Method:
     sizes = [axis_size(mesh, name) for name in names]
     _check_sizes(parts, *sizes)
     # over an axis of size 1 nothing is exchanged, not even in name
-    names = AxisNames(
-        *(name if size > 1 else None for name, size in zip(names, sizes, strict=True))
+    subnet, pr, pc = (
+        names.present(axis) if size > 1 else () for axis, size in zip(AXES, sizes, strict=True)
     )
+    names = AxisNames(subnet[0] if subnet else None, None, (*pc, *pr) or None)
     crew = _Crew(parts, mesh, names)
     return method._replace(
         init=crew.init, step=crew.step, predict=crew.predict, estimate=crew.estimate,
@@ -92,13 +98,10 @@ def _check_sizes(parts: WorkerParts, subnet: int, pr: int, pc: int) -> None:
             f"mesh: expected deal='stratified' with subnet={subnet}, whose shapes are static; got "
             f"deal='uniform', which one device stores whole"
         )
-    if pr > 1:
+    if parts.batch_size % (pr * pc):
         raise ValueError(
-            f"mesh: expected pr=1, {parts.name} does not split layers; got {pr}: use subnet or pc"
-        )
-    if parts.batch_size % pc:
-        raise ValueError(
-            f"mesh: expected a 'pc' axis that divides batch_size={parts.batch_size}; got {pc}"
+            f"mesh: expected 'pr' and 'pc' axes whose product divides batch_size={parts.batch_size}, "
+            f"{parts.name} splits its samples over both; got {pr} * {pc}"
         )
 
 

@@ -34,7 +34,7 @@ def by_collectives(at: Place) -> Exchange:
         own=partial(own_part, at, rank=None),
         own_samples=partial(_own_samples, at),
         num_splits=at.sizes[2],
-        products=lambda layer: grid.products(at.forms[layer], at.names.pr, at.names.present("pc")),
+        products=at.grid.products,
     )
 
 

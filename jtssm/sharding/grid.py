@@ -1,80 +1,233 @@
-"""The products of a layer whose weights are split over the "pr" axis of the mesh.
+"""The layers of a network on the "pr" axis of the mesh: forms, and the products of each.
 
-Forms of a layer: "batch" keeps its weights whole on every device; "model" splits them over pr.
+A layer's samples lie over pc always. What it does over pr is its form:
+
+    batch      weights whole; the samples are split over pr too (where pr does not divide them, work is
+               repeated on every device)
+    gathered   the same, but weights are stored split: gathered for use, their gradient reduce-scattered
+    model      W[I, J_pr]: takes whole inputs, leaves columns; dX is all-reduced (the paper's model form:
+               the gather of Y is left to the layer that wants it whole)
+    scattered  the same on inputs that are gathered as copies: dX is reduce-scattered, half the bytes
+    row        W[I_pr, J]: takes columns, sums the products; behind `model` no gather is needed: one
+               reduction a pair of layers (the column-and-row pairs of Megatron)
+    domain     weights whole; rows of images are split, neighbours exchange what windows need of them
+
+Layouts between layers: `jtssm.sharding.layouts`. Source: Gholami et al., arXiv 1712.04432 (batch, model,
+domain); the others are later work's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 
 from jtssm.network import Layer, Network
-from jtssm.protocol import PLAIN, Array, Products, Tree, plain_dense
-from jtssm.sharding.collectives import gather_columns, mean
+from jtssm.protocol import PLAIN, Array, Products, Tree, plain_convolved, plain_dense
+from jtssm.sharding import collectives
+from jtssm.sharding.layouts import Hop, hops, moved
+from jtssm.sharding.slabs import Halo, Slabs, windowed
 
-FORMS = ("batch", "model")
-
-
-def model(axis: str | None) -> Products:
-    """Dense product with W[I, J_pr], b[J_pr]: Y[B, J] is gathered from the columns' owners.
-
-    Backward, dX is all-reduced over pr and dW stays where W is (integrated model and batch
-    parallelism, the 1D model form).
-    """
-
-    def dense(x: Array, W: Array, b: Array | None) -> Array:
-        return gather_columns(plain_dense(x, W, b), axis)
-
-    return Products(dense)
+FORMS = ("batch", "gathered", "model", "scattered", "row", "domain")
+SPLITS = {"gathered": "gathered", "model": "model", "scattered": "model", "row": "row"}
 
 
-def products(form: str, axis: str | None, samples: Sequence[str]) -> Products:
-    """The products of a layer in the given form; samples: the axes that split a minibatch."""
-    of_form = PLAIN if form == "batch" else model(axis)
-    return of_form._replace(over_samples=lambda a: mean(a.mean(axis=0), samples))
+class Grid(NamedTuple):
+    """A network's layers on a grid: what its products need to know of the mesh."""
 
+    network: Network
+    forms: tuple[str, ...]  # one a layer
+    entries: tuple[
+        int, ...
+    ]  # the layers that a piece begins with: between pieces samples are whole
+    axis: Any  # the mesh's name of pr; None: not split
+    size: int  # of pr
+    samples: tuple[str, ...]  # the mesh's names of pc
+    apart: bool  # whether devices of other pieces run other programs: no permute may be used
+    # whether the network's inputs may come, and its outputs stay, split over pr
+    open: bool = False
 
-def choose_forms(net: Network, params: Sequence[Tree], pr: int, forms: object) -> tuple[str, ...]:
-    """One form a layer: "model" wherever pr divides the split dimensions, or as the user says.
+    def enters(self, i: int, spread: bool) -> str:
+        """The layout that layer i takes; spread: pr divides the samples at hand."""
+        return enters(self.network.layers[i], self.forms[i], spread)
 
-    Raises:
-      ValueError: an unknown form, one the layer does not have or pr does not divide, a list of the
-        wrong length, or pr > 1 that would split no layer.
-    """
-    if pr == 1:
-        return ("batch",) * len(net.layers)
-    if forms == "auto":
-        fits = [_fits(layer, p, pr) for layer, p in zip(net.layers, params, strict=True)]
-        if not any(fits):
-            raise ValueError(
-                f"pr: expected a size that divides the width of some layer, one of "
-                f"{[s[-1] for s in net.shapes[1:]]}; got {pr}"
-            )
-        return tuple("model" if fit else "batch" for fit in fits)
-    if not isinstance(forms, (list, tuple)) or len(forms) != len(net.layers):
-        raise ValueError(
-            f"forms: expected 'auto' or a list of {len(net.layers)} forms out of {list(FORMS)}; "
-            f"got {forms!r}"
+    def leaves(self, i: int, spread: bool) -> str:
+        """The layout that layer i leaves, before a piece's end makes it whole."""
+        form = self.forms[i]
+        if form == "row":
+            ends = i + 1 in (*self.entries, len(self.forms))
+            return "whole" if ends or self.enters(i + 1, spread) != "samples" else "samples"
+        return {"model": "columns", "scattered": "columns", "domain": "rows"}.get(
+            form, "samples" if spread else "whole"
         )
-    for i, (form, layer, p) in enumerate(zip(forms, net.layers, params, strict=True)):
-        if form != "batch" and not (form == "model" and _fits(layer, p, pr)):
-            raise ValueError(
-                f"forms[{i}]: expected 'batch', or 'model' where pr = {pr} divides the width of "
-                f"{layer.name!r}; got {form!r}"
-            )
-    return tuple(forms)
+
+    def before(self, i: int, spread: bool) -> tuple[Hop, ...]:
+        """How the inputs of layer i get into its layout."""
+        source = self.leaves(i - 1, spread) if i not in self.entries else self._entry(spread)
+        return hops(source, self.enters(i, spread), flattens=self._flattens(i), spread=spread)
+
+    def _entry(self, spread: bool) -> str:
+        """The layout in which samples come into a piece."""
+        layout, shape = self.enters(0, spread), self.network.shapes[0]
+        even = layout == "samples" or (layout == "rows" and shape[0] % self.size == 0)
+        return layout if self.open and even else "whole"
+
+    def arrives(self, samples: int) -> str:
+        """The layout of the network's inputs, for so many samples on each device of pc."""
+        return "whole" if self.axis is None else self._entry(samples % self.size == 0)
+
+    def after(self, i: int, spread: bool) -> tuple[Hop, ...]:
+        """How the outputs of layer i are made whole where its piece ends."""
+        last = i + 1 == len(self.forms)
+        if not last and i + 1 not in self.entries:
+            return ()
+        leaves = self.leaves(i, spread)
+        if last and self.open and leaves == "samples":
+            return ()
+        return hops(leaves, "whole", flattens=False, spread=spread)
+
+    def split_outputs(self, samples: int) -> bool:
+        """Whether the network's outputs for so many samples here stay split over pr."""
+        last = len(self.forms) - 1
+        spread = self.axis is not None and samples % self.size == 0
+        return spread and self.open and self.leaves(last, spread) == "samples"
+
+    def _flattens(self, i: int) -> bool:
+        """Whether layer i takes flat samples and gets images."""
+        return len(self.network.shapes[i]) > 1 and len(self.network.shapes[i + 1]) == 1
+
+    def products(self, i: int, samples: int) -> Products:
+        """The products of layer i where `samples` samples are here at the entry of its piece."""
+        over = lambda a: collectives.mean(PLAIN.over_samples(a), self.samples)
+        if self.axis is None:
+            return PLAIN._replace(over_samples=over)
+        spread = samples % self.size == 0
+        heights = [shape[0] for shape in self.network.shapes[i : i + 2]]
+        products = PLAIN._replace(
+            over_samples=over,
+            enter=partial(self._moved, i, self.before(i, spread), heights[0]),
+            leave=partial(self._moved, i, self.after(i, spread), heights[1]),
+        )
+        return products._replace(
+            **_of_form(self, self.forms[i], self.leaves(i, spread)),
+            **_of_layout(self, self.enters(i, spread), i, heights[1]),
+        )
+
+    def _moved(self, i: int, way: Sequence[Hop], height: int, x: Array) -> Array:
+        for hop in way:
+            x = moved(x.reshape(len(x), -1) if hop.flat else x, hop, self.axis, height)
+        return x
+
+
+def enters(layer: Layer, form: str, spread: bool) -> str:
+    """The layout that a layer takes in a form; spread: pr divides the samples at hand."""
+    if form == "model":
+        return "whole" if layer.mixes else "columns"
+    return {"scattered": "copies", "row": "columns", "domain": "rows"}.get(
+        form, "samples" if spread else "whole"
+    )
+
+
+def _of_form(grid: Grid, form: str, leaves: str) -> dict[str, Any]:
+    """The products of a form."""
+    axis, samples = grid.axis, grid.samples
+    if form == "gathered":
+        to = "varying" if leaves == "samples" else "invarying"
+
+        def whole(W: Array) -> Array:
+            # first made every device's own: then its gradient is scattered before it is summed over pc
+            return collectives.gather(collectives.varying(W, samples), axis, W.ndim - 1, to=to)
+
+        return {
+            "dense": lambda x, W, b: plain_dense(x, whole(W), b),
+            "convolved": lambda x, W, *rest: plain_convolved(x, whole(W), *rest),
+        }
+    if form == "row":
+        summed = partial(_summed, axis=axis, leaves=leaves)
+
+        def dense(x: Array, W: Array, b: Array | None) -> Array:
+            z = summed(plain_dense(x, W, None))
+            return z if b is None else z + b[None, :]
+
+        return {"dense": dense, "convolved": lambda *given: summed(plain_convolved(*given))}
+    if form in ("model", "scattered"):
+        return {"convolved": partial(_own_groups, axis=axis, size=grid.size)}
+    return {}
+
+
+def _summed(x: Array, axis: str, leaves: str) -> Array:
+    """The devices' parts of a sum, summed."""
+    if leaves == "samples":
+        return collectives.scatter_sum(x, axis, 0)
+    return collectives.total(x, (axis,))
+
+
+def _own_groups(
+    x: Array, W: Array, window: Any, pads: tuple, groups: int, *, axis: str, size: int
+) -> Array:
+    """Convolution by this device's share W[.., J_pr] of the output channels, from whole inputs.
+
+    Its share is of whole groups, or lies in one.
+    """
+    if groups > 1:
+        mine = max(1, groups // size)
+        width = x.shape[-1] // groups * mine
+        start = lax.axis_index(axis) * groups // size * (x.shape[-1] // groups)
+        x, groups = lax.dynamic_slice_in_dim(x, start, width, x.ndim - 1), mine
+    return plain_convolved(x, W, window, pads, groups)
+
+
+def _of_layout(grid: Grid, layout: str, i: int, height: int) -> dict[str, Any]:
+    """Means, draws and windows of a layer that works on a layout."""
+    axis, both = grid.axis, (*grid.samples, grid.axis)
+    columns = grid.forms[i] in ("model", "scattered")
+    if layout == "samples":
+        return {
+            "over_samples": lambda a: collectives.mean(PLAIN.over_samples(a), both),
+            "drawn": lambda draw, keys, x: PLAIN.drawn(draw, _rows(keys, axis), x),
+        }
+    if layout == "rows":
+        halo = Halo.of(grid.network.layers[i].window, grid.network.shapes[i][0], grid.size)
+        return {
+            # every device's own before they are used for inner rows and edges: one gradient is summed
+            "weights": lambda p: collectives.varying(p, both),
+            "windowed": partial(windowed, halo, axis, grid.apart),
+            "over_samples": lambda a: _mean_of_rows(a, halo.outputs, axis, both, (0, 1, 2)),
+            "over_neurons": lambda a: _mean_of_rows(a, halo.outputs, axis, (axis,), (1, 2, 3)),
+            "drawn": partial(_drawn, grid, i, lambda a: halo.rows.own(a, lax.axis_index(axis))),
+        }
+    if columns:
+        return {
+            "over_neurons": lambda a: collectives.mean(PLAIN.over_neurons(a), (axis,)),
+            "drawn": partial(_drawn, grid, i, lambda a: _rows(a, axis, -1)),
+        }
+    return {}
+
+
+def _rows(a: Array, axis: str, dimension: int = 0) -> Array:
+    return collectives.part(a, axis, dimension % a.ndim)
+
+
+def _drawn(grid: Grid, i: int, own: Callable, draw: Callable, keys: Array, x: Array) -> Array:
+    """The part of whole samples' draws that lies here."""
+    return own(jax.vmap(lambda key: draw(key, grid.network.shapes[i]))(keys))
+
+
+def _mean_of_rows(
+    a: Array, slabs: Slabs, axis: str, over: tuple[str, ...], dimensions: tuple[int, ...]
+) -> Array:
+    """Mean of a [b, room, w, c] over dimensions and axes, of rows that are owned."""
+    owned = slabs.blanked(a, lax.axis_index(axis))
+    keep = 0 not in dimensions
+    count = prod(a.shape[d] for d in dimensions if d != 1) * slabs.height
+    sums = collectives.total(owned.sum(axis=dimensions, keepdims=keep), over)
+    return sums / (count * prod(lax.axis_size(name) for name in over if name != axis))
 
 
 def split_dimensions(layer: Layer, form: str) -> Tree | None:
-    """For each parameter of the layer the dimension split over pr; None: all whole."""
-    return None if form == "batch" else layer.splits[form]
-
-
-def _fits(layer: Layer, params: Tree, pr: int) -> bool:
-    if "model" not in layer.splits:
-        return False
-    fits = jax.tree.map(
-        lambda a, dim: dim < 0 or a.shape[dim] % pr == 0, params, layer.splits["model"]
-    )
-    return all(jax.tree.leaves(fits))
+    """For each parameter of the layer the dimension split over pr, -1 for none; None: all whole."""
+    return layer.splits[SPLITS[form]] if form in SPLITS else None

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jtssm import checks
@@ -25,12 +26,14 @@ class AxisNames(NamedTuple):
 
     subnet: str | None
     pr: str | None
-    pc: str | None
+    pc: str | tuple[str, ...] | None  # several: the samples are split over all of them
 
     def present(self, *axes: str) -> tuple[str, ...]:
         """The mesh's names of those of the given axes that it has."""
         names = (getattr(self, axis) for axis in axes)
-        return tuple(name for name in names if name is not None)
+        return tuple(
+            n for name in names if name for n in ((name,) if isinstance(name, str) else name)
+        )
 
     def spec(self, *axes: str | None) -> PartitionSpec:
         """A PartitionSpec from our axis names, one a dimension."""
@@ -54,8 +57,10 @@ def make_mesh(
             f"{subnet} * {pr} * {pc} = {prod(shape)}; on CPU more virtual devices come from "
             f"jax.config.update('jax_num_cpu_devices', {prod(shape)}) before jax is used"
         )
-    types = (AxisType.Auto,) * 3
-    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices[: prod(shape)])
+    devices = devices[: prod(shape)]
+    # jax.make_mesh would refuse shapes that split a physical axis of a TPU slice, (2, 2, 4) on 2x2x4 say
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def axis_names(mesh: Mesh, axes: Mapping[str, str] | None = None) -> AxisNames:
@@ -78,9 +83,10 @@ def axis_names(mesh: Mesh, axes: Mapping[str, str] | None = None) -> AxisNames:
     return AxisNames(*(axes.get(axis) for axis in AXES))
 
 
-def axis_size(mesh: Mesh, name: str | None) -> int:
-    """Devices along an axis; 1 where the mesh has no such axis."""
-    return 1 if name is None else mesh.shape[name]
+def axis_size(mesh: Mesh, name: str | tuple[str, ...] | None) -> int:
+    """Devices along an axis, or along several; 1 where the mesh has no such axis."""
+    names = (name,) if isinstance(name, str) else name or ()
+    return prod(mesh.shape[n] for n in names)
 
 
 def put(x: Any, mesh: Mesh, spec: PartitionSpec) -> Any:

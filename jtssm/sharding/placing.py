@@ -21,12 +21,14 @@ from jtssm.protocol import (
     given_params,
     whole_params,
 )
-from jtssm.sharding import collectives, grid
+from jtssm.sharding import collectives
 from jtssm.sharding.branches import Place
+from jtssm.sharding.choosing import choose_forms
 from jtssm.sharding.crews import place_workers
 from jtssm.sharding.exchanging import by_collectives, own_part
 from jtssm.sharding.mesh import axis_names, axis_size, check_split, predicted, put
 from jtssm.sharding.packing import Layout, gathered, is_rows, lay_out, layout_of, specs, spread
+from jtssm.sharding.whole import place_whole
 from jtssm.workers import WorkerParts
 
 
@@ -44,8 +46,9 @@ def place(
       mesh: from `make_mesh`, or the user's own (Auto or Explicit axes).
       axes: our axis -> the mesh's name for it, e.g. {"subnet": "stage", "pc": "data"}; by default
         the axes that bear our names. An axis the mesh lacks has size 1.
-      forms: how layers are split over pr: "auto" ("model" wherever pr divides their width), or one
-        of "batch" and "model" for each layer.
+      forms: how layers are split over pr, one of `grid.FORMS` for each ("batch", "gathered", "model",
+        "scattered", "row", "domain"; `jtssm.sharding.grid` says what they are); "auto": those that repeat
+        least work and, of these, move least.
 
     Returns:
       A method whose `params` gathers the weights in host memory (numpy) and whose other functions
@@ -53,8 +56,9 @@ def place(
 
     Raises:
       ValueError: "subnet" is larger than the number of pieces; "pc" does not divide the batch, "pr" no
-        layer; an optimizer that is not elementwise with pr > 1; unknown names. A method of workers
-        (ist, local_sgd, ensemble): "subnet" does not divide them, or pr > 1.
+        layer; an optimizer that is not elementwise where subnetworks are split over pr; unknown names;
+        forms that do not fit. A method of workers (ist, local_sgd, ensemble): "subnet" does not divide
+        them, pr * pc (both split samples) does not divide their batch.
 
     Where "subnet" does not divide the number of pieces n, every device has ceil(n / subnet) slots, the
     last of which stay empty: a step takes as long, and a device holds as much, as with full slots.
@@ -65,9 +69,16 @@ def place(
         return place_workers(method, mesh, names)
     sizes = axis_size(mesh, names.subnet), axis_size(mesh, names.pr), axis_size(mesh, names.pc)
     _check_sizes(parts, sizes)
+    samples = None if parts.batch_size is None else parts.batch_size // sizes[2]
+    whole = parts.gradient is not None
+    forms = choose_forms(
+        parts.network, parts.starts, samples, sizes[1], sizes[2], forms,
+        apart=sizes[0] > 1, open_ends=whole,
+    )  # fmt: skip
+    if whole:
+        return place_whole(method, mesh, names, forms)
     net = parts.network
     shapes = jax.eval_shape(net.init, jax.random.key(0))
-    forms = grid.choose_forms(net, shapes, sizes[1], forms)
     alike = parts.alike or tuple(range(len(parts.starts) - 1))
     at = Place(net, parts.starts, forms, names, sizes, alike)
     for l, optimizer in enumerate(parts.optimizers if sizes[1] > 1 else ()):

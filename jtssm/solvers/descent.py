@@ -2,8 +2,10 @@
 
     g <- grad of the mean loss of the minibatch;  W <- optimizer(W, g)
 
-On a mesh the samples are split over "pc" and the gradient is summed over it: synchronous data
-parallelism, the same numbers as on one device.
+On a mesh the samples are split over "pc" and every layer over "pr" as its form says
+(`jtssm.sharding.grid`): synchronous descent, the same numbers as on one device. The gradient is taken
+inside shard_map; the optimizer sees whole arrays, which jax keeps sharded: clipping by the global norm,
+lamb or muon give what they give on one device.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import jax.numpy as jnp
 from jtssm import checks, losses
 from jtssm.network import Network, estimate_layers
 from jtssm.protocol import Array, Info, Method, Products, as_method
-from jtssm.solvers.pieces import Pieces, Weights
+from jtssm.solvers.pieces import Pieces, Weights, precisely
 
 
 class State(NamedTuple):
@@ -35,7 +37,7 @@ def sgd(
     loss: str | losses.Loss = "cross_entropy",
     precision: Any = None,
 ) -> Method:
-    """End-to-end training with any optax optimizer; data-parallel over "pc" on a mesh.
+    """End-to-end training with any optax optimizer; on a mesh model, batch and domain parallel.
 
     Args:
       net: the network.
@@ -51,6 +53,7 @@ def sgd(
     checks.precision(precision)
     optimizers = checks.optimizers(optimizer, 1)
     pieces = Pieces(net, (0, len(net.layers)), optimizers, losses.find(loss))
+    gradient, descend = precisely(precision, _gradient(pieces)), _descend(pieces)
     return as_method(
         pieces.parts(
             name="sgd",
@@ -59,7 +62,9 @@ def sgd(
                 pieces.weights(exchange, key, x.dtype, params), key if net.random else None
             ),
             estimate=_estimate(pieces),
-            step=_step(pieces),
+            step=lambda exchange, state, x, y: _step(gradient, descend, exchange, state, x, y),
+            gradient=gradient,
+            descend=descend,
             drain=lambda exchange, state: state,
             moves=lambda samples: pieces.gradient_moves(1),
             passes=lambda l: (1, 1),
@@ -70,32 +75,44 @@ def sgd(
     )
 
 
-def _step(pieces: Pieces) -> Callable:
-    def step(exchange, state, x, y):
+def _step(gradient: Callable, descend: Callable, exchange, state: State, x: Array, y: Array):
+    found, info = gradient(exchange, state, x, y)
+    return descend(state, found), info
+
+
+def _gradient(pieces: Pieces) -> Callable:
+    def gradient(exchange, state, x, y):
         samples = x.shape[0] * exchange.num_splits
-        key, draw = (None, None) if state.key is None else jax.random.split(state.key)
+        draw = None if state.key is None else jax.random.split(state.key)[1]
         ids = exchange.own_samples(jnp.arange(samples))
-        products = lambda i: training(exchange.products(i), draw, i, ids)
+        products = lambda i, here: training(exchange.products(i, here), draw, i, ids)
 
         def work(l, weights):
-            (loss, right), gradient = loss_gradient(
-                pieces, exchange, l, weights, x, y, samples, products
-            )
-            return pieces.descend(l, weights, gradient), (loss, right)
+            sums, found = loss_gradient(pieces, exchange, l, weights, x, y, samples, products)
+            return found, sums
 
-        weights, sums = exchange.each(work, state.weights, kinds=("weights", "sums"))
+        found, sums = exchange.each(work, state.weights, kinds=("weights", "sums"))
         loss, right = exchange.total(sums)
         zero = jnp.zeros_like(loss)
         count = jnp.full_like(loss, samples)
-        return State(weights, key), Info(loss, right / samples, count, *(zero,) * 5)
+        return found, Info(loss, right / samples, count, *(zero,) * 5)
 
-    return step
+    return gradient
+
+
+def _descend(pieces: Pieces) -> Callable:
+    def descend(state, gradient):
+        key = None if state.key is None else jax.random.split(state.key)[0]
+        pairs = enumerate(zip(state.weights, gradient, strict=True))
+        return State(tuple(pieces.descend(l, w, g) for l, (w, g) in pairs), key)
+
+    return descend
 
 
 def _estimate(pieces: Pieces) -> Callable:
     def estimate(exchange, state, x):
         def work(l, weights):
-            products = lambda i: exchange.products(i)._replace(training=True)
+            products = lambda i: exchange.products(i, x.shape[0])._replace(training=True)
             found = estimate_layers(pieces.network.layers, weights.params, x, products)
             return (weights._replace(params=found),)
 

@@ -12,7 +12,7 @@ from jax import lax
 
 from jtssm import checks
 from jtssm.losses import Loss
-from jtssm.network import Network, keep_estimated
+from jtssm.network import Network, keep_estimated, run_layers
 from jtssm.protocol import Array, Exchange, Move, Parts, Tree, by_piece
 
 
@@ -60,11 +60,13 @@ class Pieces(NamedTuple):
         self, exchange: Exchange, l: int, params: list[Tree], p: Array,
         products: Callable | None = None,
     ) -> Array:  # fmt: skip
-        """f_l(W_l, p_l) for p_l [samples, ...]; products: of layer i, the exchange's unless given."""
-        products = products or exchange.products
-        for i, layer_params in zip(range(self.starts[l], self.starts[l + 1]), params, strict=True):
-            p = self.network.layers[i].apply(layer_params, p, products(i))
-        return p
+        """f_l(W_l, p_l) for p_l [samples, ...].
+
+        products: (index of a layer, samples here) -> its Products; the exchange's unless given.
+        """
+        products, first = products or exchange.products, self.starts[l]
+        layers = self.network.layers[first : self.starts[l + 1]]
+        return run_layers(layers, params, p, lambda i: products(first + i, p.shape[0]))
 
     def descend(self, l: int, weights: Weights, gradient: Tree, live: Any = True) -> Weights:
         """One optimizer step of piece l; nothing changes where `live` is False.

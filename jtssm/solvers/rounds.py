@@ -12,7 +12,7 @@ from jax import lax
 
 from jtssm import checks, losses
 from jtssm.losses import Loss
-from jtssm.network import Network, keep_estimated
+from jtssm.network import Network, keep_estimated, run_layers
 from jtssm.protocol import Array, Products, Tree
 from jtssm.solvers.descent import training
 from jtssm.workers import Meeting
@@ -118,8 +118,6 @@ def composed(net: Network) -> Callable:
     """The forward pass of a network that is nobody's part."""
 
     def forward(params: Tree, x: Array, _: Tree, products: Callable[[int], Products]) -> Array:
-        for i, (layer, p) in enumerate(zip(net.layers, params, strict=True)):
-            x = layer.apply(p, x, products(i))
-        return x
+        return run_layers(net.layers, params, x, products)
 
     return forward

@@ -219,8 +219,8 @@ def test_rounds_of_fit_are_the_same_on_a_mesh():
     ("method", "shape", "message"),
     [
         ("ist", (3, 1, 1), r"mesh: expected a 'subnet' axis of one of \[1, 2, 4, 8\], which divide the 8 workers of ist; got 3"),
-        ("ist", (2, 2, 1), r"mesh: expected pr=1, ist does not split layers; got 2"),
-        ("local_sgd", (1, 1, 3), r"mesh: expected a 'pc' axis that divides batch_size=8; got 3"),
+        ("ist", (2, 3, 1), r"mesh: expected 'pr' and 'pc' axes whose product divides batch_size=8, ist splits .*got 3 \* 1"),
+        ("local_sgd", (1, 1, 3), r"mesh: expected 'pr' and 'pc' axes .*batch_size=8.*; got 1 \* 3"),
     ],
 )  # fmt: skip
 def test_meshes_that_do_not_fit_are_refused(method, shape, message):

@@ -136,7 +136,10 @@ class Layered(NamedTuple):
         if self.steps == "gradient":
             return []
         widths = [prod(self.pieces.inputs(l)) for l in range(self.pieces.num)]
-        return [Move("p^T p", (w * w,), "pc", l, l, 1) for l, w in enumerate(widths)]
+        return [
+            Move("p^T p", (w * w,), "pc", l, l, 1, collective="all_reduce")
+            for l, w in enumerate(widths)
+        ]
 
     def parts(self, *, precision: Any, rebuild: Any) -> Parts:
         """Everything `jtssm.sharding.place` needs."""

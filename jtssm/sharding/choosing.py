@@ -1,0 +1,150 @@
+"""Which form each layer takes over "pr": the user's, or those that move least."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from math import prod
+from typing import Any
+
+import jax
+
+from jtssm.network import Layer, Network
+from jtssm.protocol import Tree
+from jtssm.sharding.grid import FORMS, SPLITS, Grid
+from jtssm.sharding.slabs import Halo
+from jtssm.sharding.traffic import Pass, ring_numbers
+
+
+def choose_forms(
+    net: Network, starts: tuple[int, ...], samples: int | None, pr: int, pc: int,
+    forms: Any, *, apart: bool, open_ends: bool,
+) -> tuple[str, ...]:  # fmt: skip
+    """One form a layer.
+
+    Args:
+      net: the network.  starts: of its pieces, and the number of layers.
+      samples: that each device of pc has of a minibatch; None: as many as ever pr divides.
+      forms: "auto", or one a layer.
+      apart, open_ends: `Grid.apart`, `Grid.open`.
+
+    Raises:
+      ValueError: forms that do not fit, or pr > 1 that would split no layer's work.
+    """
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    if pr == 1 or forms != "auto":
+        batch = ["batch"] * len(net.layers)
+        return check_forms(net, shapes, pr, batch if forms == "auto" else forms)
+    samples = pr if samples is None else samples
+    grid = Grid(net, (), starts[:-1], "pr", pr, (), apart, open_ends)
+    found = least(Pass(grid, shapes, samples, pc))
+    if set(found) == {"batch"} and samples % pr:
+        raise ValueError(
+            f"pr: expected a size that divides the {samples} samples on a device of pc, the rows of "
+            f"images, or the width of some layer, one of {[s[-1] for s in net.shapes[1:]]}; got {pr}"
+        )
+    return found
+
+
+def least(work: Pass) -> tuple[str, ...]:
+    """The forms that repeat least work on the devices of pr and, of those, move least (rings).
+
+    Exact: a dynamic program over (layer, form), since what a layer moves depends on its form and its
+    neighbours' alone.
+    """
+    net = work.grid.network
+    have = [
+        [f for f in FORMS if not misfit(net, i, work.params[i], f, work.grid.size)]
+        for i in range(len(net.layers))
+    ]
+    best = {f: (_cost(work, 0, [f], entry=True), (f,)) for f in have[0]}
+    for i in range(len(net.layers) - 1):
+        found: dict = {}
+        for f, g in product(have[i], have[i + 1]):
+            cost, forms = best[f]
+            cost = _sum(cost, _cost(work, i, [f, g]))
+            if g not in found or cost < found[g][0]:
+                found[g] = cost, (*forms, g)
+        best = found
+    last = len(net.layers) - 1
+    ends = [(_sum(cost, _cost(work, last, [f])), forms) for f, (cost, forms) in best.items()]
+    return min(ends, key=lambda end: end[0])[1]
+
+
+def _sum(one: tuple, other: tuple) -> tuple:
+    return tuple(a + b for a, b in zip(one, other, strict=True))
+
+
+def _cost(work: Pass, i: int, forms: list[str], *, entry: bool = False) -> tuple[int, float]:
+    """(multiply-adds repeated, numbers moved) by layer i, up to the entry of the next if it is given.
+
+    entry: only of the entry into layer i.
+    """
+    blank = ["batch"] * len(work.grid.network.layers)
+    blank[i : i + len(forms)] = forms
+    work = work._replace(grid=work.grid._replace(forms=tuple(blank)))
+    if entry:
+        return 0, ring_numbers(list(work.entry(i)), work.grid.size, work.pc)
+    sent = list(work.own(i)) + (list(work.entry(i + 1)) if len(forms) > 1 else [])
+    repeats = forms[0] in ("batch", "gathered") and not work.spread
+    layer, shape = work.grid.network.layers[i], work.grid.network.shapes[i]
+    repeated = layer.cost(shape) if repeats else 0
+    return repeated, ring_numbers(sent, work.grid.size, work.pc)
+
+
+def misfit(net: Network, i: int, params: Tree, form: str, pr: int) -> str:
+    """Why layer i cannot have a form over pr devices; empty: it can."""
+    layer, shape, out = net.layers[i], net.shapes[i], net.shapes[i + 1]
+    if form == "batch":
+        return ""
+    if form == "domain":
+        return _domain_misfit(layer, shape, pr)
+    if SPLITS[form] not in layer.splits or (form == "scattered" and not layer.mixes):
+        return f"{layer.name!r} has no such form"
+    fits = jax.tree.map(
+        lambda a, d: d < 0 or a.shape[d] % pr == 0, params, layer.splits[SPLITS[form]]
+    )
+    width = (
+        prod(shape) if form == "row" and len(out) == 1 else shape[-1] if form == "row" else out[-1]
+    )
+    if not all(jax.tree.leaves(fits)) or width % pr:
+        return f"pr = {pr} does not divide its {width} {'inputs' if form == 'row' else 'outputs'}"
+    if form != "gathered" and layer.groups % pr and pr % layer.groups:
+        return f"its {layer.groups} groups do not fit pr = {pr}"
+    return ""
+
+
+def _domain_misfit(layer: Layer, shape: Sequence[int], pr: int) -> str:
+    if layer.window is None or len(shape) != 3:
+        return f"{layer.name!r} takes no images, whose rows could be split"
+    halo = Halo.of(layer.window, shape[0], pr)
+    if halo.fits:
+        return ""
+    fit = max(n for n in range(1, pr) if Halo.of(layer.window, shape[0], n).fits)
+    rows = min(shape[0], halo.outputs.height)
+    if rows < pr:
+        return f"{rows} rows over pr = {pr} leave a slab empty; pr = {fit} fits"
+    return (
+        f"a window of {layer.window.size} takes {max(halo.above, halo.below)} rows of a neighbour that "
+        f"has {halo.rows.sizes.min()}: a halo wider than a slab; pr = {fit} fits"
+    )
+
+
+def check_forms(net: Network, params: Sequence[Tree], pr: int, forms: Any) -> tuple[str, ...]:
+    """The user's forms, one a layer.
+
+    Raises:
+      ValueError: a list of the wrong length, an unknown form, or one that the layer cannot have.
+    """
+    if not isinstance(forms, (list, tuple)) or len(forms) != len(net.layers):
+        raise ValueError(
+            f"forms: expected 'auto' or a list of {len(net.layers)} forms out of {list(FORMS)}, one a "
+            f"layer; got {forms!r}"
+        )
+    for i, form in enumerate(forms):
+        if form not in FORMS:
+            raise ValueError(f"forms[{i}]: expected one of {list(FORMS)}; got {form!r}")
+        if why := misfit(net, i, params[i], form, pr):
+            fits = [f for f in FORMS if not misfit(net, i, params[i], f, pr)]
+            raise ValueError(f"forms[{i}]: expected one of {fits}; got {form!r}: {why}")
+    return tuple(forms) if pr > 1 else ("batch",) * len(net.layers)

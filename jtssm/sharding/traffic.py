@@ -1,0 +1,209 @@
+"""What the layers of a network send on the grid in one pass forward and backward: formulas.
+
+For b samples on each device of pc, n numbers a sample, |W| of a parameter, numbers that one device hands
+in, to a collective over p devices of the axes named:
+
+    hop         whole -> split          backward: all-gather b n / pr
+                split -> whole          forward: all-gather b n / pr
+                split -> copies         the same, backward: reduce-scatter b n
+                whole -> copies         backward: all-reduce b n
+                split -> another split  all-to-all b n / pr, each way
+    model       dX: all-reduce b n_in over pr (the other forms have theirs in a hop)
+    gathered    forward: all-gather |W| / pr; backward: reduce-scatter |W|
+    row         all-reduce b n_out; if samples are split next: reduce-scatter b n_out forward
+                and all-gather b n_out / pr backward
+    domain      b w c rows to each neighbour, each way; where devices run different programs: all-gather
+                of them forward, reduce-scatter backward
+    gradient    all-reduce of what a device stores of each parameter over pc, and over pr too where it
+                is whole and pr splits samples or rows
+
+Rows count as the tallest slab has them: b n / pr is then b n room / h. The first layer with weights has
+no dX, and what lies before it no backward. Sums of statistics (normalisation) are not among them. Source:
+Gholami et al., arXiv 1712.04432, equations 3 to 9; the paper charges the first dX too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import NamedTuple
+
+import jax
+
+from jtssm.protocol import Tree
+from jtssm.sharding.grid import SPLITS, Grid
+from jtssm.sharding.layouts import Hop
+from jtssm.sharding.slabs import Halo, Slabs
+
+# what a device sends on a ring of p, as a share of what it hands in
+RING = {
+    "all_gather": lambda p: p - 1,
+    "reduce_scatter": lambda p: (p - 1) / p,
+    "all_reduce": lambda p: 2 * (p - 1) / p,
+    "all_to_all": lambda p: (p - 1) / p,
+    "permute": lambda p: 1 if p > 2 else 0.5,  # one way and the other; at an end there is one alone
+}
+
+
+class Sent(NamedTuple):
+    """What one device hands to a collective in one pass."""
+
+    what: str  # "hop", "model", "gathered", "row", "domain" or "gradient"
+    layer: int
+    collective: str  # "all_gather", "reduce_scatter", "all_reduce", "all_to_all" or "permute"
+    axes: tuple[str, ...]  # "pr", "pc" or both
+    numbers: int
+    step: int = 0  # of a permute: 1 to the device after (the last sends none), -1 to the one before
+
+
+class Pass(NamedTuple):
+    """A pass forward and backward of the layers on a grid."""
+
+    grid: Grid
+    params: Sequence[Tree]  # shapes of the whole parameters, one tree a layer
+    samples: int  # on each device of pc
+    pc: int
+
+    @property
+    def spread(self) -> bool:
+        """Whether pr divides the samples."""
+        return self.samples % self.grid.size == 0
+
+    def sent(self) -> list[Sent]:
+        """All that is sent, layer after layer."""
+        return [each for i in range(len(self.grid.forms)) for each in self.layer(i)]
+
+    def layer(self, i: int) -> Iterator[Sent]:
+        """What layer i sends: on the way in, for its own work, for its gradient, on the way out."""
+        yield from self.entry(i)
+        yield from self.own(i)
+
+    def entry(self, i: int) -> Iterator[Sent]:
+        """The hops of its inputs into the layout of layer i."""
+        if self.grid.axis is not None:
+            yield from self._hops(i, self.grid.before(i, self.spread), i, self.differs(i))
+
+    def own(self, i: int) -> Iterator[Sent]:
+        """What layer i sends between its inputs in its layout and the next layer's entry."""
+        if self.grid.axis is not None:
+            yield from self._work(i)
+        yield from self._gradient(i)
+        if self.grid.axis is not None:
+            yield from self._hops(i, self.grid.after(i, self.spread), i + 1, True)
+
+    def differs(self, i: int) -> bool:
+        """Whether the inputs of layer i have a gradient."""
+        before = jax.tree.leaves(self.params[:i])
+        return bool(before) or max(e for e in self.grid.entries if e <= i) > 0
+
+    def _numbers(self, position: int) -> int:
+        """Of b samples before layer `position`."""
+        return self.samples * prod(self.grid.network.shapes[position])
+
+    def _part(self, layouts: Sequence[str], position: int) -> int:
+        """What a device holds of b samples that are split, as they pass from layout to layout."""
+        if "rows" not in layouts:
+            return self._numbers(position) // self.grid.size
+        height = self.grid.network.shapes[position][0]
+        return self._numbers(position) // height * Slabs(height, self.grid.size).room
+
+    def _hops(self, i: int, way: Sequence[Hop], position: int, differs: bool) -> Iterator[Sent]:
+        for hop in way:
+            for collective, numbers, backward in self._hop(hop, position):
+                if differs or not backward:
+                    yield Sent("hop", i, collective, ("pr",), numbers)
+
+    def _hop(self, hop: Hop, position: int) -> Iterator[tuple[str, int, bool]]:
+        """(collective, numbers, whether it is of the backward pass)."""
+        whole, part = self._numbers(position), self._part(hop[:2], position)
+        if hop.source == "whole":
+            yield (
+                ("all_reduce", whole, True)
+                if hop.target == "copies"
+                else ("all_gather", part, True)
+            )
+        elif hop.target in ("whole", "copies"):
+            yield "all_gather", part, False
+            if hop.target == "copies":
+                yield "reduce_scatter", part * self.grid.size, True
+        else:
+            yield "all_to_all", part, False
+            yield "all_to_all", part, True
+
+    def _work(self, i: int) -> Iterator[Sent]:
+        form, size = self.grid.forms[i], self.grid.size
+        send = lambda collective, numbers: Sent(form, i, collective, ("pr",), numbers)
+        if form == "model" and self.grid.network.layers[i].mixes and self.differs(i):
+            yield send("all_reduce", self._numbers(i))
+        elif form == "gathered":
+            split = self.grid.network.layers[i].splits["gathered"]
+            numbers = sum(a.size for a, d in _pairs(self.params[i], split) if d >= 0)
+            yield send("all_gather", numbers // size)
+            if self.spread:
+                yield send("reduce_scatter", numbers)
+        elif form == "row":
+            if self.grid.leaves(i, self.spread) == "samples":
+                yield send("reduce_scatter", self._numbers(i + 1))
+                yield send("all_gather", self._numbers(i + 1) // size)
+            else:
+                yield send("all_reduce", self._numbers(i + 1))
+        elif form == "domain":
+            yield from self._halo(i)
+
+    def _halo(self, i: int) -> Iterator[Sent]:
+        height, width, channels = self.grid.network.shapes[i]
+        halo = Halo.of(self.grid.network.layers[i].window, height, self.grid.size)
+        row = self.samples * width * channels
+        down, up = halo.above * row, halo.below * row  # to the device after, to the one before
+        both = down + up
+        forward = [("permute", down, 1), ("permute", up, -1)]
+        backward = [("permute", down, -1), ("permute", up, 1)]
+        if self.grid.apart:
+            forward = [("all_gather", both, 0)]
+            backward = [("reduce_scatter", both * self.grid.size, 0)]
+        for collective, numbers, step in forward + (backward if self.differs(i) else []):
+            if numbers:
+                yield Sent("domain", i, collective, ("pr",), numbers, step)
+
+    def _gradient(self, i: int) -> Iterator[Sent]:
+        """All-reduces of the gradient, one kind of axes after the other."""
+        form, layer = self.grid.forms[i], self.grid.network.layers[i]
+        split = layer.splits[SPLITS[form]] if form in SPLITS else None
+        pairs = _pairs(self.params[i], split or jax.tree.map(lambda _: -1, self.params[i]))
+        over = ("pr",) if self._varies(i) and self.grid.axis is not None else ()
+        stored = {True: 0, False: 0}
+        for a, d in pairs:
+            stored[d >= 0] += a.size // (self.grid.size if d >= 0 else 1)
+        pc = ("pc",) if self.pc > 1 else ()
+        for axes, numbers in (((*over, *pc), stored[False]), (pc, stored[True])):
+            if axes and numbers:
+                yield Sent("gradient", i, "all_reduce", axes, numbers)
+
+    def _varies(self, i: int) -> bool:
+        """Whether whole parameters of layer i are used on what pr splits."""
+        if self.grid.forms[i] == "row":
+            return self.grid.leaves(i, self.spread) == "samples"
+        return self.grid.forms[i] == "domain" or self.spread
+
+
+def _pairs(params: Tree, split: Tree) -> list:
+    return list(zip(jax.tree.leaves(params), jax.tree.leaves(split), strict=True))
+
+
+def by_collective(sent: Sequence[Sent], pr: int) -> dict[tuple[str, tuple[str, ...]], int]:
+    """Numbers by collective and axes, of the device that hands in most."""
+    ways: dict[tuple[str, tuple[str, ...]], dict[int, int]] = {}
+    for each in sent:
+        way = ways.setdefault((each.collective, each.axes), {})
+        way[each.step] = way.get(each.step, 0) + each.numbers
+    # of two devices each has a single neighbour; between two others a device sends both ways
+    most = max if pr == 2 else sum
+    return {key: most(way.values()) for key, way in ways.items()}
+
+
+def ring_numbers(sent: Sequence[Sent], pr: int, pc: int) -> float:
+    """Numbers that one device sends to others, by rings."""
+    size = {"pr": pr, "pc": pc}
+    return sum(
+        each.numbers * RING[each.collective](prod(size[a] for a in each.axes)) for each in sent
+    )

@@ -1,0 +1,199 @@
+"""Methods that train the network as one piece: their layers on the grid, their arrays sharded by jax.
+
+The gradient is taken inside shard_map, in the forms of the layers; the optimizer runs outside, on whole
+arrays that jax keeps sharded, so that norms and products over all of a layer are what they should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jtssm.protocol import Exchange, Method, Tree, as_input, by_index, given_params, whole_params
+from jtssm.sharding import collectives
+from jtssm.sharding.grid import Grid, split_dimensions
+from jtssm.sharding.mesh import AxisNames, axis_size, check_split, put
+from jtssm.sharding.packing import gathered
+
+
+def place_whole(method: Method, mesh: Mesh, names: AxisNames, forms: tuple[str, ...]) -> Method:
+    """A method of one piece on a mesh; see `jtssm.sharding.place`."""
+    whole = _Whole(method.parts, mesh, names, forms)
+    return method._replace(
+        init=whole.init, step=whole.step, predict=whole.predict, drain=lambda state: state,
+        params=lambda state: whole_params(gathered(state)), spread=whole.spread,
+        estimate=whole.estimate, mesh=mesh, axes=names,
+    )  # fmt: skip
+
+
+class _Whole:
+    """A method's parts on a mesh; its functions become those of the placed method."""
+
+    def __init__(self, parts: Any, mesh: Mesh, names: AxisNames, forms: tuple[str, ...]):
+        self.parts, self.mesh, self.names = parts, mesh, names
+        self.pr, self.pc = axis_size(mesh, names.pr), axis_size(mesh, names.pc)
+        axis = names.pr if self.pr > 1 else None
+        samples = names.present("pc") if self.pc > 1 else ()
+        self.grid = Grid(parts.network, forms, (0,), axis, self.pr, samples, False, True)
+
+    def init(self, key, x, y, params=None):
+        """The state, laid out on the mesh: no device ever holds another's weights."""
+        self.parts.check(x, y, "init")
+        x = as_input(self.parts.network, x[:1])
+        given = None if params is None else given_params(self.parts, params, x.dtype)
+        start = lambda key, given: self.parts.init(by_index(1), key, x, y[:1], given)
+        whole = jax.eval_shape(start, key, given)
+        laid_out = self._shardings(whole)
+        if given is not None:
+            given = jax.tree.map(jax.device_put, given, tuple(w.params for w in laid_out.weights))
+        key = put(key, self.mesh, PartitionSpec())
+        return jax.jit(start, out_shardings=laid_out)(key, given)
+
+    def spread(self, state):
+        """A state of one device, or gathered, on the mesh; a placed one as it is."""
+        return jax.tree.map(lambda a, s: put(a, self.mesh, s.spec), state, self._shardings(state))
+
+    def step(self, state, x, y):
+        self.parts.check(x, y, "step", state.weights)
+        x, y = as_input(self.parts.network, x), jnp.asarray(y)
+        at, light = _Samples(self.grid, len(x) // self.pc), _light(state)
+        specs = self._specs(light)
+        work = self._mapped(
+            lambda state, x, y: self.parts.gradient(at.exchange(len(x)), state, x, y),
+            (specs, at.inputs, at.outputs),
+            (tuple(w.params for w in specs.weights), PartitionSpec()),
+        )
+        gradient, info = work(light, put(x, self.mesh, at.inputs), put(y, self.mesh, at.outputs))
+        return self._descended(state, gradient), info
+
+    def _descended(self, state: Any, gradient: Tree) -> Any:
+        laid_out = self._shardings(state)
+        if AxisType.Explicit in self.mesh.axis_types:
+            return jax.sharding.auto_axes(self.parts.descend, out_sharding=laid_out)(
+                state, gradient
+            )
+        return jax.lax.with_sharding_constraint(self.parts.descend(state, gradient), laid_out)
+
+    def predict(self, state, x):
+        """Outputs, split over pc, over pr too where the last layer's are; whole if pc does not divide."""
+        x = as_input(self.parts.network, x)
+        whole = len(x) % self.pc
+        grid = self.grid._replace(samples=()) if whole else self.grid
+        at, light = _Samples(grid, len(x) if whole else len(x) // self.pc), _light(state)
+
+        def run(state, x):
+            return self.parts.forward(at.exchange(len(x)), 0, state.weights[0], x)
+
+        work = self._mapped(run, (self._specs(light), at.inputs), at.outputs)
+        return work(light, put(x, self.mesh, at.inputs))
+
+    def estimate(self, state, x):
+        """The state with the network's statistics of x [samples, ...], a multiple of pc."""
+        if self.parts.estimate is None or not self.parts.network.estimated:
+            return state
+        x = as_input(self.parts.network, x)
+        check_split(x, self.pc)
+        at, light = _Samples(self.grid, len(x) // self.pc), _light(state)
+        specs = self._specs(light)
+        run = lambda state, x: self.parts.estimate(at.exchange(len(x)), state, x)
+        found = self._mapped(run, (specs, at.inputs), specs)(light, put(x, self.mesh, at.inputs))
+        pairs = zip(state.weights, found.weights, strict=True)
+        return state._replace(weights=tuple(w._replace(params=f.params) for w, f in pairs))
+
+    def _mapped(self, fn: Callable, in_specs: Any, out_specs: Any) -> Callable:
+        return jax.shard_map(fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
+
+    def _shardings(self, state: Any) -> Any:
+        return jax.tree.map(
+            lambda spec: NamedSharding(self.mesh, spec),
+            self._specs(state),
+            is_leaf=lambda a: isinstance(a, PartitionSpec),
+        )
+
+    def _specs(self, state: Any) -> Any:
+        """A PartitionSpec for every array of a state."""
+        whole = lambda tree: jax.tree.map(lambda _: PartitionSpec(), tree)
+        pairs = zip(state.weights, self.parts.optimizers, strict=True)
+        weights = tuple(self._weights_specs(w, optimizer) for w, optimizer in pairs)
+        rest = {name: whole(getattr(state, name)) for name in state._fields if name != "weights"}
+        return state._replace(weights=weights, **rest)
+
+    def _weights_specs(self, weights: Any, optimizer: optax.GradientTransformation) -> Any:
+        params = [self._layer_specs(i, p) for i, p in enumerate(weights.params)]
+        if weights.opt_state == ():
+            return weights._replace(params=params)
+        masked = lambda a: isinstance(
+            a, optax.MaskedNode
+        )  # of parameters that it leaves to another
+
+        def like(a: Any, spec: PartitionSpec, p: Any) -> Any:
+            """A state of another shape than its parameter's, as adafactor keeps, is whole."""
+            return a if masked(a) else spec if jnp.shape(a) == jnp.shape(p) else PartitionSpec()
+
+        opt_state = optax.tree_utils.tree_map_params(
+            optimizer, like, weights.opt_state, params, weights.params,
+            transform_non_params=lambda _: PartitionSpec(), is_leaf=masked,
+        )  # fmt: skip
+        return weights._replace(params=params, opt_state=opt_state)
+
+    def _layer_specs(self, i: int, params: Tree) -> Tree:
+        """Of a layer's parameters, or of whatever has their shapes."""
+        split = split_dimensions(self.parts.network.layers[i], self.grid.forms[i])
+        split = jax.tree.map(lambda _: -1, params) if split is None else split
+        spec = lambda _, d: (
+            PartitionSpec(*[None] * d, self.grid.axis) if d >= 0 else PartitionSpec()
+        )
+        return jax.tree.map(spec, params, split)
+
+
+def _light(state: Any) -> Any:
+    """The state without what only the optimizer needs."""
+    return state._replace(weights=tuple(w._replace(opt_state=()) for w in state.weights))
+
+
+class _Samples(NamedTuple):
+    """A call's samples: `here` of them on each device of pc, split further over pr as the layers say."""
+
+    grid: Grid
+    here: int
+
+    @property
+    def inputs(self) -> PartitionSpec:
+        """How x lies on the mesh."""
+        return self._spec(self.grid.arrives(self.here))
+
+    @property
+    def outputs(self) -> PartitionSpec:
+        """How the outputs and y lie on the mesh."""
+        return self._spec("samples" if self.grid.split_outputs(self.here) else "whole")
+
+    def _spec(self, layout: str) -> PartitionSpec:
+        grid = self.grid
+        lead = (*grid.samples, grid.axis) if layout == "samples" else grid.samples
+        return PartitionSpec(lead or None, *([grid.axis] if layout == "rows" else []))
+
+    def exchange(self, samples: int) -> Exchange:
+        """The exchange of the one piece, for arrays of so many samples on a device."""
+        grid = self.grid
+        sizes = [lax.axis_size(name) for name in grid.samples]
+        index = lax.axis_index(grid.samples) if grid.samples else 0
+        own = lambda a: lax.dynamic_slice_in_dim(a, index * self.here, self.here)
+        return by_index(1)._replace(
+            total=lambda sums: _total(sums[0]),
+            own_samples=lambda a: own(a) if grid.samples else a,
+            num_splits=prod(sizes) * self.here // samples,
+            products=lambda i, _: grid.products(i, self.here),
+        )
+
+
+def _total(sums: Tree) -> Tree:
+    """Sums over the devices whose samples they are of."""
+    varying = lambda a: tuple(jax.typeof(a).manual_axis_type.varying)
+    return jax.tree.map(lambda a: collectives.total(a, varying(a)), sums)
