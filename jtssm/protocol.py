@@ -214,6 +214,7 @@ class Method(NamedTuple):
     estimate: Callable
     mesh: Any = None  # set by place
     axes: Any = None  # set by place: jtssm.sharding.mesh.AxisNames
+    forms: tuple[str, ...] | None = None  # set by place: of each layer, where layers may be split
 
 
 def as_method(parts: Parts) -> Method:

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from benchmarks import (
+    grid_bytes,
+    grid_speed,
     ist_speed,
     ist_tradeoff,
     pdadmm_accuracy,
@@ -153,3 +155,16 @@ def test_ist_speed_runs_small(monkeypatch, capsys):
     assert [line.split("  ")[0].strip() for line in lines] == [
         "16 inputs, no normalisation", "16 inputs, batch normalisation",
     ]  # fmt: skip
+
+
+def test_grid_bytes_runs_small_and_auto_moves_no_more_than_xla(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        smoke(monkeypatch, capsys, grid_bytes)
+    assert not ended.value.code
+    assert capsys.readouterr().out.splitlines()[-1] == "auto moves more than XLA: nowhere"
+
+
+@pytest.mark.slow
+def test_grid_speed_runs_small(monkeypatch, capsys):
+    (line,) = smoke(monkeypatch, capsys, grid_speed)
+    assert "placed" in line

@@ -18,50 +18,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from jtssm import checks
 from jtssm.network import Network, balanced_starts
 from jtssm.protocol import Method
+from jtssm.sharding.choosing import choose_forms
+from jtssm.sharding.grid import whole_grid
+from jtssm.sharding.machines import MACHINES as MACHINES
+from jtssm.sharding.machines import Machine
+from jtssm.sharding.routes import Route
+from jtssm.sharding.traffic import Pass, Sent, by_route
 
 ADAM_WORDS = 7  # reads of gradient, weight and two moments, writes of weight and moments
-
-
-class Machine(NamedTuple):
-    """A device and its links; `source` says what was published and what is assumed."""
-
-    name: str
-    flops: float  # a second, of products in jax's default precision of float32
-    memory: float  # bytes a second
-    link: float  # bytes a second that a device sends in one direction
-    latency: float  # seconds a message
-    kernel: float  # seconds to start a kernel
-    source: str
-
-
-MACHINES = {
-    machine.name: machine
-    for machine in (
-        Machine(
-            "tpu-v5e", 197e12, 819e9, 50e9, 1e-6, 1e-6,
-            "cloud.google.com/tpu/docs/v5e: 197 TFLOP/s (bf16, jax's default for float32), "
-            "819 GB/s, 1600 Gbit/s over four links, of which one is counted: 50 GB/s; "
-            "assumed: 1 us a message, 1 us a kernel",
-        ),
-        Machine(
-            "h100-nvlink", 495e12, 3.35e12, 450e9, 5e-6, 3e-6,
-            "NVIDIA H100 SXM: 495 TFLOP/s (TF32 dense), 3.35 TB/s, NVLink 900 GB/s in both directions; "
-            "assumed: all devices on one switch, 5 us a message, 3 us a kernel",
-        ),
-        Machine(
-            "h100-ethernet", 495e12, 3.35e12, 12.5e9, 20e-6, 3e-6,
-            "NVIDIA H100 SXM as above, one a host on 100 Gbit/s Ethernet; assumed: full line rate, "
-            "20 us a message, 3 us a kernel",
-        ),
-    )
-}  # fmt: skip
 
 
 class Seconds(NamedTuple):
@@ -197,6 +169,38 @@ def sent_bytes(method: Method, subnet: int, word: int = 4) -> float:
             "all_reduce": sum(prod(m.shape) * m.times * word for m in reduced),
         }
     return others * moved["all_to_all"] + 2 * others * moved["all_reduce"]
+
+
+def step_bytes(
+    method: Method, mesh: Mesh, *, forms: Any = "auto", word: int = 4
+) -> dict[Route, int]:
+    """Bytes that a device hands to collectives in a step of `solvers.sgd` on pr x pc, by route.
+
+    Equal to `jtssm.sharding.count_bytes` of the placed step, to the byte, for networks without
+    normalisation (whose statistics are not among the formulas) and elementwise optimizers. The loss and
+    the number of right answers are two numbers, summed over the axes that split the last layer's samples.
+
+    Args:
+      method: unplaced.  mesh: with axes named pr and pc; an `AbstractMesh` will do.
+      forms: as in `jtssm.sharding.place`.  word: bytes a number.
+
+    Raises:
+      ValueError: a method that does not train the network as one piece, forms that do not fit.
+    """
+    parts = method.parts
+    if getattr(parts, "gradient", None) is None:
+        raise ValueError(f"method: expected one that trains one piece, as sgd; got {method.name}")
+    pr, pc = (dict(mesh.shape).get(axis, 1) for axis in ("pr", "pc"))
+    checks.divides("pc", pc, parts.batch_size, "samples of a batch")
+    net, here = parts.network, parts.batch_size // pc
+    chosen = choose_forms(net, parts.starts, here, pr, pc, forms, apart=False, open_ends=True)
+    grid = whole_grid(net, chosen, pr, pc)
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    sent = Pass(grid, shapes, here, pc).sent()
+    over = [*(["pr"] if grid.split_outputs(here) else []), *(["pc"] if pc > 1 else [])]
+    if over:
+        sent.append(Sent("sums", len(chosen) - 1, "all_reduce", tuple(over), 2))
+    return {route: word * numbers for route, numbers in by_route(sent, pr).items()}
 
 
 def step_seconds(

@@ -123,6 +123,15 @@ class Grid(NamedTuple):
         return x
 
 
+def whole_grid(
+    net: Network, forms: Sequence[str], pr: int, pc: int, names: tuple[Any, Any] = ("pr", "pc")
+) -> Grid:
+    """The grid of a network that is trained as one piece; names: of the mesh's axes for pr and pc."""
+    axis = names[0] if pr > 1 else None
+    samples = (names[1],) if pc > 1 else ()
+    return Grid(net, tuple(forms), (0,), axis, pr, samples, apart=False, open=True)
+
+
 def enters(layer: Layer, form: str, spread: bool) -> str:
     """The layout that a layer takes in a form; spread: pr divides the samples at hand."""
     if form == "model":

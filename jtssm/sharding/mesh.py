@@ -90,8 +90,13 @@ def axis_size(mesh: Mesh, name: str | tuple[str, ...] | None) -> int:
 
 
 def put(x: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
-    """x laid out on the mesh as `spec` says; tracers on Auto axes are left to shard_map."""
+    """x laid out on the mesh as `spec` says; tracers on Auto axes are left to shard_map.
+
+    Of a `jax.ShapeDtypeStruct` the same with that sharding.
+    """
     sharding = NamedSharding(mesh, spec)
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     if isinstance(x, jax.core.Tracer):
         return jax.reshard(x, sharding) if AxisType.Explicit in mesh.axis_types else x
     if jax.process_count() > 1 and isinstance(x, jax.Array) and x.is_fully_addressable:

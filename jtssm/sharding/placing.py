@@ -149,7 +149,7 @@ class _Placing:
         return unplaced._replace(
             init=self.init, step=self.step, predict=self.predict, drain=self.drain,
             params=lambda state: whole_params(gathered(state)), spread=self.spread,
-            estimate=self.estimate, mesh=self.mesh, axes=self.names,
+            estimate=self.estimate, mesh=self.mesh, axes=self.names, forms=self.at.forms,
         )  # fmt: skip
 
     def estimate(self, state, x):

@@ -33,16 +33,8 @@ import jax
 from jtssm.protocol import Tree
 from jtssm.sharding.grid import SPLITS, Grid
 from jtssm.sharding.layouts import Hop
+from jtssm.sharding.routes import Route, ring_bytes
 from jtssm.sharding.slabs import Halo, Slabs
-
-# what a device sends on a ring of p, as a share of what it hands in
-RING = {
-    "all_gather": lambda p: p - 1,
-    "reduce_scatter": lambda p: (p - 1) / p,
-    "all_reduce": lambda p: 2 * (p - 1) / p,
-    "all_to_all": lambda p: (p - 1) / p,
-    "permute": lambda p: 1 if p > 2 else 0.5,  # one way and the other; at an end there is one alone
-}
 
 
 class Sent(NamedTuple):
@@ -190,20 +182,17 @@ def _pairs(params: Tree, split: Tree) -> list:
     return list(zip(jax.tree.leaves(params), jax.tree.leaves(split), strict=True))
 
 
-def by_collective(sent: Sequence[Sent], pr: int) -> dict[tuple[str, tuple[str, ...]], int]:
+def by_route(sent: Sequence[Sent], pr: int) -> dict[Route, int]:
     """Numbers by collective and axes, of the device that hands in most."""
-    ways: dict[tuple[str, tuple[str, ...]], dict[int, int]] = {}
+    ways: dict[Route, dict[int, int]] = {}
     for each in sent:
-        way = ways.setdefault((each.collective, each.axes), {})
+        way = ways.setdefault(Route(each.collective, each.axes), {})
         way[each.step] = way.get(each.step, 0) + each.numbers
     # of two devices each has a single neighbour; between two others a device sends both ways
     most = max if pr == 2 else sum
-    return {key: most(way.values()) for key, way in ways.items()}
+    return {route: most(way.values()) for route, way in ways.items()}
 
 
 def ring_numbers(sent: Sequence[Sent], pr: int, pc: int) -> float:
     """Numbers that one device sends to others, by rings."""
-    size = {"pr": pr, "pc": pc}
-    return sum(
-        each.numbers * RING[each.collective](prod(size[a] for a in each.axes)) for each in sent
-    )
+    return ring_bytes(by_route(sent, pr), {"pr": pr, "pc": pc})

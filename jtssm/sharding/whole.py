@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jtssm.protocol import Exchange, Method, Tree, as_input, by_index, given_params, whole_params
 from jtssm.sharding import collectives
-from jtssm.sharding.grid import Grid, split_dimensions
+from jtssm.sharding.grid import Grid, split_dimensions, whole_grid
 from jtssm.sharding.mesh import AxisNames, axis_size, check_split, put
 from jtssm.sharding.packing import gathered
 
@@ -29,7 +29,7 @@ def place_whole(method: Method, mesh: Mesh, names: AxisNames, forms: tuple[str, 
     return method._replace(
         init=whole.init, step=whole.step, predict=whole.predict, drain=lambda state: state,
         params=lambda state: whole_params(gathered(state)), spread=whole.spread,
-        estimate=whole.estimate, mesh=mesh, axes=names,
+        estimate=whole.estimate, mesh=mesh, axes=names, forms=forms,
     )  # fmt: skip
 
 
@@ -39,9 +39,7 @@ class _Whole:
     def __init__(self, parts: Any, mesh: Mesh, names: AxisNames, forms: tuple[str, ...]):
         self.parts, self.mesh, self.names = parts, mesh, names
         self.pr, self.pc = axis_size(mesh, names.pr), axis_size(mesh, names.pc)
-        axis = names.pr if self.pr > 1 else None
-        samples = names.present("pc") if self.pc > 1 else ()
-        self.grid = Grid(parts.network, forms, (0,), axis, self.pr, samples, False, True)
+        self.grid = whole_grid(parts.network, forms, self.pr, self.pc, (names.pr, names.pc))
 
     def init(self, key, x, y, params=None):
         """The state, laid out on the mesh: no device ever holds another's weights."""
@@ -57,13 +55,16 @@ class _Whole:
         return jax.jit(start, out_shardings=laid_out)(key, given)
 
     def spread(self, state):
-        """A state of one device, or gathered, on the mesh; a placed one as it is."""
+        """A state of one device, or gathered, on the mesh; a placed one as it is.
+
+        Of a state of `jax.ShapeDtypeStruct`s the same with shardings: enough to compile a step.
+        """
         return jax.tree.map(lambda a, s: put(a, self.mesh, s.spec), state, self._shardings(state))
 
     def step(self, state, x, y):
         self.parts.check(x, y, "step", state.weights)
         x, y = as_input(self.parts.network, x), jnp.asarray(y)
-        at, light = _Samples(self.grid, len(x) // self.pc), _light(state)
+        at, light = Samples(self.grid, len(x) // self.pc), _light(state)
         specs = self._specs(light)
         work = self._mapped(
             lambda state, x, y: self.parts.gradient(at.exchange(len(x)), state, x, y),
@@ -86,7 +87,7 @@ class _Whole:
         x = as_input(self.parts.network, x)
         whole = len(x) % self.pc
         grid = self.grid._replace(samples=()) if whole else self.grid
-        at, light = _Samples(grid, len(x) if whole else len(x) // self.pc), _light(state)
+        at, light = Samples(grid, len(x) if whole else len(x) // self.pc), _light(state)
 
         def run(state, x):
             return self.parts.forward(at.exchange(len(x)), 0, state.weights[0], x)
@@ -100,7 +101,7 @@ class _Whole:
             return state
         x = as_input(self.parts.network, x)
         check_split(x, self.pc)
-        at, light = _Samples(self.grid, len(x) // self.pc), _light(state)
+        at, light = Samples(self.grid, len(x) // self.pc), _light(state)
         specs = self._specs(light)
         run = lambda state, x: self.parts.estimate(at.exchange(len(x)), state, x)
         found = self._mapped(run, (specs, at.inputs), specs)(light, put(x, self.mesh, at.inputs))
@@ -158,7 +159,7 @@ def _light(state: Any) -> Any:
     return state._replace(weights=tuple(w._replace(opt_state=()) for w in state.weights))
 
 
-class _Samples(NamedTuple):
+class Samples(NamedTuple):
     """A call's samples: `here` of them on each device of pc, split further over pr as the layers say."""
 
     grid: Grid
