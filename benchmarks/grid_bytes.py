@@ -1,8 +1,8 @@
 """How many bytes does each form of a layer move on each grid, and how many XLA's own partitioning?
 
-A step of `solvers.sgd` (plain SGD) on pr x pc = 8, 16 and 64 devices: what a device sends on rings, by the
-formulas of `sharding.cost` for every form (all layers in it where they fit, else "batch"), and for
-forms="auto" counted in the compiled program, which must agree with the formula to the byte. Beside it the
+A step of `solvers.sgd` (plain SGD) on pr x pc = 8, 16 and 64 devices: what a device sends on rings, by
+the formulas of `sharding.cost` for every form (all layers in it where they fit, else "batch"), for
+forms="auto" counted in the compiled program, which must agree to the byte. Beside it the
 same step of one device (`jax.jit`, no shard_map), compiled by XLA's partitioner from the shardings of
 parameters and batch that "auto" uses. Nothing is run: 64 virtual CPU devices compile.
 
