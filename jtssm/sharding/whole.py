@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -44,13 +45,14 @@ class _Whole:
     def init(self, key, x, y, params=None):
         """The state, laid out on the mesh: no device ever holds another's weights."""
         self.parts.check(x, y, "init")
-        x = as_input(self.parts.network, x[:1])
+        x, y = (np.zeros((1, *jnp.shape(a)[1:]), jnp.result_type(a)) for a in (x, y))  # shapes alone
         given = None if params is None else given_params(self.parts, params, x.dtype)
-        start = lambda key, given: self.parts.init(by_index(1), key, x, y[:1], given)
+        start = lambda key, given: self.parts.init(by_index(1), key, x, y, given)
         whole = jax.eval_shape(start, key, given)
         laid_out = self._shardings(whole)
         if given is not None:
-            given = jax.tree.map(jax.device_put, given, tuple(w.params for w in laid_out.weights))
+            to = tuple(w.params for w in laid_out.weights)
+            given = jax.tree.map(lambda a, s: put(a, self.mesh, s.spec), given, to)
         key = put(key, self.mesh, PartitionSpec())
         return jax.jit(start, out_shardings=laid_out)(key, given)
 
