@@ -4,7 +4,8 @@ A step of `solvers.sgd` (plain SGD) on pr x pc = 8, 16 and 64 devices: what a de
 the formulas of `sharding.cost` for every form (all layers in it where they fit, else "batch"), for
 forms="auto" counted in the compiled program, which must agree to the byte. Beside it the
 same step of one device (`jax.jit`, no shard_map), compiled by XLA's partitioner from the shardings of
-parameters and batch that "auto" uses. Nothing is run: 64 virtual CPU devices compile.
+parameters and batch that "auto" uses, and its floating-point operations against those of ours: above 1 it
+repeats work on several devices. Nothing is run: 64 virtual CPU devices compile.
 
     python -m benchmarks.grid_bytes [--smoke]
 
@@ -54,7 +55,8 @@ def cases(smoke: bool) -> list[tuple[str, Network, int, Sequence[int]]]:
         ("mlp 784-512-512-512-10, batch 2048", jtssm.mlp([784, 512, 512, 512, 10]), 2048, [8]),
         ("convnet 28 x 28, batch 64", images.convnet((28, 28, 1), 10), 64, [8]),
         ("AlexNet, batch 256", images.alexnet(), 256, [8, 16, 64]),
-        # fewer samples than devices; on AlexNet's groups of channels XLA's partitioner then aborts (jax 0.10)
+        # fewer samples than devices; on AlexNet's groups XLA's partitioner then aborts (jax 0.10)
+        ("convnet 64 x 64, batch 4", images.convnet((64, 64, 3), 8, channels=(16, 32, 64)), 4, [8]),
         ("convnet 57 x 57, batch 4", images.convnet((57, 57, 3), 8, channels=(16, 32, 64)), 4, [8]),
     ]
 
@@ -79,12 +81,14 @@ def main() -> None:
                 shown = "  ".join(
                     f"{key} {found[key] / 1e6:.3f}" for key in (*UNIFORM, "auto", "xla")
                 )
-                print(f"{name}, {pr} x {devices // pr}: MB a step a device: {shown}", flush=True)
+                work = f"work of XLA's program {found['xla_work']:.2f}"
+                print(f"{name}, {pr} x {devices // pr}: MB sent: {shown}  {work}", flush=True)
     worse = [name for name, found in report.items() if found["auto"] > found["xla"]]
-    print("auto moves more than XLA:", worse or "nowhere")
+    print("auto moves more than XLA:", ", ".join(worse) or "nowhere")
     if not given.smoke:
         print(record.write("grid_bytes", "benchmarks.grid_bytes", {"bytes": report}))
-    sys.exit(bool(worse))
+    repeats = [name for name in worse if report[name]["xla_work"] > 1.1]
+    sys.exit(worse != repeats)  # what moves less because it repeats work is shown, not an error
 
 
 def counted(net: Network, batch: int, pr: int, pc: int) -> dict[str, Any]:
@@ -96,12 +100,15 @@ def counted(net: Network, batch: int, pr: int, pc: int) -> dict[str, Any]:
     routes = {name: cost.step_bytes(method, mesh, forms=given) for name, given in forms.items()}
     placed = sharding.place(method, mesh)
     state, x, y = abstract(method, placed, batch)
-    compiled = sharding.count_bytes(placed.step, state, x, y, compiled=True, mesh=mesh)
+    program = jax.jit(placed.step).lower(state, x, y).compile()
+    compiled = counting.moved(program.as_text(), mesh)
     if compiled != routes["auto"]:
         raise AssertionError(f"expected {routes['auto']} by formula; got {compiled} compiled")
     found: dict[str, Any] = {name: ring_bytes(given, sizes) for name, given in routes.items()}
+    other = partitioned(method, state, x, y)
     return found | {
-        "xla": sent(partitioned(method, state, x, y), mesh),
+        "xla": sent(other.as_text(), mesh),
+        "xla_work": other.cost_analysis()["flops"] / program.cost_analysis()["flops"],
         "auto_forms": placed.forms,
         "auto_routes": {" ".join((r.collective, *r.axes)): n for r, n in compiled.items()},
     }
@@ -130,11 +137,11 @@ def abstract(method: Method, placed: Method, batch: int) -> tuple[Any, Any, Any]
     return placed.spread(state), put(x, placed.mesh, at.inputs), put(y, placed.mesh, at.outputs)
 
 
-def partitioned(method: Method, state: Any, x: Any, y: Any) -> str:
+def partitioned(method: Method, state: Any, x: Any, y: Any) -> Any:
     """The program that XLA's partitioner makes of the step of one device."""
     laid_out = jax.tree.map(lambda a: a.sharding, state)
     step = jax.jit(method.step, out_shardings=(laid_out, None))
-    return step.lower(state, x, y).compile().as_text()
+    return step.lower(state, x, y).compile()
 
 
 def sent(text: str, mesh: Mesh) -> float:

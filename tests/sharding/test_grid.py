@@ -254,3 +254,23 @@ def test_a_grid_that_splits_nothing_is_refused():
     method = solvers.sgd(jtssm.mlp([5, 7, 3]), optimizer=MOMENTUM, batch_size=2)
     with pytest.raises(ValueError, match="pr: expected a size that divides the 1 samples"):
         sharding.place(method, sharding.make_mesh(1, 4, 2))
+
+
+def test_memory_a_device_falls_with_pr():
+    """Read from memory_analysis(): weights and moments are a step's arguments; drawn in parts too."""
+    net = jtssm.mlp([64, 256, 256, 256, 64])
+    method = solvers.sgd(net, optimizer=optax.adam(1e-3), batch_size=8)
+    x, y = np.zeros((8, 64), np.float32), np.zeros(8, np.int32)
+    used = {}
+    for pr in (1, 4):
+        placed = sharding.place(method, sharding.make_mesh(1, pr, 1), forms=["model", "row"] * 2)
+        state = placed.init(jax.random.key(0), x, y)
+        programs = [
+            jax.jit(placed.step).lower(state, x, y).compile(),
+            jax.jit(lambda key, place=placed: place.init(key, x, y)).lower(jax.random.key(0)).compile(),
+        ]  # fmt: skip
+        step, init = (program.memory_analysis() for program in programs)
+        drawn = init.output_size_in_bytes + init.temp_size_in_bytes
+        used[pr] = step.argument_size_in_bytes, drawn
+    for few, whole in zip(used[4], used[1], strict=True):
+        assert few < 0.3 * whole
