@@ -13,6 +13,7 @@ from jtssm.sharding.mesh import AXES
 
 OPTIMIZERS = ("adam", "adamw", "adagrad", "lion", "nadam", "radam", "rmsprop", "sgd")
 RATES = ("warmup-cosine", "constant")
+NETS = ("mlp", "convnet")
 
 
 def parser(runs: Mapping[str, Callable]) -> argparse.ArgumentParser:
@@ -33,17 +34,20 @@ def parser(runs: Mapping[str, Callable]) -> argparse.ArgumentParser:
 
 
 def _train_parser(commands, run: Callable) -> None:
-    train = commands.add_parser("train", help="train a multilayer perceptron")
+    train = commands.add_parser("train", help="train a perceptron or a small convolutional network")
     train.set_defaults(run=run)
     add = train.add_argument
     add("--method", default="gsadmm", help="one of: " + ", ".join(solvers.METHODS))
     add("--data", default="digits", help="one of: " + ", ".join(data.SOURCES))
     add("--data-dir", help="folder that holds one folder a data set; default: JTSSM_DATA")
-    add("--size", type=int, help="zoom images to SIZE x SIZE; default: 14 for the MNIST family")
-    add("--hidden", type=_integers, default=[512] * 3, help="hidden widths, e.g. 512,512,512")
+    add("--size", type=int, help="zoom images to SIZE x SIZE; default: mlp, MNIST family: 14")
+    add("--net", default=NETS[0], help="one of: " + ", ".join(NETS))
+    add("--hidden", type=_integers, help="hidden widths; default: mlp: 512,512,512, convnet: 128")
+    add("--channels", type=_integers, help="of convnet's convolutions; default: 16,32")
     add("--subnets", type=int, help="number of subnetworks")
     add("--cuts", type=_integers, help="first layers of the subnetworks after the first, e.g. 2,3")
     add("--mesh", type=_mesh, help="e.g. subnet=2,pc=2; default: one device")
+    add("--forms", type=_forms, help="how layers are split over pr: auto, or a form a layer")
     add("--epochs", type=int, default=10, help="of pdadmm: iterations over all samples")
     add("--evaluate-every", type=int, default=1, help="epochs between two lines of the history")
     add("--batch-size", type=int, default=110, help="samples a gradient sees; of a worker, if any")
@@ -90,6 +94,10 @@ def _out_arguments(command) -> None:
 
 def _integers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
+
+
+def _forms(text: str) -> str | list[str]:
+    return text if text == "auto" else text.split(",")
 
 
 def _mesh(text: str) -> dict[str, int]:

@@ -18,20 +18,13 @@ import jax
 import optax
 
 import jtssm
-from jtssm import checks, data, plot, recording, sharding, solvers
-from jtssm.arguments import OPTIMIZERS, RATES, parser
+from jtssm import building, data, plot, recording, sharding, solvers
+from jtssm.arguments import parser
 from jtssm.loop import Epoch, Result, evaluate, fit
 from jtssm.protocol import Method
 from jtssm.sharding.mesh import AXES
 from jtssm.solvers import layerwise
 
-PASSED = (
-    "subnets", "cuts", "rho", "alpha", "eta", "schedule", "order", "sweeps", "weight_steps",
-    "delay_power", "workers", "members", "local_steps", "deal", "scale", "nu", "steps", "damping",
-    "t0", "weight_decay", "grid", "float_q",
-)  # fmt: skip
-LOCAL_STEPS = 20  # of a round, unless given
-WARMUP = 500  # most steps of warm-up
 EVALUATED = 10_000  # training samples on which the composed network is evaluated every epoch
 
 
@@ -48,14 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_train(arguments: argparse.Namespace) -> int:
     """Train, write history, weights, figure and result, print a table."""
-    mesh = _devices(arguments.mesh)
-    size = arguments.size or (14 if "mnist" in arguments.data else None)
-    splits = data.load(arguments.data, size=size, flat=True, data_dir=arguments.data_dir)
-    samples, inputs = splits.train.x.shape
-    method = build(arguments, inputs, int(splits.train.y.max()) + 1, samples)
-    placed = method if mesh is None else sharding.place(method, mesh)
+    building.complete(arguments)
+    mesh, flat = _devices(arguments.mesh), arguments.net == "mlp"
+    size = arguments.size or (14 if flat and "mnist" in arguments.data else None)
+    splits = data.load(arguments.data, size=size, flat=flat, data_dir=arguments.data_dir)
+    samples, *shape = splits.train.x.shape
+    method = building.build(arguments, shape, int(splits.train.y.max()) + 1, samples)
+    forms = arguments.forms or "auto"
+    placed = method if mesh is None else sharding.place(method, mesh, forms=forms)
     results, state = {}, None
-    shallow = _shallow(arguments, method, inputs)
+    shallow = building.shallow(arguments, method)
     out = _folder(arguments.out, arguments.overwrite)
     if shallow is not None:
         first = shallow if mesh is None else sharding.place(shallow, mesh)
@@ -67,77 +62,6 @@ def run_train(arguments: argparse.Namespace) -> int:
     history = out / f"history.{arguments.history}"
     results[method.name] = _fit(arguments, placed, splits, history, "valid", state)
     return _finish(out, vars(arguments), results, splits)
-
-
-def _shallow(arguments: argparse.Namespace, method: Method, inputs: int) -> Method | None:
-    """The method on the first hidden layers alone; None without --shallow."""
-    if arguments.shallow is None:
-        return None
-    hidden, classes = arguments.hidden, method.parts.network.shapes[-1][0]
-    if method.name != "pdadmm" or not 1 <= arguments.shallow < len(hidden):
-        raise ValueError(
-            f"--shallow: expected 1..{len(hidden) - 1}, fewer than the hidden layers, with --method "
-            f"pdadmm; got {arguments.shallow} with {method.name}"
-        )
-    if len(set(hidden[arguments.shallow - 1 :])) > 1:
-        raise ValueError(
-            f"--hidden: expected equal widths from layer {arguments.shallow} on, as inserted identity "
-            f"layers need; got {hidden}"
-        )
-    assert method.parts.rebuild is not None
-    return method.parts.rebuild(jtssm.mlp([inputs, *hidden[: arguments.shallow], classes]))
-
-
-def build(arguments: argparse.Namespace, inputs: int, classes: int, samples: int) -> Method:
-    """The method that the arguments describe.
-
-    Raises:
-      ValueError: an unknown name, or an argument the method does not take.
-    """
-    checks.one_of("--method", arguments.method, list(solvers.METHODS))
-    checks.one_of("--optimizer", arguments.optimizer, OPTIMIZERS)
-    checks.one_of("--rates", arguments.rates, RATES)
-    checks.positive(**{"--learning-rate": arguments.learning_rate})
-    builder = solvers.METHODS[arguments.method]
-    given = {name: getattr(arguments, name) for name in PASSED}
-    given = {name: value for name, value in given.items() if value is not None}
-    unknown = set(given) - set(inspect.signature(builder).parameters)
-    if unknown:
-        raise ValueError(
-            f"--method {arguments.method}: expected no --{min(unknown).replace('_', '-')}, which it "
-            f"does not take; got {given[min(unknown)]}"
-        )
-    net = jtssm.mlp(
-        [inputs, *arguments.hidden, classes],
-        normalisation=arguments.normalisation,
-        dropout=arguments.dropout,
-    )
-    if "optimizer" in inspect.signature(builder).parameters:
-        given["optimizer"] = getattr(optax, arguments.optimizer)(_learning_rate(arguments, samples))
-        given["batch_size"] = arguments.batch_size
-    if "local_steps" in inspect.signature(builder).parameters:
-        given.setdefault("local_steps", LOCAL_STEPS)
-    for name, parameter in inspect.signature(builder).parameters.items():
-        if name not in ("net", *given) and parameter.default is parameter.empty:
-            raise ValueError(
-                f"--method {arguments.method}: expected --{name.replace('_', '-')}, which it needs, "
-                f"e.g. 4; got none"
-            )
-    return builder(net, precision=arguments.precision, **given)
-
-
-def _learning_rate(arguments: argparse.Namespace, samples: int) -> Any:
-    """Constant, or up to --learning-rate and down to 0 in as many steps as the optimizer will take."""
-    if arguments.rates == "constant":
-        return arguments.learning_rate
-    checks.count(**{"--batch-size": arguments.batch_size, "--epochs": arguments.epochs})
-    sharers = arguments.workers or arguments.members
-    if arguments.method == "ist":
-        sharers = arguments.subnets
-    minibatches = arguments.weight_steps or samples // (arguments.batch_size * (sharers or 1))
-    steps = max(minibatches * arguments.epochs * (arguments.sweeps or 1), 1)
-    warmup = min(WARMUP, steps // 5)
-    return optax.warmup_cosine_decay_schedule(0.0, arguments.learning_rate, warmup, steps)
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
@@ -282,10 +206,11 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
         from rich.table import Table
     except ImportError as error:
         raise ImportError("the command line needs rich: pip install 'jtssm[cli]'") from error
+    # texts are shown as they are: rich would take [n, 4096] for markup
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 if __name__ == "__main__":

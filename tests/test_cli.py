@@ -4,13 +4,21 @@ import argparse
 import csv
 import json
 
+import jax
 import numpy as np
 import pytest
 
 import jtssm
-from jtssm import cli, data
+from jtssm import building, data, images
 from jtssm.cli import main
 from tests.test_data import write_mnist
+
+
+@pytest.fixture(scope="module", autouse=True)
+def eight_devices():
+    """jax is in use: a command that asks for fewer devices than the tests have does not get them."""
+    assert jax.device_count() == 8
+
 
 SMALL = ["--hidden", "16,16", "--epochs", "2", "--batch-size", "60"]
 
@@ -100,7 +108,7 @@ def test_rates_run_up_and_then_down_to_zero_over_all_steps(options, steps):
     given = {"rates": "warmup-cosine", "learning_rate": 0.1, "batch_size": 60, "epochs": 2}
     given |= {"sweeps": None, "weight_steps": None, "method": "gsadmm"} | options
     given |= dict.fromkeys(("workers", "members"))
-    rate = cli._learning_rate(argparse.Namespace(**given), samples=1230)
+    rate = building.learning_rate(argparse.Namespace(**given), samples=1230)
     assert float(rate(0)) == 0
     assert float(rate(steps // 5)) == pytest.approx(0.1)
     assert 0 < float(rate(steps - 1)) < 0.001
@@ -110,7 +118,7 @@ def test_rates_run_up_and_then_down_to_zero_over_all_steps(options, steps):
 def test_rates_of_workers_fall_over_their_local_steps():
     given = {"rates": "warmup-cosine", "learning_rate": 0.1, "batch_size": 10, "epochs": 2}
     given |= {"sweeps": None, "weight_steps": None, "workers": None, "members": None, "subnets": 4}
-    rate = cli._learning_rate(argparse.Namespace(method="ist", **given), samples=1200)
+    rate = building.learning_rate(argparse.Namespace(method="ist", **given), samples=1200)
     assert float(rate(59)) > 0
     assert float(rate(60)) == pytest.approx(0, abs=1e-9)
 
@@ -120,6 +128,61 @@ def test_mnist_is_zoomed_to_14(tmp_path):
     options = ["--data", "mnist", "--data-dir", str(tmp_path), "--out", str(tmp_path / "run")]
     assert main(["train", *options, *SMALL]) == 0
     assert np.load(tmp_path / "run/params.npz")["[0]['W']"].shape == (196, 16)
+
+
+CONVNET = ["--net", "convnet", "--channels", "2,4", "--hidden", "8", "--batch-size", "60"]
+
+
+def test_a_convnet_is_trained_on_a_grid(tmp_path, capsys):
+    options = ["--method", "sgd", *CONVNET, "--mesh", "pr=2,pc=2", "--forms", "auto"]
+    assert main(["train", *options, "--epochs", "1", "--out", str(tmp_path)]) == 0
+    assert "sgd" in capsys.readouterr().out
+    weights, test = np.load(tmp_path / "params.npz"), data.load("digits").test
+    net = images.convnet((8, 8, 1), 10, channels=(2, 4), hidden=(8,))
+    layers = ("Wb", "", "Wb", "", "Wb", "Wb")  # pools have no weights
+    params = [{k: weights[f"[{i}]['{k}']"] for k in names} for i, names in enumerate(layers)]
+    assert params[2]["W"].shape == (3, 3, 2, 4)
+    accuracy = float((net.apply(params, test.x).argmax(1) == test.y).mean())
+    run = json.loads((tmp_path / "result.json").read_text())
+    assert abs(accuracy - run["results"]["sgd"]["test_accuracy"]) < 1e-6
+    settings = {name: run["settings"][name] for name in ("net", "forms", "channels", "hidden")}
+    assert settings == {"net": "convnet", "forms": "auto", "channels": "[2, 4]", "hidden": "[8]"}
+
+
+def test_a_convnet_takes_mnist_as_it_is(tmp_path, monkeypatch):
+    write_mnist(tmp_path / "mnist", images=240)
+    built = []
+    monkeypatch.setattr(building, "build", lambda *given: built.append(given) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "--net", "convnet", "--data", "mnist", "--data-dir", str(tmp_path)])
+    ((arguments, shape, classes, samples),) = built
+    assert (arguments.channels, arguments.hidden) == ([16, 32], [128])
+    assert (shape, classes, samples) == ([28, 28, 1], 10, 120)
+
+
+WRONG = ["--method", "sgd", "--mesh", "pr=2,pc=2", *CONVNET, "--forms"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--net", "magic"], "--net: expected one of ['convnet', 'mlp']; got 'magic'"),
+        (["--channels", "4"], "--channels: expected --net convnet with it; got [4] with --net mlp"),
+        (["--forms", "auto"], "--forms: expected a --mesh with it, e.g. pr=2,pc=2; got auto and none"),
+        ([*WRONG, "batch"], "forms: expected 'auto' or a list of 6 forms"),
+        ([*WRONG, "batch,batch,batch,batch,batch,rows"], "forms[5]: expected one of ['batch'"),
+        ([*WRONG, "batch,batch,batch,batch,domain,batch"], "'dense 8 relu' takes no images"),
+        (["--method", "pdadmm", *CONVNET], "net: expected dense layers only; got layer 0, 'convolution 3x3 2 relu'"),
+        (["--method", "ist", "--subnets", "2", *CONVNET], "got layer 0, 'convolution 3x3 2 relu'"),
+        (["--method", "ist", "--subnets", "2", "--mesh", "subnet=2", "--forms", "auto"], "--method ist: expected no --forms"),
+    ],
+)  # fmt: skip
+def test_a_network_or_form_that_does_not_fit_is_refused(arguments, message, tmp_path, capsys):
+    assert main(["train", *arguments, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("jtssm: error: ")
+    assert message in error
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -172,12 +235,13 @@ def test_divergence_ends_with_exit_code_1_and_keeps_the_weights(tmp_path, capsys
     assert all(np.isfinite(arrays[name]).all() for name in arrays)
 
 
-def test_methods_and_data_print_tables(tmp_path, capsys):
+def test_methods_and_data_print_tables(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # lines are not broken
     write_mnist(tmp_path / "mnist")
     assert main(["methods"]) == 0
     assert main(["data", "--data-dir", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    for word in ("gsadmm", "sgd", "embedded", "there", "missing", "fashion-mnist"):
+    for word in ("gsadmm", "sgd", "embedded", "there", "missing", "x [n, 4096]"):
         assert word in shown
 
 

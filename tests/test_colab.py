@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom, with small settings, and are stored without outputs."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -90,3 +91,50 @@ def test_independent_subnets_run_and_count_what_a_deal_moves(small):
     assert "normalisation None" in shown
     assert (small / "subnets.png").stat().st_size > 5_000
     assert images(notebook) == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_grid_parallel_sgd_runs_and_prints_the_bytes_of_a_step(small):
+    notebook, shown = executed("04_grid_parallel_sgd", small)
+    grids = re.findall(r"held-out accuracy (\S+)  largest difference of a loss (\S+)", shown)
+    (accuracy,) = re.findall(r"one device: held-out accuracy (\S+)", shown)
+    assert [found for found, _ in grids] == [accuracy] * 2
+    assert all(float(difference) < 1e-5 for _, difference in grids)
+    assert float(accuracy) > 0.5
+    sent = {
+        (name.strip(), grid): {number.replace(",", "") for number in numbers}
+        for name, grid, *numbers in re.findall(
+            r"^(\D+?) (\d x \d): by formula +(\S+) bytes, counted +(\S+)$", shown, re.MULTILINE
+        )
+    }
+    # 8 and 16 channels of 3 x 3, then 64-32-10; a step sums the loss and what is right, too
+    convolutions, first, last = 9 * 8 + 8 + 9 * 8 * 16 + 16, 64 * 32 + 32, 32 * 10 + 10
+    eight, four = 2 * 4 * 7 / 8, 2 * 4 * 3 / 4  # bytes a device sends to sum a number over them
+    for grid in ("1 x 8", "2 x 4", "4 x 2", "8 x 1"):
+        assert sent["all batch", grid] == {f"{eight * (convolutions + first + last + 2):.0f}"}
+    # 8 samples on each pc; over pr: gather of half of 64, dX of 64, sum of 10 numbers a sample
+    over_pr = 4 * 8 * (64 // 2 + 64 + 10)
+    weights = eight * convolutions + four * (first / 2 + (last - 10) / 2 + 10)
+    assert sent["model, row", "2 x 4"] == {f"{weights + over_pr + four * 2:.0f}"}
+    assert "domain     8 x 1: does not fit: 4 rows over pr = 8 leave a slab empty" in shown
+    assert_domain_and_alexnet(shown)
+    assert (small / "alexnet.png").stat().st_size > 5_000
+    assert images(notebook) == 1
+
+
+def assert_domain_and_alexnet(shown):
+    (difference,) = re.findall(r"^largest difference (\S+)$", shown, re.MULTILINE)
+    assert float(difference) < 1e-5
+    assert "expected a 'pc' axis that divides batch_size=2; got 8" in shown
+    # convolutions: a row to both sides, the second's back too; the pool: to one side and back
+    halo = 4 * (2 * 8 * 1 + 2 * 8 * 8 + 4 * 4 * 8)
+    assert f"rows of the 7 on each device: [1 2 2 2]\nhalo: {halo} bytes a step" in shown
+    # AlexNet's weights: in groups of 2 where half the input channels are seen
+    kernels = [(121 * 3, 96), (25 * 48, 256), (9 * 256, 384), (9 * 192, 384), (9 * 192, 256)]
+    dense = [(9216, 4096), (4096, 4096), (4096, 1000)]
+    size = sum(a * b + b for a, b in kernels + dense)
+    assert f"pr =   1, pc = 512: {2 * 511 / 512 * 4 * (size + 2) / 1e6:7.2f} MB a step" in shown
+    sent = {int(pr): float(mb) for pr, mb in re.findall(r"pr = +(\d+), pc = .*: +(\S+) MB", shown)}
+    assert list(sent) == [2**i for i in range(10)]
+    assert f"{min(sent.values())} MB a step  <- least" in shown
+    assert 1 < min(sent, key=sent.get) < 512

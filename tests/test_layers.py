@@ -18,7 +18,8 @@ LEVELS = {
     "loop": 8,
     "recording": 9, "plot": 9,
     "arguments": 10,
-    "cli": 11,
+    "building": 11,
+    "cli": 12,
 }  # fmt: skip
 PACKAGES = {"solvers", "sharding"}
 

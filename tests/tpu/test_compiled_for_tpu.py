@@ -1,13 +1,14 @@
 """The step of every method, compiled for TPUs that are not there: run by `make test-tpu`.
 
 libtpu compiles for a topology that is only described, so what is read here is what a TPU would be
-given; nothing runs. A program's text is that of one device. The body of a loop stands in it once:
-programs for TPUs, unlike those for CPUs, do not say how often a loop runs.
+given; nothing runs. A program's text is that of one device, its lines in the order in which they run.
+The body of a loop stands in it once: programs for TPUs, unlike those for CPUs, do not say how often.
 """
 
 import functools
 import importlib.util
 import os
+import re
 import sys
 from collections import defaultdict
 from typing import Any, NamedTuple
@@ -20,8 +21,11 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 import jtssm
-from jtssm import sharding, solvers
-from jtssm.sharding import cost, counting
+from jtssm import images, sharding, solvers
+from jtssm.network import dense, sequence
+from jtssm.sharding import cost, counting, reading
+from jtssm.sharding.mesh import AXES
+from jtssm.sharding.slabs import Halo
 
 
 def missing() -> str:
@@ -38,9 +42,7 @@ def missing() -> str:
 if reason := missing():
     pytest.skip(reason, allow_module_level=True)
 
-# name -> what describes it beside its name. megacore: one device a chip, as on a host of v4; jax
-# makes no mesh of its single cores
-TOPOLOGIES = {"v5e:2x4": {}, "v5e:4x4": {}, "v4:2x2x2": {"chip_config_name": "megacore"}}
+TOPOLOGIES = ("v5e:2x4", "v5e:4x4", "v4:2x2x2")
 
 
 class Row(NamedTuple):
@@ -51,16 +53,26 @@ class Row(NamedTuple):
     # axes of the mesh, joined by "+" -> kinds of the collectives along them, all of them; those of
     # no more than a step's Info (`SCALARS`) are left out
     crosses: dict[str, set[str]]
+    forms: Any = "auto"
+    # Of what the shards of a step's arguments take on their own. A TPU stores matrices in tiles of
+    # 8 x 128: the 10 columns of an output layer take as much as 128.
+    padding: float = 1.2
 
 
+# In jax's default precision a TPU multiplies bfloat16, and what only products read is sent as such:
+# half the bytes, which no declaration knows of. See `LARGE`.
+EXACT = {"precision": "highest"}
 FEATURES, CLASSES, SAMPLES = 64, 10, 256
 NET = jtssm.mlp([FEATURES, 128, 256, 256, 128, 128, CLASSES])
 ADAM = optax.adam(1e-3)
-BATCH = {"optimizer": ADAM, "batch_size": 64}
-ROUND = {"optimizer": ADAM, "batch_size": 16, "local_steps": 3}
+CLIPPED = optax.chain(optax.clip_by_global_norm(1.0), ADAM)
+BATCH = {"optimizer": ADAM, "batch_size": 64, **EXACT}
+ROUND = {"optimizer": ADAM, "batch_size": 16, "local_steps": 3, **EXACT}
 
 LAYERS_SPLIT = {8: (1, 2, 4), 16: (1, 2, 8)}
+IMAGES_SPLIT = {8: (1, 2, 4), 16: (1, 4, 4)}  # of four slabs the inner ones have two neighbours
 ALL_AXES = {8: (2, 2, 2), 16: (4, 2, 2)}
+TWO_PIECES = {8: (2, 2, 2), 16: (2, 4, 2)}
 NO_LAYER_SPLIT = {8: (2, 1, 4), 16: (2, 1, 8)}
 WORKERS = {8: (4, 1, 2), 16: (4, 1, 4)}
 
@@ -69,12 +81,37 @@ SPLIT = {"pr": {"all_gather", "all_reduce"}, "pc": {"all_reduce"}}
 BOUNDARIES = {"subnet": {"permute"}, "pc": {"all_reduce"}}
 # of sgd alone, whose layers take the forms that move least: some sums are scattered
 FORMS = SPLIT | {"pr": {"all_gather", "all_reduce", "reduce_scatter"}}
+# weights that are whole on devices which have other rows, or other samples, along pr
+WHOLE = {"pr+pc": {"all_reduce"}}
+
+IMAGES = images.convnet((16, 16, 8), CLASSES, channels=(16, 32), hidden=(64,))
+DOMAIN = ["domain"] * 4 + ["model", "row"]
+CONVOLUTIONS = sequence(
+    [*(images.convolution(c, 3, 2, "SAME", jax.nn.relu) for c in (16, 32, 64)), dense(CLASSES)],
+    (16, 16, 8),
+)
+MIXED = ["model", "scattered", "gathered", "row"]
+FEW_CHANNELS = 8.0  # padding: of a tile's 128 lanes 8 to 64 channels fill a part
 
 METHODS = {
     "sgd": Row(solvers.sgd(NET, **BATCH), LAYERS_SPLIT, FORMS),
+    "sgd, clipped": Row(solvers.sgd(NET, **BATCH | {"optimizer": CLIPPED}), LAYERS_SPLIT, FORMS),
+    "sgd, domain": Row(
+        solvers.sgd(IMAGES, **BATCH), IMAGES_SPLIT,
+        SPLIT | WHOLE | {"pr": {"permute", "all_gather", "all_reduce"}}, DOMAIN, FEW_CHANNELS,
+    ),
+    "sgd, mixed forms": Row(
+        solvers.sgd(CONVOLUTIONS, **BATCH), IMAGES_SPLIT,
+        SPLIT | WHOLE | {"pr": {"all_gather", "all_reduce", "all_to_all", "reduce_scatter"}},
+        MIXED, FEW_CHANNELS,
+    ),
     "gsadmm": Row(solvers.gsadmm(NET, subnets=4, **BATCH), ALL_AXES, BOUNDARIES | SPLIT),
     "gsadmm, stored": Row(
         solvers.gsadmm(NET, subnets=4, schedule="stored", **BATCH), ALL_AXES, BOUNDARIES | SPLIT
+    ),
+    "gsadmm, domain": Row(
+        solvers.gsadmm(IMAGES, subnets=2, **BATCH), TWO_PIECES, BOUNDARIES | FORMS | WHOLE,
+        DOMAIN, FEW_CHANNELS,
     ),
     "gsam, 2 sweeps": Row(
         solvers.gsam(NET, subnets=4, sweeps=2, **BATCH), ALL_AXES, BOUNDARIES | SPLIT
@@ -82,8 +119,8 @@ METHODS = {
     "gsam, stored": Row(
         solvers.gsam(NET, subnets=4, schedule="stored", **BATCH), ALL_AXES, BOUNDARIES | SPLIT
     ),
-    "pdadmm": Row(solvers.pdadmm(NET), NO_LAYER_SPLIT, BOUNDARIES),
-    "pdadmm, 8 bits": Row(solvers.pdadmm(NET, grid=8), NO_LAYER_SPLIT, BOUNDARIES),
+    "pdadmm": Row(solvers.pdadmm(NET, **EXACT), NO_LAYER_SPLIT, BOUNDARIES),
+    "pdadmm, 8 bits": Row(solvers.pdadmm(NET, grid=8, **EXACT), NO_LAYER_SPLIT, BOUNDARIES),
     "ist": Row(
         solvers.ist(NET, subnets=4, **ROUND),
         WORKERS,
@@ -95,20 +132,32 @@ METHODS = {
         {"subnet": {"all_reduce"}, "pc": {"all_reduce"}},
     ),
     "ensemble": Row(solvers.ensemble(NET, members=4, **ROUND), WORKERS, {"pc": {"all_reduce"}}),
-}
+}  # fmt: skip
 SCALARS = 4 * len(jtssm.Info._fields)  # bytes of a step's Info, which all devices share
-# Of what the shards of a step's arguments take on their own. A TPU stores matrices in tiles of 8 x 128:
-# the 10 columns of an output layer take as much as 128.
-PADDING = 1.2
+
+# images of which there is something to compute while edges travel; in jax's default precision
+LARGE = images.convnet((64, 64, 32), CLASSES, channels=(32, 32), hidden=())
+ROWS = METHODS | {
+    "large images": Row(
+        solvers.sgd(LARGE, optimizer=ADAM, batch_size=32),
+        {8: (1, 2, 4)},
+        {},
+        ["domain"] * 4 + ["row"],
+    )
+}
 
 
 class Program(NamedTuple):
     """A step compiled for a mesh of TPUs, and the shapes and shardings of its arguments."""
 
     compiled: Any
-    mesh: Mesh
+    placed: Any  # the method
     state: Any
     samples: tuple
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.placed.mesh
 
     @property
     def text(self) -> str:
@@ -130,34 +179,35 @@ def every(names=METHODS):
 
 @functools.cache
 def devices(topology):
-    options = TOPOLOGIES[topology]
+    # one device a chip, as on a host of v4; jax makes no mesh of its single cores
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
     return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
 
 
 @functools.cache
 def program(topology, name):
     """The method's step for the topology; compiled once for all tests."""
-    row, tpus = METHODS[name], devices(topology)
+    row, tpus = ROWS[name], devices(topology)
     mesh = sharding.make_mesh(*row.shapes[len(tpus)], devices=tpus)
-    placed = sharding.place(row.method, mesh)
-    state, samples = abstract_state(row.method, mesh), abstract_samples(placed)
+    placed = sharding.place(row.method, mesh, forms=row.forms)
+    state, samples = abstract_state(row, mesh), abstract_samples(placed)
     compiled = jax.jit(placed.step, donate_argnums=0).lower(state, *samples).compile()
-    return Program(compiled, mesh, state, samples)
+    return Program(compiled, placed, state, samples)
 
 
-def abstract_state(method, mesh):
+def abstract_state(row, mesh):
     """Shapes and shardings of the placed state. Nothing is computed: there is no device to do it.
 
     On a mesh of Explicit axes shardings go with the shapes; they are read off there.
     """
     explicit = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Explicit,) * 3)
-    placed = sharding.place(method, explicit)
+    placed = sharding.place(row.method, explicit, forms=row.forms)
     everywhere = NamedSharding(explicit, jax.P())
     shape = lambda *args: jax.ShapeDtypeStruct(*args, sharding=everywhere)
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = (
         shape(key.shape, key.dtype),
-        shape((SAMPLES, FEATURES), np.float32),
+        shape((SAMPLES, *in_shape(placed)), np.float32),
         shape((SAMPLES,), np.int32),
     )
     state = jax.eval_shape(lambda *args: placed.spread(placed.init(*args)), *arguments)
@@ -170,7 +220,12 @@ def abstract_samples(placed):
     leading = (SAMPLES,) if placed.resident else placed.batch_shape
     laid = sharding.batch_sharding(placed)
     shape = lambda *args: jax.ShapeDtypeStruct(*args, sharding=laid)
-    return shape((*leading, FEATURES), np.float32), shape(leading, np.int32)
+    return shape((*leading, *in_shape(placed)), np.float32), shape(leading, np.int32)
+
+
+def in_shape(method):
+    """Shape of one sample."""
+    return method.parts.network.shapes[0]
 
 
 def shard_bytes(tree):
@@ -197,9 +252,58 @@ def crossing(topology, name):
     return found
 
 
+def by_axes(counted):
+    """Bytes by axes of the mesh and kind, of two kinds of sums together.
+
+    A reduce-scatter into columns fewer than the 128 lanes of a tile a TPU does as an all-reduce.
+    """
+    found = defaultdict(int)
+    for route, size in counted.items():
+        kind = {"reduce_scatter": "all_reduce"}.get(route.collective, route.collective)
+        found[route.axes, kind] += size
+    return found
+
+
+def assert_same(found, expected, *, besides=0):
+    """The same bytes by axes and kind; besides: bytes by which sums over all axes may differ."""
+    for key in {*found, *expected}:
+        assert abs(found[key] - expected[key]) <= (besides if key[1] == "all_reduce" else 0), key
+
+
+def in_branches(text):
+    """Lines of all computations that a conditional may run."""
+    bodies, _ = reading.computations(text)
+    lines = [line for body in bodies.values() for line in body]
+    todo, seen = [name for line in lines for name in reading.branches(line)], set()
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            todo += [
+                n for line in bodies[name] for n in reading.called(line) + reading.branches(line)
+            ]
+    return "\n".join(line for name in seen for line in bodies[name])
+
+
+def halos(lines):
+    """(line that starts to send an edge, the lines that run before it must have arrived)."""
+    for i, line in enumerate(lines):
+        if match := re.search(r"%(\S+) = .* collective-permute-start\(", line):
+            done = f" collective-permute-done(%{match[1]})"
+            yield line, lines[i + 1 : next(j for j, other in enumerate(lines) if done in other)]
+
+
+def convolved(bodies, line):
+    """Shape of what a line gives if it convolves images with weights, else ()."""
+    inside = [line, *(other for name in reading.called(line) for other in bodies[name])]
+    if "conv_general_dilated" not in line or not any(" convolution(" in each for each in inside):
+        return ()
+    return reading.arrays(line)[0][1]
+
+
 @every()
 def test_the_step_compiles_for_all_devices_of_the_topology(topology, name):
-    compiled, mesh, *_ = program(topology, name)
+    compiled, mesh = program(topology, name).compiled, program(topology, name).mesh
     text = compiled.as_text()
     assert {d.platform for d in mesh.devices.flat} == {"tpu"}
     assert f"num_partitions={len(devices(topology))}" in text
@@ -243,6 +347,38 @@ def test_workers_exchange_the_declared_bytes(topology, name):
 
 
 @every()
+def test_a_device_hands_in_the_bytes_of_the_trace(topology, name):
+    """To the byte but for scalars: equal ones are merged, and a norm's sums stand in no trace."""
+    compiled, placed, state, samples = program(topology, name)
+    found = by_axes(counting.moved(compiled.as_text(), placed.mesh))
+    traced = by_axes(sharding.count_bytes(placed.step, state, *samples))
+    assert_same(found, traced, besides=SCALARS)
+
+
+@every([name for name in METHODS if name.startswith("sgd")])
+def test_a_step_of_sgd_moves_what_the_formulas_say(topology, name):
+    row, mesh = METHODS[name], program(topology, name).mesh
+    found = by_axes(counting.moved(program(topology, name).text, mesh))
+    declared = by_axes(cost.step_bytes(row.method, mesh, forms=row.forms))
+    assert_same(found, declared, besides=SCALARS if name == "sgd, clipped" else 0)
+
+
+@every()
+def test_no_permute_stands_in_a_branch(topology, name):
+    """There it would wait for devices that take another branch, for ever."""
+    assert not counting.permutes(in_branches(program(topology, name).text))
+
+
+@every(["gsadmm, domain"])
+def test_edges_of_a_subnetworks_images_are_gathered_in_its_branch(topology, name):
+    """Rows above and below, of 16 x 16 images of 8 channels and, pooled, of 8 x 8 of 16."""
+    lines = in_branches(program(topology, name).text).splitlines()
+    gathers = [line for line in lines if re.search(r" all-gather(-start)?\(", line)]
+    shapes = {shape[-3:] for line in gathers for _, shape in reading.arrays(line)}
+    assert {(2, 16, 8), (2, 8, 16)} <= shapes
+
+
+@every([name for name in METHODS if "pr+pc" not in METHODS[name].crosses])
 def test_gradients_are_summed_over_the_samples_as_declared(topology, name):
     """A step's scalars may travel with them, and norms of ADMM, which the declaration leaves out."""
     method, mesh = METHODS[name].method, program(topology, name).mesh
@@ -260,7 +396,7 @@ def test_gradients_are_summed_over_the_samples_as_declared(topology, name):
 def test_a_device_holds_its_shards_and_little_padding(topology, name):
     compiled, _, state, samples = program(topology, name)
     memory, shards = compiled.memory_analysis(), shard_bytes((state, samples))
-    assert shards <= memory.argument_size_in_bytes <= PADDING * shards
+    assert shards <= memory.argument_size_in_bytes <= METHODS[name].padding * shards
 
 
 @every()
@@ -270,3 +406,39 @@ def test_a_donated_state_is_updated_in_place_where_it_lies(topology, name):
     after = jax.tree.leaves(compiled.output_shardings[0])
     for a, to in zip(jax.tree.leaves(state), after, strict=True):
         assert to.is_equivalent_to(a.sharding, len(a.shape))
+
+
+def test_edges_travel_while_inner_rows_are_convolved():
+    """Two edges of two convolutions each way; the samples have no gradient, the pools need no edges.
+
+    Between a start and its end XLA puts as much work as it thinks the way takes. That is the inner
+    rows' convolution where nothing smaller is at hand, as in the first layer.
+    """
+    text = program("v5e:2x4", "large images").text
+    assert "is_scheduled=true" in text
+    bodies, entry = reading.computations(text)
+    sent = list(halos(bodies[entry]))
+    forward = [between for line, between in sent if "transpose(" not in line]
+    assert (len(forward), len(sent)) == (4, 6)
+    assert all(any(" fusion(" in line for line in between) for _, between in sent)
+    i0, i1 = Halo.of(LARGE.layers[0].window, 64, 2).inner
+    found = [{convolved(bodies, line) for line in between} for between in forward]
+    assert sum((8, i1 - i0, 64, 32) in shapes for shapes in found) == 2  # while both edges travel
+
+
+def test_in_default_precision_edges_are_sent_as_bfloat16():
+    """Half the bytes forward, where only products read them; gradients are added as float32."""
+    sent = counting.permutes(program("v5e:2x4", "large images").text)
+    edges = [(8, 1, 64, 32), (8, 1, 32, 32)]
+    forward = sorted([("bf16", edge) for edge in edges] * 2)
+    assert sorted((p.dtype, p.shape) for p in sent) == [*forward, *[("f32", edges[1])] * 2]
+
+
+def test_a_mesh_may_split_an_axis_of_the_slice():
+    """jax's own function gives pc the two axes of 2 first, and cannot split the one of 4 for the rest."""
+    shape, tpus = (2, 2, 4), devices("v4:2x2x4")
+    with pytest.raises(NotImplementedError, match="Failed to find assignment"):
+        jax.make_mesh(shape, AXES, devices=tpus)
+    mesh = sharding.make_mesh(*shape, devices=tpus)
+    assert mesh.devices.shape == shape
+    assert {d.id for d in mesh.devices.flat} == {d.id for d in tpus}
