@@ -56,6 +56,7 @@ def fit(
     epochs: int,
     key: Array,
     mesh: Mesh | None = None,
+    forms: str | Sequence[str] = "auto",
     validation: Any = None,
     callbacks: Sequence[Callable[[Epoch], Any]] = (),
     params: Any = None,
@@ -78,7 +79,7 @@ def fit(
       train: (x, y), numpy or jax arrays.
       epochs: passes over the samples; of a resident method: steps.
       key: draws the weights and the order of the samples.
-      mesh: places the method on it, with `sharding.place`.
+      mesh: places the method on it, with `sharding.place`.  forms: of its layers there.
       validation: (x, y), or several by name: {"train": (x, y), "valid": (x, y)}. Loss and accuracy
         of the composed network on each stand in the history as `valid_loss`, `valid_accuracy`; a
         single pair is called "validation".
@@ -105,7 +106,7 @@ def fit(
     """
     checks.count(epochs=epochs, evaluate_every=evaluate_every)
     if mesh is not None:
-        method = place(method, mesh)
+        method = place(method, mesh, forms=forms)
     x, y = (np.asarray(a) for a in _pair("train", train))
     sets = validation if isinstance(validation, Mapping) else {"validation": validation}
     sets = {name: _pair(name, pair) for name, pair in sets.items() if pair is not None}

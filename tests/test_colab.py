@@ -35,6 +35,9 @@ def images(notebook):
 def small(monkeypatch, tmp_path):
     monkeypatch.setenv("JTSSM_NOTEBOOK", "small")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv(
+        "JAX_DISABLE_MOST_OPTIMIZATIONS", "1"
+    )  # as in conftest: they compile more than run
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
     return tmp_path
 

@@ -9,6 +9,7 @@ import sys
 import jax, numpy as np, optax
 jax.config.update("jax_num_cpu_devices", int(sys.argv[4]))
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_disable_most_optimizations", True)
 if int(sys.argv[2]) > 1:
     jax.distributed.initialize(f"localhost:{sys.argv[3]}", int(sys.argv[2]), int(sys.argv[1]))
 import jtssm

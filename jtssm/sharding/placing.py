@@ -66,6 +66,8 @@ def place(
     parts = method.parts
     names = axis_names(mesh, axes)
     if isinstance(parts, WorkerParts):
+        if forms != "auto":
+            raise ValueError(f"forms: expected 'auto', {parts.name} splits no layer; got {forms!r}")
         return place_workers(method, mesh, names)
     sizes = axis_size(mesh, names.subnet), axis_size(mesh, names.pr), axis_size(mesh, names.pc)
     _check_sizes(parts, sizes)

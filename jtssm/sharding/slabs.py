@@ -126,7 +126,7 @@ class Halo(NamedTuple):
         stride, own = self.window.stride, self.rows.starts
         early = -(-(own[:-1] - self.first) // stride)
         late = (own[1:] - self.window.size - self.first) // stride + 1
-        i0 = int(max(0, *early))
+        i0 = int(min(self.outputs.room, max(0, *early)))
         return i0, max(i0, int(min(self.outputs.room, *late)))
 
 

@@ -63,8 +63,8 @@ def numbers(method, state):
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        *((name, (4, 1, 2)) for name in METHODS if name != "ensemble"),
-        pytest.param("ensemble", (4, 1, 2), marks=pytest.mark.slow),
+        *((name, (4, 1, 2)) for name in METHODS if name not in ("ensemble", "ist, uneven, running")),
+        *(pytest.param(name, (4, 1, 2), marks=pytest.mark.slow) for name in ("ensemble", "ist, uneven, running")),
         ("ist", (8, 1, 1)), ("ist", (2, 1, 4)),
         *(pytest.param("ist", shape, marks=pytest.mark.slow) for shape in ((1, 1, 8), (2, 1, 1))),
         pytest.param("ist, uneven, running", (2, 1, 2), marks=pytest.mark.slow),
@@ -213,6 +213,11 @@ def test_rounds_of_fit_are_the_same_on_a_mesh():
         np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-9)
         assert other["validation_accuracy"] == one["validation_accuracy"]
         assert other["step"] == one["step"]
+
+
+def test_forms_of_layers_are_refused():
+    with pytest.raises(ValueError, match="forms: expected 'auto', ist splits no layer; got"):
+        sharding.place(METHODS["ist"], sharding.make_mesh(2), forms=["batch"] * 2)
 
 
 @pytest.mark.parametrize(

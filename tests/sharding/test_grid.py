@@ -81,7 +81,7 @@ def test_forms_follow_each_other(forms, shape, batch):
 
 
 def test_only_samples_are_split_where_pr_is_one():
-    for pc in (1, 3, 8):
+    for pc in (3, 8):
         assert_same(images.convnet((9, 9, 1), 4, channels=(3,)), (1, 1, pc), "auto", 24)
 
 
@@ -110,6 +110,17 @@ def test_pools_take_rows_of_their_neighbours(padding):
         (15, 7, 1),
     )  # fmt: skip
     assert_same(net, (1, 3, 2), ["domain"] * 3 + ["batch"], 6)
+
+
+@pytest.mark.parametrize(("height", "size", "stride"), [(13, 11, 1), (14, 11, 1), (27, 17, 3)])
+def test_windows_that_leave_fewer_rows_than_they_take(height, size, stride):
+    """No output of the second slab sees its own rows alone."""
+    tested = convolution(2, size, stride, "VALID", jnp.tanh)
+    assert (
+        Halo.of(tested.window, height, 2).inner[0] == Halo.of(tested.window, height, 2).outputs.room
+    )
+    net = sequence([tested, dense(3)], (height, size, 1))
+    assert_same(net, (1, 2, 1), ["domain", "batch"], 2, num=2)
 
 
 @pytest.mark.parametrize("groups", [2, 4])

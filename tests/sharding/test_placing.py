@@ -69,12 +69,12 @@ SHAPES = {
 
 
 def cases():
-    """Streaming on all shapes; sweeps and stored on the first of 4 and of 3 subnetworks, others slow."""
+    """The first shape of 4 and of 3 subnetworks, others slow: test_pieces_on_the_grid has more shapes."""
     for options in ({}, {"sweeps": 2}, {"schedule": "stored"}):
         for n, shapes in SHAPES.items():
             for shape in shapes:
                 first = n in (3, 4) and shape == shapes[0]
-                marks = [] if first or not options else [pytest.mark.slow]
+                marks = [] if first else [pytest.mark.slow]
                 yield pytest.param(n, shape, options, marks=marks)
 
 

@@ -255,7 +255,7 @@ def crossing(topology, name):
 def by_axes(counted):
     """Bytes by axes of the mesh and kind, of two kinds of sums together.
 
-    A reduce-scatter into columns fewer than the 128 lanes of a tile a TPU does as an all-reduce.
+    Where shards are small or parts of tiles, XLA does a reduce-scatter as an all-reduce on a TPU.
     """
     found = defaultdict(int)
     for route, size in counted.items():
@@ -265,7 +265,7 @@ def by_axes(counted):
 
 
 def assert_same(found, expected, *, besides=0):
-    """The same bytes by axes and kind; besides: bytes by which sums over all axes may differ."""
+    """The same bytes by axes and kind; besides: bytes by which sums may differ."""
     for key in {*found, *expected}:
         assert abs(found[key] - expected[key]) <= (besides if key[1] == "all_reduce" else 0), key
 
