@@ -179,6 +179,7 @@ def step_bytes(
     Equal to `jtssm.sharding.count_bytes` of the placed step, to the byte, for networks without
     normalisation (whose statistics are not among the formulas) and elementwise optimizers. The loss and
     the number of right answers are two numbers, summed over the axes that split the last layer's samples.
+    A TPU in its default precision sends what only products read as bfloat16: there it is an upper bound.
 
     Args:
       method: unplaced.  mesh: with axes named pr and pc; an `AbstractMesh` will do.

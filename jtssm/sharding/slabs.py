@@ -71,6 +71,13 @@ class Slabs(NamedTuple):
         size = jnp.asarray(self.sizes, jnp.int32)[rank]
         return (jnp.arange(self.room) < size)[None, :, None, None]
 
+    def last(self, x: Array, num: int, rank: Any) -> Array:
+        """The last rows that device `rank` owns of its slab."""
+        if self.even:
+            return x[:, self.room - num :]
+        size = jnp.asarray(self.sizes, jnp.int32)[rank]
+        return lax.dynamic_slice_in_dim(x, size - num, num, 1)
+
     def blanked(self, x: Array, rank: Any) -> Array:
         """The slab with zeros in the rows that are not owned."""
         return x if self.even else jnp.where(self.owned(rank), x, 0)
@@ -156,7 +163,7 @@ def windowed(
         parts.append(stack(seen.alone(x, i0, i1)))
     if i1 < halo.outputs.room:
         parts.append(stack(seen.with_edges(x, edges, i1, halo.outputs.room, fill)))
-    y = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+    y = _joined(*parts) if len(parts) > 1 else parts[0]
     return halo.outputs.blanked(y, rank)
 
 
@@ -171,27 +178,43 @@ class _Seen(NamedTuple):
         return self._cut(x, self.halo.first - self.halo.rows.starts[:-1], i0, i1)
 
     def with_edges(self, x: Array, edges: tuple, i0: int, i1: int, fill: float) -> Array:
-        """Out of the slab between its neighbours' edges; `fill` outside the image."""
-        rows, above = self.halo.rows, self.halo.above
-        canvas = self._canvas(x, *edges)
-        offsets = self.halo.first - rows.starts[:-1] + above
-        needed = offsets + (self.halo.outputs.room - 1) * self.halo.window.stride
-        before = max(0, -int(offsets.min()))
-        after = max(0, int(needed.max()) + self.halo.window.size - canvas.shape[1])
-        canvas = jnp.pad(canvas, ((0, 0), (before, after), (0, 0), (0, 0)))
-        if fill or not rows.even:
-            row = jnp.arange(canvas.shape[1]) - above - before
-            row = row + jnp.asarray(rows.starts[:-1], jnp.int32)[self.rank]
-            inside = ((row >= 0) & (row < rows.height))[None, :, None, None]
+        """Out of the slab and its neighbours' edges; `fill` outside the image."""
+        window = self.halo.window
+        canvas, origin = self._canvas(x, edges, i0, i1)
+        offsets = self.halo.first - origin
+        before = max(0, -int(offsets.min()) - i0 * window.stride)
+        end = int(offsets.max()) + (i1 - 1) * window.stride + window.size
+        pads = (before, max(0, end - canvas.shape[1]))
+        canvas = jnp.pad(canvas, ((0, 0), pads, (0, 0), (0, 0)))
+        if fill or not self.halo.rows.even:
+            row = jnp.arange(canvas.shape[1]) - before + jnp.asarray(origin, jnp.int32)[self.rank]
+            inside = ((row >= 0) & (row < self.halo.rows.height))[None, :, None, None]
             canvas = jnp.where(inside, canvas, fill)
         return self._cut(canvas, offsets + before, i0, i1)
 
-    def _canvas(self, x: Array, from_above: Array, from_below: Array) -> Array:
-        rows = self.halo.rows
-        if rows.even:
-            return jnp.concatenate([from_above, x, from_below], axis=1)
-        canvas = jnp.concatenate([from_above, x, jnp.zeros_like(from_below)], axis=1)
-        end = self.halo.above + jnp.asarray(rows.sizes, jnp.int32)[self.rank]
+    def _canvas(self, x: Array, edges: tuple, i0: int, i1: int) -> tuple[Array, np.ndarray]:
+        """(rows with all that outputs i0 .. i1 - 1 see, [parts] where in the image they begin).
+
+        No more of the slab than they see: out of a canvas of all rows XLA would make, for the gradient of
+        an edge, a convolution over the whole slab (TPU: 79 360 estimated cycles against 2 560).
+        """
+        rows, window, starts = self.halo.rows, self.halo.window, self.halo.rows.starts[:-1]
+        begin = self.halo.first - starts + i0 * window.stride
+        end = self.halo.first - starts + (i1 - 1) * window.stride + window.size
+        upper, lower = max(0, int(end.max())), max(0, int((rows.sizes - begin).max()))
+        if upper <= rows.sizes.min():
+            return _joined(edges[0], x[:, :upper]), starts - self.halo.above
+        if begin.min() >= 0 and lower <= rows.sizes.min():
+            last = rows.last(x, lower, self.rank)
+            return _joined(last, edges[1]), starts + rows.sizes - lower
+        return self._whole(x, *edges), starts - self.halo.above
+
+    def _whole(self, x: Array, from_above: Array, from_below: Array) -> Array:
+        """The slab between its neighbours' edges."""
+        if self.halo.rows.even:
+            return _joined(from_above, x, from_below)
+        canvas = _joined(from_above, x, jnp.zeros_like(from_below))
+        end = self.halo.above + jnp.asarray(self.halo.rows.sizes, jnp.int32)[self.rank]
         return lax.dynamic_update_slice_in_dim(canvas, from_below, end, 1)
 
     def _cut(self, rows: Array, offsets: np.ndarray, i0: int, i1: int) -> Array:
@@ -205,15 +228,14 @@ class _Seen(NamedTuple):
         return lax.dynamic_slice_in_dim(rows, start, size, 1)
 
 
+def _joined(*rows: Array) -> Array:
+    return jnp.concatenate(rows, axis=1)
+
+
 def _exchanged(halo: Halo, x: Array, axis: str, rank: Any, apart: bool) -> tuple[Array, Array]:
     """(rows of the device before, rows of the one after), zeros at the ends."""
-    rows, above, below = halo.rows, halo.above, halo.below
-    size = jnp.asarray(rows.sizes, jnp.int32)[rank]
-    bottom = (
-        x[:, rows.room - above :]
-        if rows.even
-        else lax.dynamic_slice_in_dim(x, size - above, above, 1)
-    )
+    above, below = halo.above, halo.below
+    bottom = halo.rows.last(x, above, rank)
     top = x[:, :below]
     if apart and above + below:
         return collectives.from_neighbours(bottom, top, axis, 1)

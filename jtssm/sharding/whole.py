@@ -45,7 +45,9 @@ class _Whole:
     def init(self, key, x, y, params=None):
         """The state, laid out on the mesh: no device ever holds another's weights."""
         self.parts.check(x, y, "init")
-        x, y = (np.zeros((1, *jnp.shape(a)[1:]), jnp.result_type(a)) for a in (x, y))  # shapes alone
+        x, y = (
+            np.zeros((1, *jnp.shape(a)[1:]), jnp.result_type(a)) for a in (x, y)
+        )  # shapes alone
         given = None if params is None else given_params(self.parts, params, x.dtype)
         start = lambda key, given: self.parts.init(by_index(1), key, x, y, given)
         whole = jax.eval_shape(start, key, given)

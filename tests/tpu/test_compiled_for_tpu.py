@@ -1,8 +1,8 @@
 """The step of every method, compiled for TPUs that are not there: run by `make test-tpu`.
 
 libtpu compiles for a topology that is only described, so what is read here is what a TPU would be
-given; nothing runs. A program's text is that of one device, its lines in the order in which they run.
-The body of a loop stands in it once: programs for TPUs, unlike those for CPUs, do not say how often.
+given; nothing runs. A program's text is that of one device, its lines in the order they run in. The
+body of a loop stands in it once: programs for TPUs, unlike those for CPUs, do not say how often.
 """
 
 import functools
@@ -322,7 +322,7 @@ def test_only_declared_collectives_cross_each_axis(topology, name):
 
 @every()
 def test_boundaries_are_crossed_by_the_declared_bytes(topology, name):
-    """By neighbours' permutes, all pairs together; each of the pr devices sends a copy of its own."""
+    """By neighbours' permutes, all pairs together; each of the pr devices sends its own copy."""
     method, mesh = METHODS[name].method, program(topology, name).mesh
     subnet, pr = mesh.shape["subnet"], mesh.shape["pr"]
     num = SAMPLES if method.resident else method.parts.batch_size
@@ -380,7 +380,7 @@ def test_edges_of_a_subnetworks_images_are_gathered_in_its_branch(topology, name
 
 @every([name for name in METHODS if "pr+pc" not in METHODS[name].crosses])
 def test_gradients_are_summed_over_the_samples_as_declared(topology, name):
-    """A step's scalars may travel with them, and norms of ADMM, which the declaration leaves out."""
+    """A step's scalars may travel with them, and norms of ADMM, which are not declared."""
     method, mesh = METHODS[name].method, program(topology, name).mesh
     num = SAMPLES if method.resident else method.parts.batch_size
     loops = getattr(method.parts, "passes", None) is None  # over local steps, or over minibatches
@@ -409,7 +409,7 @@ def test_a_donated_state_is_updated_in_place_where_it_lies(topology, name):
 
 
 def test_edges_travel_while_inner_rows_are_convolved():
-    """Two edges of two convolutions each way; the samples have no gradient, the pools need no edges.
+    """Two edges of two convolutions, each way; samples have no gradient, the pools need no edges.
 
     Between a start and its end XLA puts as much work as it thinks the way takes. That is the inner
     rows' convolution where nothing smaller is at hand, as in the first layer.
@@ -435,7 +435,7 @@ def test_in_default_precision_edges_are_sent_as_bfloat16():
 
 
 def test_a_mesh_may_split_an_axis_of_the_slice():
-    """jax's own function gives pc the two axes of 2 first, and cannot split the one of 4 for the rest."""
+    """jax's own function gives pc both axes of 2, and cannot split the one of 4 for the rest."""
     shape, tpus = (2, 2, 4), devices("v4:2x2x4")
     with pytest.raises(NotImplementedError, match="Failed to find assignment"):
         jax.make_mesh(shape, AXES, devices=tpus)
