@@ -66,6 +66,7 @@ def test_tunable_splitting_runs_and_shows_the_curve(small):
     assert images(notebook) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_layer_parallel_admm_runs_and_shows_certificate_and_bytes(small):
     notebook, shown = executed("02_layer_parallel_admm", small)

@@ -55,7 +55,10 @@ def test_while_training_running_statistics_are_the_minibatchs():
 
 @pytest.mark.parametrize(
     ("normalisation", "shape"),
-    [("batch", (1, 1, 4)), ("running", (1, 2, 2)), ("layer", (1, 2, 2))],
+    [
+        ("batch", (1, 1, 4)),
+        *(pytest.param(kind, (1, 2, 2), marks=pytest.mark.slow) for kind in ("running", "layer")),
+    ],
 )
 def test_statistics_and_dropout_are_the_same_on_a_mesh(normalisation, shape):
     net = jtssm.mlp([4, 8, 3], normalisation=normalisation, dropout=0.25)

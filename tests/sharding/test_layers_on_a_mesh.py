@@ -47,8 +47,8 @@ def unsharded(name):
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        ("damped", (2, 1, 2)), pytest.param("damped", (4, 1, 2), marks=pytest.mark.slow), ("gradient, t0", (5, 1, 1)),
-        pytest.param("gradient, t0", (1, 1, 8), marks=pytest.mark.slow), ("exact", (2, 1, 2)), ("8 bits", (3, 1, 2)),
+        ("damped", (2, 1, 2)), pytest.param("damped", (4, 1, 2), marks=pytest.mark.slow), pytest.param("gradient, t0", (5, 1, 1), marks=pytest.mark.slow),
+        pytest.param("gradient, t0", (1, 1, 8), marks=pytest.mark.slow), pytest.param("exact", (2, 1, 2), marks=pytest.mark.slow), ("8 bits", (3, 1, 2)),
         pytest.param("values, p alone", (2, 1, 1), marks=pytest.mark.slow),
     ],
 )  # fmt: skip

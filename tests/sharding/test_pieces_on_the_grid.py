@@ -71,7 +71,7 @@ def test_each_subnetwork_runs_its_layers_on_its_grid(shape, forms):
 
 @pytest.mark.parametrize(
     ("make", "options"),
-    [(solvers.gsam, {}), pytest.param(solvers.gsadmm, {"schedule": "stored"}, marks=pytest.mark.slow)],
+    [pytest.param(solvers.gsam, {}, marks=pytest.mark.slow), pytest.param(solvers.gsadmm, {"schedule": "stored"}, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_other_schedules_too(make, options):
     placed = sharding.place(method(2, make, **options), sharding.make_mesh(2, 2, 2), forms=FORMS)

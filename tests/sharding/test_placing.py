@@ -73,7 +73,7 @@ def cases():
     for options in ({}, {"sweeps": 2}, {"schedule": "stored"}):
         for n, shapes in SHAPES.items():
             for shape in shapes:
-                first = n in (3, 4) and shape == shapes[0]
+                first = (n == 4 or (n == 3 and not options)) and shape == shapes[0]
                 marks = [] if first else [pytest.mark.slow]
                 yield pytest.param(n, shape, options, marks=marks)
 
