@@ -6,7 +6,7 @@ turn, states donated. A perceptron, a small convolutional network and, on a GPU,
 
     python -m benchmarks.grid_speed [--repeats 30] [--smoke]
 
-Two minutes on 2 cores. Last result: benchmarks/results/grid_speed.json, in the README's table.
+Five minutes on 2 cores. Result: benchmarks/results/grid_speed.json; the last ones stand in the README.
 """
 
 from __future__ import annotations
