@@ -6,7 +6,8 @@ turn, states donated. A perceptron, a small convolutional network and, on a GPU,
 
     python -m benchmarks.grid_speed [--repeats 30] [--smoke]
 
-Five minutes on 2 cores. Result: benchmarks/results/grid_speed.json; the last ones stand in the README.
+Five minutes on 2 cores. The last run was cut off in its third network, so no JSON stands in results/
+yet; its first two lines are in the README.
 """
 
 from __future__ import annotations

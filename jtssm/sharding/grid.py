@@ -41,9 +41,7 @@ class Grid(NamedTuple):
 
     network: Network
     forms: tuple[str, ...]  # one a layer
-    entries: tuple[
-        int, ...
-    ]  # the layers that a piece begins with: between pieces samples are whole
+    entries: tuple[int, ...]  # layers that begin a piece: between pieces samples are whole
     axis: Any  # the mesh's name of pr; None: not split
     size: int  # of pr
     samples: tuple[str, ...]  # the mesh's names of pc

@@ -45,9 +45,8 @@ class _Whole:
     def init(self, key, x, y, params=None):
         """The state, laid out on the mesh: no device ever holds another's weights."""
         self.parts.check(x, y, "init")
-        x, y = (
-            np.zeros((1, *jnp.shape(a)[1:]), jnp.result_type(a)) for a in (x, y)
-        )  # shapes alone
+        # shapes alone
+        x, y = (np.zeros((1, *jnp.shape(a)[1:]), jnp.result_type(a)) for a in (x, y))
         given = None if params is None else given_params(self.parts, params, x.dtype)
         start = lambda key, given: self.parts.init(by_index(1), key, x, y, given)
         whole = jax.eval_shape(start, key, given)
@@ -134,9 +133,8 @@ class _Whole:
         params = [self._layer_specs(i, p) for i, p in enumerate(weights.params)]
         if weights.opt_state == ():
             return weights._replace(params=params)
-        masked = lambda a: isinstance(
-            a, optax.MaskedNode
-        )  # of parameters that it leaves to another
+        # of parameters that the optimizer leaves to another
+        masked = lambda a: isinstance(a, optax.MaskedNode)
 
         def like(a: Any, spec: PartitionSpec, p: Any) -> Any:
             """A state of another shape than its parameter's, as adafactor keeps, is whole."""
