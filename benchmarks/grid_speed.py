@@ -4,10 +4,9 @@ The step of `solvers.sgd`, unplaced and placed on a mesh of one device, against 
 hand (jax.value_and_grad of the mean loss, optimizer.update, optax.apply_updates; accuracy too), turn by
 turn, states donated. A perceptron, a small convolutional network and, on a GPU, AlexNet at its full size.
 
-    python -m benchmarks.grid_speed [--repeats 30] [--smoke]
+    python -m benchmarks.grid_speed [--smoke]
 
-Five minutes on 2 cores. The last run was cut off in its third network, so no JSON stands in results/
-yet; its first two lines are in the README.
+Five minutes on 2 cores. Last result: benchmarks/results/grid_speed.json, in the README.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ from jtssm.network import Network
 STEPS = 4  # in a dispatch
 
 
-def cases(smoke: bool) -> list[tuple[str, Network, int]]:
-    """(name, network, batch)."""
+def cases(smoke: bool) -> list[tuple[str, Network, int, int]]:
+    """(name, network, batch, repeats: the shorter a step, the more)."""
     if smoke:
-        return [("convnet", images.convnet((8, 8, 1), 10, channels=(4,), hidden=(8,)), 8)]
+        return [("convnet", images.convnet((8, 8, 1), 10, channels=(4,), hidden=(8,)), 8, 2)]
     found = [
-        ("mlp 784-512-512-512-10, batch 128", jtssm.mlp([784, 512, 512, 512, 10]), 128),
-        ("convnet 28 x 28, batch 64", images.convnet((28, 28, 1), 10), 64),
-        ("AlexNet / 4, batch 16", images.alexnet(10, divide=4), 16),
+        ("mlp 784-512-512-512-10, batch 128", jtssm.mlp([784, 512, 512, 512, 10]), 128, 200),
+        ("convnet 28 x 28, batch 64", images.convnet((28, 28, 1), 10), 64, 60),
+        ("AlexNet / 4, batch 16", images.alexnet(10, divide=4), 16, 10),
     ]
     if jax.default_backend() == "gpu":
-        found.append(("AlexNet, batch 256", images.alexnet(), 256))
+        found.append(("AlexNet, batch 256", images.alexnet(), 256, 20))
     return found
 
 
@@ -50,17 +49,16 @@ def main() -> None:
     parse = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parse.add_argument("--repeats", type=int, default=30)
     parse.add_argument("--smoke", action="store_true", help="seconds, no result file")
     given = parse.parse_args()
     report = {}
-    for name, net, batch in cases(given.smoke):
-        report[name] = found = measure(net, batch, 2 if given.smoke else given.repeats)
+    for name, net, batch, repeats in cases(given.smoke):
+        report[name] = found = {"repeats": repeats} | measure(net, batch, repeats)
         ratios = "  ".join(f"{k} {found['ratio'][k]:.3f}" for k in found["ratio"])
         plain = found["seconds"]["plain"]["median"] / STEPS
         print(f"{name:36} plain {plain * 1e3:8.2f} ms a step   ratio: {ratios}", flush=True)
     if not given.smoke:
-        content = {"steps_a_dispatch": STEPS, "repeats": given.repeats, "results": report}
+        content = {"steps_a_dispatch": STEPS, "results": report}
         print(record.write("grid_speed", "benchmarks.grid_speed", content))
 
 
