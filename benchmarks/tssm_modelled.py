@@ -24,9 +24,11 @@ import jtssm
 from benchmarks import record
 from jtssm import solvers
 from jtssm.sharding import cost
+from jtssm.sharding.pipelines import pipeline_seconds
 
 SAMPLES, ADAM, LINE = 55_000, "Adam end to end", "gsADMM streaming, n = {}"
 DEVICES = (2, 4, 5, 8, 10, 16)
+MACHINES = ("tpu-v5e", "h100-nvlink", "h100-ethernet")
 
 
 def main() -> None:
@@ -40,7 +42,7 @@ def main() -> None:
     curves = _curves(given.smoke)
     print("assumptions:", " ".join((cost.__doc__ or "").split()))
     report: dict[str, Any] = {"targets": given.targets}
-    for machine in cost.MACHINES.values():
+    for machine in (cost.MACHINES[name] for name in MACHINES):
         print(f"\n{machine.name}: {machine.source}")
         small = [_row(machine, 512, 110, d, curves, given.targets) for d in DEVICES]
         wide = [_row(machine, 4096, 1100, d, {}, []) for d in DEVICES]
@@ -90,14 +92,14 @@ def _lines(net, batch, machine, devices):
         yield _line("gsADMM", mesh, seconds, epochs_of=LINE.format(stages), delay=delay)
         for m in (m for m in range(2, 23) if batch // pc % m == 0):
             for kind, recompute in (("GPipe", True), ("1F1B", False)):
-                seconds = cost.pipeline_seconds(
+                seconds = pipeline_seconds(
                     net, batch, machine, stages=stages, microbatches=m, recompute=recompute, pc=pc
                 )
                 yield _line(kind, mesh, seconds, microbatches=m)
 
 
 def _line(kind, mesh, seconds: cost.Seconds, epochs_of=ADAM, delay=0, microbatches=None) -> dict:
-    parts = {f"{name}_seconds": value for name, value in seconds._asdict().items()}
+    parts = {f"{name}_seconds": getattr(seconds, name) for name in ("compute", "messages")}
     return {
         "kind": kind, "mesh": mesh, "microbatches": microbatches, "delay": delay,
         "epochs_of": epochs_of, "step_seconds": seconds.total, **parts,
@@ -123,7 +125,7 @@ def _show(title: str, rows: list[dict]) -> None:
             best["GPipe"] = fastest(list(twins), "GPipe")
         print(f"   {row['devices']} devices")
         for line in filter(None, best.values()):
-            sent = line["boundary_seconds"] + line["reduction_seconds"]
+            sent = line["messages_seconds"]
             m = f", m = {line['microbatches']}" if line["microbatches"] else ""
             ends = [
                 f"to {name.removeprefix('seconds_to_')}: {'never' if s is None else f'{s:.3f} s'}"

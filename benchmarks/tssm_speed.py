@@ -130,11 +130,11 @@ def products_alone(method: Any, xs: Any, precision: Any) -> Any:
     """A run of nothing but the products of as many steps: each one's result is the next one's input."""
     net, starts = method.parts.network, method.parts.starts
     weights = [layer["W"] for layer in net.init(jax.random.key(0))]
-    passes = [method.parts.passes(l) for l in range(len(starts) - 1)]
+    runs = [run for l in range(len(starts) - 1) for run in method.parts.work(l, BATCH)]
 
     def step(gradients: list, x: Any) -> tuple:
         gradients = list(gradients)
-        for l, (forward, backward) in enumerate(passes):
+        for l, (_, forward, backward, *_) in enumerate(runs):
             layers = range(starts[l], starts[l + 1])
             width = net.shapes[starts[l]][0]
             p = x if l == 0 else jnp.tile(x, (1, -(-width // x.shape[1])))[:, :width]

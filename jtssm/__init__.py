@@ -4,8 +4,10 @@ from jtssm import data, losses, sharding, solvers
 from jtssm.loop import Result, fit
 from jtssm.network import mlp, sequence
 from jtssm.protocol import Info, Method
+from jtssm.sweeping import plan, sweep
 
 __all__ = [
-    "Info", "Method", "Result", "data", "fit", "losses", "mlp", "sequence", "sharding", "solvers",
+    "Info", "Method", "Result", "data", "fit", "losses", "mlp", "plan", "sequence", "sharding", "solvers",
+    "sweep",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import jtssm
 from jtssm import data, recording, solvers
+from jtssm.architectures import ARCHITECTURES
 from jtssm.normalisation import NORMALISATIONS
+from jtssm.sharding.machines import MACHINES
 from jtssm.sharding.mesh import AXES
 
 OPTIMIZERS = ("adam", "adamw", "adagrad", "lion", "nadam", "radam", "rmsprop", "sgd")
@@ -30,7 +32,65 @@ def parser(runs: Mapping[str, Callable]) -> argparse.ArgumentParser:
     show = commands.add_parser("data", help="the data sets: which are there, how to get the others")
     show.add_argument("--data-dir")
     show.set_defaults(run=runs["data"])
+    _plan_parser(commands, runs["plan"])
+    _sweep_parser(commands, runs["sweep"])
+    measure = commands.add_parser("calibrate", help="measure these devices, write a machine file")
+    measure.add_argument("file", type=Path, help="of the machine, e.g. here.json")
+    measure.add_argument("--devices", type=int, help="virtual devices of a CPU")
+    measure.set_defaults(run=runs["calibrate"])
     return top
+
+
+def _plan_parser(commands, run: Callable) -> None:
+    plan = commands.add_parser("plan", help="the fastest mesh by the cost model, and its Python")
+    plan.set_defaults(run=run)
+    _shape_arguments(plan)
+    plan.add_argument("--runners-up", type=int, default=4, help="how many other meshes to show")
+
+
+def _sweep_parser(commands, run: Callable) -> None:
+    sweep = commands.add_parser("sweep", help="every mesh shape: predicted, counted and measured")
+    sweep.set_defaults(run=run)
+    _shape_arguments(sweep)
+    add = sweep.add_argument
+    add("--no-count", dest="count", action="store_false", help="predict only: nothing is compiled")
+    add("--measure", action="store_true", help="run each shape on the present devices, too")
+    add("--compile", help="also for TPUs that need not be there, e.g. tpu-v5e:4x4 (needs libtpu)")
+    add("--resume", action="store_true", help="go on with the sweep that stands in --out")
+    _out_arguments(sweep)
+
+
+def _shape_arguments(command) -> None:
+    """What a network and a machine are."""
+    add = command.add_argument
+    add("--net", default="mlp", help="one of: " + ", ".join(sorted(ARCHITECTURES)))
+    add("--widths", type=_integers, help="instead, of a perceptron: inputs, hidden..., outputs")
+    add("--devices", type=int, required=True, help="how many; all are used")
+    add("--batch", type=int, required=True, help="samples of a step, of all devices together")
+    add("--machine", required=True, help="one of: " + ", ".join(MACHINES) + "; or a machine file")
+    add("--method", default="sgd", help="one of: " + ", ".join(solvers.METHODS))
+    add("--optimizer", default="adam", help="one of: " + ", ".join(OPTIMIZERS))
+    add("--subnets", type=int, help="of gsadmm, gsam; default: as many as the subnet axis is long")
+    add("--cuts", type=_integers, help="first layers of the subnetworks after the first, e.g. 2,3")
+    add("--local-steps", type=int, help="of ist, local_sgd, ensemble: steps a round; default: 20")
+    add("--schedule", help="of gsadmm, gsam, one of: streaming, stored")
+    add("--sweeps", type=int, help="of gsadmm, gsam")
+    add(
+        "--samples",
+        type=int,
+        help="that a method keeps which takes no minibatches (pdadmm, stored)",
+    )
+    add(
+        "--memory-limit",
+        type=float,
+        help="bytes a device may hold; default: the machine's capacity",
+    )
+    add(
+        "--overlap",
+        type=float,
+        default=0.0,
+        help="share of the products' time that hides gradients' sums",
+    )
 
 
 def _train_parser(commands, run: Callable) -> None:

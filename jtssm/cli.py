@@ -1,4 +1,4 @@
-"""The command line: jtssm train | demo | methods | data."""
+"""The command line: jtssm train | demo | methods | data, and what `jtssm.shaping` adds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import jax
 import optax
 
 import jtssm
-from jtssm import building, data, plot, recording, sharding, solvers
+from jtssm import building, data, plot, recording, shaping, sharding, solvers, tables
 from jtssm.arguments import parser
 from jtssm.loop import Epoch, Result, evaluate, fit
 from jtssm.protocol import Method
@@ -30,7 +30,10 @@ EVALUATED = 10_000  # training samples on which the composed network is evaluate
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0, 1 after a divergence, 2 for bad input, 130 for Ctrl-C."""
-    runs = {"train": run_train, "demo": run_demo, "methods": run_methods, "data": run_data}
+    runs = {
+        "train": run_train, "demo": run_demo, "methods": run_methods, "data": run_data,
+        "plan": shaping.run_plan, "sweep": shaping.run_sweep, "calibrate": shaping.run_calibrate,
+    }  # fmt: skip
     arguments = parser(runs).parse_args(argv)
     try:
         return arguments.run(arguments)
@@ -88,7 +91,7 @@ def run_methods(_: argparse.Namespace) -> int:
     for name, builder in solvers.METHODS.items():
         options = [p for p in inspect.signature(builder).parameters if p != "net"]
         rows.append((name, (builder.__doc__ or "").split("\n")[0], ", ".join(options)))
-    _table("Training methods", ("method", "what it is", "arguments"), rows)
+    tables.show("Training methods", ("method", "what it is", "arguments"), rows)
     return 0
 
 
@@ -99,7 +102,7 @@ def run_data(arguments: argparse.Namespace) -> int:
     for name, source in data.sources().items():
         absent = data.missing(name, root)
         rows.append((name, source.title, *_status(source, absent)))
-    _table(f"Data sets in {root}", ("name", "what it is", "status", "how to get it"), rows)
+    tables.show(f"Data sets in {root}", ("name", "what it is", "status", "how to get it"), rows)
     return 0
 
 
@@ -191,26 +194,13 @@ def _finish(out: Path, settings: dict, results: dict[str, Result], splits: data.
     document = {"settings": about, "versions": versions, "device": device, "results": report}
     (out / "result.json").write_text(json.dumps(document, indent=2) + "\n")
     columns = ("method", "train acc.", "valid acc.", "test acc.", "test loss", "seconds")
-    _table(f"Accuracy of the composed network ({out}/history.png)", columns, rows)
+    tables.show(f"Accuracy of the composed network ({out}/history.png)", columns, rows)
     for result in results.values():
         if result.divergence is not None:
             print(f"jtssm: {result.divergence.message}", file=sys.stderr)
     if any(result.interrupted for result in results.values()):
         return 130
     return 1 if any(result.divergence is not None for result in results.values()) else 0
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError as error:
-        raise ImportError("the command line needs rich: pip install 'jtssm[cli]'") from error
-    # texts are shown as they are: rich would take [n, 4096] for markup
-    table = Table(*columns, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*row)
-    Console(markup=False, emoji=False).print(table)
 
 
 if __name__ == "__main__":

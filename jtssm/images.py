@@ -86,6 +86,7 @@ def convolution(
         activation=activation,
         estimate=estimate or None,
         estimated=norm.estimated if norm else (),
+        statistics=(norm.statistics(channels),) if norm else (),
         window=window,
         groups=groups,
     )  # fmt: skip

@@ -17,7 +17,8 @@ from jtssm import checks
 from jtssm.divergence import Divergence, Guard
 from jtssm.feeding import Minibatches, Resident, means
 from jtssm.protocol import Array, Info, Method
-from jtssm.sharding import gathered, num_splits, place
+from jtssm.sharding import gathered, make_mesh, num_splits, place, planner
+from jtssm.sharding.finding import present_machine
 
 ROWS = 8192  # most samples a forward pass of an evaluation
 
@@ -55,7 +56,7 @@ def fit(
     *,
     epochs: int,
     key: Array,
-    mesh: Mesh | None = None,
+    mesh: Mesh | str | None = None,
     forms: str | Sequence[str] = "auto",
     validation: Any = None,
     callbacks: Sequence[Callable[[Epoch], Any]] = (),
@@ -79,7 +80,9 @@ def fit(
       train: (x, y), numpy or jax arrays.
       epochs: passes over the samples; of a resident method: steps.
       key: draws the weights and the order of the samples.
-      mesh: places the method on it, with `sharding.place`.  forms: of its layers there.
+      mesh: places the method on it, with `sharding.place`.  forms: of its layers there. "auto": the mesh
+        of all present devices, and the forms, that the cost model finds fastest for this method
+        (`sharding.planner`, on the machine that `sharding.finding` knows for these devices).
       validation: (x, y), or several by name: {"train": (x, y), "valid": (x, y)}. Loss and accuracy
         of the composed network on each stand in the history as `valid_loss`, `valid_accuracy`; a
         single pair is called "validation".
@@ -105,9 +108,9 @@ def fit(
     and returns what was reached; any other exception carries it as its attribute `result`.
     """
     checks.count(epochs=epochs, evaluate_every=evaluate_every)
-    if mesh is not None:
-        method = place(method, mesh, forms=forms)
     x, y = (np.asarray(a) for a in _pair("train", train))
+    if mesh is not None:
+        method = _on_mesh(method, mesh, forms, len(x))
     sets = validation if isinstance(validation, Mapping) else {"validation": validation}
     sets = {name: _pair(name, pair) for name, pair in sets.items() if pair is not None}
     for pair in ((x, y), *sets.values()):
@@ -125,6 +128,22 @@ def fit(
     # the epochs after which a line of the history is due
     lines = [*range(evaluate_every, epochs, evaluate_every), epochs]
     return _train(method, state, epoch, lines, sets, callbacks, progress)
+
+
+def _on_mesh(method: Method, mesh: Mesh | str, forms: Any, samples: int) -> Method:
+    """The method on the user's mesh, or on the one that the cost model finds fastest."""
+    if isinstance(mesh, Mesh):
+        return place(method, mesh, forms=forms)
+    if mesh != "auto" or forms != "auto":
+        raise ValueError(
+            f"mesh: expected a jax.sharding.Mesh, or 'auto' and then no forms; got {mesh!r}, {forms!r}"
+        )
+    given = lambda net, subnet, batch: method
+    best = planner.plan(
+        method.parts.network, jax.device_count(), method.parts.batch_size or samples,
+        present_machine(), method=given, samples=samples, runners_up=0,
+    ).best  # fmt: skip
+    return place(method, make_mesh(*best.shape), forms=best.forms or "auto")
 
 
 def _train(method, state, epoch, lines, sets, callbacks, progress) -> Result:

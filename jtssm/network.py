@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
@@ -24,8 +25,9 @@ class Layer(NamedTuple):
     apply: Callable[[Tree, Array, Products], Array]  # (params, x [b, ...], products) -> [b, ...]
     shape: Callable[[Shape], Shape]  # shape of one input sample -> shape of one output sample
     cost: Callable[[Shape], int]  # shape of one input sample -> multiply-adds a sample
-    # "gathered", "model" (by its outputs), "row" (by its inputs) -> tree like params: the dimension that
-    # this form splits over pr, -1 for none; see `jtssm.sharding.grid`
+    # "gathered", "model" (by its outputs), "row" (by its inputs), "paired" (first by outputs, second by
+    # inputs) -> tree like params: the dimension that this form splits over pr, -1 for none; see
+    # `jtssm.sharding.grid`
     splits: dict[str, Tree]
     dense: bool = False  # activation(x W + b) with params {"W", "b"}: what pdADMM can train
     activation: Callable[[Array], Array] | None = None  # of a dense layer
@@ -41,6 +43,13 @@ class Layer(NamedTuple):
     window: Window | None = None  # what an output pixel sees, where rows of an image may be split
     mixes: bool = True  # whether an output sees other columns (channels, neurons) than its own
     groups: int = 1  # of channels that do not see each other
+    # units (heads, neurons) of the columns between its two products, which the form "paired" deals out
+    # over pr; 0: it has no such pair
+    pair: int = 0
+    # whether parameters of its own work on its inputs before the first product
+    prepares: bool = False
+    # means and variances that it takes while training, for what they cost on a mesh
+    statistics: tuple[normalising.Statistics, ...] = ()
 
 
 class Network(NamedTuple):
@@ -61,6 +70,10 @@ class Network(NamedTuple):
         """Outputs [samples, ...] of the whole network for x [samples, ...]."""
         return run_layers(self.layers, params, as_input(self, x), lambda i: PLAIN)
 
+    def parameter_shapes(self) -> list[Tree]:
+        """Shapes of the parameters, one tree a layer, of float32; kept for the networks seen last."""
+        return _parameter_shapes(_Identity(self))
+
     @property
     def random(self) -> bool:
         """Whether some layer draws random numbers while training."""
@@ -79,6 +92,32 @@ class Network(NamedTuple):
     def costs(self) -> list[int]:
         """Multiply-adds a sample of each layer's forward product."""
         return [layer.cost(s) for layer, s in zip(self.layers, self.shapes, strict=False)]
+
+
+class _Identity:
+    """A network as a key: layers hold dicts, which have no hash."""
+
+    def __init__(self, net: Network):
+        self.net = net
+
+    def __hash__(self) -> int:
+        return hash((*map(id, self.net.layers), self.net.shapes))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Identity) or self.net.shapes != other.net.shapes:
+            return False
+        return all(a is b for a, b in zip(self.net.layers, other.net.layers, strict=True))
+
+
+@lru_cache(maxsize=32)
+def _parameter_shapes(key: _Identity) -> list[Tree]:
+    net = key.net
+    met: dict[Any, Tree] = {}  # layers that are one object are traced once
+    for layer, shape in zip(net.layers, net.shapes, strict=False):
+        if (id(layer), shape) not in met:
+            init = lambda key, layer=layer, shape=shape: layer.init(key, shape, jnp.float32)
+            met[id(layer), shape] = jax.eval_shape(init, jax.random.key(0))
+    return [met[id(layer), shape] for layer, shape in zip(net.layers, net.shapes, strict=False)]
 
 
 def sequence(layers: Sequence[Layer], in_shape: Shape) -> Network:
@@ -206,6 +245,7 @@ def dense(
         scaled=norm is None,
         estimate=estimate or None,
         estimated=norm.estimated if norm else (),
+        statistics=(norm.statistics(width, affine),) if norm else (),
     )
 
 

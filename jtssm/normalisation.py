@@ -24,6 +24,14 @@ from jtssm.protocol import Array, Products, Tree
 EPSILON = 1e-5
 
 
+class Statistics(NamedTuple):
+    """A mean and a variance of pre-activations z [b, ..., width], taken while training."""
+
+    over: str  # "samples": of images their pixels too, [width] numbers each; "neurons": [b] each
+    width: int
+    affine: bool  # whether gamma and beta follow
+
+
 class Normalisation(NamedTuple):
     """One way to normalise."""
 
@@ -31,6 +39,7 @@ class Normalisation(NamedTuple):
     # (params, z [b, ..., width], products) -> mean, var, each [1, ..., width] or [b, 1, ...]
     moments: Callable
     outputs: bool  # whether the last layer is normalised too
+    over: str  # what mean and var are taken over: "samples" or "neurons"
     estimated: tuple[str, ...] = ()  # parameters [width] that are estimated, not trained
 
     def init(self, width: int, affine: bool, dtype: Any) -> Tree:
@@ -38,6 +47,10 @@ class Normalisation(NamedTuple):
         params = {"gamma": jnp.ones(width, dtype), "beta": jnp.zeros(width, dtype)}
         start = {"mean": jnp.zeros(width, dtype), "var": jnp.ones(width, dtype)}
         return (params if affine else {}) | {name: start[name] for name in self.estimated}
+
+    def statistics(self, width: int, affine: bool = True) -> Statistics:
+        """What a layer of this width takes, for what it sends on a mesh."""
+        return Statistics(self.over, width, affine)
 
     def apply(self, params: Tree, z: Array, products: Products) -> Array:
         """Normalised z [b, ..., width]."""
@@ -78,9 +91,9 @@ def _of_neurons(params: Tree, z: Array, products: Products) -> tuple[Array, Arra
 NORMALISATIONS = {
     each.name: each
     for each in (
-        Normalisation("batch", _of_samples, True),
-        Normalisation("running", _running, True, ("mean", "var")),
-        Normalisation("layer", _of_neurons, False),
+        Normalisation("batch", _of_samples, True, "samples"),
+        Normalisation("running", _running, True, "samples", ("mean", "var")),
+        Normalisation("layer", _of_neurons, False, "neurons"),
     )
 }
 

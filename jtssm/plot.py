@@ -110,6 +110,43 @@ def against_four(path: str | Path, lines: Mapping[str, Mapping]) -> None:
     figure.savefig(path, dpi=120)
 
 
+STACK = {
+    "products": "products", "optimizer": "optimizer", "permute": "permutes", "all_gather": "all-gathers",
+    "reduce_scatter": "reduce-scatters", "all_reduce": "all-reduces", "all_to_all": "all-to-alls",
+}  # fmt: skip
+
+
+def shapes(path: str | Path, records: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Predicted seconds of a step for each mesh shape, stacked by cause; measured ones as marks.
+
+    Args:
+      path: the file; its suffix is the format.  records: of `jtssm.sweep`.  title: above the bars.
+
+    Raises:
+      ImportError: matplotlib is not there.
+    """
+    records = [record for record in records if "seconds" in record]
+    figure = _figure((max(6.0, 1.5 + 0.55 * len(records)), 4.6))
+    axes, names = figure.subplots(), [record["mesh"] for record in records]
+    base = [0.0] * len(records)
+    for i, (cause, label) in enumerate(STACK.items()):
+        heights = [record[f"seconds_{cause}"] for record in records]
+        if any(heights):
+            axes.bar(names, heights, bottom=base, label=label, color=f"C{i}")
+        base = [a + b for a, b in zip(base, heights, strict=True)]
+    axes.plot(
+        names, [record["seconds"] for record in records], "k_", ms=18, label="with what is hidden"
+    )
+    measured = [record.get("measured_seconds") for record in records]
+    if any(measured):
+        axes.plot(names, measured, "kx", label="measured")
+    axes.set(title=title, ylabel="seconds a step", xlabel="subnet x pr x pc")
+    axes.tick_params(axis="x", rotation=60)
+    if records:
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
 def _figure(size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure

@@ -71,6 +71,11 @@ def _drawn(draw: Callable, keys: Array, x: Array) -> Array:
     return jax.vmap(lambda key: draw(key, x.shape[1:]))(keys)
 
 
+def plain_dense(x: Array, W: Array, b: Array | None) -> Array:
+    """x W + b on one device: x [samples, inputs], W [inputs, outputs], b [outputs]."""
+    return x @ W if b is None else x @ W + b[None, :]
+
+
 class Products(NamedTuple):
     """What a layer is handed from outside: its products and means; a grid hands in its own versions."""
 
@@ -91,11 +96,8 @@ class Products(NamedTuple):
     drawn: Callable = _drawn
     training: bool = False  # statistics come from the minibatch, and dropout drops
     keys: Callable | None = None  # () -> one key a sample, the same on any mesh; while training
-
-
-def plain_dense(x: Array, W: Array, b: Array | None) -> Array:
-    """x W + b on one device: x [samples, inputs], W [inputs, outputs], b [outputs]."""
-    return x @ W if b is None else x @ W + b[None, :]
+    # as `dense`, of columns that `dense` gave within the same layer: the second product of a pair
+    second: Callable = plain_dense
 
 
 PLAIN = Products(plain_dense)
@@ -157,6 +159,30 @@ class Move(NamedTuple):
     collective: str = "permute"
 
 
+class Run(NamedTuple):
+    """Passes of one piece, or of a worker's network, over samples in a step: the cost model reads it."""
+
+    samples: int  # in one pass, all devices together
+    forward: int  # how often its layers run forward
+    weights: int  # how often the gradient of its weights is taken, and its optimizer steps
+    inputs: (
+        int  # how often gradients go back through it: to the inputs of every layer but its first
+    )
+    first: bool  # to those of its first layer too
+    unused: int = 0  # of the passes forward: those of whose outputs nothing is made
+
+
+class MatrixProduct(NamedTuple):
+    """[rows, inner] x [inner, columns], or a solve of that many multiply-adds, `times` in a step."""
+
+    rows: int
+    inner: int
+    columns: int
+    times: int = 1
+    split: bool = True  # whether one of the dimensions is of samples, which devices share
+    solve: bool = False
+
+
 class Parts(NamedTuple):
     """A method written piece by piece: all that `jtssm.sharding.place` needs of it."""
 
@@ -179,9 +205,8 @@ class Parts(NamedTuple):
     # against the weights too) or "values" (samples of any number)
     check: Callable
     moves: Callable  # number of samples in a step -> tuple[Move, ...]
-    # l -> how often piece l runs (forward, backward with an update) on a minibatch in one step, for the
-    # cost model; None for resident methods
-    passes: Callable | None
+    work: Callable  # (l, number of samples in a step) -> tuple[Run | MatrixProduct, ...]
+    sums: int  # scalars that are summed over all devices in a step
     # for each piece the first one that does the same on the same shapes: those that lie together on a
     # device are batched; None: every piece is of its own kind
     alike: tuple[int, ...] | None = None

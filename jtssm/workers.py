@@ -65,6 +65,7 @@ class WorkerParts(NamedTuple):
     batch_size: int  # samples a gradient sees: a worker's
     loss: Any  # jtssm.losses.Loss
     moves: Callable  # number of samples in a local step -> tuple[jtssm.protocol.Move, ...]
+    work: Callable  # () -> tuple[jtssm.protocol.Run | MatrixProduct, ...] of one worker in a round
     resident: bool = False
 
     @property

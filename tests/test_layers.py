@@ -12,13 +12,13 @@ LEVELS = {
     "network": 2,
     "checks": 3, "unpacking": 3,
     "images": 4, "workers": 4, "data": 4, "problems": 4,
-    "solvers": 5, "sharding": 5,
-    "divergence": 6,
+    "solvers": 5, "sharding": 5, "residual": 5,
+    "divergence": 6, "architectures": 6,
     "feeding": 7,
-    "loop": 8,
-    "recording": 9, "plot": 9,
+    "loop": 8, "sweeping": 8,
+    "recording": 9, "plot": 9, "tables": 9,
     "arguments": 10,
-    "building": 11,
+    "building": 11, "shaping": 11,
     "cli": 12,
 }  # fmt: skip
 PACKAGES = {"solvers", "sharding"}
@@ -63,7 +63,7 @@ def test_only_the_rim_prints():
     for name, path in modules().items():
         calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
         prints = [f for f in calls if isinstance(f, ast.Name) and f.id == "print"]
-        assert not prints or top(name) == "cli", f"{name} prints"
+        assert not prints or top(name) in ("cli", "shaping"), f"{name} prints"
 
 
 def test_no_module_bears_the_name_of_a_public_function():

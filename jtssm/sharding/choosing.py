@@ -31,7 +31,7 @@ def choose_forms(
     Raises:
       ValueError: forms that do not fit, or pr > 1 that would split no layer's work.
     """
-    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    shapes = net.parameter_shapes()
     if pr == 1 or forms != "auto":
         batch = ["batch"] * len(net.layers)
         return check_forms(net, shapes, pr, batch if forms == "auto" else forms)
@@ -54,7 +54,7 @@ def least(work: Pass) -> tuple[str, ...]:
     """
     net = work.grid.network
     have = [
-        [f for f in FORMS if not misfit(net, i, work.params[i], f, work.grid.size)]
+        [f for f in FORMS if fits(net, i, work.params[i], f, work.grid.size)]
         for i in range(len(net.layers))
     ]
     best = {f: (_cost(work, 0, [f], entry=True), (f,)) for f in have[0]}
@@ -101,20 +101,38 @@ def misfit(net: Network, i: int, params: Tree, form: str, pr: int) -> str:
         return _domain_misfit(layer, shape, pr)
     if SPLITS[form] not in layer.splits or (form == "scattered" and not layer.mixes):
         return f"{layer.name!r} has no such form"
-    fits = jax.tree.map(
-        lambda a, d: d < 0 or a.shape[d] % pr == 0, params, layer.splits[SPLITS[form]]
-    )
-    width = (
-        prod(shape) if form == "row" and len(out) == 1 else shape[-1] if form == "row" else out[-1]
-    )
-    if not all(jax.tree.leaves(fits)) or width % pr:
-        return f"pr = {pr} does not divide its {width} {'inputs' if form == 'row' else 'outputs'}"
+    if form == "paired" and layer.pair % pr:
+        return f"pr = {pr} does not divide the {layer.pair} units (heads or neurons) of its pair"
+    if form == "row":
+        widths, ends = [prod(shape) if len(out) == 1 else shape[-1]], "inputs"
+    else:
+        widths, ends = [] if form == "paired" else [out[-1]], "outputs"
+    widths += _split_sizes(params, layer.splits[SPLITS[form]])
+    odd = [width for width in widths if width % pr]
+    if odd:
+        return f"pr = {pr} does not divide its {odd[0]} {ends}"
     if form != "gathered" and layer.groups % pr and pr % layer.groups:
         return f"its {layer.groups} groups do not fit pr = {pr}"
     return ""
 
 
+def _split_sizes(params: Tree, split: Tree) -> list[int]:
+    """How long the dimensions are that a form splits."""
+    sizes = jax.tree.map(lambda a, d: a.shape[d] if d >= 0 else 0, params, split)
+    return jax.tree.leaves(sizes)
+
+
+def fits(net: Network, i: int, params: Tree, form: str, pr: int) -> bool:
+    """Whether layer i can have a form over pr devices."""
+    if form != "domain":
+        return not misfit(net, i, params, form, pr)
+    layer, shape = net.layers[i], net.shapes[i]  # without the reason, which takes a search
+    return layer.window is not None and len(shape) == 3 and Halo.of(layer.window, shape[0], pr).fits
+
+
 def _domain_misfit(layer: Layer, shape: Sequence[int], pr: int) -> str:
+    if layer.window is None and len(layer.shape(tuple(shape))) == 3:
+        return f"{layer.name!r} has no such form"
     if layer.window is None or len(shape) != 3:
         return f"{layer.name!r} takes no images, whose rows could be split"
     halo = Halo.of(layer.window, shape[0], pr)

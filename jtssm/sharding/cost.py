@@ -1,37 +1,54 @@
-"""What a step costs on a machine, modelled: seconds as plain Python numbers.
+"""What a step costs on a machine, modelled: bytes, and seconds as plain Python numbers.
 
-A layer's product over b samples takes as long as the slower of its multiply-adds and its memory
-traffic, plus the start of a kernel:
+A product of m x k x n on a device takes as long as the slower of its multiply-adds and its memory
+traffic, plus the start of a kernel; its backward pass two of those (dX, dW):
 
-    max(2 b cost / flops,  word (b d_in + b d_out + |W|) / memory) + kernel
+    max(2 m k n / (flops share(min(m, k, n))),  word (inputs + outputs + |W|) / memory) + kernel
 
-and its backward pass two of those (dX, dW). The optimizer is memory traffic alone, `ADAM_WORDS`
-words a parameter. A message takes latency + bytes / link; an all-reduce over p devices is a ring, of
-2 (p - 1) latencies and 2 (p - 1) / p of its bytes. Nothing overlaps: products, optimizer and
-messages add up, and a step waits for its slowest device. Activation functions, the loss, the host and
-the packing of a piece's weights into rows (what our own code does on a mesh) are left out. What crosses
-a mesh is read from `method.moves`, which tests hold equal to the compiled program.
+The optimizer is memory traffic alone, `ADAM_WORDS` words a parameter. Of n bytes that each of p devices
+hands in, over links of so many bytes a second, with L = p - 1 (ring) or ceil(log2 p) latencies (the
+paper):
+
+    all-gather      L latency + (p - 1) n / link
+    reduce-scatter  L latency + (p - 1) / p n / link, and so an all-to-all
+    all-reduce      both: 2 L latency + 2 (p - 1) / p n / link
+    permute         latency + n / link
+
+A step waits for its slowest device, and its messages add up, one for each layer and kind (XLA may
+combine some of them); only the all-reduce of gradients may hide behind products (`overlap`). Activation
+functions, the loss, the host and the packing of a piece's weights into rows (what our own code does on a
+mesh) are left out. What is multiplied and sent is what methods declare, and the formulas of
+`jtssm.sharding.traffic`, which tests hold equal to the traced and the compiled program.
+
+Sources: Gholami et al., arXiv 1712.04432 (alpha and beta); rings: Thakur, Rabenseifner, Gropp 2005.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Any, NamedTuple
 
-import jax
 from jax.sharding import Mesh
 
 from jtssm import checks
-from jtssm.network import Network, balanced_starts
 from jtssm.protocol import Method
 from jtssm.sharding.choosing import choose_forms
-from jtssm.sharding.grid import whole_grid
+from jtssm.sharding.demands import (
+    Demand,
+    Message,
+    Sizes,
+    Step,
+    Task,
+    message_bytes,
+    predicted_bytes,
+    step_demand,
+    step_samples,
+)
 from jtssm.sharding.machines import MACHINES as MACHINES
 from jtssm.sharding.machines import Machine
 from jtssm.sharding.routes import Route
-from jtssm.sharding.traffic import Pass, Sent, by_route
+from jtssm.workers import WorkerParts
 
 ADAM_WORDS = 7  # reads of gradient, weight and two moments, writes of weight and moments
 
@@ -39,92 +56,196 @@ ADAM_WORDS = 7  # reads of gradient, weight and two moments, writes of weight an
 class Seconds(NamedTuple):
     """A step's time by cause."""
 
-    products: float
-    optimizer: float
-    boundary: float  # messages between neighbours
-    reduction: float  # all-reduce of gradients
+    products: float = 0.0
+    optimizer: float = 0.0
+    permute: float = 0.0  # messages between neighbours
+    all_gather: float = 0.0
+    reduce_scatter: float = 0.0
+    all_reduce: float = 0.0
+    all_to_all: float = 0.0
+    hidden: float = 0.0  # of the all-reduce of gradients, behind products
+
+    @property
+    def compute(self) -> float:
+        """Products and optimizer."""
+        return self.products + self.optimizer
+
+    @property
+    def messages(self) -> float:
+        """All collectives, hidden or not."""
+        return sum(self[2:7])
 
     @property
     def total(self) -> float:
-        """All of it: nothing overlaps."""
-        return sum(self)
+        """All of it but what is hidden."""
+        return self.compute + self.messages - self.hidden
 
 
-class _Layer(NamedTuple):
-    """A layer's sizes in words, a sample or once."""
-
-    multiply_adds: int  # a sample
-    activations: int  # in and out, a sample
-    parameters: int
+def task_seconds(machine: Machine, task: Task, word: int = 4) -> float:
+    """Seconds of a product on one device, all its repetitions."""
+    work = 2 * task.multiply_adds / (machine.flops * machine.share(task.smallest))
+    return task.times * (max(work, word * task.words / machine.memory) + machine.kernel)
 
 
-def _layers(net: Network) -> list[_Layer]:
-    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
-    sizes = [sum(a.size for a in jax.tree.leaves(layer)) for layer in shapes]
-    ends = [prod(a) + prod(b) for a, b in pairwise(net.shapes)]
-    return [_Layer(*each) for each in zip(net.costs(), ends, sizes, strict=True)]
+def update_seconds(machine: Machine, demand: Demand, word: int = 4) -> float:
+    """Seconds of the optimizer on one device: its parameters once a step, one kernel for all of them."""
+    steps = max((times for _, times in demand.updates), default=0)
+    words = sum(ADAM_WORDS * size * times for size, times in demand.updates)
+    return word * words / machine.memory + steps * machine.kernel
 
 
-def _product(machine: Machine, layer: _Layer, samples: float, word: int) -> float:
-    moved = word * (samples * layer.activations + layer.parameters)
-    work = 2 * samples * layer.multiply_adds
-    return max(work / machine.flops, moved / machine.memory) + machine.kernel
-
-
-def _passes(
-    machine: Machine, layers: Sequence[_Layer], samples: float, word: int,
-    times: tuple[int, int], first: bool,
-) -> float:  # fmt: skip
-    """(forward, backward) passes of a run of layers; the network's first has no dX."""
-    forward, backward = times
-    one = [_product(machine, layer, samples, word) for layer in layers]
-    return (forward + 2 * backward) * sum(one) - (backward * one[0] if first else 0)
-
-
-def _optimizer(machine: Machine, layers: Sequence[_Layer], word: int) -> float:
-    if not layers:
-        return 0.0
-    size = sum(layer.parameters for layer in layers)
-    return ADAM_WORDS * word * size / machine.memory + machine.kernel
-
-
-def step_flops(method: Method) -> int:
-    """Floating-point operations of the products of one step, all devices together.
-
-    Raises:
-      ValueError: a resident method, or one of workers.
-    """
-    costs, times, total = method.parts.network.costs(), _times(method), 0
-    for l, (a, b) in enumerate(pairwise(method.parts.starts)):
-        forward, backward = times(l)
-        total += (forward + 2 * backward) * sum(costs[a:b])
-    total -= times(0)[1] * costs[0]  # the data has no gradient
-    return 2 * _batch_size(method) * total
-
-
-def _batch_size(method: Method) -> int:
-    assert method.parts.batch_size is not None  # a method with passes takes minibatches
-    return method.parts.batch_size
-
-
-def _times(method: Method) -> Callable:
-    if getattr(method.parts, "passes", None) is None:
-        why = "takes rounds of local steps" if method.batch_shape else "keeps all samples"
-        raise ValueError(
-            f"method: expected one that takes minibatches; got {method.name}, which {why}"
-        )
-    return method.parts.passes
+def collective_seconds(
+    machine: Machine, collective: str, num_bytes: float, axes: Mapping[str, int]
+) -> float:
+    """Seconds of one collective over the axes (name -> size) of what each device hands in."""
+    devices, speed = prod(axes.values()), machine.speed(tuple(axes))
+    if collective == "permute":
+        return machine.latency + num_bytes / speed
+    sends = {"all_gather": devices - 1, "all_reduce": 2 * (devices - 1) / devices}
+    latencies = machine.latencies(devices) * (2 if collective == "all_reduce" else 1)
+    sent = sends.get(collective, (devices - 1) / devices) * num_bytes
+    return latencies * machine.latency + sent / speed
 
 
 def message_seconds(machine: Machine, num_bytes: float) -> float:
     """Seconds of one message of that many bytes to a neighbour."""
-    return machine.latency + num_bytes / machine.link
+    return collective_seconds(machine, "permute", num_bytes, {})
 
 
 def all_reduce_seconds(machine: Machine, num_bytes: float, devices: int) -> float:
-    """Seconds of a ring all-reduce of an array of that many bytes; nothing on one device."""
-    rounds = 2 * (devices - 1)
-    return rounds * machine.latency + rounds / devices * num_bytes / machine.link
+    """Seconds of an all-reduce of an array of that many bytes; nothing on one device."""
+    return collective_seconds(machine, "all_reduce", num_bytes, {"": devices})
+
+
+def demand_seconds(machine: Machine, demand: Demand, sizes: Sizes, word: int = 4) -> Seconds:
+    """Seconds of what is asked of one device, nothing hidden."""
+    # virtual devices wait for one another: what one of them does, the host does for each
+    crowd = prod(sizes) if machine.shared else 1
+    products = crowd * sum(task_seconds(machine, task, word) for task in demand.tasks)
+    sent = _sent_seconds(machine, demand.messages, sizes, word)
+    return Seconds(products, crowd * update_seconds(machine, demand, word), **sent)
+
+
+def _sent_seconds(
+    machine: Machine, messages: Iterable[Message], sizes: Sizes, word: int
+) -> dict[str, float]:
+    """Seconds by collective, one message after another."""
+    found: dict[str, float] = {}
+    for m in messages:
+        each = one_message_seconds(machine, m, sizes, word)
+        found[m.collective] = found.get(m.collective, 0.0) + each
+    return found
+
+
+def one_message_seconds(machine: Machine, m: Message, sizes: Sizes, word: int = 4) -> float:
+    """Seconds of a message, all its repetitions."""
+    by_name = dict(zip(("subnet", "pr", "pc"), sizes, strict=True))
+    num_bytes = message_bytes(m, word) / m.times
+    axes = {name: by_name[name] for name in m.axes}
+    return m.times * collective_seconds(machine, m.collective, num_bytes, axes)
+
+
+def seconds_of(
+    machine: Machine, step: Step, sizes: Sizes, *, overlap: float = 0.0, word: int = 4
+) -> Seconds:
+    """Seconds of a step on a mesh of those sizes: of its slowest device.
+
+    overlap: share of the products' time behind which the all-reduce of gradients may hide.
+    """
+    inside = [(demand_seconds(machine, d, sizes, word), d) for d in step.devices]
+    slowest, demand = max(inside, key=lambda pair: pair[0].total)
+    gradient = [m for m in demand.messages if is_gradient(m)]
+    reduced = sum(_sent_seconds(machine, gradient, sizes, word).values())
+    between = _sent_seconds(machine, _longest(step.between), sizes, word)
+    causes = {name: getattr(slowest, name) + seconds for name, seconds in between.items()}
+    return slowest._replace(**causes, hidden=min(overlap * slowest.products, reduced))
+
+
+def is_gradient(m: Message) -> bool:
+    """Whether a message is of the sum of gradients over samples."""
+    return m.what.startswith("gradient")
+
+
+def _longest(messages: Iterable[Message]) -> Iterable[Message]:
+    """Of messages that cross all boundaries at once the largest of each kind; the others as they are."""
+    kinds: dict[str, Message] = {}
+    for m in messages:
+        if m.source is None:
+            yield m
+        elif m.what not in kinds or kinds[m.what].words < m.words:
+            kinds[m.what] = m
+    yield from kinds.values()
+
+
+def step_seconds(
+    method: Method, machine: Machine, *, subnet: int = 1, pr: int = 1, pc: int = 1, forms: Any = "auto",
+    samples: int | None = None, overlap: float = 0.0, word: int = 4,
+) -> Seconds:  # fmt: skip
+    """A step of a method, in its steady state, on subnet x pr x pc devices. Of workers: a round.
+
+    Args:
+      method: unplaced or placed.  subnet: divides its subnetworks or workers.  pr: of its layers' grid;
+        workers split their samples over it.  pc: divides its batch.
+      forms: as in `jtssm.sharding.place`.  samples: that a resident method keeps.
+      overlap: share of the products' time, 0 to 1, behind which the all-reduce of gradients may hide.
+      word: bytes a number.
+
+    Raises:
+      ValueError: sizes that do not divide, forms that do not fit; a resident method without `samples`, or
+        with pr > 1.
+    """
+    sizes = (subnet, pr, pc)
+    chosen = method_forms(method, sizes, forms, samples)
+    step = step_demand(method, sizes, chosen, samples)
+    return seconds_of(machine, step, sizes, overlap=overlap, word=word)
+
+
+def method_forms(method: Method, sizes: Sizes, forms: Any, samples: int | None) -> tuple[str, ...]:
+    """The forms that `jtssm.sharding.place` would give a method's layers; none for workers."""
+    parts, (subnet, pr, pc) = method.parts, sizes
+    if isinstance(parts, WorkerParts):
+        return ()
+    checks.divides("pc", pc, step_samples(method, samples), "samples of a batch")
+    here = None if parts.batch_size is None else parts.batch_size // pc
+    whole = parts.gradient is not None
+    return choose_forms(
+        parts.network, parts.starts, here, pr, pc, forms, apart=subnet > 1, open_ends=whole
+    )
+
+
+def step_bytes(
+    method: Method, mesh: Mesh, *, forms: Any = "auto", samples: int | None = None, word: int = 4
+) -> dict[Route, int]:
+    """Bytes that a device hands to collectives in a step (of workers: a round), by route.
+
+    Equal to `jtssm.sharding.count_bytes` of the placed step, to the byte, for elementwise optimizers.
+    The loss and other scalars that a step shows are among them. A TPU in its default precision sends what
+    only products read as bfloat16: there it is an upper bound.
+
+    Args:
+      method: unplaced.  mesh: with axes named subnet, pr and pc; an `AbstractMesh` will do.
+      forms: as in `jtssm.sharding.place`.  samples: that a resident method keeps.  word: bytes a number.
+
+    Raises:
+      ValueError: as `step_seconds`.
+    """
+    sizes: Any = tuple(dict(mesh.shape).get(axis, 1) for axis in ("subnet", "pr", "pc"))
+    chosen = method_forms(method, sizes, forms, samples)
+    return predicted_bytes(step_demand(method, sizes, chosen, samples), sizes, word)
+
+
+def step_flops(method: Method, samples: int | None = None) -> int:
+    """Floating-point operations of the products of one step, all devices together.
+
+    samples: that a resident method keeps.
+    """
+    forms = (
+        ()
+        if isinstance(method.parts, WorkerParts)
+        else ("batch",) * len(method.parts.network.layers)
+    )
+    (device,) = step_demand(method, (1, 1, 1), forms, samples).devices
+    return round(2 * sum(task.multiply_adds * task.times for task in device.tasks))
 
 
 def exchanged_bytes(method: Method, subnet: int, word: int = 4) -> dict[str, int]:
@@ -163,129 +284,9 @@ def sent_bytes(method: Method, subnet: int, word: int = 4) -> float:
     if hasattr(method.parts, "num"):
         moved = exchanged_bytes(method, subnet, word)
     else:
-        reduced = [m for m in method.moves(_batch_size(method)) if m.axis == "pc"]
+        reduced = [m for m in method.moves(step_samples(method, None)) if m.axis == "pc"]
         moved = {
             "all_to_all": 0,
             "all_reduce": sum(prod(m.shape) * m.times * word for m in reduced),
         }
     return others * moved["all_to_all"] + 2 * others * moved["all_reduce"]
-
-
-def step_bytes(
-    method: Method, mesh: Mesh, *, forms: Any = "auto", word: int = 4
-) -> dict[Route, int]:
-    """Bytes that a device hands to collectives in a step of `solvers.sgd` on pr x pc, by route.
-
-    Equal to `jtssm.sharding.count_bytes` of the placed step, to the byte, for networks without
-    normalisation (whose statistics are not among the formulas) and elementwise optimizers. The loss and
-    the number of right answers are two numbers, summed over the axes that split the last layer's samples.
-    A TPU in its default precision sends what only products read as bfloat16: there it is an upper bound.
-
-    Args:
-      method: unplaced.  mesh: with axes named pr and pc; an `AbstractMesh` will do.
-      forms: as in `jtssm.sharding.place`.  word: bytes a number.
-
-    Raises:
-      ValueError: a method that does not train the network as one piece, forms that do not fit.
-    """
-    parts = method.parts
-    if getattr(parts, "gradient", None) is None:
-        raise ValueError(f"method: expected one that trains one piece, as sgd; got {method.name}")
-    pr, pc = (dict(mesh.shape).get(axis, 1) for axis in ("pr", "pc"))
-    checks.divides("pc", pc, parts.batch_size, "samples of a batch")
-    net, here = parts.network, parts.batch_size // pc
-    chosen = choose_forms(net, parts.starts, here, pr, pc, forms, apart=False, open_ends=True)
-    grid = whole_grid(net, chosen, pr, pc)
-    shapes = jax.eval_shape(net.init, jax.random.key(0))
-    sent = Pass(grid, shapes, here, pc).sent()
-    over = [*(["pr"] if grid.split_outputs(here) else []), *(["pc"] if pc > 1 else [])]
-    if over:
-        sent.append(Sent("sums", len(chosen) - 1, "all_reduce", tuple(over), 2))
-    return {route: word * numbers for route, numbers in by_route(sent, pr).items()}
-
-
-def step_seconds(
-    method: Method, machine: Machine, *, subnet: int = 1, pc: int = 1, word: int = 4
-) -> Seconds:
-    """A step of a method that takes minibatches, in its steady state, on subnet x pc devices.
-
-    Args:
-      method: unplaced or placed.  subnet: divides its subnetworks.  pc: divides its batch.
-      word: bytes a number.
-
-    Raises:
-      ValueError: a resident method or one of workers, or sizes that do not divide.
-    """
-    parts, times = method.parts, _times(method)
-    num, batch = len(parts.starts) - 1, _batch_size(method)
-    checks.divides("subnet", subnet, num, "subnetworks")
-    checks.divides("pc", pc, batch, "samples of a batch")
-    layers, samples, local = _layers(parts.network), batch / pc, num // subnet
-    pieces = [layers[a:b] for a, b in pairwise(parts.starts)]
-    work = [
-        _passes(machine, piece, samples, word, times(l), l == 0) for l, piece in enumerate(pieces)
-    ]
-    updates = [times(l)[1] * _optimizer(machine, piece, word) for l, piece in enumerate(pieces)]
-    device = lambda of: max(sum(of[d * local : (d + 1) * local]) for d in range(subnet))
-    both = device([a + b for a, b in zip(work, updates, strict=True)])
-    products = device(work)
-    boundary, reduced = _messages(method, machine, local, pc, word)
-    return Seconds(products, both - products, boundary, device(reduced))
-
-
-def _messages(
-    method: Method, machine: Machine, local: int, pc: int, word: int
-) -> tuple[float, list[float]]:
-    """Seconds of a step's messages between neighbours, and of each piece's reductions."""
-    moves = method.moves(_batch_size(method))
-    crossing = [m for m in moves if m.axis == "subnet" and m.source // local != m.target // local]
-    boundary = 0.0
-    for what in {m.what for m in crossing}:  # every boundary at once, one kind after the other
-        size = max(prod(m.shape) * m.times for m in crossing if m.what == what)
-        boundary += message_seconds(machine, size * word / pc)
-    reduced = [0.0] * (len(method.parts.starts) - 1)
-    for m in moves:
-        if m.axis == "pc":
-            reduced[m.source] += m.times * all_reduce_seconds(machine, prod(m.shape) * word, pc)
-    return boundary, reduced
-
-
-def pipeline_seconds(
-    net: Network, batch: int, machine: Machine, *, stages: int, microbatches: int,
-    recompute: bool, pc: int = 1, word: int = 4,
-) -> Seconds:  # fmt: skip
-    """A step of a synchronous pipeline: m + stages - 1 slots of one microbatch forward and back.
-
-    Sources: GPipe (Huang et al., arXiv 1811.06965); 1F1B with a flush (Narayanan et al., arXiv
-    2104.04473). In seconds; our own count, with this module's assumptions.
-
-    Args:
-      net: cut into `stages` runs of layers with the smallest largest cost.  batch: all samples.
-      microbatches: m.  pc: how many such pipelines share the batch and sum their gradients.
-      recompute: True is GPipe, which keeps a stage's inputs and runs forward again before it runs
-        backward; False is 1F1B, which holds at most `stages` microbatches' activations and keeps them.
-        Both wait for the last microbatch before the weights move: their numbers are plain training's.
-
-    Raises:
-      ValueError: `pc` and `microbatches` do not divide the batch, more stages than layers.
-    """
-    checks.divides("pc", pc, batch, "samples of a batch")
-    checks.divides("microbatches", microbatches, batch // pc, "samples of a pipeline's batch")
-    checks.count(stages=stages)
-    if stages > len(net.layers):
-        raise ValueError(f"stages: expected at most {len(net.layers)}, one a layer; got {stages}")
-    starts = balanced_starts(net.costs(), stages)
-    layers, samples = _layers(net), batch / pc / microbatches
-    runs = [layers[a:b] for a, b in pairwise(starts)]
-    slots = microbatches + stages - 1
-    slot = max(
-        _passes(machine, run, samples, word, (1 + recompute, 1), s == 0)
-        for s, run in enumerate(runs)
-    )
-    widths = [prod(net.shapes[start]) for start in starts[1:-1]]
-    hop = 2 * message_seconds(machine, samples * max(widths) * word) if widths else 0.0
-    update = max(_optimizer(machine, run, word) for run in runs)
-    largest = max(sum(layer.parameters for layer in run) for run in runs)
-    return Seconds(
-        slots * slot, update, slots * hop, all_reduce_seconds(machine, largest * word, pc)
-    )

@@ -11,9 +11,11 @@ A layer's samples lie over pc always. What it does over pr is its form:
     row        W[I_pr, J]: takes columns, sums the products; behind `model` no gather is needed: one
                reduction a pair of layers (the column-and-row pairs of Megatron)
     domain     weights whole; rows of images are split, neighbours exchange what windows need of them
+    paired     two products in one layer, W1[I, J_pr] and W2[J_pr, O] (heads of attention, neurons of a
+               perceptron), from whole inputs to whole outputs: all-reduces of their sum and of dX
 
 Layouts between layers: `jtssm.sharding.layouts`. Source: Gholami et al., arXiv 1712.04432 (batch, model,
-domain); the others are later work's.
+domain); Shoeybi et al., arXiv 1909.08053 (paired); the others are later work's.
 """
 
 from __future__ import annotations
@@ -32,8 +34,10 @@ from jtssm.sharding import collectives
 from jtssm.sharding.layouts import Hop, hops, moved
 from jtssm.sharding.slabs import Halo, Slabs, windowed
 
-FORMS = ("batch", "gathered", "model", "scattered", "row", "domain")
-SPLITS = {"gathered": "gathered", "model": "model", "scattered": "model", "row": "row"}
+FORMS = ("batch", "gathered", "model", "scattered", "row", "domain", "paired")
+SPLITS = {
+    "gathered": "gathered", "model": "model", "scattered": "model", "row": "row", "paired": "paired",
+}  # fmt: skip
 
 
 class Grid(NamedTuple):
@@ -59,9 +63,8 @@ class Grid(NamedTuple):
         if form == "row":
             ends = i + 1 in (*self.entries, len(self.forms))
             return "whole" if ends or self.enters(i + 1, spread) != "samples" else "samples"
-        return {"model": "columns", "scattered": "columns", "domain": "rows"}.get(
-            form, "samples" if spread else "whole"
-        )
+        known = {"model": "columns", "scattered": "columns", "domain": "rows", "paired": "whole"}
+        return known.get(form, "samples" if spread else "whole")
 
     def before(self, i: int, spread: bool) -> tuple[Hop, ...]:
         """How the inputs of layer i get into its layout."""
@@ -134,36 +137,46 @@ def enters(layer: Layer, form: str, spread: bool) -> str:
     """The layout that a layer takes in a form; spread: pr divides the samples at hand."""
     if form == "model":
         return "whole" if layer.mixes else "columns"
-    return {"scattered": "copies", "row": "columns", "domain": "rows"}.get(
-        form, "samples" if spread else "whole"
-    )
+    known = {"scattered": "copies", "row": "columns", "domain": "rows", "paired": "whole"}
+    return known.get(form, "samples" if spread else "whole")
 
 
 def _of_form(grid: Grid, form: str, leaves: str) -> dict[str, Any]:
-    """The products of a form."""
-    axis, samples = grid.axis, grid.samples
+    """The products of a form, and what they leave for means over samples."""
     if form == "gathered":
-        to = "varying" if leaves == "samples" else "invarying"
-
-        def whole(W: Array) -> Array:
-            # first made every device's own: then its gradient is scattered before it is summed over pc
-            return collectives.gather(collectives.varying(W, samples), axis, W.ndim - 1, to=to)
-
-        return {
-            "dense": lambda x, W, b: plain_dense(x, whole(W), b),
-            "convolved": lambda x, W, *rest: plain_convolved(x, whole(W), *rest),
-        }
+        return _gathered(grid, "varying" if leaves == "samples" else "invarying")
+    summed = partial(_summed, axis=grid.axis, leaves=leaves)
+    if form == "paired":
+        return {"second": partial(_dense_sum, summed)}
     if form == "row":
-        summed = partial(_summed, axis=axis, leaves=leaves)
-
-        def dense(x: Array, W: Array, b: Array | None) -> Array:
-            z = summed(plain_dense(x, W, None))
-            return z if b is None else z + b[None, :]
-
-        return {"dense": dense, "convolved": lambda *given: summed(plain_convolved(*given))}
+        over = (*grid.samples, grid.axis) if leaves == "samples" else grid.samples
+        return {
+            "dense": partial(_dense_sum, summed),
+            "convolved": lambda *given: summed(plain_convolved(*given)),
+            "over_samples": lambda a: collectives.mean(PLAIN.over_samples(a), over),
+        }
     if form in ("model", "scattered"):
-        return {"convolved": partial(_own_groups, axis=axis, size=grid.size)}
+        return {"convolved": partial(_own_groups, axis=grid.axis, size=grid.size)}
     return {}
+
+
+def _gathered(grid: Grid, to: str) -> dict[str, Any]:
+    """Products by weights that are gathered first."""
+
+    def whole(W: Array) -> Array:
+        # first made every device's own: then its gradient is scattered before it is summed over pc
+        W = collectives.varying(W, grid.samples)
+        return collectives.gather(W, grid.axis, W.ndim - 1, to=to)
+
+    dense = lambda x, W, b: plain_dense(x, whole(W), b)
+    convolved = lambda x, W, *rest: plain_convolved(x, whole(W), *rest)
+    return {"dense": dense, "second": dense, "convolved": convolved}
+
+
+def _dense_sum(summed: Callable, x: Array, W: Array, b: Array | None) -> Array:
+    """x[B, J_pr] W[J_pr, O] summed over the devices, and b."""
+    z = summed(plain_dense(x, W, None))
+    return z if b is None else z + b[None, :]
 
 
 def _summed(x: Array, axis: str, leaves: str) -> Array:

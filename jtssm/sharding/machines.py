@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
+from math import inf, log
 from typing import NamedTuple
+
+from jtssm import checks
+
+ALGORITHMS = ("ring", "logarithmic")
 
 
 class Machine(NamedTuple):
@@ -15,26 +22,124 @@ class Machine(NamedTuple):
     latency: float  # seconds a message
     kernel: float  # seconds to start a kernel
     source: str
+    capacity: float = inf  # bytes that a device's memory holds
+    algorithm: str = "ring"  # how many latencies a collective has: one of ALGORITHMS
+    links: tuple[tuple[str, float], ...] = ()  # (mesh axis, bytes a second) where not `link`
+    rates: tuple[tuple[float, float], ...] = ()  # (smallest dimension of a product, share of flops)
+    shared: bool = False  # devices are virtual: they share one host's flops and memory bandwidth
 
+    def share(self, smallest: float) -> float:
+        """Share of `flops` that a product reaches whose smallest dimension is `smallest`.
+
+        Straight between the points of `rates` on logarithmic axes, constant beyond; 1 without points.
+        """
+        if not self.rates:
+            return 1.0
+        right = bisect_right([size for size, _ in self.rates], smallest)
+        if right in (0, len(self.rates)):
+            return self.rates[max(right - 1, 0)][1]
+        (a, low), (b, high) = self.rates[right - 1 : right + 1]
+        return low * (high / low) ** (log(smallest / a) / log(b / a))
+
+    def speed(self, axes: str | Sequence[str]) -> float:
+        """Bytes a second of the slowest links among the mesh axes; of `link` without axes."""
+        own = dict(self.links)
+        axes = (axes,) if isinstance(axes, str) else axes
+        return min((own.get(axis, self.link) for axis in axes), default=self.link)
+
+    def latencies(self, devices: int) -> int:
+        """Messages, one after the other, of a gather or reduce-scatter; twice as many of an all-reduce.
+
+        Raises:
+          ValueError: fewer than one device, or an unknown `algorithm`.
+        """
+        checks.count(devices=devices)
+        checks.one_of("algorithm", self.algorithm, ALGORITHMS)
+        return devices - 1 if self.algorithm == "ring" else (int(devices) - 1).bit_length()
+
+
+# Seconds of an epoch of 1.2 million images of AlexNet on one Cori KNL node, by batch (see the entry).
+_KNL_EPOCHS = (
+    (1, 30740), (2, 17290), (4, 9610), (8, 5920), (16, 3920), (32, 2840), (64, 2320), (128, 2030),
+    (256, 1780), (512, 1830), (1024, 1920), (2048, 2430),
+)  # fmt: skip
+_KNL_BEST = min(seconds for _, seconds in _KNL_EPOCHS)
+# Three products a layer and sample, the first layer without dX: weights times positions of each.
+_ALEXNET_FIRST = 34_848 * 55 * 55
+_ALEXNET = (
+    _ALEXNET_FIRST + 307_200 * 27 * 27 + (884_736 + 663_552 + 442_368) * 13 * 13
+    + 37_748_736 + 16_777_216 + 4_096_000
+)  # fmt: skip
+_ALEXNET_FLOPS = 2 * (3 * _ALEXNET - _ALEXNET_FIRST)
+
+_H100 = (
+    "nvidia.com/en-us/data-center/h100, SXM: 495 TFLOP/s (TF32 dense, half of the printed sparse), "
+    "3.35 TB/s, 80 GB, NVLink 900 GB/s in both directions; "
+)
+_TPU = "(bf16, jax's default for float32); assumed: 1 us a message, 1 us a kernel"
 
 MACHINES = {
     machine.name: machine
     for machine in (
         Machine(
+            "tpu-v4", 275e12, 1200e9, 45e9, 1e-6, 1e-6,
+            "cloud.google.com/tpu/docs/v4: 275 TFLOP/s, 1200 GB/s, 32 GiB; all-reduce 1.1 PB/s a pod of "
+            f"4096 over six links a chip, of which one is counted: 45 GB/s {_TPU}",
+            capacity=32 * 2**30,
+        ),
+        Machine(
             "tpu-v5e", 197e12, 819e9, 50e9, 1e-6, 1e-6,
-            "cloud.google.com/tpu/docs/v5e: 197 TFLOP/s (bf16, jax's default for float32), "
-            "819 GB/s, 1600 Gbit/s over four links, of which one is counted: 50 GB/s; "
-            "assumed: 1 us a message, 1 us a kernel",
+            "cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 819 GB/s, 16 GB; 1600 Gbit/s over four links, "
+            f"of which one is counted: 50 GB/s {_TPU}",
+            capacity=16e9,
+        ),
+        Machine(
+            "tpu-v5p", 459e12, 2765e9, 100e9, 1e-6, 1e-6,
+            "cloud.google.com/tpu/docs/v5p: 459 TFLOP/s, 2765 GB/s, 95 GiB; 4800 Gbit/s (1200 GB/s in "
+            f"both directions) over six links, of which one is counted: 100 GB/s {_TPU}",
+            capacity=95 * 2**30,
+        ),
+        Machine(
+            "tpu-v6e", 918e12, 1638e9, 100e9, 1e-6, 1e-6,
+            "cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 1638 GB/s, 32 GB; 800 GB/s in both directions "
+            f"over four links, of which one is counted: 100 GB/s {_TPU}",
+            capacity=32e9,
         ),
         Machine(
             "h100-nvlink", 495e12, 3.35e12, 450e9, 5e-6, 3e-6,
-            "NVIDIA H100 SXM: 495 TFLOP/s (TF32 dense), 3.35 TB/s, NVLink 900 GB/s in both directions; "
-            "assumed: all devices on one switch, 5 us a message, 3 us a kernel",
+            f"{_H100}assumed: all devices on one switch, 5 us a message, 3 us a kernel",
+            capacity=80e9,
         ),
         Machine(
             "h100-ethernet", 495e12, 3.35e12, 12.5e9, 20e-6, 3e-6,
-            "NVIDIA H100 SXM as above, one a host on 100 Gbit/s Ethernet; assumed: full line rate, "
-            "20 us a message, 3 us a kernel",
+            f"{_H100}assumed: one a host on 100 Gbit/s Ethernet at full line rate, 20 us a message, "
+            "3 us a kernel",
+            capacity=80e9,
+        ),
+        Machine(
+            "h200-nvlink", 495e12, 4.8e12, 450e9, 5e-6, 3e-6,
+            "nvidia.com/en-us/data-center/h200, SXM, 8 a node: 495 TFLOP/s (TF32 dense, half of the "
+            "printed sparse), 4.8 TB/s, 141 GB, NVLink 900 GB/s in both directions; assumed: at most 8 "
+            "devices, on one switch, 5 us a message, 3 us a kernel",
+            capacity=141e9,
+        ),
+        Machine(
+            "cori-knl", _ALEXNET_FLOPS * 1.2e6 / _KNL_BEST, 460e9, 6 * 2**30, 2e-6, 1e-6,
+            "arXiv 1712.04432, the machine of its simulation: 2 us, logarithmic collectives, 6 * 2**30 "
+            "B/s, which reproduces its bars (printed: 6 GB/s); flops and rates: AlexNet's products over "
+            "the seconds of an epoch on one node by batch, read off its figure to 1 %, the batch taken "
+            "as the smallest dimension: what else a step does and the start of kernels are included; "
+            "docs.nersc.gov/systems/cori: 96 GB of DDR4 (the capacity), 16 GB of MCDRAM at 460 GB/s; "
+            "assumed: all traffic is the MCDRAM's, a cache; 1 us a kernel",
+            capacity=96e9, algorithm="logarithmic",
+            rates=tuple((batch, _KNL_BEST / seconds) for batch, seconds in _KNL_EPOCHS),
+        ),
+        Machine(
+            "host", 1.72e11, 6.3e10, 1.18e9, 17e-6, 0.52e-6,
+            "measured by calibrate(seconds=10) on 2026-11-22, medians of 7 runs, scheduled before all "
+            "other work: 8 virtual devices on 2 cores of an AMD EPYC (family 25, model 17) with 25 GB, "
+            "an eighth each (the capacity), jax 0.10.2; of other hosts calibrate() tells",
+            capacity=3.1e9, rates=((1, 0.107), (8, 0.252), (64, 0.688), (512, 1.0)), shared=True,
         ),
     )
 }  # fmt: skip

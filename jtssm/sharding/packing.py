@@ -206,6 +206,26 @@ def spread(layout: Layout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, 
     return Rows({key: array(key) for key in layout.keys}, layout)
 
 
+def shapes(
+    layout: Layout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, pr: int, slots: int
+) -> Rows:
+    """The rows on the mesh as shapes with shardings; trees: shapes of the whole leaves."""
+    placed = specs(layout, names)
+    leading = KINDS.index(layout.kind)
+    leaves = jax.tree.leaves(list(trees))
+
+    def array(key: str) -> jax.ShapeDtypeStruct:
+        if layout.kind == "weights":
+            lead: tuple[int, ...] = (pr if key.endswith("/pr") else 1,)
+        else:
+            lead = tuple(max(a.shape[d] for a in leaves) for d in range(leading))
+        shape = (slots, *lead, layout.size(key))
+        sharding = NamedSharding(mesh, placed.rows[key])
+        return jax.ShapeDtypeStruct(shape, key.removesuffix("/pr"), sharding=sharding)
+
+    return Rows({key: array(key) for key in layout.keys}, layout)
+
+
 def _host_row(
     layout: Layout, piece: int, trees: Sequence[Tree], rank: int, pr: int, key: str
 ) -> np.ndarray:

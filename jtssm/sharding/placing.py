@@ -27,7 +27,16 @@ from jtssm.sharding.choosing import choose_forms
 from jtssm.sharding.crews import place_workers
 from jtssm.sharding.exchanging import by_collectives, own_part
 from jtssm.sharding.mesh import axis_names, axis_size, check_split, predicted, put
-from jtssm.sharding.packing import Layout, gathered, is_rows, lay_out, layout_of, specs, spread
+from jtssm.sharding.packing import (
+    Layout,
+    gathered,
+    is_rows,
+    lay_out,
+    layout_of,
+    shapes,
+    specs,
+    spread,
+)
 from jtssm.sharding.whole import place_whole
 from jtssm.workers import WorkerParts
 
@@ -47,8 +56,8 @@ def place(
       axes: our axis -> the mesh's name for it, e.g. {"subnet": "stage", "pc": "data"}; by default
         the axes that bear our names. An axis the mesh lacks has size 1.
       forms: how layers are split over pr, one of `grid.FORMS` for each ("batch", "gathered", "model",
-        "scattered", "row", "domain"; `jtssm.sharding.grid` says what they are); "auto": those that repeat
-        least work and, of these, move least.
+        "scattered", "row", "domain", "paired"; `jtssm.sharding.grid` says what they are); "auto": those
+        that repeat least work and, of these, move least.
 
     Returns:
       A method whose `params` gathers the weights in host memory (numpy) and whose other functions
@@ -80,7 +89,7 @@ def place(
     if whole:
         return place_whole(method, mesh, names, forms)
     net = parts.network
-    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    shapes = net.parameter_shapes()
     alike = parts.alike or tuple(range(len(parts.starts) - 1))
     at = Place(net, parts.starts, forms, names, sizes, alike)
     for l, optimizer in enumerate(parts.optimizers if sizes[1] > 1 else ()):
@@ -192,15 +201,22 @@ class _Placing:
         return jax.jit(start)(key, put(x, self.mesh, samples), put(y, self.mesh, samples), rows)
 
     def spread(self, state):
-        """An unplaced state (of one device, or gathered) on the mesh; a placed one as it is."""
+        """An unplaced state (of one device, or gathered) on the mesh; a placed one as it is.
+
+        Of a state of `jax.ShapeDtypeStruct`s the same with shardings: enough to compile a step.
+        """
         if is_rows(state.weights):
             return state
+        abstract = any(isinstance(a, jax.ShapeDtypeStruct) for a in jax.tree.leaves(state))
         (dtype,) = {a.dtype for a in jax.tree.leaves([w.params for w in state.weights])}
         weights = self._weights_layout(dtype)
         slots, pr = self.at.local * self.at.sizes[0], self.at.sizes[1]
 
         def laid_out(name: str, value: Any) -> Any:
             kind = self.parts.kinds.get(name, ())
+            if abstract and isinstance(kind, str):
+                layout = weights if kind == "weights" else layout_of(kind, value)
+                return shapes(layout, value, self.mesh, self.names, pr, slots)
             if kind == "weights":
                 return lay_out(weights, value, self.mesh, self.names, pr, slots)
             if isinstance(kind, str):

@@ -12,14 +12,19 @@ in, to a collective over p devices of the axes named:
     gathered    forward: all-gather |W| / pr; backward: reduce-scatter |W|
     row         all-reduce b n_out; if samples are split next: reduce-scatter b n_out forward
                 and all-gather b n_out / pr backward
+    paired      all-reduce b n_out forward; all-reduce b n_in backward
     domain      b w c rows to each neighbour, each way; where devices run different programs: all-gather
                 of them forward, reduce-scatter backward
+    statistics  "batch", "running": over the axes that split samples or rows, all-reduce 2 c forward and
+                2 c backward, c the channels here; 3 c backward in the domain form or without gamma
+                "layer": over pr where it splits neurons or rows, all-reduce 2 b forward, 3 b backward
     gradient    all-reduce of what a device stores of each parameter over pc, and over pr too where it
                 is whole and pr splits samples or rows
 
 Rows count as the tallest slab has them: b n / pr is then b n room / h. The first layer with weights has
-no dX, and what lies before it no backward. Sums of statistics (normalisation) are not among them. Source:
-Gholami et al., arXiv 1712.04432, equations 3 to 9; the paper charges the first dX too.
+no dX (a pair has one behind gamma and beta of its own), and what lies before it no backward. Statistics
+are counted as in training. Source: Gholami et al., arXiv 1712.04432, equations 3 to 9; the paper charges
+the first dX too.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ from typing import NamedTuple
 
 import jax
 
+from jtssm.network import Layer
 from jtssm.protocol import Tree
 from jtssm.sharding.grid import SPLITS, Grid
 from jtssm.sharding.layouts import Hop
@@ -40,12 +46,14 @@ from jtssm.sharding.slabs import Halo, Slabs
 class Sent(NamedTuple):
     """What one device hands to a collective in one pass."""
 
-    what: str  # "hop", "model", "gathered", "row", "domain" or "gradient"
+    # "hop", "model", "gathered", "row", "paired", "domain", "statistics" or "gradient"
+    what: str
     layer: int
     collective: str  # "all_gather", "reduce_scatter", "all_reduce", "all_to_all" or "permute"
     axes: tuple[str, ...]  # "pr", "pc" or both
     numbers: int
     step: int = 0  # of a permute: 1 to the device after (the last sends none), -1 to the one before
+    backward: bool = False  # whether it is sent on the way back
 
 
 class Pass(NamedTuple):
@@ -79,6 +87,7 @@ class Pass(NamedTuple):
         """What layer i sends between its inputs in its layout and the next layer's entry."""
         if self.grid.axis is not None:
             yield from self._work(i)
+        yield from self._statistics(i)
         yield from self._gradient(i)
         if self.grid.axis is not None:
             yield from self._hops(i, self.grid.after(i, self.spread), i + 1, True)
@@ -103,7 +112,7 @@ class Pass(NamedTuple):
         for hop in way:
             for collective, numbers, backward in self._hop(hop, position):
                 if differs or not backward:
-                    yield Sent("hop", i, collective, ("pr",), numbers)
+                    yield Sent("hop", i, collective, ("pr",), numbers, backward=backward)
 
     def _hop(self, hop: Hop, position: int) -> Iterator[tuple[str, int, bool]]:
         """(collective, numbers, whether it is of the backward pass)."""
@@ -124,21 +133,28 @@ class Pass(NamedTuple):
 
     def _work(self, i: int) -> Iterator[Sent]:
         form, size = self.grid.forms[i], self.grid.size
-        send = lambda collective, numbers: Sent(form, i, collective, ("pr",), numbers)
+
+        def send(collective: str, numbers: int, backward: bool = False) -> Sent:
+            return Sent(form, i, collective, ("pr",), numbers, backward=backward)
+
         if form == "model" and self.grid.network.layers[i].mixes and self.differs(i):
-            yield send("all_reduce", self._numbers(i))
+            yield send("all_reduce", self._numbers(i), True)
         elif form == "gathered":
             split = self.grid.network.layers[i].splits["gathered"]
             numbers = sum(a.size for a, d in _pairs(self.params[i], split) if d >= 0)
             yield send("all_gather", numbers // size)
             if self.spread:
-                yield send("reduce_scatter", numbers)
+                yield send("reduce_scatter", numbers, True)
         elif form == "row":
             if self.grid.leaves(i, self.spread) == "samples":
                 yield send("reduce_scatter", self._numbers(i + 1))
-                yield send("all_gather", self._numbers(i + 1) // size)
+                yield send("all_gather", self._numbers(i + 1) // size, True)
             else:
                 yield send("all_reduce", self._numbers(i + 1))
+        elif form == "paired":
+            yield send("all_reduce", self._numbers(i + 1))
+            if self.differs(i) or self.grid.network.layers[i].prepares:
+                yield send("all_reduce", self._numbers(i), True)
         elif form == "domain":
             yield from self._halo(i)
 
@@ -153,15 +169,18 @@ class Pass(NamedTuple):
         if self.grid.apart:
             forward = [("all_gather", both, 0)]
             backward = [("reduce_scatter", both * self.grid.size, 0)]
-        for collective, numbers, step in forward + (backward if self.differs(i) else []):
+        ways = [(False, sent) for sent in forward]
+        ways += [(True, sent) for sent in backward if self.differs(i)]
+        for back, (collective, numbers, step) in ways:
             if numbers:
-                yield Sent("domain", i, collective, ("pr",), numbers, step)
+                yield Sent("domain", i, collective, ("pr",), numbers, step, back)
 
     def _gradient(self, i: int) -> Iterator[Sent]:
         """All-reduces of the gradient, one kind of axes after the other."""
         form, layer = self.grid.forms[i], self.grid.network.layers[i]
-        split = layer.splits[SPLITS[form]] if form in SPLITS else None
-        pairs = _pairs(self.params[i], split or jax.tree.map(lambda _: -1, self.params[i]))
+        params = _trained(layer, self.params[i])
+        split = _trained(layer, layer.splits[SPLITS[form]]) if form in SPLITS else None
+        pairs = _pairs(params, split or jax.tree.map(lambda _: -1, params))
         over = ("pr",) if self._varies(i) and self.grid.axis is not None else ()
         stored = {True: 0, False: 0}
         for a, d in pairs:
@@ -169,13 +188,37 @@ class Pass(NamedTuple):
         pc = ("pc",) if self.pc > 1 else ()
         for axes, numbers in (((*over, *pc), stored[False]), (pc, stored[True])):
             if axes and numbers:
-                yield Sent("gradient", i, "all_reduce", axes, numbers)
+                yield Sent("gradient", i, "all_reduce", axes, numbers, backward=True)
+
+    def _statistics(self, i: int) -> Iterator[Sent]:
+        """All-reduces of means and variances, and of the gradients that come back to them."""
+        layout = self.grid.leaves(i, self.spread) if self.grid.axis is not None else "whole"
+        pc = ("pc",) if self.pc > 1 else ()
+        for over, width, affine in self.grid.network.layers[i].statistics:
+            if over == "neurons":
+                axes = ("pr",) if layout in ("columns", "rows") else ()
+                numbers, back = self.samples, 3
+            else:
+                axes = (*(("pr",) if layout in ("samples", "rows") else ()), *pc)
+                numbers = width // (self.grid.size if layout == "columns" else 1)
+                # where gamma is the same on the devices that share them, its gradient's sum is theirs too
+                back = 2 if affine and layout != "rows" else 3
+            if axes:
+                yield Sent("statistics", i, "all_reduce", axes, 2 * numbers)
+                yield Sent("statistics", i, "all_reduce", axes, back * numbers, backward=True)
 
     def _varies(self, i: int) -> bool:
         """Whether whole parameters of layer i are used on what pr splits."""
-        if self.grid.forms[i] == "row":
+        if self.grid.forms[i] in ("row", "paired"):
             return self.grid.leaves(i, self.spread) == "samples"
         return self.grid.forms[i] == "domain" or self.spread
+
+
+def _trained(layer: Layer, tree: Tree) -> Tree:
+    """Parameters, or what has their names, without those that are estimated: they have no gradient."""
+    if not layer.estimated:
+        return tree
+    return {name: a for name, a in tree.items() if name not in layer.estimated}
 
 
 def _pairs(params: Tree, split: Tree) -> list:

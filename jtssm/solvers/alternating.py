@@ -102,6 +102,6 @@ class Turn(NamedTuple):
 
 
 ORDERS = {
-    order: Rule("gsam", hold, partial(sweep, order), forward="f", backward="p")
-    for order in ("sequential", "parallel")
+    order: Rule("gsam", hold, partial(sweep, order), forward="f", backward="p", again=again, sums=3)
+    for order, again in (("sequential", lambda l, n: True), ("parallel", lambda l, n: False))
 }

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jtssm import checks, losses
 from jtssm.network import Network, estimate_layers
-from jtssm.protocol import Array, Method, Move, Tree
+from jtssm.protocol import Array, Method, Move, Run, Tree
 from jtssm.solvers.pieces import precisely
 from jtssm.solvers.rounds import Local, composed, local
 from jtssm.workers import Meeting, WorkerParts, as_method, round_info
@@ -99,7 +99,7 @@ def _method(name: str, crew: Any, precision: Any) -> Method:
             step=precisely(precision, crew.step), forward=precisely(precision, crew.forward),
             estimate=precisely(precision, crew.estimate), params=lambda state: list(state.params),
             local_steps=trainer.local_steps, batch_size=trainer.batch_size, loss=trainer.loss,
-            moves=crew.moves,
+            moves=crew.moves, work=lambda: (_rounds(trainer),),
         )
     )  # fmt: skip
 
@@ -193,6 +193,12 @@ def _gradient(trainer: Local) -> Move:
     ]
     size, times = sum(trained), trainer.local_steps
     return Move("gradient of W", (size,), "pc", None, None, times, collective="all_reduce")
+
+
+def _rounds(trainer: Local) -> Run:
+    """R local steps of a worker."""
+    steps = trainer.local_steps
+    return Run(trainer.batch_size, steps, steps, steps, first=False)
 
 
 def _trained(trainer, meeting, state, params, x, y) -> tuple:

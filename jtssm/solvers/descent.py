@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jtssm import checks, losses
 from jtssm.network import Network, estimate_layers
-from jtssm.protocol import Array, Info, Method, Products, as_method
+from jtssm.protocol import Array, Info, Method, Products, Run, as_method
 from jtssm.solvers.pieces import Pieces, Weights, precisely
 
 
@@ -67,7 +67,8 @@ def sgd(
             descend=descend,
             drain=lambda exchange, state: state,
             moves=lambda samples: pieces.gradient_moves(1),
-            passes=lambda l: (1, 1),
+            work=lambda l, samples: (Run(samples, 1, 1, 1, first=False),),
+            sums=2,
             precision=precision,
             batch_size=batch_size,
             resident=False,

@@ -96,7 +96,7 @@ class Pieces(NamedTuple):
 
     def gradient_moves(self, times: int) -> tuple[Move, ...]:
         """The all-reduce of every piece's gradient over the batch split, `times` a step."""
-        params = by_piece(jax.eval_shape(self.network.init, jax.random.key(0)), self.starts)
+        params = by_piece(self.network.parameter_shapes(), self.starts)
         sizes = [sum(a.size for a in jax.tree.leaves(piece)) for piece in params]
         return tuple(
             Move("gradient of W", (size,), "pc", l, l, times, collective="all_reduce")

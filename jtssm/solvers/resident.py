@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jtssm.protocol import Array, Exchange, Info, Method, as_method
+from jtssm.protocol import Array, Exchange, Info, Method, Run, as_method
 from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.updates import Penalties, squared
 
@@ -36,6 +36,10 @@ class Rule(NamedTuple):
     sweep: Callable  # (Samples, weights, held, penalties) -> (weights, held, Info)
     forward: str  # what goes forward over a boundary
     backward: str
+    again: (
+        Callable  # (l, number of pieces) -> whether piece l runs forward once more after its p-step
+    )
+    sums: int  # scalars summed over all devices in a sweep
 
 
 class Strata(NamedTuple):
@@ -137,6 +141,14 @@ def method(
         )
         return (*crossing, *pieces.gradient_moves(sweeps * steps))
 
+    def work(l, samples):
+        steps = sweeps * (weight_steps or samples // batch_size)
+        again = sweeps * rule.again(l, pieces.num)
+        return (
+            Run(batch_size, steps, steps, steps, first=False),
+            Run(samples, sweeps + again, 0, sweeps * (l > 0), first=True),
+        )
+
     return as_method(
         pieces.parts(
             name=rule.name,
@@ -145,7 +157,8 @@ def method(
             step=step,
             drain=lambda exchange, state: state,
             moves=moves,
-            passes=None,
+            work=work,
+            sums=rule.sums,
             precision=precision,
             batch_size=batch_size,
             resident=True,

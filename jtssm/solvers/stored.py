@@ -96,4 +96,6 @@ class Turn(NamedTuple):
         return held._replace(u=u, q_before=q_before), squared(held.p - q_before)
 
 
-GSADMM = Rule("gsadmm", hold, sweep, forward="q", backward="p + u / rho")
+GSADMM = Rule(
+    "gsadmm", hold, sweep, forward="q", backward="p + u / rho", again=lambda l, n: l < n - 1, sums=5
+)

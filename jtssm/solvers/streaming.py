@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from jtssm.protocol import Array, Info, Method, as_method
+from jtssm.protocol import Array, Info, Method, Run, as_method
 from jtssm.solvers.pieces import Pieces
 from jtssm.solvers.turns import Kept, Rule, Turn
 from jtssm.solvers.updates import Penalties
@@ -89,7 +89,18 @@ def method(
                 *pieces.gradient_moves(sweeps),
             ),
             # all but the last piece run forward once more, on the minibatch that comes in
-            passes=lambda l: (sweeps + (l < pieces.num - 1), sweeps),
+            work=lambda l, samples: (
+                Run(
+                    samples,
+                    sweeps + (l < pieces.num - 1),
+                    sweeps,
+                    sweeps,
+                    first=l > 0,
+                    unused=int(l < pieces.num - 1),  # the last sweep's gradient needs no f
+                ),
+            ),
+            # residuals of a single piece are three equal zeros, which XLA sums once
+            sums=6 if pieces.num > 1 else 4,
             precision=precision,
             batch_size=batch_size,
             resident=False,

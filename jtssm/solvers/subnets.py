@@ -37,7 +37,7 @@ import numpy as np
 
 from jtssm import checks, losses
 from jtssm.network import Network, estimate_layers
-from jtssm.protocol import Array, Method, Move, Products, Tree
+from jtssm.protocol import Array, MatrixProduct, Method, Move, Products, Tree
 from jtssm.solvers.dealing import Cut, Stored, cuts_of, stored
 from jtssm.solvers.pieces import precisely
 from jtssm.solvers.rounds import Local, composed, local
@@ -117,6 +117,7 @@ def ist(
             step=precisely(precision, model.step), forward=precisely(precision, model.forward),
             estimate=precisely(precision, model.estimate), params=model.params,
             local_steps=local_steps, batch_size=batch_size, loss=trainer.loss, moves=model.moves,
+            work=model.work,
         )
     )  # fmt: skip
 
@@ -271,17 +272,39 @@ class _Model(NamedTuple):
             for layer, p, olds in zip(self.net.layers, found, old, strict=True)
         ]
 
+    def _places(self) -> list[dict[str, tuple[int, ...]]]:
+        """The shape of each parameter in a subnet, with its empty places; one dict a layer."""
+        params = self.net.parameter_shapes()
+
+        def shape(a: Any, kept: Stored | None) -> tuple[int, ...]:
+            cuts = (None,) * a.ndim if kept is None else kept.cuts
+            return tuple(
+                n if cut is None else cut.slots for n, cut in zip(a.shape, cuts, strict=True)
+            )
+
+        return [
+            {name: shape(p[name], kept) for name, kept in how.items()}
+            for how, p in zip(self.plan, params, strict=True)
+        ]
+
+    def work(self) -> tuple[MatrixProduct, ...]:
+        """Of one worker in a round: products forward, for dW and, but in the first layer, for dX."""
+        found, steps = [], self.trainer.local_steps
+        for i, shapes in enumerate(self._places()):
+            if "W" in shapes:
+                times = steps * (3 if i else 2)
+                inner, columns = shapes["W"]
+                found.append(MatrixProduct(self.trainer.batch_size, inner, columns, times))
+        return tuple(found)
+
     def moves(self, samples: int) -> tuple[Move, ...]:
         """Of one worker in a round: a pull and a push of its subnet, the mean of what all share, and the
         sum of its gradients over devices that share its minibatches."""
-        params = jax.eval_shape(self.net.init, jax.random.key(0))
         worker = partial(Move, source=None, target=None)
         found, size = [], 0
-        for i, (how, p) in enumerate(zip(self.plan, params, strict=True)):
+        for i, (how, shapes) in enumerate(zip(self.plan, self._places(), strict=True)):
             for name, kept in how.items():
-                cuts = (None,) * p[name].ndim if kept is None else kept.cuts
-                places = zip(p[name].shape, cuts, strict=True)
-                shape = tuple(n if cut is None else cut.slots for n, cut in places)
+                shape = shapes[name]
                 ways = (("mean", "all_reduce"),) if kept is None else DEAL
                 size += prod(shape) * (name not in self.net.layers[i].estimated)
                 for way, collective in ways:

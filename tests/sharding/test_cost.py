@@ -9,6 +9,7 @@ from jax.extend.core import jaxprs_in_params
 import jtssm
 from jtssm import solvers
 from jtssm.sharding import cost
+from jtssm.sharding.pipelines import pipeline_seconds
 
 NET = jtssm.mlp([6, 8, 12, 8, 4])
 BATCH = 8
@@ -59,7 +60,7 @@ def test_a_step_on_one_device_by_hand():
     second = max(2 * 8 * 32 / 1e9, 4 * (8 * 12 + 36) / 1e9) + 1e-5
     np.testing.assert_allclose(got.products, 2 * first + 3 * second, rtol=1e-12)
     np.testing.assert_allclose(got.optimizer, 7 * 4 * 92 / 1e9 + 1e-5, rtol=1e-12)
-    assert got.boundary == got.reduction == 0
+    assert got.messages == 0
     np.testing.assert_allclose(got.total, got.products + got.optimizer)
 
 
@@ -67,11 +68,13 @@ def test_messages_by_hand():
     """n = 2 on 2 x 2 devices: f and q - f of 4 samples, width 12; the larger piece's gradient."""
     method = solvers.gsadmm(NET, subnets=2, **SHARED)
     got = cost.step_seconds(method, SLOW, subnet=2, pc=2)
-    np.testing.assert_allclose(got.boundary, 2 * (1e-3 + 4 * 12 * 4 / 1e6), rtol=1e-12)
+    np.testing.assert_allclose(got.permute, 2 * (1e-3 + 4 * 12 * 4 / 1e6), rtol=1e-12)
     size = max(6 * 8 + 8 + 8 * 12 + 12, 12 * 8 + 8 + 8 * 4 + 4)
-    np.testing.assert_allclose(got.reduction, 2 * 1e-3 + 4 * size / 1e6, rtol=1e-12)
+    sums = 2 * 1e-3 + 4 * 6 / 1e6 * 3 / 2 + 4e-3  # six scalars over all four devices
+    expected = 2 * 2 * 1e-3 + 4 * size / 1e6 + sums  # two layers
+    np.testing.assert_allclose(got.all_reduce, expected, rtol=1e-12)
     same = cost.step_seconds(method, SLOW, subnet=1, pc=1)
-    assert same.boundary == same.reduction == 0
+    assert same.messages == 0
     np.testing.assert_allclose(cost.all_reduce_seconds(SLOW, 4e6, 4), 6e-3 + 6.0, rtol=1e-12)
 
 
@@ -97,7 +100,7 @@ def test_pieces_on_their_own_devices_take_the_largest_ones_time():
 
 
 def test_a_pipeline_of_one_stage_and_one_microbatch_is_plain_training():
-    one = cost.pipeline_seconds(NET, BATCH, SLOW, stages=1, microbatches=1, recompute=False)
+    one = pipeline_seconds(NET, BATCH, SLOW, stages=1, microbatches=1, recompute=False)
     np.testing.assert_allclose(one, cost.step_seconds(sgd(), SLOW), rtol=1e-12)
 
 
@@ -105,18 +108,18 @@ def test_a_pipeline_fills_and_empties_and_gpipe_runs_forward_again():
     """No start costs, no messages: (m + s - 1) / m times the slowest stage's work."""
     machine = SLOW._replace(kernel=0.0, link=1e18, latency=0.0, memory=1e18)
     options = {"batch": BATCH, "machine": machine, "stages": 4, "recompute": False}
-    one, four = (cost.pipeline_seconds(NET, microbatches=m, **options).products for m in (1, 4))
+    one, four = (pipeline_seconds(NET, microbatches=m, **options).products for m in (1, 4))
     np.testing.assert_allclose(four / one, (7 / 4) / 4, rtol=1e-12)
-    again = cost.pipeline_seconds(NET, microbatches=4, **{**options, "recompute": True})
+    again = pipeline_seconds(NET, microbatches=4, **{**options, "recompute": True})
     np.testing.assert_allclose(again.products / four, 4 / 3, rtol=1e-12)
 
 
 def test_pipelines_that_share_a_batch_sum_their_gradients():
-    two = cost.pipeline_seconds(NET, BATCH, SLOW, stages=2, microbatches=2, recompute=True, pc=2)
-    alone = cost.pipeline_seconds(NET, BATCH // 2, SLOW, stages=2, microbatches=2, recompute=True)
+    two = pipeline_seconds(NET, BATCH, SLOW, stages=2, microbatches=2, recompute=True, pc=2)
+    alone = pipeline_seconds(NET, BATCH // 2, SLOW, stages=2, microbatches=2, recompute=True)
     size = max(6 * 8 + 8 + 8 * 12 + 12, 12 * 8 + 8 + 8 * 4 + 4)
-    assert two._replace(reduction=0.0) == alone
-    np.testing.assert_allclose(two.reduction, 2 * 1e-3 + 4 * size / 1e6, rtol=1e-12)
+    assert two._replace(all_reduce=0.0) == alone
+    np.testing.assert_allclose(two.all_reduce, 2 * 1e-3 + 4 * size / 1e6, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,7 @@ def test_pipelines_that_share_a_batch_sum_their_gradients():
     [
         (
             lambda: cost.step_seconds(solvers.gsadmm(NET, schedule="stored", **SHARED), SLOW),
-            r"method: expected one that takes minibatches; got gsadmm, which keeps all samples",
+            r"samples: expected how many gsadmm keeps, e.g. 55000: it keeps them all; got None",
         ),
         (
             lambda: cost.step_seconds(solvers.gsadmm(NET, subnets=4, **SHARED), SLOW, subnet=3),
@@ -136,22 +139,24 @@ def test_pipelines_that_share_a_batch_sum_their_gradients():
         ),
         (
             lambda: cost.step_seconds(
-                solvers.local_sgd(NET, workers=2, local_steps=2, **SHARED), SLOW
+                solvers.local_sgd(NET, workers=2, local_steps=2, **SHARED), SLOW, subnet=3
             ),
-            r"method: expected one that takes minibatches; got local_sgd, which takes rounds",
+            r"subnet: expected one of \[1, 2\], which divide 2 workers; got 3",
+        ),
+        (
+            lambda: cost.step_seconds(
+                solvers.gsadmm(NET, schedule="stored", **SHARED), SLOW, pr=2, samples=64
+            ),
+            r"pr: expected 1, gsadmm is modelled without it; got 2",
         ),
         (lambda: cost.step_seconds(sgd(), SLOW, pc=3), r"pc: expected one of \[1, 2, 4, 8\]"),
         (lambda: cost.step_seconds(sgd(), SLOW, pc=0), r"pc: expected an integer of at least 1"),
         (
-            lambda: cost.pipeline_seconds(
-                NET, BATCH, SLOW, stages=2, microbatches=3, recompute=True
-            ),
+            lambda: pipeline_seconds(NET, BATCH, SLOW, stages=2, microbatches=3, recompute=True),
             r"microbatches: expected one of \[1, 2, 4, 8\], which divide 8 samples of a pipeline's batch; got 3",
         ),
         (
-            lambda: cost.pipeline_seconds(
-                NET, BATCH, SLOW, stages=5, microbatches=2, recompute=True
-            ),
+            lambda: pipeline_seconds(NET, BATCH, SLOW, stages=5, microbatches=2, recompute=True),
             r"stages: expected at most 4, one a layer; got 5",
         ),
     ],

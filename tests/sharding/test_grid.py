@@ -11,9 +11,8 @@ import jtssm
 from jtssm import images, sharding, solvers
 from jtssm.images import convolution, max_pool
 from jtssm.network import dense, sequence
-from jtssm.sharding.grid import FORMS
 from jtssm.sharding.slabs import Halo
-from tests.sharding.grid_cases import GRIDS, Case, covering, every
+from tests.sharding.grid_cases import FACTORS, GRIDS, Case, covering, every
 
 MOMENTUM = optax.sgd(0.05, momentum=0.9)
 
@@ -58,7 +57,7 @@ def test_every_form_gives_the_numbers_of_one_device(case: Case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FACTORS["form"])
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_the_full_product_too(form, grid):
     for case in every():

@@ -107,20 +107,15 @@ def test_auto_moves_least_of_all_forms():
         assert moved("auto") == min(tried)
 
 
-def test_step_bytes_refuses_other_methods():
-    net = jtssm.mlp([8, 8, 8])
-    method = solvers.gsadmm(net, subnets=2, optimizer=optax.sgd(0.1), batch_size=8)
-    with pytest.raises(ValueError, match="expected one that trains one piece, as sgd; got gsadmm"):
-        cost.step_bytes(method, sharding.make_mesh(1, 2, 1))
-
-
-def test_statistics_come_on_top():
-    """The formulas leave out sums of batch statistics: two means of every normalised layer, both ways."""
+def test_statistics_of_normalisation_by_hand():
+    """[c] means and variances over pc: two all-reduces forward, two backward; without gamma three."""
     net = jtssm.mlp([8, 16, 8], normalisation="batch")
     mesh = sharding.make_mesh(1, 1, 4)
     method = solvers.sgd(net, optimizer=optax.sgd(0.1), batch_size=8)
     placed = sharding.place(method, mesh)
     x, y = np.zeros((8, 8), np.float32), np.zeros(8, np.int32)
-    found = sharding.count_bytes(placed.step, placed.init(jax.random.key(0), x, y), x, y)
-    (route,) = found
-    assert found[route] > cost.step_bytes(method, mesh)[route]
+    gradients = 8 * 16 + 16 + 16 + 16 * 8  # W, gamma, beta; W of the outputs
+    expected = {Route("all_reduce", ("pc",)): 4 * (4 * 16 + 5 * 8 + gradients + 2)}
+    assert cost.step_bytes(method, mesh) == expected
+    state = placed.init(jax.random.key(0), x, y)
+    assert sharding.count_bytes(placed.step, state, x, y) == expected

@@ -22,19 +22,24 @@ NETS = {
 def check(name, pr, pc, form, *, compiled=True):
     """Formula, trace and compiled program agree; returns the program, and what a step takes."""
     net, batch = NETS[name]
+    forms = form if form == "auto" else uniform(net, form, pr)
+    return agree(net, batch, pr, pc, forms, compiled=compiled)
+
+
+def agree(net, batch, pr, pc, forms, *, compiled=True):
+    """As `check`, for any network in any forms."""
     mesh = sharding.make_mesh(1, pr, pc)
     method = solvers.sgd(net, optimizer=optax.sgd(0.1, momentum=0.9), batch_size=batch)
-    forms = form if form == "auto" else uniform(net, form, pr)
     placed = sharding.place(method, mesh, forms=forms)
     given = abstract(method, placed, batch)
     expected = cost.step_bytes(method, mesh, forms=forms)
     traced = sharding.count_bytes(placed.step, *given)
-    assert traced == expected, (name, pr, pc, form, "trace", traced, expected)
+    assert traced == expected, (pr, pc, forms, "trace", traced, expected)
     if not compiled:
         return None
     program = jax.jit(placed.step).lower(*given).compile()
     moved = counting.moved(program.as_text(), mesh)
-    assert moved == expected, (name, pr, pc, form, "compiled", moved, expected)
+    assert moved == expected, (pr, pc, forms, "compiled", moved, expected)
     return program, given
 
 

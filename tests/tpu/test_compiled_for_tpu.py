@@ -383,7 +383,9 @@ def test_gradients_are_summed_over_the_samples_as_declared(topology, name):
     """A step's scalars may travel with them, and norms of ADMM, which are not declared."""
     method, mesh = METHODS[name].method, program(topology, name).mesh
     num = SAMPLES if method.resident else method.parts.batch_size
-    loops = getattr(method.parts, "passes", None) is None  # over local steps, or over minibatches
+    loops = method.resident or not hasattr(
+        method.parts, "starts"
+    )  # over local steps, or over minibatches
     declared = sum(
         4 * int(np.prod(m.shape)) * (1 if loops else m.times)
         for m in method.moves(num) if m.axis == "pc"

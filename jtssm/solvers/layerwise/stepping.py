@@ -7,12 +7,13 @@ to a grid, its codes go forward instead, and layer l + 1 keeps its own q_l and u
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jtssm.protocol import Array, Exchange, Info, Move, Parts
+from jtssm.protocol import Array, Exchange, Info, MatrixProduct, Move, Parts
 from jtssm.solvers.layerwise import updates
 from jtssm.solvers.layerwise.activations import Activation
 from jtssm.solvers.layerwise.grids import Grid
@@ -110,7 +111,7 @@ class Layered(NamedTuple):
 
     def moves(self, samples: int) -> tuple[Move, ...]:
         """What crosses the mesh in an iteration."""
-        return (*self._boundary_moves(samples), *self.pieces.gradient_moves(1), *self._gram_moves())
+        return (*self._boundary_moves(samples), *self.pieces.gradient_moves(1), *self._sum_moves())
 
     def _boundary_moves(self, samples: int) -> list[Move]:
         moves = []
@@ -132,21 +133,36 @@ class Layered(NamedTuple):
                     moves.append(Move(ends_of, (samples, 2), "subnet", source, target, 1))
         return moves
 
-    def _gram_moves(self) -> list[Move]:
-        if self.steps == "gradient":
-            return []
-        widths = [prod(self.pieces.inputs(l)) for l in range(self.pieces.num)]
-        return [
-            Move("p^T p", (w * w,), "pc", l, l, 1, collective="all_reduce")
-            for l, w in enumerate(widths)
-        ]
+    def _sum_moves(self) -> list[Move]:
+        found = []
+        for l in range(self.pieces.num):
+            i, o = prod(self.pieces.inputs(l)), self.pieces.network.shapes[l + 1][0]
+            send = partial(Move, axis="pc", source=l, target=l, times=1, collective="all_reduce")
+            squares = 2 if l and self.steps != "exact" else 0  # of p's exact line search
+            if self.steps == "gradient":
+                found.append(send("squares", (squares + 1,)))
+            else:
+                found += [send("p^T p", (i * i,)), send("sums of p and r", (i + o + squares,))]
+        return found
+
+    def work(self, l: int, samples: int) -> tuple[MatrixProduct, ...]:
+        """The products of layer l in an iteration: of its p-step, but in the first, and its W-step."""
+        i, o = prod(self.pieces.inputs(l)), self.pieces.network.shapes[l + 1][0]
+        found, rounded = [MatrixProduct(samples, i, o, 2)], l > 0 and self.grid is not None
+        if self.steps != "gradient":
+            found += [MatrixProduct(i, samples, i), *_solve(i, o, split=False)]
+        if l > 0:
+            found.append(MatrixProduct(samples, i, o, 2 + rounded))
+        if l > 0 and self.steps == "exact":
+            found += [MatrixProduct(i, o, i, split=False), *_solve(i, samples, split=True)]
+        return tuple(found)
 
     def parts(self, *, precision: Any, rebuild: Any) -> Parts:
         """Everything `jtssm.sharding.place` needs."""
         samples = dict.fromkeys(("p", "z", "r", "q", "u", "inbox"), "samples")
         return self.pieces.parts(
             name="pdadmm", kinds={"weights": "weights", **samples}, init=self.init, step=self.step,
-            drain=lambda exchange, state: state, moves=self.moves, passes=None,
+            drain=lambda exchange, state: state, moves=self.moves, work=self.work, sums=9,
             precision=precision, batch_size=None, resident=True, alike=self._alike(),
             splits_layers=False, rebuild=rebuild,
         )  # fmt: skip
@@ -157,6 +173,14 @@ class Layered(NamedTuple):
         kind = lambda l: (shapes[l], shapes[l + 1], self.activations[l].name, l == 0)
         kinds = [kind(l) for l in range(num - 1)]
         return (*(kinds.index(k) for k in kinds), num - 1)
+
+
+def _solve(size: int, columns: int, *, split: bool) -> tuple[MatrixProduct, ...]:
+    """A Cholesky factor, a sixth of size^3 multiply-adds, and two triangular solves with it."""
+    return (
+        MatrixProduct(size, size, -(-size // 6), split=False, solve=True),
+        MatrixProduct(size, size, columns, split=split, solve=True),
+    )
 
 
 def flat(x: Array) -> Array:

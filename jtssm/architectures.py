@@ -1,0 +1,138 @@
+"""Published networks, at their full sizes unless told otherwise.
+
+A residual block, or half of a transformer's, is one layer (`jtssm.residual`): a network is cut, and its
+layers' forms on a grid are chosen, between blocks. Blocks of equal shape are one and the same `Layer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+
+import jax
+
+from jtssm import checks, network
+from jtssm.images import alexnet, convolution, max_pool, mean_pool
+from jtssm.network import Layer, Network, Shape, dense
+from jtssm.normalisation import NORMALISATIONS
+from jtssm.residual import attention, bottleneck, mean_token, perceptron
+
+
+def vgg16(classes: int = 1000, *, size: int = 224, divide: int = 1) -> Network:
+    """VGG-16 (Simonyan, Zisserman 2014, arXiv 1409.1556, configuration D), without its dropout.
+
+    Args:
+      classes: outputs.  size: height and width of an image, at least 32.
+      divide: all widths and channels are divided by this, for small machines: 1, 2, 4, .. 64.
+
+    Raises:
+      ValueError: a `divide` that does not divide the widths, images too small for the five pools.
+    """
+    checks.divides("divide", divide, 64, "which divides all of VGG-16's widths but")
+    stages = [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]
+    layers: list[Layer] = []
+    for channels, count in stages:
+        layers += [convolution(channels // divide, 3, 1, "SAME", jax.nn.relu)] * count
+        layers.append(max_pool(2))
+    layers += [dense(4096 // divide, jax.nn.relu)] * 2
+    return network.sequence([*layers, dense(classes)], (size, size, 3))
+
+
+def resnet50(classes: int = 1000, *, size: int = 224, normalisation: str = "batch") -> Network:
+    """ResNet-50 (He, Zhang, Ren, Sun 2015, arXiv 1512.03385); see `resnet`."""
+    return resnet((3, 4, 6, 3), classes, size=size, normalisation=normalisation)
+
+
+def resnet(
+    blocks: Sequence[int] = (3, 4, 6, 3),
+    classes: int = 1000,
+    *,
+    size: int = 224,
+    channels: int = 64,
+    normalisation: str = "batch",
+) -> Network:
+    """A residual network of bottleneck blocks; the stride stands at the 3 x 3 convolution ("v1.5").
+
+    Padding is `images.convolution`'s "SAME": the odd pixel at the end.
+
+    Args:
+      blocks: of each stage; the first block of every stage but the first halves height and width.
+      classes: outputs.  size: height and width of an image.
+      channels: of the stem; the blocks of stage s have channels * 2^s inside and 4 times that outside.
+      normalisation: "batch", "running" or "layer" (`jtssm.normalisation`), of every convolution.
+
+    Raises:
+      ValueError: no stage or numbers below 1, an unknown normalisation.
+    """
+    _check_resnet(blocks, size, normalisation)
+    layers = [
+        convolution(channels, 7, 2, "SAME", jax.nn.relu, normalisation),
+        max_pool(3, 2, "SAME"),
+    ]
+    for stage, count in enumerate(blocks):
+        inner = channels * 2**stage
+        layers.append(bottleneck(inner, 1 if stage == 0 else 2, normalisation, widen=True))
+        layers += [bottleneck(inner, 1, normalisation)] * (count - 1)
+    shape: Shape = (size, size, 3)
+    for layer in layers:
+        shape = layer.shape(shape)
+    return network.sequence([*layers, mean_pool(shape[0]), dense(classes)], (size, size, 3))
+
+
+def _check_resnet(blocks: Sequence[int], size: int, normalisation: str) -> None:
+    if not blocks:
+        raise ValueError("blocks: expected the blocks of at least one stage, e.g. (3, 4); got none")
+    checks.count(size=size, **{f"blocks[{i}]": count for i, count in enumerate(blocks)})
+    checks.one_of("normalisation", normalisation, list(NORMALISATIONS))
+
+
+def transformer(
+    blocks: int = 12,
+    *,
+    width: int = 768,
+    heads: int = 12,
+    sequence: int = 512,
+    hidden: int | None = None,
+    classes: int = 1000,
+) -> Network:
+    """A transformer encoder (Vaswani et al. 2017, arXiv 1706.03762) that classifies sequences.
+
+    Samples are embedded tokens [sequence, width]. A block is two layers, x + attention(norm(x)) and
+    x + perceptron(norm(x)): the norm stands before (Xiong et al. 2020, arXiv 2002.04745). Then the mean
+    over the normalised tokens, and a dense layer.
+
+    Args:
+      blocks: how many.  width: of a token.  heads: of the attention, which divide the width.
+      sequence: tokens of a sample.  hidden: width inside the perceptron; None: 4 * width.
+      classes: outputs.
+
+    Raises:
+      ValueError: numbers below 1, heads that do not divide the width.
+    """
+    hidden = 4 * width if hidden is None else hidden
+    checks.count(blocks=blocks, width=width, sequence=sequence, hidden=hidden)
+    pair = [attention(width, heads), perceptron(width, hidden)]
+    return network.sequence([*pair * blocks, mean_token(width), dense(classes)], (sequence, width))
+
+
+ARCHITECTURES: dict[str, Callable[[], Network]] = {
+    "alexnet": alexnet,
+    "mlp": lambda: network.mlp([784, 4096, 4096, 4096, 10]),
+    "resnet50": resnet50,
+    "transformer": transformer,
+    "vgg16": vgg16,
+}
+
+
+def find_architecture(name: str) -> Callable[[], Network]:
+    """What builds a published network, by its name.
+
+    Raises:
+      ValueError: an unknown name, with the nearest one that is known.
+    """
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    near = get_close_matches(str(name), ARCHITECTURES, n=1, cutoff=0.0)
+    raise ValueError(
+        f"architecture: expected one of {sorted(ARCHITECTURES)}; got {name!r}: is {near[0]!r} meant?"
+    )

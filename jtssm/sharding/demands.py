@@ -1,0 +1,298 @@
+"""What one step of a method asks of the devices of a mesh, as data: products, updates, messages.
+
+Nothing here knows of a machine: `jtssm.sharding.cost` prices a demand. It is made of what a method
+declares (`Parts.work`, `Parts.moves`) and of the formulas of `jtssm.sharding.traffic`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+
+from jtssm import checks
+from jtssm.protocol import MatrixProduct, Method, Move, Run, Tree
+from jtssm.sharding.grid import Grid
+from jtssm.sharding.routes import Route
+from jtssm.sharding.tasks import (
+    Task,
+    batched,
+    matrix_task,
+    network_tasks,
+    passes,
+    stored_words,
+    task,
+)
+from jtssm.sharding.traffic import Pass, Sent
+from jtssm.workers import WorkerParts
+
+
+class Message(NamedTuple):
+    """What one device hands to a collective."""
+
+    what: str
+    collective: str
+    axes: tuple[str, ...]
+    words: float
+    times: float  # in a step
+    itemsize: int | None = None  # bytes of a number; None: a word
+    step: int = 0  # of a permute between slabs: 1 to the device after, -1 to the one before
+    source: int | None = None  # along "subnet", of a permute between pieces
+
+
+class Demand(NamedTuple):
+    """What a step asks of one device."""
+
+    tasks: tuple[Task, ...] = ()
+    updates: tuple[tuple[float, float], ...] = ()  # (parameters that an optimizer renews, times)
+    messages: tuple[Message, ...] = ()
+
+    def __add__(self, other: Demand) -> Demand:  # type: ignore[override]
+        return Demand(
+            self.tasks + other.tasks, self.updates + other.updates, self.messages + other.messages
+        )
+
+
+class Step(NamedTuple):
+    """What a step asks of a mesh."""
+
+    devices: tuple[Demand, ...]  # of each position along "subnet"
+    between: tuple[Message, ...]  # boundaries, sums, deals
+
+
+Sizes = tuple[int, int, int]  # of subnet, pr, pc
+
+
+def step_demand(method: Method, sizes: Sizes, forms: Sequence[str], samples: int | None) -> Step:
+    """What a step of a method asks of a mesh.
+
+    Args:
+      method: unplaced or placed.  sizes: of subnet, pr and pc.
+      forms: of its layers; of no use to workers.
+      samples: that a resident method keeps; others take their minibatch.
+
+    Raises:
+      ValueError: sizes that do not divide; a resident method without `samples` or with pr > 1.
+    """
+    if isinstance(method.parts, WorkerParts):
+        return _of_workers(method, sizes)
+    parts, (subnet, _, pc) = method.parts, sizes
+    num = len(parts.starts) - 1
+    checks.divides("subnet", subnet, num, "subnetworks")
+    samples = step_samples(method, samples)
+    checks.divides("pc", pc, samples, "samples of a step")
+    layered = layered_of(method, sizes, samples)
+    local = num // subnet
+    grid = layered.grid._replace(forms=tuple(forms))
+    moves = method.moves(samples) if parts.gradient is None else ()  # sgd's are those of its layers
+    pieces = [_of_piece(layered, grid, l, moves) for l in range(num)]
+    devices = tuple(_total(pieces[d * local : (d + 1) * local]) for d in range(subnet))
+    return Step(devices, (*_boundaries(moves, local, pc), *_sums(layered, grid, sizes)))
+
+
+def step_samples(method: Method, samples: int | None) -> int:
+    """Samples that a step of a method without workers takes, all devices together.
+
+    Raises:
+      ValueError: a resident method, and no number of samples.
+    """
+    if not method.resident:
+        return method.parts.batch_size
+    if samples is None:
+        raise ValueError(
+            f"samples: expected how many {method.name} keeps, e.g. 55000: it keeps them all; got None"
+        )
+    checks.count(samples=samples)
+    return samples
+
+
+class Layered(NamedTuple):
+    """A method's pieces on a grid, but for the forms."""
+
+    parts: Any  # jtssm.protocol.Parts
+    params: Sequence[Tree]  # shapes, one tree a layer
+    grid: Grid
+    pc: int
+    runs: tuple[tuple[Run, ...], ...]  # of each piece
+    products: tuple[tuple[MatrixProduct, ...], ...]  # of each piece
+
+    def piece(self, i: int) -> int:
+        """The piece that holds layer i."""
+        return next(l for l, b in enumerate(self.parts.starts[1:]) if i < b)
+
+    def layer(self, grid: Grid, i: int) -> Demand:
+        """What layer i asks, its inputs' entry included; grid: with the forms."""
+        return self.entry(grid, i) + self.own(grid, i)
+
+    def entry(self, grid: Grid, i: int) -> Demand:
+        """What the hops into layer i ask."""
+        return Demand(messages=tuple(self._messages(grid, i, Pass.entry)))
+
+    def own(self, grid: Grid, i: int) -> Demand:
+        """What layer i asks but for its entry."""
+        runs = self.runs[self.piece(i)]
+        first = i in self.parts.starts
+        tasks = tuple(task(self._pass(grid, run), i, passes(run, first)) for run in runs)
+        words = stored_words(grid, self.params[i], i)
+        updates = ((words, sum(run.weights for run in runs)),) if words else ()
+        return Demand(tasks, updates, tuple(self._messages(grid, i, Pass.own)))
+
+    def _pass(self, grid: Grid, run: Run) -> Pass:
+        return Pass(grid, self.params, run.samples // self.pc, self.pc)
+
+    def _messages(self, grid: Grid, i: int, of: Any) -> Iterable[Message]:
+        ends = self._ends(i) if of is Pass.own else set()
+        for run in self.runs[self.piece(i)]:
+            for sent in of(self._pass(grid, run), i):
+                if times := _sends(sent, run, sent.what in ends):
+                    yield Message(
+                        sent.what, sent.collective, sent.axes, sent.numbers, times, step=sent.step
+                    )
+
+    def _ends(self, i: int) -> set[str]:
+        """What layer i sends forward only to make its piece's outputs: no gradient needs it."""
+        if i + 1 not in self.parts.starts:
+            return set()
+        layer = self.grid.network.layers[i]
+        bare = layer.activation is None and not layer.statistics
+        return {"hop", "paired"} | ({"row"} if bare else set())
+
+
+def layered_of(method: Method, sizes: Sizes, samples: int) -> Layered:
+    """A method's pieces on a grid of those sizes.
+
+    Raises:
+      ValueError: a method that stores variables for every sample, with pr > 1.
+    """
+    parts, (subnet, pr, pc) = method.parts, sizes
+    if pr > 1 and method.resident:
+        raise ValueError(f"pr: expected 1, {method.name} is modelled without it; got {pr}")
+    whole = parts.gradient is not None
+    samples_of = ("pc",) if pc > 1 else ()
+    grid = Grid(
+        parts.network, (), parts.starts[:-1], "pr" if pr > 1 else None, pr, samples_of,
+        apart=subnet > 1, open=whole,
+    )  # fmt: skip
+    work = [parts.work(l, samples) for l in range(len(parts.starts) - 1)]
+    runs = tuple(tuple(w for w in of if isinstance(w, Run)) for of in work)
+    products = tuple(tuple(w for w in of if isinstance(w, MatrixProduct)) for of in work)
+    return Layered(parts, parts.network.parameter_shapes(), grid, pc, runs, products)
+
+
+def _sends(sent: Sent, run: Run, ends: bool) -> int:
+    """How often it is sent in a run; ends: only to make the outputs of a piece."""
+    if sent.what == "gradient":
+        return run.weights
+    if sent.backward:
+        return max(run.weights, run.inputs)
+    return run.forward - (run.unused if ends else 0)
+
+
+def _of_piece(layered: Layered, grid: Grid, l: int, moves: Sequence[Move]) -> Demand:
+    starts = layered.parts.starts
+    layers = range(starts[l], starts[l + 1])
+    if not layered.products[l]:
+        return _total([layered.layer(grid, i) for i in layers])
+    words = sum(a.size for i in layers for a in jax.tree.leaves(layered.params[i]))
+    tasks = tuple(matrix_task(p, layered.pc) for p in layered.products[l])
+    sums = [m for m in moves if m.source == l and m.axis == "pc" and layered.pc > 1]
+    messages = [
+        Message(m.what, m.collective, ("pc",), prod(m.shape), m.times, m.itemsize) for m in sums
+    ]
+    return Demand(tasks, ((words, 1),), tuple(messages))
+
+
+def _total(demands: Iterable[Demand]) -> Demand:
+    return sum(demands, Demand())
+
+
+def _boundaries(moves: Sequence[Move], local: int, pc: int) -> Iterable[Message]:
+    """What crosses between devices along "subnet", each of which has `local` pieces."""
+    crossing: Any = [m for m in moves if m.collective == "permute"]
+    for m in (m for m in crossing if m.source // local != m.target // local):
+        words, source = prod(m.shape) / pc, m.source // local
+        yield Message(m.what, "permute", ("subnet",), words, m.times, m.itemsize, source=source)
+
+
+def _sums(layered: Layered, grid: Grid, sizes: Sizes) -> Iterable[Message]:
+    """The scalars that a step shows."""
+    over = [name for name, size in zip(("subnet", "pr", "pc"), sizes, strict=True) if size > 1]
+    if layered.parts.gradient is None:
+        over = [name for name in over if name != "pr"]  # the same on all of them
+    elif not grid.split_outputs(step_rows(layered)):
+        over = [name for name in over if name != "pr"]
+    if over:
+        yield Message("sums", "all_reduce", tuple(over), layered.parts.sums, 1)
+
+
+def step_rows(layered: Layered) -> int:
+    """Samples of a minibatch on each device of pc."""
+    return layered.runs[0][0].samples // layered.pc
+
+
+def _of_workers(method: Method, sizes: Sizes) -> Step:
+    """A round; pr and pc both split a worker's samples."""
+    parts, (subnet, pr, pc) = method.parts, sizes
+    checks.divides("subnet", subnet, parts.num, "workers")
+    checks.divides("pr * pc", pr * pc, parts.batch_size, "samples of a worker's batch")
+    local = parts.num // subnet
+    tasks, updates = [], []
+    for work in parts.work():
+        if isinstance(work, MatrixProduct):
+            tasks.append(batched(matrix_task(work, pr * pc), local))
+        else:
+            tasks += [batched(each, local) for each in network_tasks(parts.network, work, pr * pc)]
+    gradient = [m for m in method.moves(0) if m.axis == "pc"]
+    updates = [(local * prod(m.shape), m.times) for m in gradient]
+    axes = tuple(name for name, size in (("pr", pr), ("pc", pc)) if size > 1)
+    messages = [
+        Message(m.what, m.collective, axes, local * prod(m.shape), m.times, m.itemsize)
+        for m in gradient if axes
+    ]  # fmt: skip
+    device = Demand(tuple(tasks), tuple(updates), tuple(messages))
+    return Step((device,) * subnet, tuple(_meetings(method, sizes, axes)))
+
+
+def _meetings(method: Method, sizes: Sizes, axes: tuple[str, ...]) -> Iterable[Message]:
+    """Deals and means over the workers, and the scalars that a round shows."""
+    parts, subnet = method.parts, sizes[0]
+    for m in (m for m in method.moves(0) if m.axis == "subnet" and subnet > 1):
+        times = parts.num // subnet if m.collective == "all_to_all" else 1
+        yield Message(m.what, m.collective, ("subnet",), times * prod(m.shape), m.times, m.itemsize)
+    over = (*(["subnet"] if subnet > 1 else []), *axes)
+    if over:
+        yield Message("sums", "all_reduce", over, 2, 1)
+
+
+def predicted_bytes(step: Step, sizes: Sizes, word: int = 4) -> dict[Route, int]:
+    """Bytes that a device hands to collectives, by route: of the device along subnet that moves most."""
+    pr = sizes[1]
+    inside = max((_by_route(d.messages, pr, word) for d in step.devices), key=_size)
+    shared = _by_route((m for m in step.between if m.source is None), pr, word)
+    sent: dict[Route, dict] = {}
+    for m in (m for m in step.between if m.source is not None):
+        by_device = sent.setdefault(Route(m.collective, m.axes), {})
+        by_device[m.source] = by_device.get(m.source, 0) + message_bytes(m, word)
+    crossing = {route: max(by_device.values()) for route, by_device in sent.items()}
+    found = (inside, shared, crossing)
+    return {r: sum(f.get(r, 0) for f in found) for r in dict.fromkeys(r for f in found for r in f)}
+
+
+def message_bytes(m: Message, word: int) -> int:
+    """Bytes of all its repetitions."""
+    return round(m.words * m.times * (m.itemsize or word))
+
+
+def _by_route(messages: Iterable[Message], pr: int, word: int) -> dict[Route, int]:
+    ways: dict[Route, dict[int, int]] = {}
+    for m in messages:
+        way = ways.setdefault(Route(m.collective, m.axes), {})
+        way[m.step] = way.get(m.step, 0) + message_bytes(m, word)
+    most = max if pr == 2 else sum  # of two devices each has a single neighbour
+    return {route: most(way.values()) for route, way in ways.items() if any(way.values())}
+
+
+def _size(found: dict[Route, int]) -> tuple:
+    return sum(found.values()), sorted(found.items())

@@ -1,0 +1,139 @@
+"""What a device of a mesh holds in a step of a method, in bytes.
+
+    arguments     the state and the minibatch as a step takes them: exact, `memory_analysis()` agrees
+    outputs       the state and the scalars that a step gives back: exact
+    temporaries   an upper bound of what lives in between: gradients and what the optimizer makes of them,
+                  and of every layer its inputs and outputs as they lie here, with what is gathered for it
+
+A compiler may keep less (it fuses, and frees early): the bound is at most `SLACK` times what XLA takes on
+the cases of the tests. Donated arguments share their bytes with outputs: `total` counts them once.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType
+
+from jtssm.protocol import Info, Method
+from jtssm.sharding.demands import Demand, Layered, Sizes, Step
+from jtssm.sharding.mesh import AXES
+from jtssm.sharding.placing import batch_sharding, place
+from jtssm.workers import WorkerParts
+
+
+class Memory(NamedTuple):
+    """Bytes of one device."""
+
+    weights: int  # parameters
+    optimizer: int  # its state
+    variables: (
+        int  # what else a state holds: ADMM variables, samples in flight, keys, padding of rows
+    )
+    samples: int  # x and y of a step
+    outputs: int  # the state again, and the scalars that a step shows
+    gradients: int  # with what the optimizer makes of them: an upper bound
+    activations: int  # of all layers, with what is gathered for them: an upper bound
+    copies: int  # of a state that is packed in rows, or dealt: as it is used; an upper bound
+
+    @property
+    def arguments(self) -> int:
+        """What a step is given."""
+        return self.weights + self.optimizer + self.variables + self.samples
+
+    @property
+    def temporaries(self) -> int:
+        """An upper bound of what lives within a step."""
+        return self.gradients + self.activations + self.copies
+
+    @property
+    def total(self) -> int:
+        """The most that a device needs where the state is donated: its bytes serve as outputs."""
+        return self.arguments + self.temporaries
+
+
+SLACK = 4.0
+WORD = 4  # bytes of a float32
+GRADIENTS = 3  # for each parameter: its gradient, its update, its new value
+
+
+def step_memory(
+    method: Method, sizes: Sizes, step: Step, *, forms: Any = "auto", samples: int | None = None
+) -> Memory:
+    """What one device holds in a step on subnet x pr x pc devices; float32 samples, integer labels.
+
+    Args:
+      method: unplaced.  sizes: of subnet, pr and pc.
+      step: what it asks, `jtssm.sharding.demands.step_demand`.
+      forms: as in `jtssm.sharding.place`.  samples: that a resident method keeps.
+
+    Raises:
+      ValueError: as `jtssm.sharding.place`.
+    """
+    _, state, given = placed_step(method, sizes, forms, samples)
+    named = {name: device_bytes(getattr(state, name)) for name in state._fields}
+    weights = max(round(sum(words for words, _ in device.updates)) for device in step.devices)
+    trained = [
+        name for name in ("weights", "params", "homes", "shared", "opt_state") if name in named
+    ]
+    kept = sum(named.pop(name) for name in trained)
+    rest, info = sum(named.values()), WORD * len(Info._fields)
+    as_it_is = (
+        method.parts.gradient is not None
+        if hasattr(method.parts, "gradient")
+        else "opt_state" in state._fields
+    )
+    return Memory(
+        WORD * weights, kept - WORD * weights, rest, device_bytes(given), kept + rest + info,
+        gradients=GRADIENTS * WORD * weights,
+        activations=round(max(activation_bytes(device) for device in step.devices)),
+        copies=0 if as_it_is else 2 * (kept + rest),
+    )  # fmt: skip
+
+
+def activation_bytes(demand: Demand) -> float:
+    """What the passes of a step hold beside the weights: an upper bound."""
+    return WORD * sum(task.held * task.activations + task.gathered for task in demand.tasks)
+
+
+def optimizer_words(layered: Layered) -> list[float]:
+    """Words of the optimizer's state for each parameter, piece by piece."""
+    found = []
+    for l, (a, b) in enumerate(pairwise(layered.parts.starts)):
+        params = list(layered.params[a:b])
+        state = jax.eval_shape(layered.parts.optimizers[l].init, params)
+        numbers = [sum(prod(x.shape) for x in jax.tree.leaves(of)) for of in (state, params)]
+        found.append(numbers[0] / numbers[1] if numbers[1] else 0.0)
+    return found
+
+
+def placed_step(
+    method: Method, sizes: Sizes, forms: Any, samples: int | None, mesh: Any = None
+) -> tuple[Method, Any, tuple]:
+    """The method on a mesh, and its state and samples as shapes with shardings: nothing is computed.
+
+    mesh: None: an abstract one of those sizes, which no device has to be there for.
+    """
+    mesh = mesh or AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+    placed = place(
+        method, mesh, **({} if isinstance(method.parts, WorkerParts) else {"forms": forms})
+    )
+    shape = method.parts.network.shapes[0]
+    lead: Any = method.batch_shape or (samples,)
+    x = jax.ShapeDtypeStruct((prod(lead) if method.batch_shape else samples, *shape), np.float32)
+    y = jax.ShapeDtypeStruct(x.shape[:1], np.int32)
+    state = jax.eval_shape(lambda x, y: method.init(jax.random.key(0), x, y), x, y)
+    sharding = batch_sharding(placed)
+    given = [jax.ShapeDtypeStruct((*lead, *of), a.dtype) for of, a in ((shape, x), ((), y))]
+    put = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+    return placed, placed.spread(state), tuple(put(a) for a in given)
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of the shards that one device holds of arrays, or of shapes with shardings."""
+    leaves = [a for a in jax.tree.leaves(tree) if hasattr(a, "sharding")]
+    return sum(prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves)

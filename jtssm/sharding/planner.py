@@ -1,0 +1,190 @@
+"""Which mesh, which cuts, which form for each layer: the plan that a cost model finds fastest.
+
+Every factorisation of the devices into subnet x pr x pc is tried; on each the layers take the forms of
+the shortest path (`jtssm.sharding.paths`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+from jtssm import checks
+from jtssm.network import Network
+from jtssm.protocol import Method
+from jtssm.sharding.cost import Seconds, seconds_of
+from jtssm.sharding.demands import (
+    Sizes,
+    Step,
+    predicted_bytes,
+    step_demand,
+)
+from jtssm.sharding.finding import find_machine
+from jtssm.sharding.machines import Machine
+from jtssm.sharding.memory import (
+    Memory,
+    step_memory,
+)
+from jtssm.sharding.paths import fastest_forms
+from jtssm.sharding.routes import Route
+from jtssm.workers import WorkerParts
+
+Build = Callable[
+    [Network, int, int], Method
+]  # (network, pieces or workers, batch) -> unplaced method
+
+
+class Proposal(NamedTuple):
+    """One mesh, with the best forms on it, and what a step there is predicted to take."""
+
+    method: Method  # unplaced
+    shape: Sizes  # of subnet, pr and pc
+    forms: tuple[str, ...]  # one a layer; none for methods of workers
+    seconds: Seconds  # a step, by cause
+    bytes: dict[Route, int]  # that a device hands to collectives in a step, by collective and axes
+    memory: Memory  # of a device
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """The first layer of every subnetwork but the first; of workers none."""
+        return tuple(getattr(self.method.parts, "starts", ())[1:-1])
+
+
+class Plan(NamedTuple):
+    """The best proposal, those that come next, and the meshes that do not go."""
+
+    best: Proposal
+    runners_up: tuple[Proposal, ...]
+    refused: dict[Sizes, str]  # with the reason
+
+
+def factorisations(num_devices: int) -> list[Sizes]:
+    """All (subnet, pr, pc) whose product is the number of devices."""
+    checks.count(num_devices=num_devices)
+    divisors = [d for d in range(1, num_devices + 1) if num_devices % d == 0]
+    return [
+        (subnet, pr, num_devices // subnet // pr)
+        for subnet in divisors
+        for pr in divisors
+        if num_devices // subnet % pr == 0
+    ]
+
+
+def plan(
+    net: Network, num_devices: int, batch: int, machine: Machine | str, *, method: Build,
+    memory_limit: float | None = None, overlap: float = 0.0, samples: int | None = None,
+    runners_up: int = 4,
+) -> Plan:  # fmt: skip
+    """The fastest mesh of so many devices for a network, by the cost model, and those that come next.
+
+    Args:
+      net: the network.  num_devices: all are used.  batch: samples of a step's minibatch, of all devices.
+      machine: one of `MACHINES`, its name, or the path of a machine file.
+      method: (net, n, batch) -> the unplaced method with n subnetworks or workers, n the size of the
+        "subnet" axis; it raises ValueError where there is none. `jtssm.plan` takes names of methods.
+      memory_limit: bytes a device may hold; None: the machine's capacity.
+      overlap: share of the products' time, 0 to 1, behind which the all-reduce of gradients may hide.
+      samples: that a resident method keeps.
+      runners_up: how many other meshes to return.
+
+    Raises:
+      ValueError: bad arguments, or no mesh that goes, with the reasons.
+    """
+    checks.count(batch=batch)
+    if not 0 <= overlap <= 1:
+        raise ValueError(f"overlap: expected a share from 0 to 1, e.g. 0.5; got {overlap!r}")
+    if memory_limit is not None:
+        checks.positive(memory_limit=memory_limit)
+    machine = find_machine(machine)
+    limit = machine.capacity if memory_limit is None else memory_limit
+    refused: dict[Sizes, str] = {}
+    found: list[_Candidate] = []
+    build = cache(lambda subnet: method(net, subnet, batch))
+    for sizes in factorisations(num_devices):
+        try:
+            found.append(_candidate(build(sizes[0]), sizes, machine, overlap, samples, limit))
+        except ValueError as error:
+            refused[sizes] = str(error)
+    found.sort(key=lambda c: c.seconds.total)
+    proposals: list[Proposal] = []
+    for candidate in found:
+        if len(proposals) > runners_up:
+            break
+        try:
+            proposals.append(_checked(candidate, samples, limit))
+        except ValueError as error:
+            refused[candidate.sizes] = str(error)
+    if not proposals:
+        raise ValueError(_nothing_goes(num_devices, refused))
+    return Plan(proposals[0], tuple(proposals[1:]), refused)
+
+
+class _Candidate(NamedTuple):
+    """A mesh with its forms, not yet checked."""
+
+    method: Method
+    sizes: Sizes
+    forms: tuple[str, ...]
+    step: Step
+    seconds: Seconds
+
+
+def propose(
+    method: Method, sizes: Sizes, machine: Machine, *, overlap: float = 0.0,
+    samples: int | None = None, limit: float = float("inf"),
+) -> Proposal:  # fmt: skip
+    """One mesh with the fastest forms that fit in `limit` bytes a device; see `plan`.
+
+    Raises:
+      ValueError: sizes that do not go, or do not fit in the limit.
+    """
+    return _checked(_candidate(method, sizes, machine, overlap, samples, limit), samples, limit)
+
+
+def _candidate(
+    method: Method,
+    sizes: Sizes,
+    machine: Machine,
+    overlap: float,
+    samples: int | None,
+    limit: float,
+) -> _Candidate:
+    forms = fastest_forms(method, sizes, machine, overlap=overlap, samples=samples, limit=limit)
+    _check_work(method, sizes, forms)
+    step = step_demand(method, sizes, forms, samples)
+    return _Candidate(method, sizes, forms, step, seconds_of(machine, step, sizes, overlap=overlap))
+
+
+def _checked(found: _Candidate, samples: int | None, limit: float) -> Proposal:
+    """The proposal, once `place` takes it and its memory fits."""
+    method, sizes, forms, step, seconds = found
+    memory = step_memory(method, sizes, step, forms=forms or "auto", samples=samples)
+    if memory.total > limit:
+        raise ValueError(
+            f"memory_limit: expected at least {memory.total} bytes a device, as subnet, pr, pc = {sizes} "
+            f"may take; got {limit:.0f}"
+        )
+    return Proposal(method, sizes, forms, seconds, predicted_bytes(step, sizes), memory)
+
+
+def _nothing_goes(num_devices: int, refused: dict[Sizes, str]) -> str:
+    reasons = [f"{sizes}: {why}" for sizes, why in refused.items()]
+    shown = "; ".join(reasons[:4]) + ("; ..." if len(reasons) > 4 else "")
+    return (
+        f"num_devices: expected a number that some mesh fits; got {num_devices}, of which none goes: "
+        f"{shown}"
+    )
+
+
+def _check_work(method: Method, sizes: Sizes, forms: Sequence[str]) -> None:
+    """Some work is split over pr, not all of it repeated."""
+    _, pr, pc = sizes
+    if isinstance(method.parts, WorkerParts) or method.resident or set(forms) != {"batch"}:
+        return
+    here = method.parts.batch_size // pc
+    if here % pr:
+        raise ValueError(
+            f"pr: expected a size that divides the {here} samples on a device of pc, rows of images, or "
+            f"the width of some layer: all work would be repeated; got {pr}"
+        )

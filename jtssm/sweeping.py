@@ -1,0 +1,325 @@
+"""`plan` and `sweep`: mesh shapes for a network, predicted, counted in compiled programs and measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from tqdm.auto import tqdm
+
+from jtssm import checks, solvers
+from jtssm.architectures import find_architecture
+from jtssm.network import Network
+from jtssm.protocol import Method
+from jtssm.sharding import counting, planner
+from jtssm.sharding.finding import find_machine
+from jtssm.sharding.machines import Machine
+from jtssm.sharding.memory import placed_step
+from jtssm.sharding.mesh import AXES, make_mesh
+from jtssm.sharding.placing import batch_sharding, place
+from jtssm.sharding.planner import Build, Plan, Proposal
+from jtssm.sharding.routes import Route, ring_bytes
+
+LOCAL_STEPS = 20  # of a round of workers, unless given
+WORKERS = {"ist": "subnets", "local_sgd": "workers", "ensemble": "members"}
+Record = dict[str, Any]
+
+
+def builder(method: str | Build, *, optimizer: Any = None, **options: Any) -> Build:
+    """(net, n, batch) -> the unplaced method with n subnetworks or workers.
+
+    Args:
+      method: a name of `solvers.METHODS`, or such a function as it is.
+      optimizer: of methods that take one; None: optax.adam(1e-3).
+      options: of the method, as its function takes them. With `subnets` or `cuts` of gsadmm or gsam their
+        number is fixed, and n only says over how many devices they lie. Workers share the batch evenly.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if callable(method):
+        return method
+    checks.one_of("method", method, list(solvers.METHODS))
+    make = solvers.METHODS[method]
+    trained = {} if method == "pdadmm" else {"optimizer": optimizer or optax.adam(1e-3)}
+
+    def build(net: Network, n: int, batch: int) -> Method:
+        if method == "sgd" and n > 1:
+            raise ValueError(f"subnet: expected 1, sgd trains the network as one piece; got {n}")
+        given = trained | options
+        if method in WORKERS:
+            checks.divides(WORKERS[method], n, batch, "samples of a step")
+            given = {
+                "local_steps": LOCAL_STEPS,
+                "batch_size": batch // n,
+                WORKERS[method]: n,
+            } | given
+        elif method != "pdadmm":
+            given = {"batch_size": batch} | given
+        if method in ("gsadmm", "gsam") and not {"subnets", "cuts"} & set(given):
+            given["subnets"] = n
+        return make(net, **given)
+
+    return build
+
+
+def as_network(net: Network | str) -> Network:
+    """A network as it is, or a published one by its name.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    return find_architecture(net)() if isinstance(net, str) else net
+
+
+def plan(
+    net: Network | str, num_devices: int, batch: int, machine: Machine | str, *,
+    method: str | Build = "sgd", optimizer: Any = None, memory_limit: float | None = None,
+    overlap: float = 0.0, samples: int | None = None, runners_up: int = 4, **options: Any,
+) -> Plan:  # fmt: skip
+    """The fastest mesh of so many devices, the cuts and each layer's form, by the cost model.
+
+    Args:
+      net: a network, or the name of a published one, of `jtssm.architectures.ARCHITECTURES`.
+      num_devices: all are used.  batch: samples of a step's minibatch, of all devices together.
+      machine: a `Machine`, the name of one of `MACHINES`, or the path of a machine file.
+      method: the name of a method, or (net, n, batch) -> the unplaced one with n subnetworks or workers.
+      optimizer, options: of the method, see `builder`.
+      The other arguments: see `jtssm.sharding.planner.plan`.
+
+    Raises:
+      ValueError: unknown names (with the nearest), bad numbers, no mesh that goes.
+    """
+    build = builder(method, optimizer=optimizer, **options)
+    return planner.plan(
+        as_network(net), num_devices, batch, machine, method=build, memory_limit=memory_limit,
+        overlap=overlap, samples=samples, runners_up=runners_up,
+    )  # fmt: skip
+
+
+def sweep(
+    net: Network | str, num_devices: int, batch: int, machine: Machine | str, *,
+    method: str | Build = "sgd", optimizer: Any = None, memory_limit: float | None = None,
+    overlap: float = 0.0, samples: int | None = None, count: bool = True, measure: bool = False,
+    topology: str | None = None, resume: str | Path | None = None, progress: bool | None = None,
+    **options: Any,
+) -> list[Record]:  # fmt: skip
+    """One record for every mesh shape, which `pandas.DataFrame` takes: predicted, counted, measured.
+
+    Args:
+      net to samples, options: as `plan` takes them.
+      count: compile each shape for present devices (virtual ones will do) and count its bytes; shapes
+        for which there are too few are predicted alone.
+      measure: also run each shape on the present devices, if they are that many.
+      topology: of TPUs that need not be there, "tpu-v5e:4x4" say: each shape is also compiled for it
+        (needs libtpu).
+      resume: a file of JSON lines; shapes that stand there are taken from it, each new one is added as
+        soon as it is done. A record of another sweep there is refused.
+      progress: show a bar; None: where there is a terminal.
+
+    Returns:
+      Records in the order of `planner.factorisations`. Fields: subnet, pr, pc, mesh, forms, cuts;
+      seconds and seconds_CAUSE; bytes_sent (on rings) and bytes by route, both of one device;
+      counted_sent, agrees; memory and memory_PART; compiled_memory; measured_seconds;
+      topology_memory, topology_counted_sent; best; error: why a shape does not go, or what failed.
+
+    Raises:
+      ValueError: as `plan`, but that a shape which does not go is a record with an error.
+    """
+    network, machine = as_network(net), find_machine(machine)
+    build = builder(method, optimizer=optimizer, **options)
+    layers = [layer.name for layer in network.layers]
+    about = {
+        "net": net if isinstance(net, str) else layers, "devices": num_devices,
+        "batch": batch, "machine": machine.name, "method": method if isinstance(method, str) else "own",
+        "overlap": overlap, "samples": samples, "memory_limit": memory_limit,
+        "count": count, "measure": measure, "topology": topology,
+        "options": {name: str(value) for name, value in options.items()},
+    }  # fmt: skip
+    done = _done(resume, about)
+    shapes = planner.factorisations(num_devices)
+    at = _Sweep(
+        network, num_devices, batch, machine, build, memory_limit, overlap, samples, topology
+    )
+    disable = None if progress is None else not progress
+    for shape in tqdm(shapes, disable=disable, unit="shape", dynamic_ncols=True):
+        if shape not in done:
+            done[shape] = at.record(shape, count, measure)
+            _keep(resume, about, done[shape])
+    records = [done[shape] for shape in shapes]
+    _mark_best(records)
+    return records
+
+
+class _Sweep:
+    """What all shapes of a sweep share."""
+
+    def __init__(self, net, num_devices, batch, machine, build, limit, overlap, samples, topology):
+        self.net, self.num_devices, self.batch, self.machine = net, num_devices, batch, machine
+        self.build, self.overlap, self.samples, self.topology = build, overlap, samples, topology
+        self.limit = machine.capacity if limit is None else limit
+
+    def record(self, shape: planner.Sizes, count: bool, measure: bool) -> Record:
+        """All that is asked of one shape; what fails is told in `error`, and the others go on."""
+        record: Record = dict(zip(AXES, shape, strict=True)) | {"mesh": " x ".join(map(str, shape))}
+        try:
+            found = self.proposal(shape)
+            record |= _predicted(found, self.net)
+            if count and jax.device_count() >= self.num_devices:
+                record |= counted(found, make_mesh(*shape), self.samples)
+            if self.topology is not None:
+                tpus = make_mesh(*shape, devices=topology_devices(self.topology))
+                compiled = counted(found, tpus, self.samples)
+                record |= {
+                    f"topology_{name.removeprefix('compiled_')}": a for name, a in compiled.items()
+                }
+            if measure and jax.device_count() >= self.num_devices:
+                record["measured_seconds"] = measured(found, make_mesh(*shape), self.samples)
+        except Exception as error:  # one failing shape does not stop the rest
+            record["error"] = f"{type(error).__name__}: {error}"
+        return record
+
+    def proposal(self, shape: planner.Sizes) -> Proposal:
+        """The best forms of one shape, checked."""
+        method = self.build(self.net, shape[0], self.batch)
+        return planner.propose(
+            method,
+            shape,
+            self.machine,
+            overlap=self.overlap,
+            samples=self.samples,
+            limit=self.limit,
+        )
+
+
+def _predicted(found: Proposal, net: Network) -> Record:
+    seconds = {f"seconds_{name}": value for name, value in found.seconds._asdict().items()}
+    memory = {f"memory_{name}": value for name, value in found.memory._asdict().items()}
+    return {
+        "forms": " ".join(found.forms), "cuts": " ".join(map(str, found.cuts)),
+        "seconds": found.seconds.total, **seconds, "bytes_sent": sent_bytes(found),
+        **{_name("bytes", route): num for route, num in found.bytes.items()},
+        "memory": found.memory.total, **memory,
+    }  # fmt: skip
+
+
+def _name(what: str, route: Route) -> str:
+    return "_".join((what, route.collective, *route.axes))
+
+
+def sent_bytes(found: Proposal) -> float:
+    """Bytes that a device sends in a step, by rings."""
+    return _sent(found.bytes, found.shape)
+
+
+def _sent(found: Mapping[Route, int], shape: planner.Sizes) -> float:
+    return ring_bytes(found, dict(zip(AXES, shape, strict=True)))
+
+
+def counted(found: Proposal, mesh: Mesh, samples: int | None) -> Record:
+    """The step compiled for a mesh: its bytes, whether they are those predicted, its memory."""
+    placed, state, given = placed_step(
+        found.method, found.shape, found.forms or "auto", samples, mesh
+    )
+    program = jax.jit(placed.step, donate_argnums=0).lower(state, *given).compile()
+    moved = counting.moved(program.as_text() or "", mesh)
+    memory: Any = program.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return {
+        "counted_sent": _sent(moved, found.shape), "agrees": moved == found.bytes,
+        **{_name("counted", route): num for route, num in moved.items()},
+        "compiled_memory": held, "compiled_temporaries": memory.temp_size_in_bytes,
+    }  # fmt: skip
+
+
+def measured(found: Proposal, mesh: Mesh, samples: int | None, repeats: int = 5) -> float:
+    """Median seconds of a step on present devices, after one that compiles; random samples."""
+    method, net = found.method, found.method.parts.network
+    placed = place(method, mesh, forms=found.forms or "auto")
+    lead: Any = method.batch_shape or (samples,)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(*lead, *net.shapes[0])).astype(np.float32)
+    y = rng.integers(0, net.shapes[-1][-1], lead).astype(np.int32)
+    flat = (-1, *net.shapes[0])
+    state = placed.init(jax.random.key(0), x.reshape(flat), y.reshape(-1))
+    step, seconds = jax.jit(placed.step, donate_argnums=0), []
+    given = [jax.device_put(a, batch_sharding(placed)) for a in (x, y)]
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        state, _ = jax.block_until_ready(step(state, *given))
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:])
+
+
+def topology_devices(name: str) -> Sequence[Any]:
+    """Devices of TPUs that need not be there: "tpu-v5e:4x4"; needs libtpu.
+
+    Raises:
+      ValueError: another name, or libtpu does not know it or is not there.
+    """
+    kind, _, shape = name.removeprefix("tpu-").partition(":")
+    if not name.startswith("tpu-") or not shape:
+        raise ValueError(f"topology: expected a name like 'tpu-v5e:4x4'; got {name!r}")
+    # one device a chip, as on a host of v4; jax makes no mesh of its single cores
+    options: Any = {"chip_config_name": "megacore"} if kind == "v4" else {}
+    try:
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{kind}:{shape}", **options
+        )
+    except Exception as error:
+        raise ValueError(
+            f"topology: expected one that libtpu knows, e.g. 'tpu-v5e:4x4', and libtpu installed; got "
+            f"{name!r}: {error}"
+        ) from error
+    return found.devices
+
+
+def _mark_best(records: Iterable[Record]) -> None:
+    """`best`: whether a record has the fewest predicted seconds of those that go."""
+    records = list(records)
+    fastest = min((r["seconds"] for r in records if "seconds" in r), default=None)
+    first = next((r for r in records if r.get("seconds") == fastest), None)
+    for record in records:
+        record["best"] = fastest is not None and record is first
+
+
+def _done(path: str | Path | None, about: Record) -> dict[tuple[int, ...], Record]:
+    """Records that stand in a file, by shape."""
+    if path is None or not Path(path).exists():
+        return {}
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines() if _whole(line)]
+    strange = [line for line in lines if line.get("about") != json.loads(json.dumps(about))]
+    if strange:
+        raise ValueError(
+            f"resume: expected records of the same sweep, {about}; got {path} with "
+            f"{strange[0].get('about')}: name another file"
+        )
+    records = [line["record"] for line in lines]
+    return {tuple(r[axis] for axis in AXES): r for r in records}
+
+
+def _whole(line: str) -> bool:
+    """Whether a line was written to its end before an interruption."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except json.JSONDecodeError:
+        return False
+
+
+def _keep(path: str | Path | None, about: Record, record: Record) -> None:
+    if path is None:
+        return
+    old = Path(path).read_bytes() if Path(path).exists() else b""
+    with Path(path).open("a") as file:
+        # behind a line that an interruption cut off, a new one
+        file.write("\n" * bool(old and not old.endswith(b"\n")))
+        file.write(json.dumps({"about": about, "record": record}) + "\n")

@@ -1,0 +1,210 @@
+"""What the cost model predicts of a step is what its compiled program sends and holds."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+import jtssm
+from jtssm import images, sharding, solvers
+from jtssm.sharding import cost, counting, memory
+from jtssm.sharding.demands import predicted_bytes, step_demand
+
+ADAM = optax.adam(1e-3)
+NET = jtssm.mlp([24, 32, 48, 32, 8])
+IMAGES = images.convnet((16, 16, 3), 8, channels=(4, 8), hidden=(16,))
+DOMAIN = ("domain",) * 4 + ("model", "row")
+BATCH = {"optimizer": ADAM, "batch_size": 16}
+ROUND = {"optimizer": ADAM, "batch_size": 8, "local_steps": 3}
+SAMPLES = 64  # of methods that keep them all
+
+
+class Case(NamedTuple):
+    """A method on a mesh."""
+
+    method: Any
+    sizes: tuple[int, int, int]
+    forms: Any = "auto"
+
+    @property
+    def samples(self):
+        return SAMPLES if self.method.resident else None
+
+    @property
+    def step(self):
+        chosen = cost.method_forms(self.method, self.sizes, self.forms, self.samples)
+        return step_demand(self.method, self.sizes, chosen, self.samples)
+
+
+CASES = {
+    "sgd": Case(solvers.sgd(NET, **BATCH), (1, 2, 4)),
+    "sgd on pc": Case(solvers.sgd(IMAGES, **BATCH), (1, 1, 8)),
+    "sgd on rows": Case(solvers.sgd(IMAGES, **BATCH), (1, 2, 2), DOMAIN),
+    "gsadmm": Case(solvers.gsadmm(NET, subnets=4, **BATCH), (4, 1, 2)),
+    "gsadmm on three axes": Case(solvers.gsadmm(NET, subnets=4, **BATCH), (2, 2, 2)),
+    "gsadmm on rows": Case(solvers.gsadmm(IMAGES, subnets=2, sweeps=2, **BATCH), (2, 2, 2), DOMAIN),
+    "gsadmm on one device of subnet": Case(
+        solvers.gsadmm(IMAGES, cuts=[3], **BATCH), (1, 2, 2),
+        ("domain", "domain", "row", "batch", "model", "gathered"),
+    ),
+    "gsadmm in one piece": Case(solvers.gsadmm(NET, subnets=1, **BATCH), (1, 1, 4)),
+    "gsam": Case(solvers.gsam(NET, subnets=4, sweeps=2, **BATCH), (4, 2, 1)),
+    "gsadmm, stored": Case(solvers.gsadmm(NET, subnets=4, schedule="stored", **BATCH), (4, 1, 2)),
+    "gsam, stored": Case(solvers.gsam(NET, subnets=4, schedule="stored", **BATCH), (2, 1, 4)),
+    "gsam, parallel": Case(
+        solvers.gsam(NET, subnets=2, schedule="stored", order="parallel", **BATCH), (2, 1, 2)
+    ),
+    "pdadmm": Case(solvers.pdadmm(NET), (4, 1, 2)),
+    "pdadmm on pc": Case(solvers.pdadmm(NET, steps="gradient"), (1, 1, 8)),
+    "pdadmm, 8 bits": Case(solvers.pdadmm(NET, grid=8), (4, 1, 1)),
+    "ist": Case(solvers.ist(NET, subnets=4, **ROUND), (4, 1, 2)),
+    "ist on three axes": Case(solvers.ist(NET, subnets=4, **ROUND), (2, 2, 2)),
+    "local_sgd": Case(solvers.local_sgd(NET, workers=4, **ROUND), (4, 1, 2)),
+    "ensemble": Case(solvers.ensemble(IMAGES, members=4, **ROUND), (2, 1, 4)),
+}  # fmt: skip
+
+
+@functools.cache
+def program(name):
+    """The compiled step, and what it was compiled from."""
+    case = CASES[name]
+    mesh = sharding.make_mesh(*case.sizes)
+    placed, *given = memory.placed_step(case.method, case.sizes, case.forms, case.samples, mesh)
+    state, samples = given
+    compiled = jax.jit(placed.step, donate_argnums=0).lower(state, *samples).compile()
+    return compiled, placed, state, samples
+
+
+@pytest.fixture
+def float32():
+    """The model counts words of four bytes; tests/conftest.py turns float64 on."""
+    with jax.enable_x64(False):
+        yield
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_predicted_bytes_are_those_of_the_compiled_program(name, float32):
+    case, (compiled, placed, *_) = CASES[name], program(name)
+    expected = counting.moved(compiled.as_text(), placed.mesh)
+    assert expected
+    assert predicted_bytes(case.step, case.sizes) == expected
+    found = cost.step_bytes(case.method, placed.mesh, forms=case.forms, samples=case.samples)
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_predicted_memory_is_that_of_the_compiled_program(name, float32):
+    """Arguments and outputs exact, temporaries between the bound and a `SLACK`-th of it."""
+    case, (compiled, _, state, _) = CASES[name], program(name)
+    forms = {"forms": case.forms, "samples": case.samples}
+    found = memory.step_memory(case.method, case.sizes, case.step, **forms)
+    truth = compiled.memory_analysis()
+    assert found.arguments == truth.argument_size_in_bytes
+    arrays = len(jax.tree.leaves(state)) + len(jtssm.Info._fields)
+    # programs for CPUs also give back a table of where their outputs lie
+    assert found.outputs == truth.output_size_in_bytes - 8 * arrays
+    assert truth.temp_size_in_bytes <= found.temporaries
+    assert found.temporaries <= memory.SLACK * truth.temp_size_in_bytes
+    assert found.total == found.arguments + found.temporaries
+
+
+def products(jaxpr, times=1):
+    """Multiply-adds of every dot_general in a jaxpr, loops as often as they run."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            a, out = equation.invars[0].aval, equation.outvars[0].aval
+            inner = np.prod([a.shape[d] for d in contracted])
+            total += times * int(np.prod(out.shape) * inner)
+        length = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for inner in jaxprs_in_params(equation.params):
+            total += products(inner, times * length)
+    return total
+
+
+FLAT = {
+    "gsadmm, stored": solvers.gsadmm(NET, subnets=3, schedule="stored", weight_steps=5, **BATCH),
+    "gsam, stored": solvers.gsam(NET, subnets=3, schedule="stored", **BATCH),
+    "gsam, parallel": solvers.gsam(NET, subnets=3, schedule="stored", order="parallel", **BATCH),
+    "pdadmm": solvers.pdadmm(NET),
+    "pdadmm, gradient": solvers.pdadmm(NET, steps="gradient"),
+    "pdadmm, exact": solvers.pdadmm(NET, steps="exact"),
+    "pdadmm, 8 bits": solvers.pdadmm(NET, grid=8),
+    "ist": solvers.ist(NET, subnets=4, **ROUND),
+    "local_sgd": solvers.local_sgd(NET, workers=2, **ROUND),
+}
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_declared_work_is_the_products_of_the_traced_step(name):
+    """But for solves, which have no dot_general; multiply-adds, all devices together."""
+    method = FLAT[name]
+    num = SAMPLES if method.resident else None
+    lead = method.batch_shape or (SAMPLES,)
+    x = jax.ShapeDtypeStruct((*lead, 24), np.float32)
+    y = jax.ShapeDtypeStruct(lead, np.int32)
+    flat = [
+        jax.ShapeDtypeStruct((int(np.prod(lead)), *a.shape[len(lead) :]), a.dtype) for a in (x, y)
+    ]
+    state = jax.eval_shape(lambda x, y: method.init(jax.random.key(0), x, y), *flat)
+    traced = products(jax.make_jaxpr(method.step)(state, x, y).jaxpr)
+    declared = cost.step_flops(method, num) // 2
+    assert declared - solves(method) == traced
+
+
+def solves(method):
+    """Multiply-adds of Cholesky factors and triangular solves."""
+    if method.name != "pdadmm":
+        return 0
+    work = [w for l in range(len(NET.layers)) for w in method.parts.work(l, SAMPLES)]
+    return sum(w.rows * w.inner * w.columns * w.times for w in work if w.solve)
+
+
+def test_a_messages_seconds_by_hand():
+    """Four devices, 8 MB handed in, 1 MB/s, 1 ms: rings, and the paper's logarithm."""
+    ring = cost.Machine("ring", 1e9, 1e9, 1e6, 1e-3, 1e-5, "made up")
+    tree = ring._replace(algorithm="logarithmic")
+    seconds = lambda machine, kind: cost.collective_seconds(machine, kind, 8e6, {"pr": 2, "pc": 2})
+    for kind, latencies, sent in (
+        ("all_gather", 3, 24), ("reduce_scatter", 3, 6), ("all_reduce", 6, 12), ("all_to_all", 3, 6),
+    ):  # fmt: skip
+        np.testing.assert_allclose(seconds(ring, kind), latencies * 1e-3 + sent, rtol=1e-12)
+        halved = {3: 2, 6: 4}[latencies]
+        np.testing.assert_allclose(seconds(tree, kind), halved * 1e-3 + sent, rtol=1e-12)
+    np.testing.assert_allclose(seconds(ring, "permute"), 1e-3 + 8, rtol=1e-12)
+    slow = ring._replace(links=(("pc", 1e5),))
+    np.testing.assert_allclose(seconds(slow, "permute"), 1e-3 + 80, rtol=1e-12)
+
+
+def test_a_products_rate_depends_on_its_smallest_dimension():
+    machine = cost.Machine("m", 1e9, 1e18, 1e9, 0.0, 0.0, "made up", rates=((1, 0.1), (100, 1.0)))
+    net = jtssm.mlp([200, 10])
+    method = solvers.sgd(net, optimizer=ADAM, batch_size=1000)
+    got = cost.step_seconds(method, machine).products
+    # 1000 x 200 x 10, forward and dW; between 1 and 100 the share rises as the square root
+    np.testing.assert_allclose(got, 2 * 2 * 2e6 / 1e9 / (0.1 * 10**0.5), rtol=1e-6)
+
+
+def test_virtual_devices_share_the_host():
+    """Eight of them compute as fast as one; messages only add."""
+    machine = cost.Machine("m", 1e9, 1e12, 1e9, 0.0, 0.0, "made up", shared=True)
+    method = solvers.sgd(jtssm.mlp([64, 64, 8]), optimizer=ADAM, batch_size=64)
+    one, eight = (cost.step_seconds(method, machine, pc=pc) for pc in (1, 8))
+    np.testing.assert_allclose(eight.products, one.products, rtol=1e-12)
+    assert eight.total > one.total
+
+
+def test_what_hides_behind_products_is_no_more_than_either():
+    machine = cost.Machine("m", 1e12, 1e12, 1e8, 0.0, 0.0, "made up")
+    method = solvers.sgd(NET, **BATCH)
+    seconds = lambda overlap: cost.step_seconds(method, machine, pc=8, overlap=overlap)
+    plain, whole = seconds(0.0), seconds(1.0)
+    assert plain.hidden == 0
+    assert whole.hidden == min(plain.products, plain.all_reduce - 2 * 7 / 8 * 8 / 1e8)
+    np.testing.assert_allclose(seconds(0.5).hidden, whole.hidden / 2, rtol=1e-12)
+    np.testing.assert_allclose(plain.total - whole.total, whole.hidden, rtol=1e-9)

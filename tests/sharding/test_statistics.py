@@ -1,0 +1,58 @@
+"""Means and variances of normalisation on a grid: their numbers, and the bytes they move."""
+
+import jax.numpy as jnp
+import pytest
+
+import jtssm
+from benchmarks.grid_bytes import uniform
+from jtssm import architectures, images
+from jtssm.normalisation import NORMALISATIONS
+from tests.sharding.test_grid import assert_same
+from tests.sharding.traffic_cases import agree
+
+KINDS = list(NORMALISATIONS)
+GRIDS = [(1, 4), (2, 2), (4, 1)]  # pr, pc
+
+
+def perceptron(kind):
+    return jtssm.mlp([8, 16, 24, 16, 8], jnp.tanh, normalisation=kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_a_perceptrons_statistics_move_what_the_formulas_say(grid, kind):
+    """Every form; "paired" of the benchmark is model and row in turns."""
+    for form in (
+        ("batch", "gathered", "model", "scattered", "paired") if grid[0] > 1 else ("batch",)
+    ):
+        agree(perceptron(kind), 8, *grid, uniform(perceptron(kind), form, grid[0]), compiled=False)
+    agree(perceptron(kind), 8, *grid, "auto", compiled=(grid, kind) == ((2, 2), "batch"))
+
+
+def test_where_a_row_layer_leaves_samples_they_are_all_counted():
+    """What it sums is scattered over the samples: their mean is over pr too."""
+    net, forms = (
+        jtssm.mlp([8, 16, 8, 8], jnp.tanh, normalisation="batch"),
+        ["model", "row", "batch"],
+    )
+    assert_same(net, (1, 2, 2), forms, 8, num=2)
+    for kind in KINDS:
+        agree(perceptron(kind), 8, 2, 2, ["model", "row", "gathered", "model"], compiled=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("grid", "batch"), [((2, 2), 4), ((3, 1), 3), ((3, 2), 2)], ids=str)
+def test_a_convnets_statistics_move_what_the_formulas_say(grid, batch, kind):
+    """Rows of images too, of slabs that differ by one; and with fewer samples than devices."""
+    net = images.convnet((13, 6, 3), 6, channels=(6,), hidden=(6,), normalisation=kind)
+    forms = ("domain", "batch", "gathered", "model") if batch > 2 else ("domain", "auto")
+    for form in forms:
+        forms = form if form == "auto" else uniform(net, form, grid[0])
+        agree(net, batch, *grid, forms, compiled=(form, grid, kind) == ("domain", (2, 2), "batch"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_residual_networks_statistics_move_what_the_formulas_say(kind):
+    net = architectures.resnet((1, 1), 4, size=12, channels=4, normalisation=kind)
+    for grid, form in (((1, 4), "batch"), ((2, 2), "batch"), ((2, 2), "gathered")):
+        agree(net, 4, *grid, uniform(net, form, grid[0]), compiled=False)
