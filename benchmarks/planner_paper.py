@@ -7,14 +7,15 @@ by equation (8), which it should follow and does not, and by the reading that re
 twice: halos hidden, which reproduces it, and added, as equation (9) has them. Nothing is measured, and
 the compute was fitted to the paper's bars.
 
-Then Figures 7 to 10 with the forms that `jtssm.sharding.paths` finds, on the same meshes under the
-same assumptions: 4-byte words, the paper's link and latency, ceil(log2 p) latencies a collective. (Forms
-are free in every layer, so Figure 6 would be 7 again.) Messages are all that our step sends, biases and
-the scalars that it shows too, one after another; in Figure 8 the all-reduce of gradients hides behind all
-products, in Figure 10 nothing does, halos neither. Products run at the rate at which the paper's compute
-does them, evenly shared over P: where our forms share them so, compute is the paper's; where they repeat
-work (fewer samples than devices) or pad slabs of unequal rows it is as much longer. The paper's formula
-splits images of 13 rows among 64 processes all the same: what it finds there no program can have.
+Then Figures 7 to 10 with the forms that `jtssm.sharding.paths` finds, on the same meshes under the same
+assumptions: 4-byte words, the paper's link and latency, ceil(log2 p) latencies a collective. (Forms are
+free in every layer, so Figure 6 would be 7 again.) Messages are all that our step sends, one after
+another: biases too, the scalars that it shows, and dX as it is (that of fc6 has 9216 rows, of which the
+paper counts 4096). In Figure 8 the all-reduce of gradients hides behind all products; in Figure 10
+nothing hides, halos neither. Products run at the rate at which the paper's compute does them, evenly
+shared over P: where our forms share them so, compute is the paper's; where they repeat work (fewer
+samples than devices) or pad slabs of unequal rows it is as much longer. The paper's formula splits
+images of 13 rows among 64 processes all the same: what it finds there no program can have.
 
     python -m benchmarks.planner_paper [--smoke]
 
@@ -70,11 +71,11 @@ def _paper() -> dict[str, Any]:
     return {title: _reading(title, figure) for title, figure in READINGS.items()}
 
 
-def _reading(title: str, figure: Figure) -> dict[str, Any]:
+def _reading(title: str, figure: Figure) -> dict[int, Any]:
     print(f"\n{title}")
     rows = {}
     for processes, (printed, simulated) in integrated.compare(figure).items():
-        hide = {"communication": None} if printed.communication is None else {}
+        hide: dict[str, Any] = {"communication": None} if printed.communication is None else {}
         print(f"  P = {processes:4}  {_text(printed):22} | {_text(simulated._replace(**hide))}")
         bars = integrated.bars(figure, processes)
         rows[processes] = {
@@ -106,7 +107,7 @@ def _planned(smoke: bool) -> dict[str, Any]:
     return {title: _beside(title, figure, smoke) for title, figure in PLANNED.items()}
 
 
-def _beside(title: str, figure: Figure, smoke: bool) -> dict[str, Any]:
+def _beside(title: str, figure: Figure, smoke: bool) -> dict[int, Any]:
     print(f"\n{title}")
     rows = {}
     for processes in sorted(figure.batches)[: 1 if smoke else None]:

@@ -70,7 +70,11 @@ def _shape_arguments(command) -> None:
     add("--machine", required=True, help="one of: " + ", ".join(MACHINES) + "; or a machine file")
     add("--method", default="sgd", help="one of: " + ", ".join(solvers.METHODS))
     add("--optimizer", default="adam", help="one of: " + ", ".join(OPTIMIZERS))
-    add("--subnets", type=int, help="of gsadmm, gsam; default: as many as the subnet axis is long")
+    add(
+        "--subnets",
+        type=int,
+        help="of gsadmm, gsam, ist; default: as many as the subnet axis is long",
+    )
     add("--cuts", type=_integers, help="first layers of the subnetworks after the first, e.g. 2,3")
     add("--local-steps", type=int, help="of ist, local_sgd, ensemble: steps a round; default: 20")
     add("--schedule", help="of gsadmm, gsam, one of: streaming, stored")

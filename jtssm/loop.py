@@ -19,6 +19,7 @@ from jtssm.feeding import Minibatches, Resident, means
 from jtssm.protocol import Array, Info, Method
 from jtssm.sharding import gathered, make_mesh, num_splits, place, planner
 from jtssm.sharding.finding import present_machine
+from jtssm.sharding.machines import Machine
 
 ROWS = 8192  # most samples a forward pass of an evaluation
 
@@ -57,6 +58,7 @@ def fit(
     epochs: int,
     key: Array,
     mesh: Mesh | str | None = None,
+    machine: Machine | str | None = None,
     forms: str | Sequence[str] = "auto",
     validation: Any = None,
     callbacks: Sequence[Callable[[Epoch], Any]] = (),
@@ -82,7 +84,8 @@ def fit(
       key: draws the weights and the order of the samples.
       mesh: places the method on it, with `sharding.place`.  forms: of its layers there. "auto": the mesh
         of all present devices, and the forms, that the cost model finds fastest for this method
-        (`sharding.planner`, on the machine that `sharding.finding` knows for these devices).
+        (`sharding.planner`).  machine: that it is found for: a `Machine`, a name, a machine file
+        (`sharding.calibrating.calibrate` writes one); None: the one that is known for these devices.
       validation: (x, y), or several by name: {"train": (x, y), "valid": (x, y)}. Loss and accuracy
         of the composed network on each stand in the history as `valid_loss`, `valid_accuracy`; a
         single pair is called "validation".
@@ -110,7 +113,7 @@ def fit(
     checks.count(epochs=epochs, evaluate_every=evaluate_every)
     x, y = (np.asarray(a) for a in _pair("train", train))
     if mesh is not None:
-        method = _on_mesh(method, mesh, forms, len(x))
+        method = _on_mesh(method, mesh, forms, machine, len(x))
     sets = validation if isinstance(validation, Mapping) else {"validation": validation}
     sets = {name: _pair(name, pair) for name, pair in sets.items() if pair is not None}
     for pair in ((x, y), *sets.values()):
@@ -130,7 +133,7 @@ def fit(
     return _train(method, state, epoch, lines, sets, callbacks, progress)
 
 
-def _on_mesh(method: Method, mesh: Mesh | str, forms: Any, samples: int) -> Method:
+def _on_mesh(method: Method, mesh: Mesh | str, forms: Any, machine: Any, samples: int) -> Method:
     """The method on the user's mesh, or on the one that the cost model finds fastest."""
     if isinstance(mesh, Mesh):
         return place(method, mesh, forms=forms)
@@ -141,7 +144,7 @@ def _on_mesh(method: Method, mesh: Mesh | str, forms: Any, samples: int) -> Meth
     given = lambda net, subnet, batch: method
     best = planner.plan(
         method.parts.network, jax.device_count(), method.parts.batch_size or samples,
-        present_machine(), method=given, samples=samples, runners_up=0,
+        machine or present_machine(), method=given, samples=samples, runners_up=0,
     ).best  # fmt: skip
     return place(method, make_mesh(*best.shape), forms=best.forms or "auto")
 

@@ -134,16 +134,15 @@ def shapes(path: str | Path, records: Sequence[Mapping[str, Any]], title: str) -
         if any(heights):
             axes.bar(names, heights, bottom=base, label=label, color=f"C{i}")
         base = [a + b for a, b in zip(base, heights, strict=True)]
-    axes.plot(
-        names, [record["seconds"] for record in records], "k_", ms=18, label="with what is hidden"
-    )
+    totals = [record["seconds"] for record in records]
+    axes.plot(names, totals, "k_", ms=18, label="less what is hidden")
     measured = [record.get("measured_seconds") for record in records]
     if any(measured):
         axes.plot(names, measured, "kx", label="measured")
     axes.set(title=title, ylabel="seconds a step", xlabel="subnet x pr x pc")
     axes.tick_params(axis="x", rotation=60)
     if records:
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, dpi=120)
 
 

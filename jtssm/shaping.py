@@ -20,6 +20,7 @@ from jtssm.sharding.calibrating import calibrate
 from jtssm.sharding.planner import Proposal
 
 PASSED = ("subnets", "cuts", "local_steps", "schedule", "sweeps")  # to the method, if given
+LISTED = 4  # shapes that do not go
 CAUSES = ("permute", "all_gather", "reduce_scatter", "all_reduce", "all_to_all")
 
 
@@ -97,8 +98,8 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         resume=out / "records.jsonl",
     )  # fmt: skip
     _write(out, arguments, records)
-    plot.shapes(out / "sweep.png", records, _title(arguments))
     _show(records, arguments, out)
+    plot.shapes(out / "sweep.png", records, _title(arguments))
     return 1 if any(r.get("agrees") is False for r in records) else 0
 
 
@@ -175,8 +176,10 @@ def _show(records: list[sweeping.Record], arguments: argparse.Namespace, out: Pa
         if "error" in record:
             failed.append(f"{record['mesh']}: {record['error']}")
     tables.show(f"{_title(arguments)} ({out}/sweep.csv, .json, .png)", columns, rows)
-    for line in failed:
+    for line in failed[:LISTED]:
         tables.say(f"does not go: {line}")
+    if len(failed) > LISTED:
+        tables.say(f"nor do {len(failed) - LISTED} more: {out}/sweep.csv says why")
     if differ := [r["mesh"] for r in records if r.get("agrees") is False]:
         print(f"jtssm: predicted and counted bytes differ for {', '.join(differ)}", file=sys.stderr)
 

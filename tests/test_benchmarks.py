@@ -11,11 +11,14 @@ from benchmarks import (
     ist_tradeoff,
     pdadmm_accuracy,
     pdadmm_speed,
+    planner_measured,
+    planner_paper,
     record,
     tssm_modelled,
     tssm_speed,
     tssm_tradeoff,
 )
+from jtssm.sharding import integrated
 
 
 @pytest.fixture(autouse=True)
@@ -168,3 +171,53 @@ def test_grid_bytes_runs_small_and_auto_moves_no_more_than_xla(monkeypatch, caps
 def test_grid_speed_runs_small(monkeypatch, capsys):
     (line,) = smoke(monkeypatch, capsys, grid_speed)
     assert "placed" in line
+
+
+def test_planner_paper_finds_the_grid_of_figure_7_and_sends_less(monkeypatch, capsys):
+    lines = smoke(monkeypatch, capsys, planner_paper)
+    ours = lines.index("best grid, seconds an epoch (of communication): paper | ours, paper / ours")
+    rows = [line.split() for line in lines[ours:] if " | " in line and "P =" in line]
+    assert [row[2] for row in rows] == ["8", "512", "128", "512", "512"]  # Figures 7, 8, 9, 10, 10
+    shown = "4 x 2 295.36 (15.73) | 4 x 2 292.94 (13.31) 1.008 (1.18) 8"
+    assert " ".join(rows[0][3:17]) == shown
+    assert rows[0][17:] == ["batch,", "row,", "model,", "row"]
+    assert [row[9:12] for row in rows[3:]] == [["64", "x", "8"]] * 2
+
+
+def test_planned_seconds_are_those_of_the_formulas_by_hand():
+    """Batch parallel, and dense layers as row, model, row on 4 x 2: all that a step of 2048 sends."""
+    found = planner_paper.planned(integrated.FIGURES[7], 8)
+    kernels = [(34_848, 96), (307_200, 256), (884_736, 384), (663_552, 384), (442_368, 256)]
+    dense = [(9216 * 4096, 4096), (4096 * 4096, 4096), (4096 * 1000, 1000)]
+    two, four, eight = (
+        lambda n, p=p, logs=logs: 2 * (logs * 2e-6 + (p - 1) / p * 4 * n / (6 * 2**30))
+        for p, logs in ((2, 1), (4, 2), (8, 3))
+    )
+    whole = sum(eight(weights + biases) for weights, biases in kernels)
+    batch = whole + sum(eight(weights + biases) for weights, biases in dense) + eight(2)
+    assert found[1, 8].bar.communication == pytest.approx(1.2e6 / 2048 * batch)
+    # 1024 samples on pc = 2; an all-to-all each way takes what an all-reduce of the same words takes
+    grid = whole + four(1024 * 9216 / 4) + four(1024 * 4096) * 2 + four(1024 * 1000) + two(2)
+    grid += two(dense[0][0] / 4) + two(4096) + two(sum(dense[1]) / 4)
+    grid += two(dense[2][0] / 4) + two(1000)
+    assert found[4, 2].bar.communication == pytest.approx(1.2e6 / 2048 * grid)
+    assert found[4, 2].compute == pytest.approx(integrated.compute_seconds(2048, 8))
+
+
+def test_planner_measured_runs_small(monkeypatch, capsys):
+    lines = smoke(monkeypatch, capsys, planner_measured)
+    shapes = [line.split()[:5] for line in lines if line.startswith("  1 x ")]
+    assert [" ".join(shape) for shape in shapes] == [
+        "1 x 1 x 8", "1 x 2 x 4", "1 x 4 x 2", "1 x 8 x 1"
+    ]  # fmt: skip
+    assert "planned_to_fastest" in lines[-1]
+
+
+def test_ranks_of_predictions_are_scored():
+    found = planner_measured.ranked([1.0, 2.0, 4.0], [6.0, 2.0, 4.0])
+    assert found["spearman"] == pytest.approx(-0.5)
+    assert found["kendall"] == pytest.approx(-1 / 3)
+    assert (found["least_ratio"], found["largest_ratio"]) == (1.0, 6.0)
+    assert found["mean_ratio"] == pytest.approx(6 ** (1 / 3))
+    assert (found["planned_to_fastest"], found["slowest_to_fastest"]) == (3.0, 3.0)
+    assert planner_measured.ranked([1.0, 1.0], [2.0, 3.0])["spearman"] is None

@@ -51,6 +51,7 @@ def test_notebooks_are_stored_without_outputs(path):
     )
 
 
+@pytest.mark.slow
 # what the kernel's own packages do with their sockets at exit is not ours to judge
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_tunable_splitting_runs_and_shows_the_curve(small):
@@ -79,6 +80,7 @@ def test_layer_parallel_admm_runs_and_shows_certificate_and_bytes(small):
     assert images(notebook) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_independent_subnets_run_and_count_what_a_deal_moves(small):
     notebook, shown = executed("03_independent_subnets", small)
@@ -142,3 +144,59 @@ def assert_domain_and_alexnet(shown):
     assert list(sent) == [2**i for i in range(10)]
     assert f"{min(sent.values())} MB a step  <- least" in shown
     assert 1 < min(sent, key=sent.get) < 512
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_mesh_shapes_are_planned_counted_and_measured(small):
+    notebook, shown = executed("05_mesh_shapes", small)
+    assert_plan_of_alexnet(shown)
+    assert_counted_shapes(shown)
+    assert "h100-ethernet  4 x 1 x 2: 1.244 ms, cut before layers [1, 2, 4], 7 batch" in shown
+    published = re.findall(
+        r"again (\S+ x \d+) .*?(\S+) s, of it.*?ours (\S+ x \d+) +(\S+) s", shown
+    )
+    assert [(again, ours) for again, _, ours, _ in published] == [
+        (grid, grid) for grid in ("4 x 2", "8 x 4", "16 x 8", "32 x 16")
+    ]
+    assert all(0.97 < float(ours) / float(theirs) < 1 for _, theirs, _, ours in published)
+    assert len(re.findall(r"^1 x \d x \d: predicted \S+ ms, measured", shown, re.MULTILINE)) == 4
+    assert re.search(r"trained on 1 x \d x \d as ", shown)
+    (accuracy,) = re.findall(r"^held-out accuracy (\S+)$", shown, re.MULTILINE)
+    assert float(accuracy) > 0.5
+    for name in ("shapes", "measured"):
+        assert (small / f"{name}.png").stat().st_size > 5_000
+    assert images(notebook) == 2
+
+
+def assert_plan_of_alexnet(shown):
+    assert "planned: 1 x 32 x 2 " in shown
+    table = dict(re.findall(r"^ +(\S+) +([\d.]+)$", shown, re.MULTILINE))
+    # convolutions whole; dense layers over pr = 32, but for the biases of those in the row form
+    kernels = [(121 * 3, 96), (25 * 48, 256), (9 * 256, 384), (9 * 192, 384), (9 * 192, 256)]
+    dense = (9216 * 4096 + 4096 * 4096 + 4096 + 4096 * 1000) / 32 + 4096 + 1000
+    size = sum(a * b + b for a, b in kernels) + dense
+    assert table["weights"] == f"{4 * size / 1e6:.1f}"
+    assert table["optimizer"] == f"{8 * size / 1e6:.1f}"
+    assert table["samples"] == f"{128 * 4 * (227 * 227 * 3 + 1) / 1e6:.1f}"
+    # 128 samples of 9216 from split by samples to split by columns and back; 31 messages of 1 us each way
+    assert table["all_to_all"] == f"{2e3 * (31e-6 + 31 / 32 * 4 * 128 * 9216 / 32 / 50e9):.3f}"
+
+
+def assert_counted_shapes(shown):
+    assert "predicted and counted bytes agree on 4 shapes; 6 do not go" in shown
+    sent = {
+        mesh: {int(number.replace(",", "")) for number in numbers}
+        for mesh, *numbers in re.findall(
+            r"^(1 x \d x \d): .*predicted (\S+), counted (\S+) bytes", shown, re.MULTILINE
+        )
+    }
+    layers = [9 * 8 + 8, 9 * 8 * 16 + 16, 64 * 32 + 32, 32 * 10 + 10]
+    # a gradient and two sums over all 8
+    assert sent["1 x 1 x 8"] == {4 * 2 * 7 / 8 * (sum(layers) + 2)}
+    # 16 samples on each pc; over pr = 4: 128 and 64 numbers a sample gathered, their gradients scattered,
+    # the 10 outputs summed; over pc = 2: quarters of the weights, but the last biases
+    over_pr = 3 / 4 * 16 * (128 + 64) * 2 + 2 * 3 / 4 * 16 * 10
+    over_pc = (sum(layers) - 10) / 4 + 10 + 2
+    assert sent["1 x 4 x 2"] == {4 * (over_pr + over_pc)}
+    assert len(sent) == 4
+    assert all(len(numbers) == 1 for numbers in sent.values())

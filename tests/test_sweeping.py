@@ -104,6 +104,14 @@ def test_an_interrupted_sweep_goes_on_where_it_was(monkeypatch, tmp_path):
         jtssm.sweep(NET, 4, 32, V5E, resume=path, progress=False)
 
 
+def test_a_fixed_number_of_workers_lies_on_any_number_of_devices():
+    """Eight workers of two samples each, on 1, 2 and 4 positions of subnet."""
+    build = sweeping.builder("local_sgd", workers=8)
+    for n in (1, 2, 4):
+        assert build(NET, n, 16).batch_shape == (sweeping.LOCAL_STEPS, 8, 2)
+    assert sweeping.builder("ist")(NET, 4, 16).batch_shape == (sweeping.LOCAL_STEPS, 4, 4)
+
+
 def test_names_are_found_and_the_nearest_is_named():
     plan = jtssm.plan("alexnet", 8, 256, "tpu-v5e", runners_up=0)
     assert plan.best.shape[1] * plan.best.shape[2] == 8

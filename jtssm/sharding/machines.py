@@ -135,11 +135,11 @@ MACHINES = {
             rates=tuple((batch, _KNL_BEST / seconds) for batch, seconds in _KNL_EPOCHS),
         ),
         Machine(
-            "host", 1.72e11, 6.3e10, 1.18e9, 17e-6, 0.52e-6,
-            "measured by calibrate(seconds=10) on 2026-11-22, medians of 7 runs, scheduled before all "
-            "other work: 8 virtual devices on 2 cores of an AMD EPYC (family 25, model 17) with 25 GB, "
-            "an eighth each (the capacity), jax 0.10.2; of other hosts calibrate() tells",
-            capacity=3.1e9, rates=((1, 0.107), (8, 0.252), (64, 0.688), (512, 1.0)), shared=True,
+            "host", 1.79e11, 4.8e10, 1.28e9, 15e-6, 0.59e-6,
+            "measured by calibrate(seconds=8) on 2026-11-22, medians of 5 runs without "
+            "other work: 8 virtual devices on 2 cores of an AMD EPYC (family 25, model 17) with 25 GB, an "
+            "eighth each (the capacity), jax 0.10.2; of other hosts calibrate() tells",
+            capacity=3.1e9, rates=((1, 0.126), (8, 0.289), (64, 0.718), (512, 1.0)), shared=True,
         ),
     )
 }  # fmt: skip

@@ -122,8 +122,10 @@ def test_windows_that_leave_fewer_rows_than_they_take(height, size, stride):
     assert_same(net, (1, 2, 1), ["domain", "batch"], 2, num=2)
 
 
-@pytest.mark.parametrize("groups", [2, 4])
-@pytest.mark.parametrize("pr", [2, 4])
+@pytest.mark.parametrize(
+    ("groups", "pr"),
+    [(4, 2), (2, 4), *(pytest.param(g, g, marks=pytest.mark.slow) for g in (2, 4))],
+)
 def test_groups_of_channels_are_split_with_them(groups, pr):
     net = sequence(
         [convolution(8, 1), convolution(8, 3, 1, "SAME", jnp.tanh, groups=groups), dense(4)],

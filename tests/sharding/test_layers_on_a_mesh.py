@@ -48,7 +48,7 @@ def unsharded(name):
     ("name", "shape"),
     [
         ("damped", (2, 1, 2)), pytest.param("damped", (4, 1, 2), marks=pytest.mark.slow), pytest.param("gradient, t0", (5, 1, 1), marks=pytest.mark.slow),
-        pytest.param("gradient, t0", (1, 1, 8), marks=pytest.mark.slow), pytest.param("exact", (2, 1, 2), marks=pytest.mark.slow), ("8 bits", (3, 1, 2)),
+        pytest.param("gradient, t0", (1, 1, 8), marks=pytest.mark.slow), pytest.param("exact", (2, 1, 2), marks=pytest.mark.slow), pytest.param("8 bits", (3, 1, 2), marks=pytest.mark.slow),
         pytest.param("values, p alone", (2, 1, 1), marks=pytest.mark.slow),
     ],
 )  # fmt: skip

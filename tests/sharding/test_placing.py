@@ -73,7 +73,8 @@ def cases():
     for options in ({}, {"sweeps": 2}, {"schedule": "stored"}):
         for n, shapes in SHAPES.items():
             for shape in shapes:
-                first = (n == 4 or (n == 3 and not options)) and shape == shapes[0]
+                first = n in (3, 4) and not options.get("sweeps") and shape == shapes[0]
+                first = first and (n == 4 or not options)
                 marks = [] if first else [pytest.mark.slow]
                 yield pytest.param(n, shape, options, marks=marks)
 
@@ -88,7 +89,11 @@ def test_sharded_equals_unsharded(n, shape, options):
 @pytest.mark.parametrize("shape", [(2, 2, 2), pytest.param((4, 1, 2), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "options",
-    [{"sweeps": 2}, {"schedule": "stored"}, {"schedule": "stored", "order": "parallel"}],
+    [
+        {"sweeps": 2},
+        {"schedule": "stored"},
+        pytest.param({"schedule": "stored", "order": "parallel"}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_gsam_sharded_equals_unsharded(shape, options):
@@ -97,7 +102,7 @@ def test_gsam_sharded_equals_unsharded(shape, options):
     assert_same(expected, run(sharding.place(method, sharding.make_mesh(*shape)), 11), atol=1e-10)
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), (4, 1, 1)])
+@pytest.mark.parametrize("shape", [(2, 2, 2), pytest.param((4, 1, 1), marks=pytest.mark.slow)])
 def test_in_float32_too(shape):
     method = gsadmm(subnets=4, optimizer=optax.sgd(0.05), precision="highest")
     expected = run(method, 11, np.float32)

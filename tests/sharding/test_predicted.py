@@ -68,6 +68,10 @@ CASES = {
 }  # fmt: skip
 
 
+RARE = ("gsam, parallel", "pdadmm, 8 bits", "gsadmm on one device of subnet", "gsam, stored")
+NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in RARE else n for n in CASES]
+
+
 @functools.cache
 def program(name):
     """The compiled step, and what it was compiled from."""
@@ -86,7 +90,7 @@ def float32():
         yield
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_predicted_bytes_are_those_of_the_compiled_program(name, float32):
     case, (compiled, placed, *_) = CASES[name], program(name)
     expected = counting.moved(compiled.as_text(), placed.mesh)
@@ -96,7 +100,7 @@ def test_predicted_bytes_are_those_of_the_compiled_program(name, float32):
     assert found == expected
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_predicted_memory_is_that_of_the_compiled_program(name, float32):
     """Arguments and outputs exact, temporaries between the bound and a `SLACK`-th of it."""
     case, (compiled, _, state, _) = CASES[name], program(name)

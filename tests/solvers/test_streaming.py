@@ -48,7 +48,7 @@ def params():
 )
 @pytest.mark.parametrize(
     ("build", "n"),
-    [(GSADMM, 2), (GSADMM, 3), (GSADMM, 5), (GSAM, 3)],
+    [(GSADMM, 2), pytest.param(GSADMM, 3, marks=pytest.mark.slow), (GSADMM, 5), (GSAM, 3)],
     ids=lambda a: getattr(getattr(a, "func", None), "__name__", a),
 )
 def test_one_sweep_is_training_with_delayed_gradients(params, n, build, optimizer):

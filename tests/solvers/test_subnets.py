@@ -47,7 +47,7 @@ def close(one, other, atol=1e-10):
         ([6, 13, 7, 3], None, 3, "stratified"),
         ([6, 13, 7, 3], "layer", 3, "uniform"),
         ([6, 13, 7, 3], "running", 4, "stratified"),
-        ([6, 10, 12, 3], "batch", 4, "uniform"),
+        pytest.param([6, 10, 12, 3], "batch", 4, "uniform", marks=pytest.mark.slow),
     ],
 )
 def test_a_round_equals_ragged_subnets_cut_out_by_index(widths, normalisation, subnets, deal):
