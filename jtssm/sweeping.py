@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -135,6 +136,7 @@ def sweep(
     Raises:
       ValueError: as `plan`, but that a shape which does not go is a record with an error.
     """
+    planner.check_numbers(batch, overlap, memory_limit)
     network, machine = as_network(net), find_machine(machine)
     build = builder(method, optimizer=optimizer, **options)
     if topology is not None and len(topology_devices(topology)) < num_devices:
@@ -147,7 +149,7 @@ def sweep(
         "net": net if isinstance(net, str) else layers, "devices": num_devices,
         "batch": batch, "machine": machine.name, "method": method if isinstance(method, str) else "own",
         "overlap": overlap, "samples": samples, "memory_limit": memory_limit,
-        "count": count, "measure": measure, "topology": topology,
+        "count": count, "measure": measure, "topology": topology, "optimizer": _state_words(optimizer),
         "options": {name: str(value) for name, value in options.items()},
     }  # fmt: skip
     done = _done(resume, about)
@@ -163,6 +165,14 @@ def sweep(
     records = [done[shape] for shape in shapes]
     _mark_best(records)
     return records
+
+
+def _state_words(optimizer: Any) -> int | None:
+    """What tells one optimizer from another here: the size of its state."""
+    if optimizer is None:
+        return None
+    state = jax.eval_shape(optimizer.init, {"W": jax.ShapeDtypeStruct((8, 8), np.float32)})
+    return sum(prod(a.shape) for a in jax.tree.leaves(state))
 
 
 class _Sweep:

@@ -51,7 +51,6 @@ def test_notebooks_are_stored_without_outputs(path):
     )
 
 
-@pytest.mark.slow
 # what the kernel's own packages do with their sockets at exit is not ours to judge
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_tunable_splitting_runs_and_shows_the_curve(small):
@@ -80,7 +79,6 @@ def test_layer_parallel_admm_runs_and_shows_certificate_and_bytes(small):
     assert images(notebook) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_independent_subnets_run_and_count_what_a_deal_moves(small):
     notebook, shown = executed("03_independent_subnets", small)

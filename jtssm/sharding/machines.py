@@ -136,8 +136,8 @@ MACHINES = {
         ),
         Machine(
             "host", 1.79e11, 4.8e10, 1.28e9, 15e-6, 0.59e-6,
-            "measured by calibrate(seconds=8) on 2026-11-22, medians of 5 runs without "
-            "other work: 8 virtual devices on 2 cores of an AMD EPYC (family 25, model 17) with 25 GB, an "
+            "measured by calibrate(seconds=8) on 2026-11-22, medians of 5 runs without other "
+            "work: 8 virtual devices on 2 cores of an AMD EPYC (family 25, model 17) with 25 GB, an "
             "eighth each (the capacity), jax 0.10.2; of other hosts calibrate() tells",
             capacity=3.1e9, rates=((1, 0.126), (8, 0.289), (64, 0.718), (512, 1.0)), shared=True,
         ),

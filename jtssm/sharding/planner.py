@@ -91,11 +91,7 @@ def plan(
     Raises:
       ValueError: bad arguments, or no mesh that goes, with the reasons.
     """
-    checks.count(batch=batch)
-    if not 0 <= overlap <= 1:
-        raise ValueError(f"overlap: expected a share from 0 to 1, e.g. 0.5; got {overlap!r}")
-    if memory_limit is not None:
-        checks.positive(memory_limit=memory_limit)
+    check_numbers(batch, overlap, memory_limit)
     machine = find_machine(machine)
     limit = machine.capacity if memory_limit is None else memory_limit
     refused: dict[Sizes, str] = {}
@@ -118,6 +114,15 @@ def plan(
     if not proposals:
         raise ValueError(_nothing_goes(num_devices, refused))
     return Plan(proposals[0], tuple(proposals[1:]), refused)
+
+
+def check_numbers(batch: int, overlap: float, memory_limit: float | None) -> None:
+    """The front door of plans and sweeps."""
+    checks.count(batch=batch)
+    if not isinstance(overlap, (int, float)) or not 0 <= overlap <= 1:
+        raise ValueError(f"overlap: expected a share from 0 to 1, e.g. 0.5; got {overlap!r}")
+    if memory_limit is not None:
+        checks.positive(memory_limit=memory_limit)
 
 
 class _Candidate(NamedTuple):
