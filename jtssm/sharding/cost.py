@@ -14,8 +14,8 @@ paper):
     all-reduce      both: 2 L latency + 2 (p - 1) / p n / link
     permute         latency + n / link
 
-A step waits for its slowest device, and its messages add up, one for each layer and kind (XLA may
-combine some of them); only the all-reduce of gradients may hide behind products (`overlap`). Activation
+A step waits for its slowest device, and its messages add up, one for each layer and kind, but for the
+gradients of a device: they go in one all-reduce, which may hide behind products (`overlap`). Activation
 functions, the loss, the host and the packing of a piece's weights into rows (what our own code does on a
 mesh) are left out. What is multiplied and sent is what methods declare, and the formulas of
 `jtssm.sharding.traffic`, which tests hold equal to the traced and the compiled program.
@@ -122,7 +122,7 @@ def demand_seconds(machine: Machine, demand: Demand, sizes: Sizes, word: int = 4
     # virtual devices wait for one another: what one of them does, the host does for each
     crowd = prod(sizes) if machine.shared else 1
     products = crowd * sum(task_seconds(machine, task, word) for task in demand.tasks)
-    sent = _sent_seconds(machine, demand.messages, sizes, word)
+    sent = _sent_seconds(machine, _combined(demand.messages), sizes, word)
     return Seconds(products, crowd * update_seconds(machine, demand, word), **sent)
 
 
@@ -154,7 +154,7 @@ def seconds_of(
     """
     inside = [(demand_seconds(machine, d, sizes, word), d) for d in step.devices]
     slowest, demand = max(inside, key=lambda pair: pair[0].total)
-    gradient = [m for m in demand.messages if is_gradient(m)]
+    gradient = [m for m in _combined(demand.messages) if is_gradient(m)]
     reduced = sum(_sent_seconds(machine, gradient, sizes, word).values())
     between = _sent_seconds(machine, _longest(step.between), sizes, word)
     causes = {name: getattr(slowest, name) + seconds for name, seconds in between.items()}
@@ -164,6 +164,18 @@ def seconds_of(
 def is_gradient(m: Message) -> bool:
     """Whether a message is of the sum of gradients over samples."""
     return m.what.startswith("gradient")
+
+
+def _combined(messages: Iterable[Message]) -> Iterable[Message]:
+    """All gradients that go the same way in one all-reduce, as XLA combines them."""
+    sums: dict[tuple, Message] = {}
+    for m in messages:
+        if not is_gradient(m):
+            yield m
+            continue
+        key = m.axes, m.times
+        sums[key] = m if key not in sums else m._replace(words=sums[key].words + m.words)
+    yield from sums.values()
 
 
 def _longest(messages: Iterable[Message]) -> Iterable[Message]:

@@ -89,7 +89,7 @@ def step_demand(method: Method, sizes: Sizes, forms: Sequence[str], samples: int
     moves = method.moves(samples) if parts.gradient is None else ()  # sgd's are those of its layers
     pieces = [_of_piece(layered, grid, l, moves) for l in range(num)]
     devices = tuple(_total(pieces[d * local : (d + 1) * local]) for d in range(subnet))
-    return Step(devices, (*_boundaries(moves, local, pc), *_sums(layered, grid, sizes)))
+    return Step(devices, (*_boundaries(moves, local, pc), *sums(layered, grid, sizes)))
 
 
 def step_samples(method: Method, samples: int | None) -> int:
@@ -216,7 +216,7 @@ def _boundaries(moves: Sequence[Move], local: int, pc: int) -> Iterable[Message]
         yield Message(m.what, "permute", ("subnet",), words, m.times, m.itemsize, source=source)
 
 
-def _sums(layered: Layered, grid: Grid, sizes: Sizes) -> Iterable[Message]:
+def sums(layered: Layered, grid: Grid, sizes: Sizes) -> Iterable[Message]:
     """The scalars that a step shows."""
     over = [name for name, size in zip(("subnet", "pr", "pc"), sizes, strict=True) if size > 1]
     if layered.parts.gradient is None:

@@ -18,17 +18,21 @@ import jax
 from jtssm import checks
 from jtssm.protocol import Method
 from jtssm.sharding.choosing import fits
-from jtssm.sharding.cost import demand_seconds, is_gradient
-from jtssm.sharding.demands import Demand, Layered, Sizes, layered_of, step_samples
+from jtssm.sharding.cost import collective_seconds, demand_seconds, is_gradient
+from jtssm.sharding.demands import Demand, Layered, Sizes, layered_of, step_samples, sums
 from jtssm.sharding.grid import FORMS
 from jtssm.sharding.machines import Machine
 from jtssm.sharding.memory import GRADIENTS, WORD, activation_bytes, optimizer_words
+from jtssm.sharding.mesh import AXES
 from jtssm.sharding.tasks import stored_words
 from jtssm.workers import WorkerParts
 
+# seconds less what products hide, seconds less gradients (0 where nothing hides), bytes
 Costs = tuple[int, int, int]
+Ways = frozenset[tuple[tuple[str, ...], float]]  # (axes, times) of all-reduces of gradients
+Step = tuple[Costs, Ways]
 Path = tuple[Any, ...]  # (form of the last layer, path of those before it), () before the first
-Label = tuple[Costs, Path]
+Label = tuple[Costs, Ways, Path]
 
 
 def fastest_forms(
@@ -67,7 +71,7 @@ class Chain:
 
     def __init__(self, layered: Layered, sizes: Sizes, machine: Machine, overlap: float):
         self.layered, self.sizes, self.machine, self.overlap = layered, sizes, machine, overlap
-        self.met: dict[Any, Costs] = {}
+        self.met: dict[Any, Step] = {}
         net, pr = layered.grid.network, sizes[1]
         self.have = [
             [f for f in FORMS if fits(net, i, params, f, pr)]
@@ -82,36 +86,75 @@ class Chain:
         """The forms of a run of layers."""
         counts = limit < float("inf")
         least = self._least_bytes(layers) if counts else None
-        labels: dict[str, list[Label]] = {
-            f: [(self._entry(layers[0], f), (f, ()))] for f in self.have[layers[0]]
-        }
+        first, last = layers[0], layers[-1]
+        start: Label = ((0, 0, 0), frozenset(), ())
+        labels = {f: [self._on(start, self._entry(first, f), f)] for f in self.have[first]}
         for i in layers[:-1]:
+            room = lambda g, i=i: limit - (least[i + 1][g] if least else 0)
             labels = {
-                g: _undominated(
-                    self._extended(labels, i, g, counts), limit - (least[i + 1][g] if least else 0)
-                )
+                g: self._undominated(self._extended(labels, i, g, counts), room(g))
                 for g in self.have[i + 1]
             }
-        last = layers[-1]
         ends = [
-            (_added(costs, self._costs(last, f, None)), forms)
-            for f, found in labels.items() for costs, forms in found
+            self._on(label, self._costs(last, f, None), None)
+            for f, found in labels.items() for label in found
         ]  # fmt: skip
         ends = [end for end in ends if end[0][-1] <= limit]
         if not ends:
             raise ValueError(
-                f"memory_limit: expected more bytes a device, as layers {layers[0]} to {last} hold; got "
+                f"memory_limit: expected more bytes a device, as layers {first} to {last} hold; got "
                 f"{limit:.0f}"
             )
-        return _unwound(min(ends, key=lambda end: max(end[0][:-1]))[1])
+        return _unwound(min(ends, key=lambda end: max(end[0][:-1]))[2])
+
+    def _extended(self, labels: dict, i: int, g: str, counts: bool) -> Iterator[Label]:
+        for f, found in labels.items():
+            costs, ways = self._costs(i, f, g)
+            step = (costs if counts else (*costs[:-1], 0)), ways
+            for label in found:
+                yield self._on(label, step, g)
+
+    def _on(self, label: Label, step: Step, form: str | None) -> Label:
+        """A path with a step more; form: of the next layer, None behind the last."""
+        (a, b, held), ways, path = label
+        (more, less, bytes_more), new = step
+        a += more + (self._latency(new - ways) if not new <= ways else 0)
+        path = path if form is None else (form, path)
+        return (a, b + less, held + bytes_more), ways | new, path
+
+    def _latency(self, ways: Ways) -> int:
+        """Of one all-reduce of gradients along each way."""
+        sizes = dict(zip(AXES, self.sizes, strict=True))
+        found = 0.0
+        for axes, times in ways:
+            over = {name: sizes[name] for name in axes}
+            found += times * collective_seconds(self.machine, "all_reduce", 0.0, over)
+        return _ticks(found)
+
+    def _undominated(self, labels: Iterator[Label], limit: float) -> list[Label]:
+        """Those within the limit that no other betters or equals in everything, whatever comes."""
+        kept: list[Label] = []
+        front: list[Label] = []  # of those so far, all of which are as fast in the first
+        for label in sorted(labels, key=itemgetter(0)):
+            if label[0][2] > limit or any(self._betters(old, label) for old in front):
+                continue
+            kept.append(label)
+            front = [old for old in front if not _covers(label, old)] + [label]
+        return kept
+
+    def _betters(self, one: Label, other: Label) -> bool:
+        """Whether every way on from the one is as good; it may have latencies yet to pay."""
+        if one[0][1] > other[0][1] or one[0][2] > other[0][2]:
+            return False
+        return one[1] >= other[1] or one[0][0] + self._latency(other[1] - one[1]) <= other[0][0]
 
     def _least_bytes(self, layers: range) -> dict[int, dict[str, int]]:
         """The fewest bytes that a layer in a form, and those behind it, can hold."""
         last = layers[-1]
-        least = {last: {f: self._costs(last, f, None)[-1] for f in self.have[last]}}
+        least = {last: {f: self._bytes(last, f, None) for f in self.have[last]}}
         for i in reversed(layers[:-1]):
             least[i] = {
-                f: min(self._costs(i, f, g)[-1] + rest for g, rest in least[i + 1].items())
+                f: min(self._bytes(i, f, g) + rest for g, rest in least[i + 1].items())
                 for f in self.have[i]
             }
         return least
@@ -119,24 +162,19 @@ class Chain:
     def held(self, layers: range, forms: Sequence[str]) -> float:
         """Bytes that a run of layers in given forms holds."""
         return sum(
-            self._costs(i, f, g)[-1]
-            for i, f, g in zip(layers, forms, [*forms[1:], None], strict=True)
+            self._bytes(i, f, g) for i, f, g in zip(layers, forms, [*forms[1:], None], strict=True)
         )
 
-    def _extended(self, labels: dict, i: int, g: str, counts: bool) -> Iterator[Label]:
-        for f, found in labels.items():
-            step = self._costs(i, f, g)
-            step = step if counts else (*step[:-1], 0)
-            for costs, path in found:
-                yield _added(costs, step), (g, path)
+    def _bytes(self, i: int, form: str, following: str | None) -> int:
+        return self._costs(i, form, following)[0][-1]
 
-    def _entry(self, i: int, form: str) -> Costs:
+    def _entry(self, i: int, form: str) -> Step:
         """Of the hops into the first layer."""
         grid = self._grid(i, form)
         return self._priced(self.layered.entry(grid, i), 0.0)
 
-    def _costs(self, i: int, form: str, following: str | None) -> Costs:
-        """Of layer i and the next entry: seconds less what products hide, less gradients, and bytes."""
+    def _costs(self, i: int, form: str, following: str | None) -> Step:
+        """Of layer i and the next entry."""
         layered = self.layered
         net, starts = layered.grid.network, layered.parts.starts
         after = i + 1 if following is not None else None
@@ -148,22 +186,27 @@ class Chain:
             self.met[key] = self._found(i, form, following)
         return self.met[key]
 
-    def _found(self, i: int, form: str, following: str | None) -> Costs:
+    def _found(self, i: int, form: str, following: str | None) -> Step:
         grid = self._grid(i, form, following)
         demand = self.layered.own(grid, i)
         if following is not None:
             demand += self.layered.entry(grid, i + 1)
+        elif i + 1 == len(self.blank):  # over which axes they go depends on the last layer's form
+            demand += Demand(messages=tuple(sums(self.layered, grid, self.sizes)))
         words = stored_words(grid, self.layered.params[i], i)
         weights = WORD * words * (1 + GRADIENTS + self.kept[self.layered.piece(i)])
         return self._priced(demand, weights + activation_bytes(demand))
 
-    def _priced(self, demand: Demand, held: float) -> Costs:
-        seconds = demand_seconds(self.machine, demand, self.sizes)
-        if not self.overlap:
-            return _ticks(seconds.total), 0, round(held)
-        sums = Demand(messages=tuple(m for m in demand.messages if is_gradient(m)))
-        rest = seconds.total - demand_seconds(self.machine, sums, self.sizes).total
-        return _ticks(seconds.total - self.overlap * seconds.products), _ticks(rest), round(held)
+    def _priced(self, demand: Demand, held: float) -> Step:
+        """The gradients without latency: those of all layers go together."""
+        gradients = tuple(m for m in demand.messages if is_gradient(m))
+        others = tuple(m for m in demand.messages if not is_gradient(m))
+        rest = demand_seconds(self.machine, demand._replace(messages=others), self.sizes)
+        quiet = self.machine._replace(latency=0.0)
+        reduced = demand_seconds(quiet, Demand(messages=gradients), self.sizes).total
+        most = _ticks(rest.total + reduced - self.overlap * rest.products)
+        ways = frozenset((m.axes, m.times) for m in gradients)
+        return (most, _ticks(rest.total) if self.overlap else 0, round(held)), ways
 
     def _grid(self, i: int, form: str, following: str | None = None) -> Any:
         forms = list(self.blank)
@@ -187,17 +230,6 @@ def _ticks(seconds: float) -> int:
     return round(seconds * 1e15)
 
 
-def _added(one: Costs, other: Costs) -> Costs:
-    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
-
-
-def _undominated(labels: Iterator[Label], limit: float) -> list[Label]:
-    """Those within the limit that no other betters or equals in everything."""
-    kept: list[Label] = []
-    front: list[tuple[int, int]] = []  # of the labels so far, all of which are as fast in the first
-    for costs, path in sorted(labels, key=itemgetter(0)):
-        rest = costs[1:]
-        if costs[2] <= limit and not any(a <= rest[0] and b <= rest[1] for a, b in front):
-            kept.append((costs, path))
-            front = [(a, b) for a, b in front if a < rest[0] or b < rest[1]] + [rest]
-    return kept
+def _covers(one: Label, other: Label) -> bool:
+    """Whether what the other betters the one betters too, of labels that are no faster than it."""
+    return one[0][1] <= other[0][1] and one[0][2] <= other[0][2] and one[1] >= other[1]
