@@ -10,12 +10,12 @@ the compute was fitted to the paper's bars.
 Then Figures 7 to 10 with the forms that `jtssm.sharding.paths` finds, on the same meshes under the same
 assumptions: 4-byte words, the paper's link and latency, ceil(log2 p) latencies a collective. (Forms are
 free in every layer, so Figure 6 would be 7 again.) Messages are all that our step sends, one after
-another: biases too, the scalars that it shows, and dX as it is (that of fc6 has 9216 rows, of which the
-paper counts 4096). In Figure 8 the all-reduce of gradients hides behind all products; in Figure 10
-nothing hides, halos neither. Products run at the rate at which the paper's compute does them, evenly
-shared over P: where our forms share them so, compute is the paper's; where they repeat work (fewer
-samples than devices) or pad slabs of unequal rows it is as much longer. The paper's formula splits
-images of 13 rows among 64 processes all the same: what it finds there no program can have.
+another (the gradients of all layers in one): biases too, and dX as it is (that of fc6 has 9216 rows, of
+which the paper counts 4096). In Figure 8 the all-reduce of gradients hides behind all products; in
+Figure 10 nothing hides, halos neither. Products run at the rate at which the paper's compute does them,
+evenly shared over P: where our forms share them so, compute is the paper's; where they repeat work (fewer
+samples than devices) or pad slabs of unequal rows it is as much longer. The paper's formula splits images
+of 13 rows among 64 processes all the same: what it finds there no program can have.
 
     python -m benchmarks.planner_paper [--smoke]
 

@@ -15,10 +15,11 @@ paper):
     permute         latency + n / link
 
 A step waits for its slowest device, and its messages add up, one for each layer and kind, but for the
-gradients of a device: they go in one all-reduce, which may hide behind products (`overlap`). Activation
-functions, the loss, the host and the packing of a piece's weights into rows (what our own code does on a
-mesh) are left out. What is multiplied and sent is what methods declare, and the formulas of
-`jtssm.sharding.traffic`, which tests hold equal to the traced and the compiled program.
+gradients of a device: they go in one all-reduce, which may hide behind products (`overlap`). Left out are
+activation functions, the loss, the scalars that a step shows (nothing waits for them), the host and the
+packing of a piece's weights into rows (what our own code does on a mesh). What is multiplied and sent is
+what methods declare, and the formulas of `jtssm.sharding.traffic`, which tests hold equal to the traced
+and the compiled program.
 
 Sources: Gholami et al., arXiv 1712.04432 (alpha and beta); rings: Thakur, Rabenseifner, Gropp 2005.
 """
@@ -35,6 +36,7 @@ from jtssm import checks
 from jtssm.protocol import Method
 from jtssm.sharding.choosing import choose_forms
 from jtssm.sharding.demands import (
+    SHOWN,
     Demand,
     Message,
     Sizes,
@@ -156,7 +158,8 @@ def seconds_of(
     slowest, demand = max(inside, key=lambda pair: pair[0].total)
     gradient = [m for m in _combined(demand.messages) if is_gradient(m)]
     reduced = sum(_sent_seconds(machine, gradient, sizes, word).values())
-    between = _sent_seconds(machine, _longest(step.between), sizes, word)
+    waited_for = [m for m in step.between if m.what != SHOWN]
+    between = _sent_seconds(machine, _longest(waited_for), sizes, word)
     causes = {name: getattr(slowest, name) + seconds for name, seconds in between.items()}
     return slowest._replace(**causes, hidden=min(overlap * slowest.products, reduced))
 

@@ -62,6 +62,7 @@ class Step(NamedTuple):
     between: tuple[Message, ...]  # boundaries, sums, deals
 
 
+SHOWN = "sums"  # the scalars that a step shows
 Sizes = tuple[int, int, int]  # of subnet, pr, pc
 
 
@@ -89,7 +90,7 @@ def step_demand(method: Method, sizes: Sizes, forms: Sequence[str], samples: int
     moves = method.moves(samples) if parts.gradient is None else ()  # sgd's are those of its layers
     pieces = [_of_piece(layered, grid, l, moves) for l in range(num)]
     devices = tuple(_total(pieces[d * local : (d + 1) * local]) for d in range(subnet))
-    return Step(devices, (*_boundaries(moves, local, pc), *sums(layered, grid, sizes)))
+    return Step(devices, (*_boundaries(moves, local, pc), *_sums(layered, grid, sizes)))
 
 
 def step_samples(method: Method, samples: int | None) -> int:
@@ -216,7 +217,7 @@ def _boundaries(moves: Sequence[Move], local: int, pc: int) -> Iterable[Message]
         yield Message(m.what, "permute", ("subnet",), words, m.times, m.itemsize, source=source)
 
 
-def sums(layered: Layered, grid: Grid, sizes: Sizes) -> Iterable[Message]:
+def _sums(layered: Layered, grid: Grid, sizes: Sizes) -> Iterable[Message]:
     """The scalars that a step shows."""
     over = [name for name, size in zip(("subnet", "pr", "pc"), sizes, strict=True) if size > 1]
     if layered.parts.gradient is None:
@@ -224,7 +225,7 @@ def sums(layered: Layered, grid: Grid, sizes: Sizes) -> Iterable[Message]:
     elif not grid.split_outputs(step_rows(layered)):
         over = [name for name in over if name != "pr"]
     if over:
-        yield Message("sums", "all_reduce", tuple(over), layered.parts.sums, 1)
+        yield Message(SHOWN, "all_reduce", tuple(over), layered.parts.sums, 1)
 
 
 def step_rows(layered: Layered) -> int:
@@ -263,7 +264,7 @@ def _meetings(method: Method, sizes: Sizes, axes: tuple[str, ...]) -> Iterable[M
         yield Message(m.what, m.collective, ("subnet",), times * prod(m.shape), m.times, m.itemsize)
     over = (*(["subnet"] if subnet > 1 else []), *axes)
     if over:
-        yield Message("sums", "all_reduce", over, 2, 1)
+        yield Message(SHOWN, "all_reduce", over, 2, 1)
 
 
 def predicted_bytes(step: Step, sizes: Sizes, word: int = 4) -> dict[Route, int]:

@@ -19,7 +19,7 @@ from jtssm import checks
 from jtssm.protocol import Method
 from jtssm.sharding.choosing import fits
 from jtssm.sharding.cost import collective_seconds, demand_seconds, is_gradient
-from jtssm.sharding.demands import Demand, Layered, Sizes, layered_of, step_samples, sums
+from jtssm.sharding.demands import Demand, Layered, Sizes, layered_of, step_samples
 from jtssm.sharding.grid import FORMS
 from jtssm.sharding.machines import Machine
 from jtssm.sharding.memory import GRADIENTS, WORD, activation_bytes, optimizer_words
@@ -191,8 +191,6 @@ class Chain:
         demand = self.layered.own(grid, i)
         if following is not None:
             demand += self.layered.entry(grid, i + 1)
-        elif i + 1 == len(self.blank):  # over which axes they go depends on the last layer's form
-            demand += Demand(messages=tuple(sums(self.layered, grid, self.sizes)))
         words = stored_words(grid, self.layered.params[i], i)
         weights = WORD * words * (1 + GRADIENTS + self.kept[self.layered.piece(i)])
         return self._priced(demand, weights + activation_bytes(demand))
