@@ -14,6 +14,7 @@ from jtssm import checks, images, solvers
 from jtssm.arguments import NETS, OPTIMIZERS, RATES
 from jtssm.network import Network
 from jtssm.protocol import Method
+from jtssm.sweeping import LOCAL_STEPS
 
 PASSED = (
     "subnets", "cuts", "rho", "alpha", "eta", "schedule", "order", "sweeps", "weight_steps",
@@ -22,7 +23,6 @@ PASSED = (
 )  # fmt: skip
 HIDDEN = {"mlp": [512] * 3, "convnet": [128]}  # unless given
 CHANNELS = [16, 32]
-LOCAL_STEPS = 20  # of a round, unless given
 WARMUP = 500  # most steps of warm-up
 
 

@@ -30,7 +30,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     found = sweeping.plan(**asked, runners_up=arguments.runners_up)
     rows = [_plan_row(each) for each in (found.best, *found.runners_up)]
     title = f"{_title(arguments)}: predicted for a step"
-    columns = ("subnet x pr x pc", "seconds", "products", *CAUSES, "hidden", "sent MB", "memory MB")
+    columns = ("subnet x pr x pc", "seconds", "compute", *CAUSES, "hidden", "sent MB", "memory MB")
     tables.show(title, columns, rows)
     if found.refused:
         tables.say(
