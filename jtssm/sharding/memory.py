@@ -38,6 +38,7 @@ class Memory(NamedTuple):
     outputs: int  # the state again, and the scalars that a step shows
     gradients: int  # with what the optimizer makes of them: an upper bound
     activations: int  # of all layers, with what is gathered for them: an upper bound
+    halo: int  # rows of neighbours' images that arrive, and their gradients
     copies: int  # of a state that is packed in rows, or dealt: as it is used; an upper bound
 
     @property
@@ -48,7 +49,7 @@ class Memory(NamedTuple):
     @property
     def temporaries(self) -> int:
         """An upper bound of what lives within a step."""
-        return self.gradients + self.activations + self.copies
+        return self.gradients + self.activations + self.halo + self.copies
 
     @property
     def total(self) -> int:
@@ -91,6 +92,7 @@ def step_memory(
         WORD * weights, kept - WORD * weights, rest, device_bytes(given), kept + rest + info,
         gradients=GRADIENTS * WORD * weights,
         activations=round(max(activation_bytes(device) for device in step.devices)),
+        halo=round(max(halo_bytes(device) for device in step.devices)),
         copies=0 if as_it_is else 2 * (kept + rest),
     )  # fmt: skip
 
@@ -98,6 +100,11 @@ def step_memory(
 def activation_bytes(demand: Demand) -> float:
     """What the passes of a step hold beside the weights: an upper bound."""
     return WORD * sum(task.held * task.activations + task.gathered for task in demand.tasks)
+
+
+def halo_bytes(demand: Demand) -> float:
+    """What neighbours send of their images' rows."""
+    return WORD * sum(m.words for m in demand.messages if m.what == "domain")
 
 
 def optimizer_words(layered: Layered) -> list[float]:

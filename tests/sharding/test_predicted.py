@@ -116,6 +116,15 @@ def test_predicted_memory_is_that_of_the_compiled_program(name, float32):
     assert found.total == found.arguments + found.temporaries
 
 
+def test_the_halo_is_what_neighbours_send():
+    """Two 3 x 3 convolutions of images 16 x 16, 8 samples on a device of pc: a row each way, and back."""
+    case = CASES["sgd on rows"]
+    found = memory.step_memory(case.method, case.sizes, case.step, forms=case.forms)
+    first, second = 8 * 16 * 3, 8 * 8 * 4
+    assert found.halo == 4 * (2 * first + 4 * second)
+    assert memory.step_memory(CASES["sgd"].method, (1, 2, 4), CASES["sgd"].step).halo == 0
+
+
 def products(jaxpr, times=1):
     """Multiply-adds of every dot_general in a jaxpr, loops as often as they run."""
     total = 0
