@@ -130,13 +130,14 @@ def test_names_are_found_and_the_nearest_is_named():
 
 def test_published_networks_are_planned_and_blocks_count_where_the_grid_runs_them():
     """ResNet-50 and the transformer on 64 devices: residual blocks are batch, gathered or paired."""
-    for name, forms in (
-        ("resnet50", {"batch", "gathered"}),
-        ("transformer", {"batch", "gathered", "paired"}),
+    for name, kinds, count, forms in (
+        ("resnet50", ("bottleneck",), 16, {"batch", "gathered"}),
+        ("transformer", ("attention", "perceptron"), 24, {"batch", "gathered", "paired"}),
     ):
         best = jtssm.plan(name, 64, 1024, "tpu-v5p", runners_up=0).best
-        net = best.method.parts.network
-        blocks = [f for f, l in zip(best.forms, net.layers, strict=True) if "+" in l.name or l.pair]
+        layers = best.method.parts.network.layers
+        blocks = [f for f, l in zip(best.forms, layers, strict=True) if l.name.startswith(kinds)]
+        assert len(blocks) == count
         assert set(blocks) <= forms
 
 
