@@ -89,6 +89,11 @@ class Network(NamedTuple):
         x = as_input(self, x)
         return estimate_layers(self.layers, params, x, lambda i: PLAIN)
 
+    @property
+    def statistics(self) -> tuple[normalising.Statistics, ...]:
+        """Means and variances that its layers take while training."""
+        return tuple(each for layer in self.layers for each in layer.statistics)
+
     def costs(self) -> list[int]:
         """Multiply-adds a sample of each layer's forward product."""
         return [layer.cost(s) for layer, s in zip(self.layers, self.shapes, strict=False)]

@@ -64,8 +64,11 @@ class WorkerParts(NamedTuple):
     local_steps: int  # R
     batch_size: int  # samples a gradient sees: a worker's
     loss: Any  # jtssm.losses.Loss
+    optimizer: Any  # every worker's
     moves: Callable  # number of samples in a local step -> tuple[jtssm.protocol.Move, ...]
     work: Callable  # () -> tuple[jtssm.protocol.Run | MatrixProduct, ...] of one worker in a round
+    # () -> tuple[jtssm.normalisation.Statistics, ...] of one worker in a local step
+    statistics: Callable
     resident: bool = False
 
     @property

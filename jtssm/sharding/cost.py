@@ -233,10 +233,9 @@ def step_bytes(
 ) -> dict[Route, int]:
     """Bytes that a device hands to collectives in a step (of workers: a round), by route.
 
-    Equal to `jtssm.sharding.count_bytes` of the placed step, to the byte, for elementwise optimizers, but
-    for methods of workers with batch statistics, whose sums over pr and pc are not counted. The loss and
-    other scalars that a step shows are among them. A TPU in its default precision sends what only
-    products read as bfloat16: there it is an upper bound.
+    Equal to `jtssm.sharding.count_bytes` of the placed step, to the byte, for elementwise optimizers.
+    The loss and other scalars that a step shows are among them. A TPU in its default precision sends
+    what only products read as bfloat16: there it is an upper bound.
 
     Args:
       method: unplaced.  mesh: with axes named subnet, pr and pc; an `AbstractMesh` will do.

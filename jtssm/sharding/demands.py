@@ -252,8 +252,18 @@ def _of_workers(method: Method, sizes: Sizes) -> Step:
         Message(m.what, m.collective, axes, local * prod(m.shape), m.times, m.itemsize)
         for m in gradient if axes
     ]  # fmt: skip
+    messages += _statistics(parts, local, axes)
     device = Demand(tuple(tasks), tuple(updates), tuple(messages))
     return Step((device,) * subnet, tuple(_meetings(method, sizes, axes)))
+
+
+def _statistics(parts: WorkerParts, local: int, axes: tuple[str, ...]) -> Iterable[Message]:
+    """Sums over the samples of `local` workers, of means and variances and of what comes back."""
+    shared = [each for each in parts.statistics() if each.over == "samples" and axes]
+    for each in shared:
+        for numbers in (2, 2 if each.affine else 3):  # forward, backward: as on the grid
+            words = numbers * local * each.width
+            yield Message("statistics", "all_reduce", axes, words, parts.local_steps)
 
 
 def _meetings(method: Method, sizes: Sizes, axes: tuple[str, ...]) -> Iterable[Message]:

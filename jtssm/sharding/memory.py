@@ -11,6 +11,7 @@ the cases of the tests. Donated arguments share their bytes with outputs: `total
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
-from jtssm.protocol import Info, Method
+from jtssm.protocol import Info, Method, Tree
 from jtssm.sharding.demands import Demand, Layered, Sizes, Step
 from jtssm.sharding.mesh import AXES
 from jtssm.sharding.placing import batch_sharding, place
@@ -36,7 +37,8 @@ class Memory(NamedTuple):
     )
     samples: int  # x and y of a step
     outputs: int  # the state again, and the scalars that a step shows
-    gradients: int  # with what the optimizer makes of them: an upper bound
+    # with what the optimizer makes of them, and its state where it starts anew in a step: an upper bound
+    gradients: int
     activations: int  # of all layers, with what is gathered for them: an upper bound
     halo: int  # rows of neighbours' images that arrive, and their gradients
     copies: int  # of a state that is packed in rows, or dealt: as it is used; an upper bound
@@ -77,20 +79,20 @@ def step_memory(
     """
     _, state, given = placed_step(method, sizes, forms, samples)
     named = {name: device_bytes(getattr(state, name)) for name in state._fields}
-    weights = max(round(sum(words for words, _ in device.updates)) for device in step.devices)
-    trained = [
-        name for name in ("weights", "params", "homes", "shared", "opt_state") if name in named
-    ]
-    kept = sum(named.pop(name) for name in trained)
+    dealt = sum(named.pop(name, 0) for name in ("homes", "shared"))
+    kept = dealt + sum(named.pop(name, 0) for name in ("weights", "params", "opt_state"))
     rest, info = sum(named.values()), WORD * len(Info._fields)
-    as_it_is = (
-        method.parts.gradient is not None
-        if hasattr(method.parts, "gradient")
-        else "opt_state" in state._fields
+    trained = WORD * max(
+        round(sum(words for words, _ in device.updates)) for device in step.devices
     )
+    weights = dealt or trained
+    parts, fresh = method.parts, 0.0
+    if dealt:
+        fresh = trained * _state_words(parts.optimizer, parts.network.parameter_shapes())
+    as_it_is = not dealt if isinstance(parts, WorkerParts) else parts.gradient is not None
     return Memory(
-        WORD * weights, kept - WORD * weights, rest, device_bytes(given), kept + rest + info,
-        gradients=GRADIENTS * WORD * weights,
+        weights, kept - weights, rest, device_bytes(given), kept + rest + info,
+        gradients=GRADIENTS * trained + round(fresh),
         activations=round(max(activation_bytes(device) for device in step.devices)),
         halo=round(max(halo_bytes(device) for device in step.devices)),
         copies=0 if as_it_is else 2 * (kept + rest),
@@ -109,13 +111,18 @@ def halo_bytes(demand: Demand) -> float:
 
 def optimizer_words(layered: Layered) -> list[float]:
     """Words of the optimizer's state for each parameter, piece by piece."""
-    found = []
-    for l, (a, b) in enumerate(pairwise(layered.parts.starts)):
-        params = list(layered.params[a:b])
-        state = jax.eval_shape(layered.parts.optimizers[l].init, params)
-        numbers = [sum(prod(x.shape) for x in jax.tree.leaves(of)) for of in (state, params)]
-        found.append(numbers[0] / numbers[1] if numbers[1] else 0.0)
-    return found
+    parts = layered.parts
+    return [
+        _state_words(parts.optimizers[l], layered.params[a:b])
+        for l, (a, b) in enumerate(pairwise(parts.starts))
+    ]
+
+
+def _state_words(optimizer: Any, params: Sequence[Tree]) -> float:
+    """Words of an optimizer's state for each parameter."""
+    state = jax.eval_shape(optimizer.init, list(params))
+    kept, own = (sum(prod(a.shape) for a in jax.tree.leaves(of)) for of in (state, params))
+    return kept / own if own else 0.0
 
 
 def placed_step(

@@ -99,7 +99,8 @@ def _method(name: str, crew: Any, precision: Any) -> Method:
             step=precisely(precision, crew.step), forward=precisely(precision, crew.forward),
             estimate=precisely(precision, crew.estimate), params=lambda state: list(state.params),
             local_steps=trainer.local_steps, batch_size=trainer.batch_size, loss=trainer.loss,
-            moves=crew.moves, work=lambda: (_rounds(trainer),),
+            optimizer=trainer.optimizer, moves=crew.moves, work=lambda: (_rounds(trainer),),
+            statistics=lambda: trainer.network.statistics,
         )
     )  # fmt: skip
 

@@ -37,6 +37,7 @@ import numpy as np
 
 from jtssm import checks, losses
 from jtssm.network import Network, estimate_layers
+from jtssm.normalisation import Statistics
 from jtssm.protocol import Array, MatrixProduct, Method, Move, Products, Tree
 from jtssm.solvers.dealing import Cut, Stored, cuts_of, stored
 from jtssm.solvers.pieces import precisely
@@ -116,8 +117,8 @@ def ist(
             draw=net.init, lay_out=model.lay_out, start=_start,
             step=precisely(precision, model.step), forward=precisely(precision, model.forward),
             estimate=precisely(precision, model.estimate), params=model.params,
-            local_steps=local_steps, batch_size=batch_size, loss=trainer.loss, moves=model.moves,
-            work=model.work,
+            local_steps=local_steps, batch_size=batch_size, loss=trainer.loss,
+            optimizer=trainer.optimizer, moves=model.moves, work=model.work, statistics=model.statistics,
         )
     )  # fmt: skip
 
@@ -296,6 +297,14 @@ class _Model(NamedTuple):
                 inner, columns = shapes["W"]
                 found.append(MatrixProduct(self.trainer.batch_size, inner, columns, times))
         return tuple(found)
+
+    def statistics(self) -> tuple[Statistics, ...]:
+        """Means and variances of one subnet in a local step, over its places."""
+        return tuple(
+            each if cut is None else each._replace(width=cut.slots)
+            for layer, cut in zip(self.net.layers, self.cuts[1:], strict=True)
+            for each in layer.statistics
+        )
 
     def moves(self, samples: int) -> tuple[Move, ...]:
         """Of one worker in a round: a pull and a push of its subnet, the mean of what all share, and the

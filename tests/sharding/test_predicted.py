@@ -63,12 +63,21 @@ CASES = {
     "pdadmm, 8 bits": Case(solvers.pdadmm(NET, grid=8), (4, 1, 1)),
     "ist": Case(solvers.ist(NET, subnets=4, **ROUND), (4, 1, 2)),
     "ist on three axes": Case(solvers.ist(NET, subnets=4, **ROUND), (2, 2, 2)),
+    "ist, normalised": Case(
+        solvers.ist(jtssm.mlp([24, 30, 45, 8], normalisation="batch"), subnets=4, **ROUND), (2, 2, 2)
+    ),
     "local_sgd": Case(solvers.local_sgd(NET, workers=4, **ROUND), (4, 1, 2)),
     "ensemble": Case(solvers.ensemble(IMAGES, members=4, **ROUND), (2, 1, 4)),
 }  # fmt: skip
 
 
-RARE = ("gsam, parallel", "pdadmm, 8 bits", "gsadmm on one device of subnet", "gsam, stored")
+RARE = (
+    "ist, normalised",
+    "gsam, parallel",
+    "pdadmm, 8 bits",
+    "gsadmm on one device of subnet",
+    "gsam, stored",
+)
 NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in RARE else n for n in CASES]
 
 

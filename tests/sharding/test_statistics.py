@@ -1,12 +1,15 @@
 """Means and variances of normalisation on a grid: their numbers, and the bytes they move."""
 
+import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import jtssm
 from benchmarks.grid_bytes import uniform
-from jtssm import architectures, images
+from jtssm import architectures, images, sharding, solvers
 from jtssm.normalisation import NORMALISATIONS
+from jtssm.sharding import cost, memory
 from tests.sharding.test_grid import assert_same
 from tests.sharding.traffic_cases import agree
 
@@ -56,3 +59,21 @@ def test_a_residual_networks_statistics_move_what_the_formulas_say(kind):
     net = architectures.resnet((1, 1), 4, size=12, channels=4, normalisation=kind)
     for grid, form in (((1, 4), "batch"), ((2, 2), "batch"), ((2, 2), "gathered")):
         agree(net, 4, *grid, uniform(net, form, grid[0]), compiled=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes", [(4, 1, 2), (2, 2, 2), (1, 2, 4), (4, 1, 1)], ids=str)
+def test_workers_statistics_move_what_the_formulas_say(sizes, kind):
+    """pr and pc split a worker's minibatch; widths that 4 does not divide are dealt with empty places."""
+    given = {"optimizer": optax.adam(1e-3), "batch_size": 8, "local_steps": 3}
+    net = jtssm.mlp([24, 30, 45, 8], normalisation=kind)
+    convnet = images.convnet((8, 8, 3), 8, channels=(4,), hidden=(16,), normalisation=kind)
+    with jax.enable_x64(False):  # the model counts words of four bytes
+        for method in (
+            solvers.ist(net, subnets=4, **given),
+            solvers.local_sgd(net, workers=4, **given),
+            solvers.ensemble(convnet, members=4, **given),
+        ):
+            placed, state, samples = memory.placed_step(method, sizes, "auto", None, sharding.make_mesh(*sizes))  # fmt: skip
+            expected = cost.step_bytes(method, placed.mesh)
+            assert sharding.count_bytes(placed.step, state, *samples) == expected
