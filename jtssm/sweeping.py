@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-from jax.experimental import topologies
-from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from jtssm import checks, solvers
 from jtssm.architectures import find_architecture
 from jtssm.network import Network
 from jtssm.protocol import Method
-from jtssm.sharding import counting, planner
+from jtssm.sharding import planner
 from jtssm.sharding.finding import find_machine
 from jtssm.sharding.machines import Machine
-from jtssm.sharding.memory import placed_step
 from jtssm.sharding.mesh import AXES, make_mesh
-from jtssm.sharding.placing import batch_sharding, place
 from jtssm.sharding.planner import Build, Plan, Proposal
-from jtssm.sharding.routes import Route, ring_bytes
-from jtssm.sharding.tracing import count_bytes
+from jtssm.trials import Record, column, counted, measured, ring_sent, topology_devices
 
 LOCAL_STEPS = 20  # of a round of workers, unless given
 WORKERS = {"ist": "subnets", "local_sgd": "workers", "ensemble": "members"}
-Record = dict[str, Any]
 
 
 def builder(method: str | Build, *, optimizer: Any = None, **options: Any) -> Build:
@@ -225,84 +217,14 @@ def _predicted(found: Proposal, net: Network) -> Record:
     return {
         "forms": " ".join(found.forms), "cuts": " ".join(map(str, found.cuts)),
         "seconds": found.seconds.total, **seconds, "bytes_sent": sent_bytes(found),
-        **{_name("bytes", route): num for route, num in found.bytes.items()},
+        **{column("bytes", route): num for route, num in found.bytes.items()},
         "memory": found.memory.total, **memory,
     }  # fmt: skip
 
 
-def _name(what: str, route: Route) -> str:
-    return "_".join((what, route.collective, *route.axes))
-
-
 def sent_bytes(found: Proposal) -> float:
     """Bytes that a device sends in a step, by rings."""
-    return _sent(found.bytes, found.shape)
-
-
-def _sent(found: Mapping[Route, int], shape: planner.Sizes) -> float:
-    return ring_bytes(found, dict(zip(AXES, shape, strict=True)))
-
-
-def counted(found: Proposal, mesh: Mesh, samples: int | None) -> Record:
-    """The step compiled for a mesh: its bytes, whether they are those predicted, its memory."""
-    placed, state, given = placed_step(
-        found.method, found.shape, found.forms or "auto", samples, mesh
-    )
-    program = jax.jit(placed.step, donate_argnums=0).lower(state, *given).compile()
-    moved = counting.moved(program.as_text() or "", mesh)
-    agrees = moved == found.bytes
-    if not agrees and all(moved.get(route, 0) <= num for route, num in found.bytes.items()):
-        # the compiler sums equal gradients once (two added betas have them): then the trace decides
-        agrees = count_bytes(placed.step, state, *given) == found.bytes
-    memory: Any = program.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    return {
-        "counted_sent": _sent(moved, found.shape), "agrees": agrees,
-        **{_name("counted", route): num for route, num in moved.items()},
-        "compiled_memory": held, "compiled_temporaries": memory.temp_size_in_bytes,
-    }  # fmt: skip
-
-
-def measured(found: Proposal, mesh: Mesh, samples: int | None, repeats: int = 5) -> float:
-    """Median seconds of a step on present devices, after one that compiles; random samples."""
-    method, net = found.method, found.method.parts.network
-    placed = place(method, mesh, forms=found.forms or "auto")
-    lead: Any = method.batch_shape or (samples,)
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(*lead, *net.shapes[0])).astype(np.float32)
-    y = rng.integers(0, net.shapes[-1][-1], lead).astype(np.int32)
-    flat = (-1, *net.shapes[0])
-    state = placed.init(jax.random.key(0), x.reshape(flat), y.reshape(-1))
-    step, seconds = jax.jit(placed.step, donate_argnums=0), []
-    given = [jax.device_put(a, batch_sharding(placed)) for a in (x, y)]
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        state, _ = jax.block_until_ready(step(state, *given))
-        seconds.append(time.perf_counter() - start)
-    return median(seconds[1:])
-
-
-def topology_devices(name: str) -> Sequence[Any]:
-    """Devices of TPUs that need not be there: "tpu-v5e:4x4"; needs libtpu.
-
-    Raises:
-      ValueError: another name, or libtpu does not know it or is not there.
-    """
-    kind, _, shape = name.removeprefix("tpu-").partition(":")
-    if not name.startswith("tpu-") or not shape:
-        raise ValueError(f"topology: expected a name like 'tpu-v5e:4x4'; got {name!r}")
-    # one device a chip, as on a host of v4; jax makes no mesh of its single cores
-    options: Any = {"chip_config_name": "megacore"} if kind == "v4" else {}
-    try:
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{kind}:{shape}", **options
-        )
-    except Exception as error:
-        raise ValueError(
-            f"topology: expected one that libtpu knows, e.g. 'tpu-v5e:4x4', and libtpu installed; got "
-            f"{name!r}: {error}"
-        ) from error
-    return found.devices
+    return ring_sent(found.bytes, found.shape)
 
 
 def _mark_best(records: Iterable[Record]) -> None:

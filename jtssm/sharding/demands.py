@@ -75,7 +75,8 @@ def step_demand(method: Method, sizes: Sizes, forms: Sequence[str], samples: int
       samples: that a resident method keeps; others take their minibatch.
 
     Raises:
-      ValueError: sizes that do not divide; a resident method without `samples` or with pr > 1.
+      ValueError: sizes that do not divide; a resident method without `samples`; pr > 1 for a method that
+        splits no layers.
     """
     if isinstance(method.parts, WorkerParts):
         return _of_workers(method, sizes)
@@ -141,7 +142,8 @@ class Layered(NamedTuple):
         return Demand(tasks, updates, tuple(self._messages(grid, i, Pass.own)))
 
     def _pass(self, grid: Grid, run: Run) -> Pass:
-        return Pass(grid, self.params, run.samples // self.pc, self.pc)
+        back = run.first and run.inputs > 0
+        return Pass(grid, self.params, run.samples // self.pc, self.pc, back, run.weights > 0)
 
     def _messages(self, grid: Grid, i: int, of: Any) -> Iterable[Message]:
         ends = self._ends(i) if of is Pass.own else set()
@@ -165,11 +167,11 @@ def layered_of(method: Method, sizes: Sizes, samples: int) -> Layered:
     """A method's pieces on a grid of those sizes.
 
     Raises:
-      ValueError: a method that stores variables for every sample, with pr > 1.
+      ValueError: pr > 1 for a method that splits no layers.
     """
     parts, (subnet, pr, pc) = method.parts, sizes
-    if pr > 1 and method.resident:
-        raise ValueError(f"pr: expected 1, {method.name} is modelled without it; got {pr}")
+    if pr > 1 and not parts.splits_layers:
+        raise ValueError(f"pr: expected 1, {method.name} does not split layers; got {pr}")
     whole = parts.gradient is not None
     samples_of = ("pc",) if pc > 1 else ()
     grid = Grid(

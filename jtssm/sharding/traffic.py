@@ -63,6 +63,9 @@ class Pass(NamedTuple):
     params: Sequence[Tree]  # shapes of the whole parameters, one tree a layer
     samples: int  # on each device of pc
     pc: int
+    # whether gradients go back to the inputs of a piece; None: to those of all pieces but the first
+    inputs: bool | None = None
+    weights: bool = True  # whether they are taken of weights
 
     @property
     def spread(self) -> bool:
@@ -88,14 +91,16 @@ class Pass(NamedTuple):
         if self.grid.axis is not None:
             yield from self._work(i)
         yield from self._statistics(i)
-        yield from self._gradient(i)
+        if self.weights:
+            yield from self._gradient(i)
         if self.grid.axis is not None:
             yield from self._hops(i, self.grid.after(i, self.spread), i + 1, True)
 
     def differs(self, i: int) -> bool:
         """Whether the inputs of layer i have a gradient."""
-        before = jax.tree.leaves(self.params[:i])
-        return bool(before) or max(e for e in self.grid.entries if e <= i) > 0
+        start = max(e for e in self.grid.entries if e <= i)
+        back = start > 0 if self.inputs is None else self.inputs
+        return back or bool(jax.tree.leaves(self.params[start:i]))
 
     def _numbers(self, position: int) -> int:
         """Of b samples before layer `position`."""
@@ -143,7 +148,7 @@ class Pass(NamedTuple):
             split = self.grid.network.layers[i].splits["gathered"]
             numbers = sum(a.size for a, d in _pairs(self.params[i], split) if d >= 0)
             yield send("all_gather", numbers // size)
-            if self.spread:
+            if self.spread and self.weights:
                 yield send("reduce_scatter", numbers, True)
         elif form == "row":
             if self.grid.leaves(i, self.spread) == "samples":
@@ -202,7 +207,7 @@ class Pass(NamedTuple):
                 axes = (*(("pr",) if layout in ("samples", "rows") else ()), *pc)
                 numbers = width // (self.grid.size if layout == "columns" else 1)
                 # where gamma is the same on the devices that share them, its gradient's sum is theirs too
-                back = 2 if affine and layout != "rows" else 3
+                back = 2 if affine and self.weights and layout != "rows" else 3
             if axes:
                 yield Sent("statistics", i, "all_reduce", axes, 2 * numbers)
                 yield Sent("statistics", i, "all_reduce", axes, back * numbers, backward=True)

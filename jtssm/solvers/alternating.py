@@ -29,7 +29,7 @@ import jax.numpy as jnp
 
 from jtssm.protocol import Array
 from jtssm.solvers.pieces import Weights
-from jtssm.solvers.resident import Rule, Samples
+from jtssm.solvers.resident import Rule, Samples, to_renew_and_to_send
 from jtssm.solvers.updates import Penalties, squared, update_p
 
 
@@ -102,6 +102,8 @@ class Turn(NamedTuple):
 
 
 ORDERS = {
-    order: Rule("gsam", hold, partial(sweep, order), forward="f", backward="p", again=again, sums=3)
-    for order, again in (("sequential", lambda l, n: True), ("parallel", lambda l, n: False))
+    order: Rule(
+        "gsam", hold, partial(sweep, order), forward="f", backward="p", passes=passes, sums=3
+    )
+    for order, passes in (("sequential", to_renew_and_to_send), ("parallel", lambda l, n: 1))
 }

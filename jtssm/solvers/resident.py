@@ -36,10 +36,13 @@ class Rule(NamedTuple):
     sweep: Callable  # (Samples, weights, held, penalties) -> (weights, held, Info)
     forward: str  # what goes forward over a boundary
     backward: str
-    again: (
-        Callable  # (l, number of pieces) -> whether piece l runs forward once more after its p-step
-    )
+    passes: Callable  # (l, number of pieces) -> how often piece l runs forward, but for its W-steps
     sums: int  # scalars summed over all devices in a sweep
+
+
+def to_renew_and_to_send(l: int, num: int) -> int:
+    """Passes forward of piece l: one for the p-step (or the loss), one after it for its neighbour."""
+    return (l > 0 or num == 1) + (l < num - 1)
 
 
 class Strata(NamedTuple):
@@ -143,10 +146,10 @@ def method(
 
     def work(l, samples):
         steps = sweeps * (weight_steps or samples // batch_size)
-        again = sweeps * rule.again(l, pieces.num)
+        passes = sweeps * rule.passes(l, pieces.num)
         return (
             Run(batch_size, steps, steps, steps, first=False),
-            Run(samples, sweeps + again, 0, sweeps * (l > 0), first=True),
+            Run(samples, passes, 0, sweeps * (l > 0), first=True),
         )
 
     return as_method(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from jtssm.protocol import Array
 from jtssm.solvers.pieces import Weights
-from jtssm.solvers.resident import Rule, Samples
+from jtssm.solvers.resident import Rule, Samples, to_renew_and_to_send
 from jtssm.solvers.updates import Penalties, squared, update_p, update_q, update_u
 
 
@@ -97,5 +97,5 @@ class Turn(NamedTuple):
 
 
 GSADMM = Rule(
-    "gsadmm", hold, sweep, forward="q", backward="p + u / rho", again=lambda l, n: l < n - 1, sums=5
+    "gsadmm", hold, sweep, forward="q", backward="p + u / rho", passes=to_renew_and_to_send, sums=5
 )

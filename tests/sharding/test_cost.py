@@ -129,10 +129,8 @@ def test_pipelines_that_share_a_batch_sum_their_gradients():
             r"subnet: expected one of \[1, 2\], which divide 2 workers; got 3",
         ),
         (
-            lambda: cost.step_seconds(
-                solvers.gsadmm(NET, schedule="stored", **SHARED), SLOW, pr=2, samples=64
-            ),
-            r"pr: expected 1, gsadmm is modelled without it; got 2",
+            lambda: cost.step_seconds(solvers.pdadmm(NET), SLOW, pr=2, samples=64),
+            r"pr: expected 1, pdadmm does not split layers; got 2",
         ),
         (lambda: cost.step_seconds(sgd(), SLOW, pc=3), r"pc: expected one of \[1, 2, 4, 8\]"),
         (lambda: cost.step_seconds(sgd(), SLOW, pc=0), r"pc: expected an integer of at least 1"),

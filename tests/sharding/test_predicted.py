@@ -8,11 +8,13 @@ import numpy as np
 import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
+from jax.interpreters import partial_eval
 
 import jtssm
 from jtssm import images, sharding, solvers
 from jtssm.sharding import cost, counting, memory
 from jtssm.sharding.demands import predicted_bytes, step_demand
+from jtssm.trials import traced_bytes
 
 ADAM = optax.adam(1e-3)
 NET = jtssm.mlp([24, 32, 48, 32, 8])
@@ -55,6 +57,15 @@ CASES = {
     "gsam": Case(solvers.gsam(NET, subnets=4, sweeps=2, **BATCH), (4, 2, 1)),
     "gsadmm, stored": Case(solvers.gsadmm(NET, subnets=4, schedule="stored", **BATCH), (4, 1, 2)),
     "gsam, stored": Case(solvers.gsam(NET, subnets=4, schedule="stored", **BATCH), (2, 1, 4)),
+    "gsadmm, stored, on three axes": Case(
+        solvers.gsadmm(NET, subnets=4, schedule="stored", **BATCH), (2, 2, 2)
+    ),
+    "gsam, stored, on pr": Case(
+        solvers.gsam(NET, subnets=2, schedule="stored", **BATCH), (1, 4, 2), ("model", "row") * 2
+    ),
+    "gsadmm, stored, on rows": Case(
+        solvers.gsadmm(IMAGES, cuts=[3], schedule="stored", **BATCH), (1, 2, 2), DOMAIN
+    ),
     "gsam, parallel": Case(
         solvers.gsam(NET, subnets=2, schedule="stored", order="parallel", **BATCH), (2, 1, 2)
     ),
@@ -107,6 +118,35 @@ def test_predicted_bytes_are_those_of_the_compiled_program(name, float32):
     assert predicted_bytes(case.step, case.sizes) == expected
     found = cost.step_bytes(case.method, placed.mesh, forms=case.forms, samples=case.samples)
     assert found == expected
+
+
+NORMED = jtssm.mlp([24, 32, 48, 32, 8], normalisation="batch")
+STORED = {
+    "unequal pieces": Case(
+        solvers.gsadmm(NET, subnets=2, schedule="stored", **BATCH), (2, 2, 2),
+        ("gathered", "scattered", "gathered", "batch"),
+    ),
+    "gsam": Case(solvers.gsam(NET, subnets=4, schedule="stored", **BATCH), (2, 2, 2)),
+    "images": Case(
+        solvers.gsadmm(IMAGES, cuts=[3], schedule="stored", **BATCH), (2, 2, 2), DOMAIN
+    ),
+    "statistics": Case(
+        solvers.gsadmm(NORMED, subnets=2, schedule="stored", **BATCH), (1, 2, 2), ("model", "row") * 2
+    ),
+    "statistics in one piece": Case(
+        solvers.gsam(NORMED, subnets=1, schedule="stored", **BATCH), (1, 1, 4)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_of_several_switches_a_device_takes_its_own_branches(name, float32):
+    """A stored schedule switches on the piece more than once a step: a compiled program's text shows
+    the largest branch of each, the trace what a device hands in."""
+    case = STORED[name]
+    mesh = sharding.make_mesh(*case.sizes)
+    placed, state, samples = memory.placed_step(case.method, case.sizes, case.forms, SAMPLES, mesh)
+    assert traced_bytes(placed.step, state, *samples) == predicted_bytes(case.step, case.sizes)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -174,7 +214,9 @@ def test_declared_work_is_the_products_of_the_traced_step(name):
         jax.ShapeDtypeStruct((int(np.prod(lead)), *a.shape[len(lead) :]), a.dtype) for a in (x, y)
     ]
     state = jax.eval_shape(lambda x, y: method.init(jax.random.key(0), x, y), *flat)
-    traced = products(jax.make_jaxpr(method.step)(state, x, y).jaxpr)
+    closed = jax.make_jaxpr(method.step)(state, x, y)
+    live, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    traced = products(live)
     declared = cost.step_flops(method, num) // 2
     assert declared - solves(method) == traced
 

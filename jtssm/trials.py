@@ -1,0 +1,108 @@
+"""Proposals of the planner tried: their steps compiled, counted and run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from jtssm.sharding import counting
+from jtssm.sharding.demands import Sizes
+from jtssm.sharding.memory import placed_step
+from jtssm.sharding.mesh import AXES
+from jtssm.sharding.placing import batch_sharding, place
+from jtssm.sharding.planner import Proposal
+from jtssm.sharding.routes import Route, ring_bytes
+from jtssm.sharding.tracing import count_bytes
+
+Record = dict[str, Any]
+
+
+def column(what: str, route: Route) -> str:
+    """What a record calls the bytes of a route."""
+    return "_".join((what, route.collective, *route.axes))
+
+
+def ring_sent(found: Mapping[Route, int], shape: Sizes) -> float:
+    """Bytes that a device sends to others, by rings."""
+    return ring_bytes(found, dict(zip(AXES, shape, strict=True)))
+
+
+def counted(found: Proposal, mesh: Mesh, samples: int | None) -> Record:
+    """The step compiled for a mesh: its bytes, whether they are those predicted, its memory."""
+    placed, state, given = placed_step(
+        found.method, found.shape, found.forms or "auto", samples, mesh
+    )
+    program = jax.jit(placed.step, donate_argnums=0).lower(state, *given).compile()
+    moved = counting.moved(program.as_text() or "", mesh)
+    agrees = moved == found.bytes or (
+        _text_misleads(found, moved) and traced_bytes(placed.step, state, *given) == found.bytes
+    )
+    memory: Any = program.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return {
+        "counted_sent": ring_sent(moved, found.shape), "agrees": agrees,
+        **{column("counted", route): num for route, num in moved.items()},
+        "compiled_memory": held, "compiled_temporaries": memory.temp_size_in_bytes,
+    }  # fmt: skip
+
+
+def _text_misleads(found: Proposal, moved: Mapping[Route, int]) -> bool:
+    """Whether a program may move other bytes than its text shows, so that the trace decides."""
+    # equal gradients are summed once (two added betas have them)
+    fewer = all(moved.get(route, 0) <= num for route, num in found.bytes.items())
+    # of several switches on the piece the largest branches add up, though no device takes them all
+    return fewer or (found.method.resident and found.shape[0] > 1)
+
+
+def traced_bytes(step: Callable, *given: Any) -> dict[Route, int]:
+    """Bytes of the device that hands in most, each in its own branches."""
+    return max(count_bytes(step, *given, by_device=True), key=lambda count: sum(count.values()))
+
+
+def measured(found: Proposal, mesh: Mesh, samples: int | None, repeats: int = 5) -> float:
+    """Median seconds of a step on present devices, after one that compiles; random samples."""
+    method, net = found.method, found.method.parts.network
+    placed = place(method, mesh, forms=found.forms or "auto")
+    lead: Any = method.batch_shape or (samples,)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(*lead, *net.shapes[0])).astype(np.float32)
+    y = rng.integers(0, net.shapes[-1][-1], lead).astype(np.int32)
+    flat = (-1, *net.shapes[0])
+    state = placed.init(jax.random.key(0), x.reshape(flat), y.reshape(-1))
+    step, seconds = jax.jit(placed.step, donate_argnums=0), []
+    given = [jax.device_put(a, batch_sharding(placed)) for a in (x, y)]
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        state, _ = jax.block_until_ready(step(state, *given))
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:])
+
+
+def topology_devices(name: str) -> Sequence[Any]:
+    """Devices of TPUs that need not be there: "tpu-v5e:4x4"; needs libtpu.
+
+    Raises:
+      ValueError: another name, or libtpu does not know it or is not there.
+    """
+    kind, _, shape = name.removeprefix("tpu-").partition(":")
+    if not name.startswith("tpu-") or not shape:
+        raise ValueError(f"topology: expected a name like 'tpu-v5e:4x4'; got {name!r}")
+    # one device a chip, as on a host of v4; jax makes no mesh of its single cores
+    options: Any = {"chip_config_name": "megacore"} if kind == "v4" else {}
+    try:
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{kind}:{shape}", **options
+        )
+    except Exception as error:
+        raise ValueError(
+            f"topology: expected one that libtpu knows, e.g. 'tpu-v5e:4x4', and libtpu installed; got "
+            f"{name!r}: {error}"
+        ) from error
+    return found.devices
