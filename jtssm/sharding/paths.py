@@ -53,17 +53,34 @@ def fastest_forms(
     checks.divides("pc", pc, samples, "samples of a step")
     if pr == 1:
         return ("batch",) * count
-    layered = layered_of(method, sizes, samples)
-    local = (len(method.parts.starts) - 1) // subnet
-    starts = method.parts.starts[::local]
-    chain = Chain(layered, sizes, machine, overlap)
-    # as long as all fits, bytes need not count beside seconds
-    forms = [chain.fastest(range(a, b), float("inf")) for a, b in pairwise(starts)]
-    if limit < float("inf"):
-        for d, (a, b) in enumerate(pairwise(starts)):
-            if chain.held(range(a, b), forms[d]) > limit:
-                forms[d] = chain.fastest(range(a, b), limit)
-    return tuple(form for run in forms for form in run)
+    chain = Chain(layered_of(method, sizes, samples), sizes, machine, overlap)
+    found: list[str] = []
+    for layers in _of_devices(method, subnet):
+        # as long as all fits, bytes need not count beside seconds
+        forms = chain.fastest(layers, float("inf"))
+        if limit < float("inf") and chain.held(layers, forms) > limit:
+            forms = chain.fastest(layers, limit)
+        found += forms
+    return tuple(found)
+
+
+def held_bytes(
+    method: Method, sizes: Sizes, machine: Machine, forms: Sequence[str], samples: int | None = None
+) -> float:
+    """Bytes by the count that `fastest_forms` holds against its limit, layer by layer: of the device
+    along subnet that holds most."""
+    samples = step_samples(method, samples)
+    chain = Chain(layered_of(method, sizes, samples), sizes, machine, 0.0)
+    return max(
+        chain.held(layers, forms[layers.start : layers.stop])
+        for layers in _of_devices(method, sizes[0])
+    )
+
+
+def _of_devices(method: Method, subnet: int) -> list[range]:
+    """The layers of each device along subnet."""
+    starts = method.parts.starts
+    return [range(a, b) for a, b in pairwise(starts[:: (len(starts) - 1) // subnet])]
 
 
 class Chain:
@@ -79,8 +96,12 @@ class Chain:
         ]
         self.blank = ("batch",) * len(net.layers)
         self.kept = optimizer_words(layered)
-        trained = (bool(jax.tree.leaves(p)) for p in layered.params)
-        self.first = next((i for i, has in enumerate(trained) if has), 0)  # layer with parameters
+        starts = layered.parts.starts
+        begin = [starts[layered.piece(i)] for i in range(len(net.layers))]
+        # whether layers before i in its piece have parameters: then its inputs have a gradient
+        self.trained = [bool(jax.tree.leaves(layered.params[a:i])) for i, a in enumerate(begin)]
+        # what `jtssm.sharding.memory` counts for weights that are packed in rows
+        self.copies = 0 if layered.parts.gradient is not None else 2
 
     def fastest(self, layers: range, limit: float) -> tuple[str, ...]:
         """The forms of a run of layers."""
@@ -180,7 +201,7 @@ class Chain:
         after = i + 1 if following is not None else None
         key = (
             id(net.layers[i]), net.shapes[i], form, following, after and id(net.layers[after]),
-            after in starts, i in starts, layered.runs[layered.piece(i)], i > self.first,
+            after in starts, i in starts, layered.runs[layered.piece(i)], self.trained[i],
         )  # fmt: skip
         if key not in self.met:
             self.met[key] = self._found(i, form, following)
@@ -192,7 +213,8 @@ class Chain:
         if following is not None:
             demand += self.layered.entry(grid, i + 1)
         words = stored_words(grid, self.layered.params[i], i)
-        weights = WORD * words * (1 + GRADIENTS + self.kept[self.layered.piece(i)])
+        kept = 1 + self.kept[self.layered.piece(i)]
+        weights = WORD * words * (GRADIENTS + (1 + self.copies) * kept)
         return self._priced(demand, weights + activation_bytes(demand))
 
     def _priced(self, demand: Demand, held: float) -> Step:

@@ -26,13 +26,15 @@ from jtssm.sharding.memory import (
     Memory,
     step_memory,
 )
-from jtssm.sharding.paths import fastest_forms
+from jtssm.sharding.paths import fastest_forms, held_bytes
 from jtssm.sharding.routes import Route
 from jtssm.workers import WorkerParts
 
 Build = Callable[
     [Network, int, int], Method
 ]  # (network, pieces or workers, batch) -> unplaced method
+
+TRIES = 4  # of forms that are to fit in a memory limit
 
 
 class Proposal(NamedTuple):
@@ -108,7 +110,7 @@ def plan(
         if len(proposals) > runners_up:
             break
         try:
-            proposals.append(_checked(candidate, samples, limit))
+            proposals.append(_fitted(candidate, machine, overlap, samples, limit))
         except ValueError as error:
             refused[candidate.sizes] = str(error)
     if not proposals:
@@ -144,7 +146,8 @@ def propose(
     Raises:
       ValueError: sizes that do not go, or do not fit in the limit.
     """
-    return _checked(_candidate(method, sizes, machine, overlap, samples, limit), samples, limit)
+    found = _candidate(method, sizes, machine, overlap, samples, limit)
+    return _fitted(found, machine, overlap, samples, limit)
 
 
 def _candidate(
@@ -161,15 +164,36 @@ def _candidate(
     return _Candidate(method, sizes, forms, step, seconds_of(machine, step, sizes, overlap=overlap))
 
 
-def _checked(found: _Candidate, samples: int | None, limit: float) -> Proposal:
-    """The proposal, once `place` takes it and its memory fits."""
+def _fitted(
+    found: _Candidate, machine: Machine, overlap: float, samples: int | None, limit: float
+) -> Proposal:
+    """The proposal, once `place` takes it and its memory fits.
+
+    Forms are chosen by a count of bytes layer by layer. What a step holds beside it (samples, variables,
+    padding) is nearly the same for all forms: where it does not fit, others are chosen with so much less.
+    """
+    proposal = _proposal(found, samples)
+    for _ in range(TRIES):
+        over = proposal.memory.total - limit
+        if over <= 0 or set(found.forms) <= {"batch"}:
+            break
+        held = held_bytes(found.method, found.sizes, machine, found.forms, samples)
+        try:
+            found = _candidate(found.method, found.sizes, machine, overlap, samples, held - over)
+        except ValueError:
+            break  # nothing holds less
+        proposal = _proposal(found, samples)
+    if proposal.memory.total > limit:
+        raise ValueError(
+            f"memory_limit: expected at least {proposal.memory.total} bytes a device, as subnet, pr, pc "
+            f"= {found.sizes} may take; got {limit:.0f}"
+        )
+    return proposal
+
+
+def _proposal(found: _Candidate, samples: int | None) -> Proposal:
     method, sizes, forms, step, seconds = found
     memory = step_memory(method, sizes, step, forms=forms or "auto", samples=samples)
-    if memory.total > limit:
-        raise ValueError(
-            f"memory_limit: expected at least {memory.total} bytes a device, as subnet, pr, pc = {sizes} "
-            f"may take; got {limit:.0f}"
-        )
     return Proposal(method, sizes, forms, seconds, predicted_bytes(step, sizes), memory)
 
 
@@ -185,9 +209,10 @@ def _nothing_goes(num_devices: int, refused: dict[Sizes, str]) -> str:
 def _check_work(method: Method, sizes: Sizes, forms: Sequence[str]) -> None:
     """Some work is split over pr, not all of it repeated."""
     _, pr, pc = sizes
-    if isinstance(method.parts, WorkerParts) or method.resident or set(forms) != {"batch"}:
+    parts = method.parts
+    if isinstance(parts, WorkerParts) or parts.batch_size is None or set(forms) != {"batch"}:
         return
-    here = method.parts.batch_size // pc
+    here = parts.batch_size // pc
     if here % pr:
         raise ValueError(
             f"pr: expected a size that divides the {here} samples on a device of pc, rows of images, or "

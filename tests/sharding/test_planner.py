@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh
 
 import jtssm
 from jtssm import architectures, images, sharding, solvers
-from jtssm.sharding import cost, demands, integrated, paths, planner
+from jtssm.sharding import cost, demands, integrated, memory, paths, planner
 from jtssm.sharding.choosing import misfit
 from jtssm.sharding.grid import FORMS
 from jtssm.sharding.machines import MACHINES
@@ -71,6 +71,29 @@ def test_under_a_memory_limit_the_best_that_fits_is_found():
     np.testing.assert_allclose(seconds(found), best, rtol=1e-9)
     with pytest.raises(ValueError, match=r"memory_limit: expected more bytes a device"):
         paths.fastest_forms(method, sizes, machine, limit=min(held.values()) - 1)
+
+
+@pytest.mark.parametrize(
+    ("build", "widths"), [(SGD, [24, 32, 48, 32, 8]), (GSADMM, [24, 32, 8])], ids=["sgd", "gsadmm"]
+)
+def test_under_a_memory_limit_a_plan_is_the_best_whose_step_fits(build, widths):
+    """By brute force, bytes of the whole step: state, samples and packed rows too."""
+    net, sizes = jtssm.mlp(widths), (1, 4, 2)
+    method, machine = build(net, 1, 16), V5E._replace(link=1e9, latency=1e-4)
+    plans = {}
+    for forms in every_forms(net, 4):
+        step = demands.step_demand(method, sizes, forms, None)
+        held = memory.step_memory(method, sizes, step, forms=list(forms)).total
+        plans[forms] = cost.seconds_of(machine, step, sizes).total, held
+    fastest = plans[planner.propose(method, sizes, machine).forms][1]
+    least = min(held for _, held in plans.values())
+    assert least < fastest
+    for share in (0.1, 0.5, 0.9):
+        limit = least + share * (fastest - least)
+        found = planner.propose(method, sizes, machine, limit=limit)
+        assert found.memory.total <= limit
+        best = min(seconds for seconds, held in plans.values() if held <= limit)
+        np.testing.assert_allclose(found.seconds.total, best, rtol=1e-9)
 
 
 def test_subnetworks_take_the_best_forms_of_their_own():
