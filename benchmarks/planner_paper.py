@@ -34,9 +34,10 @@ import optax
 
 from benchmarks import record
 from jtssm import images, solvers
-from jtssm.sharding import cost, integrated, paths
+from jtssm.sharding import cost, figures, paths
 from jtssm.sharding.demands import step_demand
-from jtssm.sharding.integrated import CORI, FIGURES, HALOS_6, SAMPLES, Bar, Figure, Grid, Result
+from jtssm.sharding.figures import FIGURES, HALOS_6, SAMPLES, Bar, Figure, Grid, Result
+from jtssm.sharding.integrated import CORI
 from jtssm.sharding.machines import Machine
 
 READINGS = {
@@ -74,10 +75,10 @@ def _paper() -> dict[str, Any]:
 def _reading(title: str, figure: Figure) -> dict[int, Any]:
     print(f"\n{title}")
     rows = {}
-    for processes, (printed, simulated) in integrated.compare(figure).items():
+    for processes, (printed, simulated) in figures.compare(figure).items():
         hide: dict[str, Any] = {"communication": None} if printed.communication is None else {}
         print(f"  P = {processes:4}  {_text(printed):22} | {_text(simulated._replace(**hide))}")
-        bars = integrated.bars(figure, processes)
+        bars = figures.bars(figure, processes)
         rows[processes] = {
             "batch": figure.batches[processes],
             "printed": printed._asdict(),
@@ -111,7 +112,7 @@ def _beside(title: str, figure: Figure, smoke: bool) -> dict[int, Any]:
     print(f"\n{title}")
     rows = {}
     for processes in sorted(figure.batches)[: 1 if smoke else None]:
-        paper, ours = integrated.bars(figure, processes), planned(figure, processes)
+        paper, ours = figures.bars(figure, processes), planned(figure, processes)
         theirs = min(paper, key=lambda grid: paper[grid].total)
         best = min(ours, key=lambda grid: ours[grid].bar.total)
         rows[processes] = row = _row(figure, processes, (theirs, paper), (best, ours))
@@ -132,14 +133,14 @@ def planned(figure: Figure, processes: int) -> dict[Grid, Planned]:
     steps = SAMPLES / batch
     # a P-th of a step's products takes what the paper's compute is of a step
     flops = cost.step_flops(method) * steps / processes
-    flops /= integrated.compute_seconds(batch, processes)
+    flops /= figures.compute_seconds(batch, processes)
     machine = Machine(
         "cori", flops, inf, 4 / CORI.beta, CORI.alpha, 0.0, "arXiv 1712.04432",
         algorithm="logarithmic",
     )  # fmt: skip
     overlap = 1.0 if figure.hidden == "reduction" else 0.0
     found = {}
-    for pr, pc in integrated.grids(batch, processes):
+    for pr, pc in figures.grids(batch, processes):
         sizes = (1, pr, pc)
         forms = paths.fastest_forms(method, sizes, machine, overlap=overlap)
         demand = step_demand(method, sizes, forms, None)

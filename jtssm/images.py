@@ -13,7 +13,8 @@ from jax import lax
 from jtssm import checks
 from jtssm import normalisation as normalising
 from jtssm.network import Layer, Network, Shape, dense, dropout_layer, sequence
-from jtssm.protocol import Array, Window
+from jtssm.products import Window
+from jtssm.protocol import Array
 
 PADDINGS = ("VALID", "SAME")
 

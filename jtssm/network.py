@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jtssm import normalisation as normalising
-from jtssm.protocol import PLAIN, Array, Products, Tree, Window, as_input
+from jtssm.products import PLAIN, Products, Window
+from jtssm.protocol import Array, Tree, as_input
 
 Shape = tuple[int, ...]
 

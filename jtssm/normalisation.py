@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from jtssm.protocol import Array, Products, Tree
+from jtssm.products import Products
+from jtssm.protocol import Array, Tree
 
 EPSILON = 1e-5
 

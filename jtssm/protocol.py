@@ -16,91 +16,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from jtssm.products import PLAIN
 
 Array = jax.Array
 Tree = Any  # a pytree of arrays
 Carried = Any  # something every piece holds its own of: a tuple of trees, or packed rows on a mesh
-
-
-class Window(NamedTuple):
-    """What an output pixel of an image [h, w, c] sees: size x size pixels, every `stride` pixels."""
-
-    size: int
-    stride: int = 1
-    padding: str = (
-        "VALID"  # or "SAME": ceil(h / stride) outputs, the odd pixel of padding at the end
-    )
-
-    def outputs(self, n: int) -> int:
-        """Output pixels along a side of n; below 1 where the window is larger than the image."""
-        over = self.size - 1 if self.padding == "VALID" else 0
-        return -(-(n - over) // self.stride)
-
-    def pads(self, n: int) -> tuple[int, int]:
-        """Pixels of padding before and after a side of n."""
-        if self.padding == "VALID":
-            return 0, 0
-        total = max(0, (self.outputs(n) - 1) * self.stride + self.size - n)
-        return total // 2, total - total // 2
-
-
-def plain_windowed(fn: Callable, x: Array, window: Window, fill: float) -> Array:
-    """fn(x, padding of the height, of the width) for x [b, h, w, c] on one device."""
-    del fill  # what fn itself pads with
-    return fn(x, window.pads(x.shape[1]), window.pads(x.shape[2]))
-
-
-def plain_convolved(x: Array, W: Array, window: Window, pads: tuple, groups: int) -> Array:
-    """x [b, h, w, i] convolved with W [size, size, i / groups, o] -> [b, h', w', o]."""
-    return lax.conv_general_dilated(
-        x, W, (window.stride,) * 2, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )  # fmt: skip
-
-
-def _over_samples(a: Array) -> Array:
-    return a.mean(axis=tuple(range(a.ndim - 1)))
-
-
-def _over_neurons(a: Array) -> Array:
-    return a.mean(axis=tuple(range(1, a.ndim)), keepdims=True)
-
-
-def _drawn(draw: Callable, keys: Array, x: Array) -> Array:
-    return jax.vmap(lambda key: draw(key, x.shape[1:]))(keys)
-
-
-def plain_dense(x: Array, W: Array, b: Array | None) -> Array:
-    """x W + b on one device: x [samples, inputs], W [inputs, outputs], b [outputs]."""
-    return x @ W if b is None else x @ W + b[None, :]
-
-
-class Products(NamedTuple):
-    """What a layer is handed from outside: its products and means; a grid hands in its own versions."""
-
-    dense: Callable  # (x [b, i], W [i, o], b [o] or None) -> [b, o]
-    # (x [b, h, w, i], W, window, pads, groups) -> [b, h', w', o], pads of height and width
-    convolved: Callable = plain_convolved
-    # (fn, x [b, h, w, c], window, fill) -> fn(rows, pads of height, of width) for the rows that the
-    # outputs here see; fill: what stands for pixels outside the image
-    windowed: Callable = plain_windowed
-    # [b, ..., width] -> [width]: mean over the samples (and pixels), those on other devices too
-    over_samples: Callable = _over_samples
-    # [b, ..., width] -> [b, 1, ...]: mean over the neurons of the layer, those on other devices too
-    over_neurons: Callable = _over_neurons
-    weights: Callable = lambda p: p  # parameters -> the same, as this layer's work uses them
-    enter: Callable = lambda x: x  # what the layer before left -> x as this layer takes it
-    leave: Callable = lambda x: x  # what this layer gives -> what it leaves behind
-    # (draw, keys [b], x [b, ...]) -> draw(key, shape of a whole sample) of each sample, as x lies here
-    drawn: Callable = _drawn
-    training: bool = False  # statistics come from the minibatch, and dropout drops
-    keys: Callable | None = None  # () -> one key a sample, the same on any mesh; while training
-    # as `dense`, of columns that `dense` gave within the same layer: the second product of a pair
-    second: Callable = plain_dense
-
-
-PLAIN = Products(plain_dense)
 
 
 class Info(NamedTuple):

@@ -21,7 +21,8 @@ from jtssm import checks
 from jtssm.images import convolution
 from jtssm.network import Layer, Shape, estimate_layers, run_layers
 from jtssm.normalisation import EPSILON
-from jtssm.protocol import PLAIN, Array, Products, Tree
+from jtssm.products import PLAIN, Products
+from jtssm.protocol import Array, Tree
 
 EXPANSION = 4  # a bottleneck block's outputs over its inner channels
 

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from jtssm import checks
-from jtssm.protocol import PLAIN, Array, Info, Method, Products, as_input, given_trees
+from jtssm.products import PLAIN, Products
+from jtssm.protocol import Array, Info, Method, as_input, given_trees
 
 
 class Meeting(NamedTuple):

@@ -8,7 +8,7 @@ import pytest
 from jtssm import architectures, residual
 from jtssm.architectures import ARCHITECTURES, find_architecture
 from jtssm.network import sequence
-from jtssm.protocol import PLAIN
+from jtssm.products import PLAIN
 
 RNG = np.random.default_rng(0)
 # parameters, and multiply-adds of one sample. VGG-16, ResNet-50: torchvision's tables (15.47 and 4.09 G);

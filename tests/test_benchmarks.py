@@ -18,7 +18,7 @@ from benchmarks import (
     tssm_speed,
     tssm_tradeoff,
 )
-from jtssm.sharding import integrated
+from jtssm.sharding import figures
 
 
 @pytest.fixture(autouse=True)
@@ -186,7 +186,7 @@ def test_planner_paper_finds_the_grid_of_figure_7_and_sends_less(monkeypatch, ca
 
 def test_planned_seconds_are_those_of_the_formulas_by_hand():
     """Batch parallel, and dense layers as row, model, row on 4 x 2: all that a step of 2048 sends."""
-    found = planner_paper.planned(integrated.FIGURES[7], 8)
+    found = planner_paper.planned(figures.FIGURES[7], 8)
     kernels = [(34_848, 96), (307_200, 256), (884_736, 384), (663_552, 384), (442_368, 256)]
     dense = [(9216 * 4096, 4096), (4096 * 4096, 4096), (4096 * 1000, 1000)]
     two, four, eight = (
@@ -201,7 +201,7 @@ def test_planned_seconds_are_those_of_the_formulas_by_hand():
     grid = eight(kernels) + four(1024 * 9216 / 4) + four(1024 * 4096) * 2 + four(1024 * 1000)
     grid += two(dense[0][0] / 4 + 4096 + sum(dense[1]) / 4 + dense[2][0] / 4 + 1000)
     assert found[4, 2].bar.communication == pytest.approx(1.2e6 / 2048 * grid)
-    assert found[4, 2].compute == pytest.approx(integrated.compute_seconds(2048, 8))
+    assert found[4, 2].compute == pytest.approx(figures.compute_seconds(2048, 8))
 
 
 def test_planner_measured_runs_small(monkeypatch, capsys):

@@ -9,7 +9,7 @@ import pytest
 import jtssm
 from jtssm import images
 from jtssm.network import sequence
-from jtssm.protocol import PLAIN, Window
+from jtssm.products import PLAIN, Window
 
 RNG = np.random.default_rng(0)
 

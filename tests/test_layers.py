@@ -7,19 +7,20 @@ import jtssm
 
 ROOT = Path(jtssm.__file__).parent
 LEVELS = {
-    "protocol": 0,
-    "normalisation": 1, "losses": 1,
-    "network": 2,
-    "checks": 3, "unpacking": 3,
-    "images": 4, "workers": 4, "data": 4, "problems": 4,
-    "solvers": 5, "sharding": 5, "residual": 5,
-    "divergence": 6, "architectures": 6,
-    "feeding": 7,
-    "loop": 8, "sweeping": 8,
-    "recording": 9, "plot": 9, "tables": 9,
-    "arguments": 10,
-    "building": 11, "shaping": 11,
-    "cli": 12,
+    "products": 0,
+    "protocol": 1,
+    "normalisation": 2, "losses": 2,
+    "network": 3,
+    "checks": 4, "unpacking": 4,
+    "images": 5, "workers": 5, "data": 5, "problems": 5,
+    "solvers": 6, "sharding": 6, "residual": 6,
+    "divergence": 7, "architectures": 7, "trials": 7,
+    "feeding": 8,
+    "loop": 9, "sweeping": 9,
+    "recording": 10, "plot": 10, "tables": 10,
+    "arguments": 11,
+    "building": 12, "shaping": 12,
+    "cli": 13,
 }  # fmt: skip
 PACKAGES = {"solvers", "sharding"}
 

@@ -8,7 +8,7 @@ import pytest
 
 import jtssm
 from jtssm import network, problems, sharding, solvers
-from jtssm.protocol import PLAIN
+from jtssm.products import PLAIN
 
 X, Y = problems.separable(0, 120, 4, 3, np.float64)
 KEY = jax.random.key(0)

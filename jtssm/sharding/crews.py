@@ -15,7 +15,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jtssm.protocol import PLAIN, Method, Tree, as_input, given_trees
+from jtssm.products import PLAIN
+from jtssm.protocol import Method, Tree, as_input, given_trees
 from jtssm.sharding import collectives
 from jtssm.sharding.mesh import AXES, AxisNames, axis_size, check_split, predicted, put
 from jtssm.sharding.packing import gathered

@@ -29,7 +29,8 @@ import jax
 from jax import lax
 
 from jtssm.network import Layer, Network
-from jtssm.protocol import PLAIN, Array, Products, Tree, plain_convolved, plain_dense
+from jtssm.products import PLAIN, Products, plain_convolved, plain_dense
+from jtssm.protocol import Array, Tree
 from jtssm.sharding import collectives
 from jtssm.sharding.layouts import Hop, hops, moved
 from jtssm.sharding.slabs import Halo, Slabs, windowed

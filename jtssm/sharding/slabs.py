@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jtssm.protocol import Array, Window
+from jtssm.products import Window
+from jtssm.protocol import Array
 from jtssm.sharding import collectives
 
 

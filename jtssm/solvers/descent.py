@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from jtssm import checks, losses
 from jtssm.network import Network, estimate_layers
-from jtssm.protocol import Array, Info, Method, Products, Run, as_method
+from jtssm.products import Products
+from jtssm.protocol import Array, Info, Method, Run, as_method
 from jtssm.solvers.pieces import Pieces, Weights, precisely
 
 

@@ -13,7 +13,8 @@ from jax import lax
 from jtssm import checks, losses
 from jtssm.losses import Loss
 from jtssm.network import Network, keep_estimated, run_layers
-from jtssm.protocol import Array, Products, Tree
+from jtssm.products import Products
+from jtssm.protocol import Array, Tree
 from jtssm.solvers.descent import training
 from jtssm.workers import Meeting
 

@@ -38,7 +38,8 @@ import numpy as np
 from jtssm import checks, losses
 from jtssm.network import Network, estimate_layers
 from jtssm.normalisation import Statistics
-from jtssm.protocol import Array, MatrixProduct, Method, Move, Products, Tree
+from jtssm.products import Products
+from jtssm.protocol import Array, MatrixProduct, Method, Move, Tree
 from jtssm.solvers.dealing import Cut, Stored, cuts_of, stored
 from jtssm.solvers.pieces import precisely
 from jtssm.solvers.rounds import Local, composed, local

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jtssm.images import convolution
 from jtssm.network import dense, sequence
-from jtssm.protocol import Window
+from jtssm.products import Window
 from jtssm.sharding.grid import FORMS
 from jtssm.sharding.slabs import Halo
 
