@@ -49,6 +49,9 @@ class Layer(NamedTuple):
     prepares: bool = False
     # means and variances that it takes while training, for what they cost on a mesh
     statistics: tuple[normalising.Statistics, ...] = ()
+    integer: bool = False  # takes integers, which travel as floats
+    # parameters -> the user's own module with them; None: the layer is no adapted one
+    module: Callable[[Tree], Any] | None = None
 
 
 class Network(NamedTuple):
@@ -87,6 +90,28 @@ class Network(NamedTuple):
         """The parameters with the statistics of x [samples, ...], layer after layer."""
         x = as_input(self, x)
         return estimate_layers(self.layers, params, x, lambda i: PLAIN)
+
+    @property
+    def integer(self) -> bool:
+        """Whether samples are integers (tokens)."""
+        return self.layers[0].integer
+
+    def modules(self, params: Sequence[Tree]) -> list[Any]:
+        """The user's own modules with these parameters, one a layer.
+
+        Of `from_nnx` the modules, of `from_linen` pairs (module, variables), of `layers` the functions,
+        or pairs (params, f).
+
+        Raises:
+          ValueError: a layer that is not a user's own.
+        """
+        for i, layer in enumerate(self.layers):
+            if layer.module is None:
+                raise ValueError(
+                    f"modules: expected a network of from_nnx, from_linen or layers; got layer {i}, "
+                    f"{layer.name!r}, which is jtssm's own: its parameters are params[{i}]"
+                )
+        return [layer.module(p) for layer, p in zip(self.layers, params, strict=True)]  # type: ignore[misc]
 
     @property
     def statistics(self) -> tuple[normalising.Statistics, ...]:

@@ -17,6 +17,9 @@ from jtssm.layer import estimate_layers as estimate_layers
 from jtssm.layer import keep_estimated as keep_estimated
 from jtssm.layer import run_layers as run_layers
 from jtssm.layer import sequence as sequence
+from jtssm.modules import from_linen as from_linen
+from jtssm.modules import from_nnx as from_nnx
+from jtssm.modules import layers as layers
 from jtssm.products import Window
 from jtssm.protocol import Array
 

@@ -24,7 +24,7 @@ LEVELS = {
     "building": 14, "shaping": 14,
     "cli": 15,
 }  # fmt: skip
-PACKAGES = {"solvers", "sharding"}
+PACKAGES = {"modules", "solvers", "sharding"}
 
 
 def top(module: str) -> str:

@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jtssm.products import PLAIN
-from jtssm.protocol import Method, Tree, as_input, given_trees
+from jtssm.protocol import Method, Tree, as_input, float_dtype, given_trees
 from jtssm.sharding import collectives
 from jtssm.sharding.mesh import AXES, AxisNames, axis_size, check_split, predicted, put
 from jtssm.sharding.packing import gathered
@@ -51,7 +51,10 @@ def by_collectives(num: int, names: AxisNames) -> Meeting:
         gather=lambda x: collectives.gather_columns(x, names.subnet),
         sum_homes=lambda x: collectives.total(x, subnet),
         own_samples=partial(_own, axis=names.pc),
-        products=PLAIN._replace(over_samples=lambda a: collectives.mean(PLAIN.over_samples(a), pc)),
+        products=PLAIN._replace(
+            over_samples=lambda a: collectives.mean(PLAIN.over_samples(a), pc),
+            sample_axes=tuple(pc),
+        ),
     )
 
 
@@ -120,7 +123,7 @@ class _Crew:
         """
         parts = self.parts
         parts.check(x, y, "init")
-        dtype = jnp.result_type(x)
+        dtype = float_dtype(x)
         key = put(key, self.mesh, PartitionSpec())
         shapes = jax.eval_shape(partial(first_state, parts, dtype=dtype), key)
         shardings = self._shardings(shapes)
