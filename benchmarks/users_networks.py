@@ -3,10 +3,10 @@
 The paper's ResNet-like network has 24 residual blocks; here each is two 3 x 3 convolutions of 16
 channels with `nnx.BatchNorm` (flax nnx modules, `jtssm.network.from_nnx`). The transformer classifier
 reads an image as rows: 6 encoder blocks of width 64 with 4 heads (flax linen, `from_linen`). MNIST
-14 x 14, the first 10 000 training images, batch 100, Adam at 1e-3 (not tuned, the same for all), 3 epochs,
-one seed; accuracy on the held-out last 5 000 training images, by the user's own modules without jtssm.
-gsADMM streams with one sweep; n = 1 is `solvers.sgd`, end to end. All on one device: seconds say what
-cutting costs there, not what several devices would save.
+14 x 14, the first 10 000 training images, batch 100, Adam at 1e-3 (not tuned, the same for all), 3
+epochs, one seed; accuracy on the held-out last 5 000 training images, by the user's own modules without
+jtssm. gsADMM streams with one sweep; n = 1 is `solvers.sgd`, end to end. All on one device: seconds say
+what cutting costs there, not what several devices would save.
 
     JTSSM_DATA=FOLDER python -m benchmarks.users_networks [--smoke]
 

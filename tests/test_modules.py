@@ -197,7 +197,7 @@ def builds(net):
 
 
 MESHES = {"sgd": (1, 2, 2), "gsadmm": (2, 2, 2), "gsam": (2, 1, 2), "local_sgd": (2, 1, 2)}
-SLOW = (("images", "gsam"), ("tokens", "gsam"), ("tokens", "local_sgd"), ("tokens", "sgd"))
+SLOW = (("images", "gsam"), ("tokens", "gsam"), ("tokens", "local_sgd"), ("tokens", "gsadmm"))
 CASES = [
     pytest.param(kind, name, marks=pytest.mark.slow) if (kind, name) in SLOW else (kind, name)
     for kind in ("images", "tokens")
@@ -227,7 +227,7 @@ def test_under_gsadmm_a_minibatch_drops_the_same_neurons_on_every_pass():
     """One minibatch through and out again: exactly a step of SGD with the masks it entered with."""
     net, (x, y) = network.from_nnx(residual(rate=0.4), IMAGE), images()
     assert [layer.random for layer in net.layers] == [False, False, True, True, False]
-    method = solvers.gsadmm(net, cuts=[3], optimizer=SGD, batch_size=8)
+    method = solvers.gsadmm(net, cuts=[3], optimizer=SGD, batch_size=8, delay_power=0)
     state = method.init(jax.random.key(5), x, y)
     key = jax.random.fold_in(state.key, 0)  # the tick at which it enters
 
@@ -293,7 +293,7 @@ def test_networks_cut_in_two_three_and_four_learn(kind, cut):
     _, losses = trained(method, x, y, 60)
     assert len(method.parts.starts) == cut + 1
     first = next(a for a in losses if a > 0)  # the first minibatches are on their way
-    assert losses[-1] < 0.3 * first
+    assert losses[-1] < 0.6 * first
 
 
 class Counting(nnx.Module):
@@ -343,7 +343,7 @@ FLAT = network.layers([(jnp.ones((4, 4)), lambda W, x: x @ W)] * 2, np.zeros((1,
             lambda: network.layers([(jnp.ones(3, int), lambda p, x: x)], IMAGE),
             r"of floats; got int",
         ),
-        (lambda: solvers.pdadmm(FLAT), r"net: expected dense layers"),
+        (lambda: solvers.pdadmm(FLAT), r"net: expected a last layer that is dense, .*; got '<lambda>'"),
         (
             lambda: solvers.ist(FLAT, subnets=2, optimizer=SGD, local_steps=2, batch_size=2),
             r"net: expected layers whose parameters belong to neurons",

@@ -89,6 +89,7 @@ def _sample(sample_input: Any) -> jax.ShapeDtypeStruct:
 
 
 def _as_layer(one: Adapted, x: jax.ShapeDtypeStruct, integer: bool) -> Layer:
+    given = x
     drawn = jax.eval_shape(lambda x: one.draw(jax.random.key(0), x), x)
     params, state = drawn
     if strange := [a.dtype for a in jax.tree.leaves((params, state)) if not _floating(a)]:
@@ -100,17 +101,21 @@ def _as_layer(one: Adapted, x: jax.ShapeDtypeStruct, integer: bool) -> Layer:
             "make them a module of their own"
         )
 
+    def taken(x: Array) -> Array:
+        """As the module takes it: a grid may flatten it on the way, and integers travel as floats."""
+        x = x.reshape(-1, *given.shape[1:])
+        return x.astype(jnp.int32) if integer else x
+
     def init(key: Array, shape: Shape, dtype: Any) -> Tree:
         found = one.draw(key, jnp.zeros((ROWS, *shape), x.dtype if integer else dtype))
         return _tree(*jax.tree.map(lambda a: jnp.asarray(a, dtype), found))
 
     def apply(tree: Tree, x: Array, products: Products) -> Array:
-        return _applied(one, tree, _input(x, integer), products, random)
+        return _applied(one, tree, taken(x), products, random)
 
     def estimate(tree: Tree, x: Array, products: Products) -> Tree:
         call = Call(True, axes=products.sample_axes, estimating=True)
-        x = varying(_input(x, integer), call.axes)
-        _, found = one.run(tree["params"], tree["state"], x, call)
+        _, found = one.run(tree["params"], tree["state"], varying(taken(x), call.axes), call)
         return tree | {
             "state": jax.tree.map(lambda a, old: a.astype(old.dtype), found, tree["state"])
         }
@@ -135,11 +140,6 @@ def _as_layer(one: Adapted, x: jax.ShapeDtypeStruct, integer: bool) -> Layer:
 
 def _tree(params: Tree, state: Tree) -> Tree:
     return {"params": params} | ({"state": state} if jax.tree.leaves(state) else {})
-
-
-def _input(x: Array, integer: bool) -> Array:
-    """Integers travel as floats, which hold them exactly up to 2^24."""
-    return x.astype(jnp.int32) if integer else x
 
 
 def _floating(a: Any) -> bool:
