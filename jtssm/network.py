@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jtssm import normalisation as normalising
-from jtssm.products import PLAIN, Products, Window
+from jtssm.products import PLAIN, Products, Window, entering, narrowed, widened
 from jtssm.protocol import Array, Tree, as_input
 
 Shape = tuple[int, ...]
@@ -51,6 +51,8 @@ class Layer(NamedTuple):
     prepares: bool = False
     # means and variances that it takes while training, for what they cost on a mesh
     statistics: tuple[normalising.Statistics, ...] = ()
+    # parameters that keep their dtype where the others are cast to a method's compute_dtype
+    uncast: tuple[str, ...] = ()
 
 
 class Network(NamedTuple):
@@ -137,25 +139,42 @@ def sequence(layers: Sequence[Layer], in_shape: Shape) -> Network:
 
 
 def run_layers(
-    layers: Sequence[Layer], params: Sequence[Tree], x: Array, products: Callable
+    layers: Sequence[Layer],
+    params: Sequence[Tree],
+    x: Array,
+    products: Callable,
+    compute_dtype: Any = None,
 ) -> Array:
-    """What the layers make of x, one after the other; products: index among them -> Products."""
+    """What the layers make of x, one after the other; products: index among them -> Products.
+
+    compute_dtype: what the layers compute in; x and the outputs are in that of the parameters.
+    """
+    inputs, x = x, entering(x, compute_dtype)
     for i, (layer, p) in enumerate(zip(layers, params, strict=True)):
         given = products(i)
-        x = given.leave(layer.apply(given.weights(p), given.enter(x), given))
-    return x
+        p = narrowed(given.weights(p), layer.uncast, compute_dtype, given)
+        x = given.leave(layer.apply(p, given.enter(x), given))
+    return widened(x, compute_dtype, list(params), inputs)
 
 
 def estimate_layers(
-    layers: Sequence[Layer], params: Sequence[Tree], x: Array, products: Callable
+    layers: Sequence[Layer],
+    params: Sequence[Tree],
+    x: Array,
+    products: Callable,
+    compute_dtype: Any = None,
 ) -> list[Tree]:
     """Statistics of each layer from what the layers before it make of x, with their new statistics."""
-    found = []
+    found, x = [], entering(x, compute_dtype)
     for i, (layer, p) in enumerate(zip(layers, params, strict=True)):
         given = products(i)
+        cast = lambda p, layer=layer, given=given: narrowed(p, layer.uncast, compute_dtype, given)
         x = given.enter(x)
-        found.append(layer.estimate(p, x, given) if layer.estimate else p)
-        x = given.leave(layer.apply(given.weights(found[-1]), x, given))
+        if layer.estimate:
+            new = layer.estimate(cast(p), x, given)
+            p = p | {name: new[name].astype(p[name].dtype) for name in layer.estimated}
+        found.append(p)
+        x = given.leave(layer.apply(cast(given.weights(p)), x, given))
     return found
 
 
@@ -252,6 +271,7 @@ def dense(
         estimate=estimate or None,
         estimated=norm.estimated if norm else (),
         statistics=(norm.statistics(width, affine),) if norm else (),
+        uncast=tuple(names) if norm else (),
     )
 
 

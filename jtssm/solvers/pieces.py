@@ -30,6 +30,7 @@ class Pieces(NamedTuple):
     starts: tuple[int, ...]  # piece l holds the layers starts[l] .. starts[l + 1] - 1
     optimizers: tuple[optax.GradientTransformation, ...]
     loss: Loss
+    compute_dtype: Any = None  # what the layers compute in; None: the dtype of the samples
 
     @property
     def num(self) -> int:
@@ -66,7 +67,8 @@ class Pieces(NamedTuple):
         """
         products, first = products or exchange.products, self.starts[l]
         layers = self.network.layers[first : self.starts[l + 1]]
-        return run_layers(layers, params, p, lambda i: products(first + i, p.shape[0]))
+        here = lambda i: products(first + i, p.shape[0])
+        return run_layers(layers, params, p, here, self.compute_dtype)
 
     def descend(self, l: int, weights: Weights, gradient: Tree, live: Any = True) -> Weights:
         """One optimizer step of piece l; nothing changes where `live` is False.
@@ -141,6 +143,7 @@ class Pieces(NamedTuple):
             resident=resident,
             loss=self.loss,
             check=functools.partial(self.check, batch_size, resident),
+            compute_dtype=self.compute_dtype,
             **own,
         )
 
