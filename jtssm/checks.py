@@ -14,6 +14,8 @@ import optax
 from jtssm.losses import Loss
 from jtssm.network import Network
 
+EXACT = 2**24  # integers up to it are exact as float32
+
 
 def positive(**numbers: Any) -> None:
     """Each number is a finite real above 0."""
@@ -107,7 +109,8 @@ def steady(network: Network, method: str) -> None:
         if layer.random or layer.estimate:
             raise ValueError(
                 f"net: expected layers without dropout and running statistics for {method}; got layer "
-                f"{i}, {layer.name!r}: use normalisation='batch' or 'layer'"
+                f"{i}, {layer.name!r}: use normalisation='batch' or 'layer', or a method that streams "
+                f"minibatches, e.g. gsadmm with schedule='streaming'"
             )
 
 
@@ -122,14 +125,19 @@ def samples(network: Network, loss: Loss, x: Any, y: Any, values: bool) -> None:
         raise ValueError(
             f"x: expected [samples, {width}] or images of {width} numbers; got shape {x_shape}"
         )
-    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-        raise ValueError(
-            f"x: expected a floating dtype; got {jnp.result_type(x)}: convert, e.g. "
-            f"x.astype('float32') / 255"
-        )
+    _dtype(network, jnp.result_type(x))
     _labels(network, loss, x_shape[0], y, y_shape)
     if values and not isinstance(x, jax.core.Tracer) and not isinstance(y, jax.core.Tracer):
         _values(network, loss, x, y)
+
+
+def _dtype(network: Network, dtype: Any) -> None:
+    if network.integer and not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"x: expected integers, as the first layer takes them; got {dtype}")
+    if not network.integer and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"x: expected a floating dtype; got {dtype}: convert, e.g. x.astype('float32') / 255"
+        )
 
 
 def _labels(network: Network, loss: Loss, num: int, y: Any, y_shape: tuple) -> None:
@@ -147,6 +155,10 @@ def _values(network: Network, loss: Loss, x: Any, y: Any) -> None:
     if isinstance(x, jax.ShapeDtypeStruct) or isinstance(y, jax.ShapeDtypeStruct):
         return
     xp: Any = np if isinstance(x, np.ndarray) else jnp
+    if network.integer and xp.size(x) and not -EXACT <= int(xp.min(x)) <= int(xp.max(x)) <= EXACT:
+        raise ValueError(
+            f"x: expected integers up to {EXACT}; got {int(xp.min(x))}..{int(xp.max(x))}"
+        )
     bad = int(xp.size(x) - xp.isfinite(xp.asarray(x)).sum())
     if bad:
         raise ValueError(f"x: expected finite numbers; got {bad} that are NaN or infinite")
@@ -165,7 +177,8 @@ def _values(network: Network, loss: Loss, x: Any, y: Any) -> None:
 def same_dtype(weights: Any, x: Any) -> None:
     """x has the dtype of the weights, which is that of the samples `init` saw."""
     dtypes = {a.dtype for a in jax.tree.leaves(weights) if jnp.issubdtype(a.dtype, jnp.floating)}
-    if dtypes and jnp.result_type(x) not in dtypes:
+    floating = jnp.issubdtype(jnp.result_type(x), jnp.floating)  # integers go with any
+    if dtypes and floating and jnp.result_type(x) not in dtypes:
         names = " or ".join(sorted(str(dtype) for dtype in dtypes))
         raise ValueError(f"x: expected {names}, as in init; got {jnp.result_type(x)}: convert x")
 

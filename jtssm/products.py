@@ -68,6 +68,16 @@ def plain_dense(x: Array, W: Array, b: Array | None) -> Array:
     return x @ W if b is None else x @ W + b[None, :]
 
 
+def varying(x: Any, axes: Sequence[str]) -> Any:
+    """x marked as differing along the axes, so that no gradient is summed over them unasked."""
+
+    def mark(a: Array) -> Array:
+        missing = tuple(n for n in axes if n not in jax.typeof(a).manual_axis_type.varying)
+        return lax.pcast(a, missing, to="varying") if missing else a
+
+    return jax.tree.map(lambda a: mark(jnp.asarray(a)), x)
+
+
 class Products(NamedTuple):
     """What a layer is handed from outside: its products and means; a grid hands in its own versions."""
 
@@ -86,6 +96,7 @@ class Products(NamedTuple):
     leave: Callable = lambda x: x  # what this layer gives -> what it leaves behind
     # (draw, keys [b], x [b, ...]) -> draw(key, shape of a whole sample) of each sample, as x lies here
     drawn: Callable = _drawn
+    sample_axes: tuple[str, ...] = ()  # mesh axes that split the samples as this layer has them
     training: bool = False  # statistics come from the minibatch, and dropout drops
     keys: Callable | None = None  # () -> one key a sample, the same on any mesh; while training
     # as `dense`, of columns that `dense` gave within the same layer: the second product of a pair
@@ -113,8 +124,8 @@ def narrowed(params: Any, uncast: Sequence[str], dtype: Any, products: Products)
 
 
 def entering(x: Array, dtype: Any) -> Array:
-    """Samples as the first layer takes them; integers stay what they are."""
-    return x if dtype is None or not _floating(x) else x.astype(dtype)
+    """Samples in the dtype that a layer computes in."""
+    return x if dtype is None else x.astype(dtype)
 
 
 def widened(outputs: Array, dtype: Any, *like: Any) -> Array:

@@ -207,7 +207,14 @@ def as_input(network: Any, x: Any) -> Array:
     x, shape = jnp.asarray(x), network.shapes[0]
     if x.ndim < 1 or prod(x.shape[1:]) != prod(shape):
         raise ValueError(f"x: expected [samples, {prod(shape)}] or the like; got shape {x.shape}")
-    return x.reshape(-1, *shape)
+    # integers travel as floats, which hold them exactly up to 2^24
+    return x.reshape(-1, *shape).astype(float_dtype(x))
+
+
+def float_dtype(x: Any) -> Any:
+    """The dtype of parameters and variables for samples x: theirs, of integers jax's default."""
+    given = jnp.result_type(x)
+    return given if jnp.issubdtype(given, jnp.floating) else jnp.zeros(()).dtype
 
 
 def given_params(parts: Parts, params: Any, dtype: Any) -> tuple:

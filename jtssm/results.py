@@ -44,6 +44,10 @@ class Result(NamedTuple):
         """The whole network's parameters, one tree a layer."""
         return self.method.params(self.state)
 
+    def module(self) -> list:
+        """The user's own modules, trained; see `jtssm.network.Network.modules`."""
+        return self.method.parts.network.modules(self.params)
+
 
 def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, float]:
     """Mean loss and accuracy of the composed network on each named (x, y)."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jtssm import checks
 from jtssm.products import PLAIN, Products
-from jtssm.protocol import Array, Info, Method, as_input, given_trees
+from jtssm.protocol import Array, Info, Method, as_input, float_dtype, given_trees
 
 
 class Meeting(NamedTuple):
@@ -94,7 +94,7 @@ class WorkerParts(NamedTuple):
     def samples(self, x: Any) -> Array:
         """A round's samples [R, N, b, ...] in the shape the first layer takes."""
         shape = self.network.shapes[0]
-        return jnp.asarray(x).reshape(*self.batch_shape, *shape)
+        return jnp.asarray(x).reshape(*self.batch_shape, *shape).astype(float_dtype(x))
 
 
 def as_method(parts: WorkerParts) -> Method:
@@ -104,7 +104,7 @@ def as_method(parts: WorkerParts) -> Method:
 
     def init(key, x, y, params=None):
         parts.check(x, y, "init")
-        dtype = jnp.result_type(x)
+        dtype = float_dtype(x)
         if params is not None:
             params = jax.tree.map(jnp.asarray, given_trees(parts.draw, params, dtype))
         return start(key, dtype, params)

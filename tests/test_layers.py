@@ -10,20 +10,22 @@ LEVELS = {
     "products": 0,
     "protocol": 1,
     "normalisation": 2, "losses": 2,
-    "network": 3,
-    "checks": 4, "unpacking": 4,
-    "images": 5, "workers": 5, "data": 5, "problems": 5,
-    "solvers": 6, "sharding": 6, "residual": 6,
-    "divergence": 7, "architectures": 7, "trials": 7, "fingerprints": 7, "signals": 7, "progress": 7,
-    "feeding": 8, "checkpointing": 8, "results": 8,
-    "running": 9, "sweeping": 9,
-    "loop": 10,
-    "recording": 10, "plot": 10, "tables": 10,
-    "arguments": 11,
-    "building": 12, "shaping": 12,
-    "cli": 13,
+    "layer": 3,
+    "modules": 4,
+    "network": 5,
+    "checks": 6, "unpacking": 6,
+    "images": 7, "workers": 7, "data": 7, "problems": 7,
+    "solvers": 8, "sharding": 8, "residual": 8,
+    "divergence": 9, "architectures": 9, "trials": 9, "fingerprints": 9, "signals": 9, "progress": 9,
+    "feeding": 10, "checkpointing": 10, "results": 10,
+    "running": 11, "sweeping": 11,
+    "loop": 12,
+    "recording": 12, "plot": 12, "tables": 12,
+    "arguments": 13,
+    "building": 14, "shaping": 14,
+    "cli": 15,
 }  # fmt: skip
-PACKAGES = {"solvers", "sharding"}
+PACKAGES = {"modules", "solvers", "sharding"}
 
 
 def top(module: str) -> str:

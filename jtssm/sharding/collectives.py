@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jtssm.products import varying as varying
 from jtssm.protocol import Array, Tree
 
 
@@ -98,16 +99,6 @@ def mean(x: Tree, axes: Sequence[str]) -> Tree:
 def index(axis: str | tuple[str, ...] | None) -> Any:
     """Where this device stands along an axis, or along several as one."""
     return 0 if axis is None else lax.axis_index(axis)
-
-
-def varying(x: Tree, axes: Sequence[str]) -> Tree:
-    """x marked as differing along the axes, so that no gradient is summed over them unasked."""
-
-    def mark(a: Array) -> Array:
-        missing = tuple(n for n in axes if n not in jax.typeof(a).manual_axis_type.varying)
-        return lax.pcast(a, missing, to="varying") if missing else a
-
-    return jax.tree.map(lambda a: mark(jnp.asarray(a)), x)
 
 
 def narrowed(a: Array, dtype: Any, *, axes: Sequence[str]) -> Array:

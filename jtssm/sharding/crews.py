@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jtssm.products import PLAIN
-from jtssm.protocol import Method, Tree, as_input, given_trees
+from jtssm.protocol import Method, Tree, as_input, float_dtype, given_trees
 from jtssm.sharding import collectives
 from jtssm.sharding.mesh import AXES, AxisNames, axis_size, check_split, predicted, put
 from jtssm.sharding.packing import gathered
@@ -54,6 +54,7 @@ def by_collectives(num: int, names: AxisNames) -> Meeting:
         products=PLAIN._replace(
             over_samples=lambda a: collectives.mean(PLAIN.over_samples(a), pc),
             narrowed=partial(collectives.narrowed, axes=pc),
+            sample_axes=tuple(pc),
         ),
     )
 
@@ -123,7 +124,7 @@ class _Crew:
         """
         parts = self.parts
         parts.check(x, y, "init")
-        dtype = jnp.result_type(x)
+        dtype = float_dtype(x)
         key = put(key, self.mesh, PartitionSpec())
         shapes = jax.eval_shape(partial(first_state, parts, dtype=dtype), key)
         shardings = self._shardings(shapes)

@@ -107,11 +107,14 @@ class Grid(NamedTuple):
         over = lambda a: collectives.mean(PLAIN.over_samples(a), self.samples)
         narrowed = lambda axes: partial(collectives.narrowed, axes=axes)
         if self.axis is None:
-            return PLAIN._replace(over_samples=over, narrowed=narrowed(self.samples))
+            return PLAIN._replace(
+                over_samples=over, sample_axes=self.samples, narrowed=narrowed(self.samples)
+            )
         spread = samples % self.size == 0
         heights = [shape[0] for shape in self.network.shapes[i : i + 2]]
         products = PLAIN._replace(
             over_samples=over,
+            sample_axes=self.samples,
             enter=partial(self._moved, i, self.before(i, spread), heights[0]),
             leave=partial(self._moved, i, self.after(i, spread), heights[1]),
             narrowed=narrowed(self._apart_axes(i, spread)),
@@ -216,6 +219,7 @@ def _of_layout(grid: Grid, layout: str, i: int, height: int) -> dict[str, Any]:
     if layout == "samples":
         return {
             "over_samples": lambda a: collectives.mean(PLAIN.over_samples(a), both),
+            "sample_axes": both,
             "drawn": lambda draw, keys, x: PLAIN.drawn(draw, _rows(keys, axis), x),
         }
     if layout == "rows":

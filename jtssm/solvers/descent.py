@@ -18,9 +18,8 @@ import jax.numpy as jnp
 
 from jtssm import checks, losses
 from jtssm.network import Network, estimate_layers
-from jtssm.products import Products
 from jtssm.protocol import Array, Info, Method, Run, as_method
-from jtssm.solvers.pieces import Pieces, Weights, precisely
+from jtssm.solvers.pieces import Pieces, Weights, precisely, training
 
 
 class State(NamedTuple):
@@ -127,14 +126,6 @@ def _estimate(pieces: Pieces) -> Callable:
         return state._replace(weights=exchange.each(work, state.weights, kinds=("weights",))[0])
 
     return estimate
-
-
-def training(products: Products, key: Array | None, layer: int, ids: Array) -> Products:
-    """The products of a layer while it trains; its sample i draws from the key and ids[i]."""
-    if key is None:
-        return products._replace(training=True)
-    each = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, layer), i))
-    return products._replace(training=True, keys=lambda: each(ids))
 
 
 def loss_gradient(pieces, exchange, l, weights: Weights, x, y, samples: int, products=None):

@@ -12,7 +12,8 @@ from jax import lax
 
 from jtssm import checks
 from jtssm.losses import Loss
-from jtssm.network import Network, keep_estimated, run_layers
+from jtssm.network import Network, estimate_layers, keep_estimated, run_layers
+from jtssm.products import Products
 from jtssm.protocol import Array, Exchange, Move, Parts, Tree, by_piece
 
 
@@ -84,6 +85,22 @@ class Pieces(NamedTuple):
             return Weights(params, opt_state)
 
         return step(weights) if live is True else lax.cond(live, step, lambda w: w, weights)
+
+    def estimate(self, exchange: Exchange, state: Any, x: Array) -> Any:
+        """The state with the statistics of x [samples, ...] in the layers that keep any."""
+        seen = lambda i, here: exchange.products(i, here)._replace(training=True)
+        run = lambda l, weights, p: self.forward(exchange, l, weights.params, p, seen)
+        _, inputs, _ = exchange.chain(run, state.weights, x=x, keep=True)
+
+        def renewed(l, weights, p):
+            first = self.starts[l]
+            layers = self.network.layers[first : self.starts[l + 1]]
+            products = lambda i: seen(first + i, p.shape[0])
+            found = estimate_layers(layers, weights.params, p, products, self.compute_dtype)
+            return (weights._replace(params=found),)
+
+        (weights,) = exchange.each(renewed, state.weights, inputs, kinds=("weights",))
+        return state._replace(weights=weights)
 
     def boundary_moves(
         self, samples: int, times: int, *, forward: str, backward: str
@@ -157,3 +174,11 @@ def precisely(precision: Any, fn: Callable) -> Callable:
             return fn(*args)
 
     return traced
+
+
+def training(products: Products, key: Array | None, layer: int, ids: Array) -> Products:
+    """The products of a layer while it trains; its sample i draws from the key and ids[i]."""
+    if key is None:
+        return products._replace(training=True)
+    each = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, layer), i))
+    return products._replace(training=True, keys=lambda: each(ids))

@@ -15,7 +15,7 @@ from jtssm.losses import Loss
 from jtssm.network import Network, keep_estimated, run_layers
 from jtssm.products import Products
 from jtssm.protocol import Array, Tree
-from jtssm.solvers.descent import training
+from jtssm.solvers.pieces import training
 from jtssm.workers import Meeting
 
 # states of optax that count steps for a schedule: they run on where the rest starts anew

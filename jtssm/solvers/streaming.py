@@ -67,6 +67,7 @@ class State(NamedTuple):
     live: Array  # [2(n - 1) + 2K - 1] which of the last minibatches really entered
     tick: Array  # [] int32
     penalties: Penalties  # scalars
+    key: Array | None  # of dropout; None: no layer draws
 
 
 def method(
@@ -84,6 +85,7 @@ def method(
             init=_init(rule, pieces, batch_size, penalties, sweeps),
             step=lambda exchange, state, x, y: tick(exchange, state, x, y, True),
             drain=_drain(tick, pieces),
+            estimate=pieces.estimate,
             moves=lambda samples: (
                 *pieces.boundary_moves(samples, sweeps, forward="f", backward=rule.sends),
                 *pieces.gradient_moves(sweeps),
@@ -142,7 +144,7 @@ def _init(
         live = jnp.zeros(2 * (n - 1) + 2 * sweeps - 1, bool)
         return State(
             weights, forward, backward, inputs, kept, labels, live, jnp.zeros((), jnp.int32),
-            penalties.as_arrays(x.dtype),
+            penalties.as_arrays(x.dtype), key if pieces.network.random else None,
         )  # fmt: skip
 
     return init
@@ -158,7 +160,8 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Callable:
         if penalties.eta is None:
             penalties = penalties._replace(eta=rule.default_eta(penalties, sweeps))
         turn = Turn(
-            rule, pieces, exchange, x, labels[(t + 1) % n], live, t, penalties, sweeps, samples
+            rule, pieces, exchange, x, labels[(t + 1) % n], live, t, penalties, sweeps, samples,
+            state.key,
         )  # fmt: skip
         weights, forward, backward, entry, kept, sums = exchange.each(
             turn.take,
@@ -179,6 +182,7 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Callable:
             live,
             t + 1,
             state.penalties,
+            state.key,
         )
         return state, _info(exchange.total(sums))
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jtssm.protocol import Array
-from jtssm.solvers.pieces import Pieces
+from jtssm.solvers.pieces import Pieces, training
 from jtssm.solvers.updates import Penalties, squared, update_p, update_q, update_u
 
 
@@ -75,12 +75,13 @@ class Turn(NamedTuple):
     penalties: Penalties
     sweeps: int
     samples: int  # of a minibatch, all devices together
+    key: Array | None  # of dropout
 
     def take(self, l: int, weights, forward, backward, waiting, kept) -> tuple:
         """The tick of piece l (from 0): a forward pass, then one turn in each sweep."""
         first, last = l == 0, l == self.pieces.num - 1
         fresh = self.x if first else forward[0]
-        ahead = () if last else (self.pieces.forward(self.exchange, l, weights.params, fresh),)
+        ahead = () if last else (self._forward(l, weights.params, fresh, self.tick - l),)
         behind: tuple = ()
         keep: tuple = ()
         sums = None
@@ -105,7 +106,8 @@ class Turn(NamedTuple):
         """Turn of piece l in sweep s on a minibatch whose f_{l-1} is `origin`."""
         live = self.live[self._age(l, s)]
         p = origin if l == 0 else origin + was.e
-        f, seen, pull = self._linearised(l, weights.params, p, was.y, v_next)
+        entered = self.tick - self._delay(l, s)
+        f, seen, pull = self._linearised(l, weights.params, p, was.y, v_next, entered)
         g_W, g_p = pull()
         g_W = jax.tree.map(lambda g: g / self.samples, g_W)
         weights = self.pieces.descend(l, weights, g_W, live)
@@ -119,12 +121,22 @@ class Turn(NamedTuple):
 
     def _age(self, l: int, s: int) -> Array:
         """Where `live` tells of the minibatch that piece l meets in sweep s."""
-        age = 2 * (self.pieces.num - 1) - l + 2 * s
-        return (self.tick - age) % self.live.size
+        return (self.tick - self._delay(l, s)) % self.live.size
 
-    def _linearised(self, l, params, p, y, v_next):
+    def _delay(self, l: int, s: int) -> int:
+        """Ticks between the entry of a minibatch and the turn of piece l on it in sweep s."""
+        return 2 * (self.pieces.num - 1) - l + 2 * s
+
+    def _forward(self, l: int, params, p: Array, entered: Array) -> Array:
+        """f_l at p, of the minibatch that entered at that tick: whenever it runs, it draws the same."""
+        key = None if self.key is None else jax.random.fold_in(self.key, entered)
+        ids = self.exchange.own_samples(jnp.arange(self.samples))
+        products = lambda i, here: training(self.exchange.products(i, here), key, i, ids)
+        return self.pieces.forward(self.exchange, l, params, p, products)
+
+    def _linearised(self, l, params, p, y, v_next, entered):
         """f_l at p, what is seen of the loss there, and a function giving (g_W, g_p)."""
-        run = lambda params, p: self.pieces.forward(self.exchange, l, params, p)
+        run = lambda params, p: self._forward(l, params, p, entered)
         if l == 0:  # the data has no gradient: leave its product out
             f, vjp = jax.vjp(lambda params: run(params, p), params)
         else:

@@ -1,0 +1,78 @@
+"""Plain functions as layers of a network."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from jtssm.layer import Network
+from jtssm.modules.adapting import Adapted, Call, chained, listed, named
+from jtssm.protocol import Array, Tree
+
+
+def layers(functions: Sequence[Any], sample_input: Any) -> Network:
+    """A network of plain functions, each a layer: what `solvers` train and cut.
+
+    Args:
+      functions: each one of
+        f                   a function x [samples, ...] -> [samples, ...] without parameters (jax.nn.relu)
+        (params, f)         f(params, x) and the pytree of floats that its parameters start from
+        (init, f)           the same with init(key, x) -> params
+        f may also take the keywords `training` (bool) and `key`: what it draws from while training, of
+        one sample at a time, else None.
+      sample_input: [samples, ...], e.g. jnp.zeros((1, 28, 28, 1)); integers (tokens) up to 2^24, which
+        the first function gets as int32.
+
+    Raises:
+      ValueError: other entries, a function that does not take what the one before it gives.
+    """
+    return chained([_maker(i, f) for i, f in enumerate(listed(functions))], sample_input)
+
+
+def _maker(i: int, given: Any) -> Callable[[], Adapted]:
+    alone = callable(given) and not isinstance(given, (tuple, list))
+    pair = isinstance(given, (tuple, list)) and len(given) == 2 and callable(given[1])
+    if not alone and not pair:
+        raise ValueError(
+            f"functions: expected a function, (params, f) or (init, f), f(params, x) a layer; got "
+            f"{given!r} as entry {i}"
+        )
+    return lambda: of_function(given) if alone else _of_pair(*given)
+
+
+def of_function(f: Callable) -> Adapted:
+    """A layer without parameters."""
+    call = _keywords(f)
+    return Adapted(
+        named(f),
+        draw=lambda key, x: ({}, {}),
+        run=lambda params, state, x, how: (f(x, **call(how)), {}),
+        whole=lambda params, state: f,
+    )
+
+
+def _of_pair(start: Any, f: Callable) -> Adapted:
+    call = _keywords(f)
+
+    def draw(key: Array, x: Array) -> tuple[Tree, Tree]:
+        return (start(key, x) if callable(start) else jax.tree.map(lambda a: a, start)), {}
+
+    return Adapted(
+        named(f),
+        draw=draw,
+        run=lambda params, state, x, how: (f(params, x, **call(how)), {}),
+        whole=lambda params, state: (params, f),
+    )
+
+
+def _keywords(f: Callable) -> Callable[[Call], dict[str, Any]]:
+    """What f wants to know of a call."""
+    try:
+        known = inspect.signature(f).parameters
+    except (TypeError, ValueError):  # builtins
+        known = {}  # type: ignore[assignment]
+    wanted = [name for name in ("training", "key") if name in known]
+    return lambda how: {name: getattr(how, name) for name in wanted}
