@@ -67,6 +67,10 @@ class Minibatches:
         self.rng.bit_generator.state = order["rng"]
         self.left = np.asarray(order["left"], int)
 
+    def seen(self, num: int) -> np.ndarray:
+        """Up to so many samples x, the same every time."""
+        return self.x[np.random.default_rng(0).permutation(len(self.x))[:num]]
+
     def draw(self, epochs: int) -> list[np.ndarray]:
         """Chunks of steps on every sample `epochs` times, each time in a new order."""
         order = self._order(epochs)
@@ -127,6 +131,10 @@ class Resident:
 
     def go_to(self, order: Mapping[str, Any]) -> None:
         """Samples stay where they are."""
+
+    def seen(self, num: int) -> np.ndarray:
+        """Up to so many samples x, the same every time."""
+        return self.x[np.random.default_rng(0).permutation(len(self.x))[:num]]
 
     def draw(self, epochs: int) -> list[int]:
         """That many steps on all samples, in one dispatch."""

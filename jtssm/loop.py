@@ -24,6 +24,7 @@ from jtssm.sharding import make_mesh, place, planner
 from jtssm.sharding.finding import present_machine
 from jtssm.sharding.machines import Machine
 from jtssm.signals import noted
+from jtssm.streams import Stream, check_streams, is_stream
 
 __all__ = ["Epoch", "Result", "evaluate", "fit"]
 
@@ -51,6 +52,7 @@ def fit(
     resume: int | None = None,
     on_divergence: str = "stop",
     halvings: int = 5,
+    steps_per_epoch: int | None = None,
 ) -> Result:
     """Train a method and keep a history.
 
@@ -64,8 +66,14 @@ def fit(
 
     Args:
       method: placed or not.
-      train: (x, y), numpy or jax arrays.
+      train: (x, y), numpy or jax arrays. Or, where they do not fit in memory, an iterable of such pairs
+        of any numbers of samples (a list, a generator, a grain DataLoader), for methods that keep no
+        variables of each sample: sgd, gsadmm and gsam with schedule="streaming", ist, local_sgd,
+        ensemble. Its samples are taken in the order in which they come; the statistics of layers are
+        estimated on the last 8192 of them.
       epochs: passes over the samples; of a resident method: steps.
+      steps_per_epoch: of an iterable of pairs: how many steps are an epoch, wherever a pass ends. None: a
+        pass is an epoch, which only what `iter` starts anew can have (no generator).
       key: draws the weights and the order of the samples.
       mesh: places the method on it, with `sharding.place`.  forms: of its layers there. "auto": the mesh
         of all present devices, and the forms, that the cost model finds fastest for this method
@@ -117,18 +125,29 @@ def fit(
     """
     checks.count(epochs=epochs, evaluate_every=evaluate_every)
     _check_ways(checkpoint, every, keep, resume, on_divergence, halvings)
-    x, y = (np.asarray(a) for a in _pair("train", train))
+    stream = is_stream(train)
+    if stream:
+        check_streams(method, checkpoint)
+    elif steps_per_epoch is not None:
+        raise ValueError(
+            f"steps_per_epoch: expected None with arrays, all of which are an epoch; got "
+            f"{steps_per_epoch!r}"
+        )
+    x, y = (np.asarray(a) for a in (((), ()) if stream else _pair("train", train)))
     if mesh is not None:
         method = _on_mesh(method, mesh, forms, machine, len(x))
     sets = validation if isinstance(validation, Mapping) else {"validation": validation}
     sets = {name: _pair(name, pair) for name, pair in sets.items() if pair is not None}
-    for pair in ((x, y), *sets.values()):
+    for pair in ([] if stream else [(x, y)]) + [*sets.values()]:
         method.parts.check(*pair, "values")
     if state is not None and params is not None:
         raise ValueError("params: expected None with a state, which has its own; got both")
     init_key, order_key = jax.random.split(key)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
-    feed = (Resident if method.resident else Minibatches)(method, x, y, rng, epochs)
+    if stream:
+        feed: Any = Stream(method, train, steps_per_epoch)
+    else:
+        feed = (Resident if method.resident else Minibatches)(method, x, y, rng, epochs)
     # the epochs after which a line of the history is due
     lines = [*range(evaluate_every, epochs, evaluate_every), epochs]
     with contextlib.ExitStack() as stack:

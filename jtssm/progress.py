@@ -15,7 +15,7 @@ class Bar:
         ("c_k", "c_k"),
     )  # fmt: skip
 
-    def __init__(self, steps: int, done: int, progress: bool | None):
+    def __init__(self, steps: int | None, done: int, progress: bool | None):
         disable = None if progress is None else not progress
         self.bar = tqdm(total=steps, initial=done, disable=disable, unit="step", dynamic_ncols=True)
         self.scores: dict[str, str] = {}

@@ -66,11 +66,14 @@ def outputs(method: Method, state: Any, x: Any) -> np.ndarray:
     return np.concatenate([gathered(predict(state, chunk)) for chunk in chunks])
 
 
-def estimator(method: Method, x: np.ndarray) -> Callable:
+def estimator(method: Method, feed: Any) -> Callable:
     """state -> state with the statistics of up to ROWS training samples, where layers keep any."""
     if not method.parts.network.estimated:
         return lambda state: state
-    rows = min(len(x), ROWS) // num_splits(method) * num_splits(method)
-    seen = x[np.random.default_rng(0).permutation(len(x))[:rows]]
-    estimate = jax.jit(method.estimate)
-    return lambda state: estimate(state, seen)
+    estimate, splits = jax.jit(method.estimate), num_splits(method)
+
+    def estimated(state: Any) -> Any:
+        seen = feed.seen(ROWS)
+        return estimate(state, seen[: len(seen) // splits * splits])
+
+    return estimated

@@ -39,7 +39,7 @@ class Run:
         self.plan, self.bar, self.wish = plan, bar, wish
         method = plan.method
         self.guard = Guard(method.step, begun.state, begun.position.steps, begun.odd)
-        self.drain, self.estimate = jax.jit(method.drain), estimator(method, plan.feed.x)
+        self.drain, self.estimate = jax.jit(method.drain), estimator(method, plan.feed)
         self.history, self.halvings = list(begun.history), begun.halvings
         self.stopped = begun.stopped if begun.stopped >= plan.lines[-1] else 0
         self.sound: Sound | None = None

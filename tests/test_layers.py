@@ -18,7 +18,7 @@ LEVELS = {
     "solvers": 8, "sharding": 8, "residual": 8,
     "divergence": 9, "architectures": 9, "trials": 9, "fingerprints": 9, "signals": 9, "progress": 9,
     "feeding": 10, "checkpointing": 10, "results": 10,
-    "running": 11, "sweeping": 11,
+    "running": 11, "sweeping": 11, "streams": 11,
     "loop": 12,
     "recording": 12, "plot": 12, "tables": 12,
     "arguments": 13,
