@@ -17,6 +17,7 @@ from benchmarks import (
     tssm_modelled,
     tssm_speed,
     tssm_tradeoff,
+    users_networks,
 )
 from jtssm.sharding import figures
 
@@ -221,3 +222,9 @@ def test_ranks_of_predictions_are_scored():
     assert found["mean_ratio"] == pytest.approx(6 ** (1 / 3))
     assert (found["planned_to_fastest"], found["slowest_to_fastest"]) == (3.0, 3.0)
     assert planner_measured.ranked([1.0, 1.0], [2.0, 3.0])["spearman"] is None
+
+
+@pytest.mark.slow
+def test_users_networks_runs_small(monkeypatch, capsys):
+    lines = [line.split("  ")[0] for line in smoke(monkeypatch, capsys, users_networks)]
+    assert lines == [f"{name}, n = {n}" for name in ("residual", "transformer") for n in (1, 2)]

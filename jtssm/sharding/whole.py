@@ -17,7 +17,16 @@ import optax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jtssm.protocol import Exchange, Method, Tree, as_input, by_index, given_params, whole_params
+from jtssm.protocol import (
+    Exchange,
+    Method,
+    Tree,
+    as_input,
+    by_index,
+    float_dtype,
+    given_params,
+    whole_params,
+)
 from jtssm.sharding import collectives
 from jtssm.sharding.grid import Grid, split_dimensions, whole_grid
 from jtssm.sharding.mesh import AxisNames, axis_size, check_split, put
@@ -46,7 +55,8 @@ class _Whole:
         """The state, laid out on the mesh: no device ever holds another's weights."""
         self.parts.check(x, y, "init")
         # shapes alone
-        x, y = (np.zeros((1, *jnp.shape(a)[1:]), jnp.result_type(a)) for a in (x, y))
+        x = np.zeros((1, *jnp.shape(x)[1:]), float_dtype(x))
+        y = np.zeros((1, *jnp.shape(y)[1:]), jnp.result_type(y))
         given = None if params is None else given_params(self.parts, params, x.dtype)
         start = lambda key, given: self.parts.init(by_index(1), key, x, y, given)
         whole = jax.eval_shape(start, key, given)
