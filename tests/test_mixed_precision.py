@@ -217,6 +217,50 @@ def test_what_is_estimated_is_kept_unrounded_and_what_is_cast_is_rounded():
     assert jnp.any(params[0]["var"] != rounded(params[0]["var"]))
 
 
+def test_a_users_modules_compute_in_bfloat16():
+    """Parameters are cast, batch statistics are not; what a module promotes is cast again."""
+    nnx = pytest.importorskip("flax.nnx")
+    rngs = nnx.Rngs(0)
+    wide = nnx.Linear(16, 16, dtype=jnp.float32, rngs=rngs)  # one that insists on float32
+    modules = [
+        nnx.Linear(24, 16, rngs=rngs),
+        nnx.BatchNorm(16, rngs=rngs),
+        wide,
+        nnx.Linear(16, 8, rngs=rngs),
+    ]
+    net = jtssm.network.from_nnx(modules)
+    method = solvers.gsadmm(net, subnets=2, **batch("bfloat16"))
+    given, flat = samples(method)
+    state = method.init(KEY, *flat)
+    assert product_dtypes(jax.make_jaxpr(method.step)(state, *given).jaxpr) == {
+        "bfloat16",
+        "float32",
+    }
+    after, _ = method.step(state, *given)
+    estimated = method.params(method.estimate(after, flat[0]))
+    assert float_dtypes((after, estimated, method.predict(after, flat[0]))) == {"float32"}
+    x = flat[0].astype(jnp.bfloat16)
+    rounded = jax.tree.map(lambda a: a.astype(jnp.bfloat16), method.params(after)[0]["params"])
+    z = x @ rounded["kernel"] + rounded["bias"][None, :]
+    (mean,) = (
+        a for p, a in jax.tree_util.tree_leaves_with_path(estimated[1]["state"]) if "mean" in str(p)
+    )
+    np.testing.assert_allclose(mean, z.astype(jnp.float32).mean(axis=0), atol=1e-5)
+
+
+def test_tokens_are_not_rounded():
+    """bfloat16 has no 257: two rows of an embedding that would be one."""
+    table = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
+    look_up = lambda params, x: params["table"][x[:, 0]]
+    net = jtssm.network.layers([({"table": table}, look_up)], jnp.zeros((1, 1), jnp.int32))
+    method = solvers.sgd(net, **batch("bfloat16"))
+    x = np.array([[256], [257], [599]], np.int32)
+    state = method.init(KEY, x, np.zeros(3, np.int32))
+    np.testing.assert_array_equal(
+        method.predict(state, x), np.asarray(jnp.asarray(table[x[:, 0]], jnp.bfloat16), np.float32)
+    )
+
+
 DIGITS = {
     "gsadmm": lambda net, d: solvers.gsadmm(net, subnets=2, optimizer=optax.adam(2e-3), batch_size=40, compute_dtype=d),
     "ist": lambda net, d: solvers.ist(net, subnets=2, optimizer=optax.adam(2e-3), batch_size=20, local_steps=5, compute_dtype=d),
