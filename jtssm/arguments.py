@@ -146,6 +146,7 @@ def _train_parser(commands, run: Callable) -> None:
     add("--float-q", action="store_true", default=None, help="round p alone")
     add("--shallow", type=int, help="train that many hidden layers first, then insert the others")
     add("--precision", help="of the products, e.g. highest")
+    add("--compute-dtype", help="what layers compute in, e.g. bfloat16; state stays float32")
     add("--seed", type=int, default=0)
     add("--history", choices=recording.FORMATS, default="csv", help="format of the history")
     _out_arguments(train)

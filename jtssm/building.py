@@ -19,7 +19,7 @@ from jtssm.sweeping import LOCAL_STEPS
 PASSED = (
     "subnets", "cuts", "rho", "alpha", "eta", "schedule", "order", "sweeps", "weight_steps",
     "delay_power", "workers", "members", "local_steps", "deal", "scale", "nu", "steps", "damping",
-    "t0", "weight_decay", "grid", "float_q",
+    "t0", "weight_decay", "grid", "float_q", "compute_dtype",
 )  # fmt: skip
 HIDDEN = {"mlp": [512] * 3, "convnet": [128]}  # unless given
 CHANNELS = [16, 32]

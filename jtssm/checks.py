@@ -71,6 +71,25 @@ def precision(value: Any) -> None:
         ) from error
 
 
+COMPUTE_DTYPES = ("bfloat16", "float32")
+
+
+def compute_dtype(value: Any) -> Any:
+    """The dtype that layers compute in, as a dtype; None: that of the samples."""
+    if value is None:
+        return None
+    try:
+        found = jnp.dtype(value)
+    except TypeError:
+        found = None
+    if found is None or found.name not in COMPUTE_DTYPES:
+        why = ": its small gradients vanish without loss scaling" if found == jnp.float16 else ""
+        raise ValueError(
+            f"compute_dtype: expected None, 'bfloat16' or 'float32'; got {value!r}{why}"
+        )
+    return found
+
+
 def optimizers(optimizer: Any, num: int) -> tuple[optax.GradientTransformation, ...]:
     """One optax optimizer a subnetwork, from one for all or a sequence of `num`."""
     if isinstance(optimizer, optax.GradientTransformation):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -58,25 +58,39 @@ class Minibatches:
         self.left = order[used:]
         return order[:used].reshape(-1, self.size)
 
-    def run(self, guard: Guard, state: Any, bar: Any, epochs: int) -> Outcome:
-        """Train on every sample `epochs` times, each time in a new order."""
+    def order(self) -> dict[str, Any]:
+        """What decides the order of samples from here on; JSON holds it."""
+        return {"rng": self.rng.bit_generator.state, "left": self.left.tolist()}
+
+    def go_to(self, order: Mapping[str, Any]) -> None:
+        """Go on with the order of samples as it was."""
+        self.rng.bit_generator.state = order["rng"]
+        self.left = np.asarray(order["left"], int)
+
+    def seen(self, num: int) -> np.ndarray:
+        """Up to so many samples x, the same every time."""
+        return self.x[np.random.default_rng(0).permutation(len(self.x))[:num]]
+
+    def draw(self, epochs: int) -> list[np.ndarray]:
+        """Chunks of steps on every sample `epochs` times, each time in a new order."""
         order = self._order(epochs)
         if not len(order):  # the next round is not full yet
-            return Outcome(state, Info(*np.zeros((len(Info._fields), 0))), None)
+            return []
         most = max(1, min(CHUNK, CHUNK_SAMPLES // self.size))
-        rows = np.array_split(order, -(-len(order) // most))
-        chunk, seen = self._chunk(rows[0]), []
-        for following in [*rows[1:], None]:
+        return np.array_split(order, -(-len(order) // most))
+
+    def run(self, guard: Guard, state: Any, chunks: Sequence[np.ndarray]) -> Iterator[Outcome]:
+        """Take the steps of each chunk; ends after a divergence."""
+        chunk = self._chunk(chunks[0]) if chunks else ()
+        for following in [*chunks[1:], None][: len(chunks)]:
             after = guard.dispatch(state, *chunk)
             # the next chunk is gathered on the host while the device works
             ahead = None if following is None else self._chunk(following)
-            state, infos, divergence = guard.judge(state, after, *chunk)
-            if divergence is not None:
-                return Outcome(state, None, divergence)
-            seen.append(infos)
-            bar.show(means(infos), len(infos.loss))
-            chunk = ahead or ()
-        return Outcome(state, jax.tree.map(lambda *a: np.concatenate(a), *seen), None)
+            outcome = guard.judge(state, after, *chunk)
+            yield outcome
+            if outcome.divergence is not None:
+                return
+            state, chunk = outcome.state, ahead or ()
 
     def _chunk(self, rows: np.ndarray) -> tuple:
         shape = (len(rows), *self.shape)
@@ -111,12 +125,30 @@ class Resident:
         """An epoch is a step."""
         return epochs
 
-    def run(self, guard: Guard, state: Any, bar: Any, epochs: int) -> Outcome:
+    def order(self) -> dict[str, Any]:
+        """Samples stay where they are."""
+        return {}
+
+    def go_to(self, order: Mapping[str, Any]) -> None:
+        """Samples stay where they are."""
+
+    def seen(self, num: int) -> np.ndarray:
+        """Up to so many samples x, the same every time."""
+        return self.x[np.random.default_rng(0).permutation(len(self.x))[:num]]
+
+    def draw(self, epochs: int) -> list[int]:
         """That many steps on all samples, in one dispatch."""
+        return [epochs]
+
+    def run(self, guard: Guard, state: Any, chunks: Sequence[int]) -> Iterator[Outcome]:
+        """Take the steps of each chunk; ends after a divergence."""
         x, y = self.chunk
-        outcome = guard.judge(state, guard.dispatch(state, x, y, epochs), x, y)
-        bar.show({}, epochs * int(outcome.infos is not None))
-        return outcome
+        for times in chunks:
+            outcome = guard.judge(state, guard.dispatch(state, x, y, times), x, y)
+            yield outcome
+            if outcome.divergence is not None:
+                return
+            state = outcome.state
 
 
 def _put(arrays: Sequence[np.ndarray], sharding: Any) -> tuple:
@@ -129,3 +161,9 @@ def means(infos: Info) -> dict[str, float]:
     count = max(float(infos.samples.sum()), 1.0)
     means = {name: float((a * infos.samples).sum() / count) for name, a in infos._asdict().items()}
     return means | {"samples": float(infos.samples.sum())}
+
+
+def joined(infos: Sequence[Info]) -> Info:
+    """Infos of some steps, one after the other; of none where there are none."""
+    empty = Info(*np.zeros((len(Info._fields), 0)))
+    return jax.tree.map(lambda *a: np.concatenate(a), *infos) if infos else empty

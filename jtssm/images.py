@@ -88,6 +88,7 @@ def convolution(
         estimate=estimate or None,
         estimated=norm.estimated if norm else (),
         statistics=(norm.statistics(channels),) if norm else (),
+        uncast=tuple(names) if norm else (),
         window=window,
         groups=groups,
     )  # fmt: skip

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jtssm import normalisation as normalising
-from jtssm.products import PLAIN, Products, Window
+from jtssm.products import PLAIN, Products, Window, entering, narrowed, widened
 from jtssm.protocol import Array, Tree, as_input
 
 Shape = tuple[int, ...]
@@ -50,6 +50,8 @@ class Layer(NamedTuple):
     # means and variances that it takes while training, for what they cost on a mesh
     statistics: tuple[normalising.Statistics, ...] = ()
     integer: bool = False  # takes integers, which travel as floats
+    # parameters that keep their dtype where the others are cast to a method's compute_dtype
+    uncast: tuple[str, ...] = ()
     # parameters -> the user's own module with them; None: the layer is no adapted one
     module: Callable[[Tree], Any] | None = None
 
@@ -160,25 +162,48 @@ def sequence(layers: Sequence[Layer], in_shape: Shape) -> Network:
 
 
 def run_layers(
-    layers: Sequence[Layer], params: Sequence[Tree], x: Array, products: Callable
+    layers: Sequence[Layer],
+    params: Sequence[Tree],
+    x: Array,
+    products: Callable,
+    compute_dtype: Any = None,
 ) -> Array:
-    """What the layers make of x, one after the other; products: index among them -> Products."""
+    """What the layers make of x, one after the other; products: index among them -> Products.
+
+    compute_dtype: what the layers compute in; x and the outputs are in that of the parameters.
+    """
+    inputs = x
     for i, (layer, p) in enumerate(zip(layers, params, strict=True)):
         given = products(i)
-        x = given.leave(layer.apply(given.weights(p), given.enter(x), given))
-    return x
+        p = narrowed(given.weights(p), layer.uncast, compute_dtype, given)
+        x = given.leave(layer.apply(p, given.enter(_entering(layer, x, compute_dtype)), given))
+    return widened(x, compute_dtype, list(params), inputs)
+
+
+def _entering(layer: Layer, x: Array, compute_dtype: Any) -> Array:
+    """Samples as a layer takes them; integers, which travel as floats, would lose digits."""
+    return x if layer.integer else entering(x, compute_dtype)
 
 
 def estimate_layers(
-    layers: Sequence[Layer], params: Sequence[Tree], x: Array, products: Callable
+    layers: Sequence[Layer],
+    params: Sequence[Tree],
+    x: Array,
+    products: Callable,
+    compute_dtype: Any = None,
 ) -> list[Tree]:
     """Statistics of each layer from what the layers before it make of x, with their new statistics."""
     found = []
     for i, (layer, p) in enumerate(zip(layers, params, strict=True)):
         given = products(i)
-        x = given.enter(x)
-        found.append(layer.estimate(p, x, given) if layer.estimate else p)
-        x = given.leave(layer.apply(given.weights(found[-1]), x, given))
+        cast = lambda p, layer=layer, given=given: narrowed(p, layer.uncast, compute_dtype, given)
+        x = given.enter(_entering(layer, x, compute_dtype))
+        if layer.estimate:
+            new = layer.estimate(cast(p), x, given)
+            like = lambda a, old: a.astype(old.dtype)
+            p = p | {name: jax.tree.map(like, new[name], p[name]) for name in layer.estimated}
+        found.append(p)
+        x = given.leave(layer.apply(cast(given.weights(p)), x, given))
     return found
 
 

@@ -109,6 +109,7 @@ def dense(
         estimate=estimate or None,
         estimated=norm.estimated if norm else (),
         statistics=(norm.statistics(width, affine),) if norm else (),
+        uncast=tuple(names) if norm else (),
     )
 
 

@@ -9,6 +9,9 @@
 
 gamma and beta start at 1 and 0; an output layer has neither. "batch" and "running" also normalise the
 outputs, "layer" leaves them alone: normalised over few classes, no output could be far above the rest.
+
+mean, var and what they make of z are computed in float32 at least, with gamma and beta as they are
+stored, also where layers compute in bfloat16 (`compute_dtype`): only the result is rounded to it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from jtssm.products import Products
+from jtssm.products import Products, in_full
 from jtssm.protocol import Array, Tree
 
 EPSILON = 1e-5
@@ -54,17 +57,18 @@ class Normalisation(NamedTuple):
         return Statistics(self.over, width, affine)
 
     def apply(self, params: Tree, z: Array, products: Products) -> Array:
-        """Normalised z [b, ..., width]."""
+        """Normalised z [b, ..., width], in the dtype of z."""
+        dtype, z = z.dtype, in_full(z)
         mean, var = self.moments(params, z, products)
         scale = lax.rsqrt(var + EPSILON)
         if "gamma" not in params:
-            return (z - mean) * scale
+            return ((z - mean) * scale).astype(dtype)
         gamma, beta = (_beside(params[name], z) for name in ("gamma", "beta"))
-        return (z - mean) * (gamma * scale) + beta
+        return ((z - mean) * (gamma * scale) + beta).astype(dtype)
 
     def estimate(self, params: Tree, z: Array, products: Products) -> Tree:
         """The parameters with the mean and var of z [b, ..., width] where they are estimated."""
-        mean, var = _of_samples(params, z, products)
+        mean, var = _of_samples(params, in_full(z), products)
         return params | {"mean": mean.reshape(-1), "var": var.reshape(-1)}
 
 

@@ -101,6 +101,46 @@ class Products(NamedTuple):
     keys: Callable | None = None  # () -> one key a sample, the same on any mesh; while training
     # as `dense`, of columns that `dense` gave within the same layer: the second product of a pair
     second: Callable = plain_dense
+    # (a parameter, dtype) -> it in that dtype; devices sum its gradient in its own dtype
+    narrowed: Callable = lambda a, dtype: a.astype(dtype)
 
 
 PLAIN = Products(plain_dense)
+
+
+# Mixed precision: layers compute in a `compute_dtype`, a narrow one such as bfloat16. Parameters and
+# samples are cast on entry and outputs back at the end, so that gradients come back, by the transpose of
+# these casts, in the dtype of the parameters. None: nothing is cast.
+
+
+def narrowed(params: Any, uncast: Sequence[str], dtype: Any, products: Products) -> Any:
+    """A layer's parameters in the dtype it computes in, but for those named in `uncast`."""
+    if dtype is None:
+        return params
+    cast = lambda a: products.narrowed(a, dtype) if _floating(a) else a
+    if not uncast:
+        return jax.tree.map(cast, params)
+    return {n: a if n in uncast else jax.tree.map(cast, a) for n, a in params.items()}
+
+
+def entering(x: Array, dtype: Any) -> Array:
+    """Samples in the dtype that a layer computes in."""
+    return x if dtype is None else x.astype(dtype)
+
+
+def widened(outputs: Array, dtype: Any, *like: Any) -> Array:
+    """Outputs back in the dtype of the floating arrays in `like`, where layers compute in `dtype`."""
+    if dtype is None:
+        return outputs
+    return outputs.astype(
+        jnp.result_type(*(a.dtype for a in jax.tree.leaves(like) if _floating(a)))
+    )
+
+
+def in_full(z: Array) -> Array:
+    """z in float32 or wider: statistics are taken in it, whatever a layer computes in."""
+    return z.astype(jnp.promote_types(z.dtype, jnp.float32))
+
+
+def _floating(a: Array) -> bool:
+    return jnp.issubdtype(a.dtype, jnp.floating)

@@ -21,7 +21,7 @@ from jtssm import checks
 from jtssm.images import convolution
 from jtssm.network import Layer, Shape, estimate_layers, run_layers
 from jtssm.normalisation import EPSILON
-from jtssm.products import PLAIN, Products
+from jtssm.products import PLAIN, Products, in_full
 from jtssm.protocol import Array, Tree
 
 EXPANSION = 4  # a bottleneck block's outputs over its inner channels
@@ -98,6 +98,7 @@ def _residual(
         estimate=estimate if estimated else None,
         estimated=tuple(estimated),
         statistics=tuple(taken for part in parts for taken in part.statistics),
+        uncast=tuple(_numbered([dict.fromkeys(part.uncast) for part in parts])),
     )
 
 
@@ -195,6 +196,7 @@ def _half(
         },
         pair=units,
         prepares=True,
+        uncast=("gamma", "beta"),
     )
 
 
@@ -215,11 +217,15 @@ def _norm_params(width: int, dtype: Any) -> Tree:
 
 
 def _normed(params: Tree, x: Array) -> Array:
-    """gamma (x - mean) / sqrt(var + EPSILON) + beta of every token of x [b, tokens, width]."""
+    """gamma (x - mean) / sqrt(var + EPSILON) + beta of every token of x [b, tokens, width].
+
+    Computed in float32 at least, as all normalisation; the result is in the dtype of x.
+    """
+    dtype, x = x.dtype, in_full(x)
     mean = x.mean(axis=-1, keepdims=True)
     var = ((x - mean) ** 2).mean(axis=-1, keepdims=True)
     gamma, beta = (params[name][None, None, :] for name in ("gamma", "beta"))
-    return (x - mean) * lax.rsqrt(var + EPSILON) * gamma + beta
+    return ((x - mean) * lax.rsqrt(var + EPSILON) * gamma + beta).astype(dtype)
 
 
 def mean_token(width: int) -> Layer:
@@ -238,6 +244,7 @@ def mean_token(width: int) -> Layer:
         shape=lambda shape: _tokens(name, width, shape)[1:],
         cost=lambda shape: 0,
         splits={},
+        uncast=("gamma", "beta"),
     )
 
 

@@ -57,6 +57,8 @@ def _text_misleads(found: Proposal, moved: Mapping[Route, int]) -> bool:
     """Whether a program may move other bytes than its text shows, so that the trace decides."""
     # equal gradients are summed once (two added betas have them)
     fewer = all(moved.get(route, 0) <= num for route, num in found.bytes.items())
+    # sums that a CPU's compiler widens
+    fewer |= getattr(found.method.parts, "compute_dtype", None) is not None
     # of several switches on the piece the largest branches add up, though no device takes them all
     return fewer or (found.method.resident and found.shape[0] > 1)
 

@@ -53,6 +53,23 @@ def test_sgd_stored_and_json_lines(tmp_path):
     assert not (tmp_path / "run/result.json").read_text().count('"sgd"')
 
 
+def test_layers_compute_in_bfloat16_where_it_is_asked_for(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run"), "--overwrite"]
+    accuracy = []
+    for chosen in ([], ["--compute-dtype", "bfloat16"]):
+        assert main(["train", "--method", "sgd", *SMALL, *chosen, *out]) == 0
+        assert np.load(tmp_path / "run/params.npz")["[0]['W']"].dtype == np.float32
+        result = json.loads((tmp_path / "run/result.json").read_text())
+        accuracy.append(result["results"]["sgd"]["test_loss"])
+    assert 0 < abs(accuracy[0] - accuracy[1]) < 0.05
+    for method, given, message in (
+        ("sgd", "float16", "compute_dtype: expected None, 'bfloat16'"),
+        ("pdadmm", "bfloat16", "--method pdadmm: expected no --compute-dtype"),
+    ):
+        assert main(["train", "--method", method, *SMALL, "--compute-dtype", given, *out]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_gsam_takes_its_own_options(tmp_path):
     out = str(tmp_path / "run")
     options = ["--method", "gsam", "--subnets", "3", *SMALL, "--out", out, "--overwrite"]

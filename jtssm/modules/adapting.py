@@ -133,7 +133,7 @@ def _as_layer(one: Adapted, x: jax.ShapeDtypeStruct, integer: bool) -> Layer:
         name=one.name, init=init, apply=apply, shape=shape_of,
         cost=lambda shape: _multiply_adds(one, params, state, samples(shape)),
         splits={}, random=random, estimate=estimate if state else None,
-        estimated=("state",) if state else (), integer=integer,
+        estimated=("state",) if state else (), uncast=("state",), integer=integer,
         module=lambda tree: one.whole(tree["params"], tree.get("state", {})),
     )  # fmt: skip
 

@@ -15,10 +15,12 @@ from jtssm.sharding.grid import FORMS, SPLITS, Grid
 from jtssm.sharding.slabs import Halo
 from jtssm.sharding.traffic import Pass, ring_numbers
 
+WORD = 4  # bytes of a float32
+
 
 def choose_forms(
     net: Network, starts: tuple[int, ...], samples: int | None, pr: int, pc: int,
-    forms: Any, *, apart: bool, open_ends: bool,
+    forms: Any, *, apart: bool, open_ends: bool, compute_dtype: Any = None,
 ) -> tuple[str, ...]:  # fmt: skip
     """One form a layer.
 
@@ -27,6 +29,7 @@ def choose_forms(
       samples: that each device of pc has of a minibatch; None: as many as ever pr divides.
       forms: "auto", or one a layer.
       apart, open_ends: `Grid.apart`, `Grid.open`.
+      compute_dtype: what layers send, beside float32 gradients; None: float32 too.
 
     Raises:
       ValueError: forms that do not fit, or pr > 1 that would split no layer's work.
@@ -37,7 +40,8 @@ def choose_forms(
         return check_forms(net, shapes, pr, batch if forms == "auto" else forms)
     samples = pr if samples is None else samples
     grid = Grid(net, (), starts[:-1], "pr", pr, (), apart, open_ends)
-    found = least(Pass(grid, shapes, samples, pc))
+    share = 1.0 if compute_dtype is None else compute_dtype.itemsize / WORD
+    found = least(Pass(grid, shapes, samples, pc), share)
     if set(found) == {"batch"} and samples % pr:
         raise ValueError(
             f"pr: expected a size that divides the {samples} samples on a device of pc, the rows of "
@@ -46,28 +50,28 @@ def choose_forms(
     return found
 
 
-def least(work: Pass) -> tuple[str, ...]:
+def least(work: Pass, share: float = 1.0) -> tuple[str, ...]:
     """The forms that repeat least work on the devices of pr and, of those, move least (rings).
 
     Exact: a dynamic program over (layer, form), since what a layer moves depends on its form and its
-    neighbours' alone.
+    neighbours' alone.  share: as in `ring_numbers`.
     """
     net = work.grid.network
     have = [
         [f for f in FORMS if fits(net, i, work.params[i], f, work.grid.size)]
         for i in range(len(net.layers))
     ]
-    best = {f: (_cost(work, 0, [f], entry=True), (f,)) for f in have[0]}
+    best = {f: (_cost(work, 0, [f], share, entry=True), (f,)) for f in have[0]}
     for i in range(len(net.layers) - 1):
         found: dict = {}
         for f, g in product(have[i], have[i + 1]):
             cost, forms = best[f]
-            cost = _sum(cost, _cost(work, i, [f, g]))
+            cost = _sum(cost, _cost(work, i, [f, g], share))
             if g not in found or cost < found[g][0]:
                 found[g] = cost, (*forms, g)
         best = found
     last = len(net.layers) - 1
-    ends = [(_sum(cost, _cost(work, last, [f])), forms) for f, (cost, forms) in best.items()]
+    ends = [(_sum(cost, _cost(work, last, [f], share)), forms) for f, (cost, forms) in best.items()]
     return min(ends, key=lambda end: end[0])[1]
 
 
@@ -75,7 +79,9 @@ def _sum(one: tuple, other: tuple) -> tuple:
     return tuple(a + b for a, b in zip(one, other, strict=True))
 
 
-def _cost(work: Pass, i: int, forms: list[str], *, entry: bool = False) -> tuple[int, float]:
+def _cost(
+    work: Pass, i: int, forms: list[str], share: float, *, entry: bool = False
+) -> tuple[int, float]:
     """(multiply-adds repeated, numbers moved) by layer i, up to the entry of the next if it is given.
 
     entry: only of the entry into layer i.
@@ -84,12 +90,12 @@ def _cost(work: Pass, i: int, forms: list[str], *, entry: bool = False) -> tuple
     blank[i : i + len(forms)] = forms
     work = work._replace(grid=work.grid._replace(forms=tuple(blank)))
     if entry:
-        return 0, ring_numbers(list(work.entry(i)), work.grid.size, work.pc)
+        return 0, ring_numbers(list(work.entry(i)), work.grid.size, work.pc, share)
     sent = list(work.own(i)) + (list(work.entry(i + 1)) if len(forms) > 1 else [])
     repeats = forms[0] in ("batch", "gathered") and not work.spread
     layer, shape = work.grid.network.layers[i], work.grid.network.shapes[i]
     repeated = layer.cost(shape) if repeats else 0
-    return repeated, ring_numbers(sent, work.grid.size, work.pc)
+    return repeated, ring_numbers(sent, work.grid.size, work.pc, share)
 
 
 def misfit(net: Network, i: int, params: Tree, form: str, pr: int) -> str:

@@ -101,6 +101,14 @@ def index(axis: str | tuple[str, ...] | None) -> Any:
     return 0 if axis is None else lax.axis_index(axis)
 
 
+def narrowed(a: Array, dtype: Any, *, axes: Sequence[str]) -> Array:
+    """A parameter in a narrow dtype, for work that differs along the axes.
+
+    First marked as differing, then cast: so its gradient is summed over them after it is wide again.
+    """
+    return varying(a, axes).astype(dtype)
+
+
 def shift(x: Array, axis: str | None, widths: Sequence[int], step: int) -> Array:
     """Device d along the axis sends its x [..., size] to device d + step; the ends get zeros.
 

@@ -203,7 +203,7 @@ def step_seconds(
         workers split their samples over it.  pc: divides its batch.
       forms: as in `jtssm.sharding.place`.  samples: that a resident method keeps.
       overlap: share of the products' time, 0 to 1, behind which the all-reduce of gradients may hide.
-      word: bytes a number.
+      word: bytes a number; with a `compute_dtype` messages alone count those of that dtype.
 
     Raises:
       ValueError: sizes that do not divide, forms that do not fit; a resident method without `samples`, or
@@ -224,8 +224,9 @@ def method_forms(method: Method, sizes: Sizes, forms: Any, samples: int | None) 
     here = None if parts.batch_size is None else parts.batch_size // pc
     whole = parts.gradient is not None
     return choose_forms(
-        parts.network, parts.starts, here, pr, pc, forms, apart=subnet > 1, open_ends=whole
-    )
+        parts.network, parts.starts, here, pr, pc, forms,
+        apart=subnet > 1, open_ends=whole, compute_dtype=parts.compute_dtype,
+    )  # fmt: skip
 
 
 def step_bytes(
@@ -234,8 +235,10 @@ def step_bytes(
     """Bytes that a device hands to collectives in a step (of workers: a round), by route.
 
     Equal to `jtssm.sharding.count_bytes` of the placed step, to the byte, for elementwise optimizers.
-    The loss and other scalars that a step shows are among them. A TPU in its default precision sends
-    what only products read as bfloat16: there it is an upper bound.
+    The loss and other scalars that a step shows are among them. With a `compute_dtype` what layers send
+    is counted in it; sums of gradients and statistics, boundaries and deals stay words. A TPU in its
+    default precision sends what only products read as bfloat16: there it is an upper bound. A CPU's
+    compiler sends float32 for bfloat16: there only the traced program has these bytes.
 
     Args:
       method: unplaced.  mesh: with axes named subnet, pr and pc; an `AbstractMesh` will do.

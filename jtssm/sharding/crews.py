@@ -53,6 +53,7 @@ def by_collectives(num: int, names: AxisNames) -> Meeting:
         own_samples=partial(_own, axis=names.pc),
         products=PLAIN._replace(
             over_samples=lambda a: collectives.mean(PLAIN.over_samples(a), pc),
+            narrowed=partial(collectives.narrowed, axes=pc),
             sample_axes=tuple(pc),
         ),
     )

@@ -25,7 +25,7 @@ from jtssm.sharding.tasks import (
     stored_words,
     task,
 )
-from jtssm.sharding.traffic import Pass, Sent
+from jtssm.sharding.traffic import Pass, Sent, in_compute_dtype
 from jtssm.workers import WorkerParts
 
 
@@ -151,8 +151,15 @@ class Layered(NamedTuple):
             for sent in of(self._pass(grid, run), i):
                 if times := _sends(sent, run, sent.what in ends):
                     yield Message(
-                        sent.what, sent.collective, sent.axes, sent.numbers, times, step=sent.step
-                    )
+                        sent.what, sent.collective, sent.axes, sent.numbers, times,
+                        self.narrow if in_compute_dtype(sent) else None, sent.step,
+                    )  # fmt: skip
+
+    @property
+    def narrow(self) -> int | None:
+        """Bytes of a number that layers send; None: a word."""
+        dtype = self.parts.compute_dtype
+        return None if dtype is None else dtype.itemsize
 
     def _ends(self, i: int) -> set[str]:
         """What layer i sends forward only to make its piece's outputs: no gradient needs it."""

@@ -105,8 +105,11 @@ class Grid(NamedTuple):
     def products(self, i: int, samples: int) -> Products:
         """The products of layer i where `samples` samples are here at the entry of its piece."""
         over = lambda a: collectives.mean(PLAIN.over_samples(a), self.samples)
+        narrowed = lambda axes: partial(collectives.narrowed, axes=axes)
         if self.axis is None:
-            return PLAIN._replace(over_samples=over, sample_axes=self.samples)
+            return PLAIN._replace(
+                over_samples=over, sample_axes=self.samples, narrowed=narrowed(self.samples)
+            )
         spread = samples % self.size == 0
         heights = [shape[0] for shape in self.network.shapes[i : i + 2]]
         products = PLAIN._replace(
@@ -114,11 +117,17 @@ class Grid(NamedTuple):
             sample_axes=self.samples,
             enter=partial(self._moved, i, self.before(i, spread), heights[0]),
             leave=partial(self._moved, i, self.after(i, spread), heights[1]),
+            narrowed=narrowed(self._apart_axes(i, spread)),
         )
         return products._replace(
             **_of_form(self, self.forms[i], self.leaves(i, spread)),
             **_of_layout(self, self.enters(i, spread), i, heights[1]),
         )
+
+    def _apart_axes(self, i: int, spread: bool) -> tuple[str, ...]:
+        """Along which the samples, or rows of them, that parameters of layer i work on differ."""
+        split = self.leaves(i, spread) in ("samples", "rows")
+        return (*self.samples, *([self.axis] if split else []))
 
     def _moved(self, i: int, way: Sequence[Hop], height: int, x: Array) -> Array:
         for hop in way:

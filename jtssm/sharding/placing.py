@@ -84,7 +84,7 @@ def place(
     whole = parts.gradient is not None
     forms = choose_forms(
         parts.network, parts.starts, samples, sizes[1], sizes[2], forms,
-        apart=sizes[0] > 1, open_ends=whole,
+        apart=sizes[0] > 1, open_ends=whole, compute_dtype=parts.compute_dtype,
     )  # fmt: skip
     if whole:
         return place_whole(method, mesh, names, forms)

@@ -230,6 +230,11 @@ def _pairs(params: Tree, split: Tree) -> list:
     return list(zip(jax.tree.leaves(params), jax.tree.leaves(split), strict=True))
 
 
+def in_compute_dtype(sent: Sent) -> bool:
+    """Whether it is sent in the dtype that layers compute in; else in that of parameters and samples."""
+    return sent.what not in ("gradient", "statistics")
+
+
 def by_route(sent: Sequence[Sent], pr: int) -> dict[Route, int]:
     """Numbers by collective and axes, of the device that hands in most."""
     ways: dict[Route, dict[int, int]] = {}
@@ -241,6 +246,12 @@ def by_route(sent: Sequence[Sent], pr: int) -> dict[Route, int]:
     return {route: most(way.values()) for route, way in ways.items()}
 
 
-def ring_numbers(sent: Sequence[Sent], pr: int, pc: int) -> float:
-    """Numbers that one device sends to others, by rings."""
-    return ring_bytes(by_route(sent, pr), {"pr": pr, "pc": pc})
+def ring_numbers(sent: Sequence[Sent], pr: int, pc: int, share: float = 1.0) -> float:
+    """Numbers that one device sends to others, by rings.
+
+    share: what a number in the dtype that layers compute in counts, bytes over those of other numbers.
+    """
+    narrow = [each for each in sent if in_compute_dtype(each)]
+    wide = [each for each in sent if not in_compute_dtype(each)]
+    sizes = {"pr": pr, "pc": pc}
+    return share * ring_bytes(by_route(narrow, pr), sizes) + ring_bytes(by_route(wide, pr), sizes)

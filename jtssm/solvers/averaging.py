@@ -41,6 +41,7 @@ def local_sgd(
     batch_size: int,
     loss: str | losses.Loss = "cross_entropy",
     precision: Any = None,
+    compute_dtype: Any = None,
 ) -> Method:
     """Local SGD: N workers train the whole network alone for R steps, then take the mean of all.
 
@@ -56,12 +57,16 @@ def local_sgd(
       batch_size: samples that one gradient of one worker sees.
       loss: "cross_entropy" (integer labels), "squared_error", or a `losses.Loss`.
       precision: of the products, a name `jax.default_matmul_precision` takes; None: jax's default.
+      compute_dtype: "bfloat16": layers compute and send in it, while parameters, state, sums and losses
+        keep the dtype of the samples (normalisation's statistics: float32); None: that dtype throughout.
 
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
     """
     checks.count(workers=workers)
-    trainer = local(net, optimizer, loss, local_steps, batch_size, precision, composed(net))
+    trainer = local(
+        net, optimizer, loss, local_steps, batch_size, precision, compute_dtype, composed(net)
+    )
     return _method("local_sgd", _Averaged(trainer, workers), precision)
 
 
@@ -74,6 +79,7 @@ def ensemble(
     batch_size: int,
     loss: str | losses.Loss = "cross_entropy",
     precision: Any = None,
+    compute_dtype: Any = None,
 ) -> Method:
     """N networks that train on minibatches of their own and never talk; predictions are averaged.
 
@@ -85,7 +91,9 @@ def ensemble(
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
     """
     checks.count(members=members)
-    trainer = local(net, optimizer, loss, local_steps, batch_size, precision, composed(net))
+    trainer = local(
+        net, optimizer, loss, local_steps, batch_size, precision, compute_dtype, composed(net)
+    )
     return _method("ensemble", _Apart(trainer, members), precision)
 
 
@@ -133,7 +141,7 @@ class _Averaged(NamedTuple):
 
     def estimate(self, meeting: Meeting, state: State, x: Array) -> State:
         """The state with the network's statistics of x."""
-        return state._replace(params=_estimated(self.trainer.network, meeting, state.params, x))
+        return state._replace(params=_estimated(self.trainer, meeting, state.params, x))
 
     def moves(self, samples: int) -> tuple[Move, ...]:
         """Of one worker in a round: the mean of all parameters, and the sum of its gradients."""
@@ -175,7 +183,7 @@ class _Apart(NamedTuple):
 
     def estimate(self, meeting: Meeting, state: State, x: Array) -> State:
         """The state with every member's statistics of x."""
-        found = jax.vmap(lambda p: _estimated(self.trainer.network, meeting, p, x))(state.params)
+        found = jax.vmap(lambda p: _estimated(self.trainer, meeting, p, x))(state.params)
         return state._replace(params=found)
 
     def moves(self, samples: int) -> tuple[Move, ...]:
@@ -209,6 +217,7 @@ def _trained(trainer, meeting, state, params, x, y) -> tuple:
     return params, opt_state, round_info(meeting, sums, trainer.samples(meeting))
 
 
-def _estimated(net: Network, meeting: Meeting, params: list[Tree], x: Array) -> list[Tree]:
+def _estimated(trainer: Local, meeting: Meeting, params: list[Tree], x: Array) -> list[Tree]:
     products = meeting.products._replace(training=True)
-    return estimate_layers(net.layers, params, x, lambda i: products)
+    layers, dtype = trainer.network.layers, trainer.compute_dtype
+    return estimate_layers(layers, params, x, lambda i: products, dtype)

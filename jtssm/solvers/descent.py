@@ -36,6 +36,7 @@ def sgd(
     batch_size: int,
     loss: str | losses.Loss = "cross_entropy",
     precision: Any = None,
+    compute_dtype: Any = None,
 ) -> Method:
     """End-to-end training with any optax optimizer; on a mesh model, batch and domain parallel.
 
@@ -45,6 +46,8 @@ def sgd(
       batch_size: samples of the whole minibatch, all devices together.
       loss: "cross_entropy" (integer labels), "squared_error", or a `losses.Loss`.
       precision: of the products, a name `jax.default_matmul_precision` takes; None: jax's default.
+      compute_dtype: "bfloat16": layers compute and send in it, while parameters, state, sums and losses
+        keep the dtype of the samples (normalisation's statistics: float32); None: that dtype throughout.
 
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
@@ -52,7 +55,8 @@ def sgd(
     checks.count(batch_size=batch_size)
     checks.precision(precision)
     optimizers = checks.optimizers(optimizer, 1)
-    pieces = Pieces(net, (0, len(net.layers)), optimizers, losses.find(loss))
+    starts, dtype = (0, len(net.layers)), checks.compute_dtype(compute_dtype)
+    pieces = Pieces(net, starts, optimizers, losses.find(loss), dtype)
     gradient, descend = precisely(precision, _gradient(pieces)), _descend(pieces)
     return as_method(
         pieces.parts(
@@ -114,7 +118,9 @@ def _estimate(pieces: Pieces) -> Callable:
     def estimate(exchange, state, x):
         def work(l, weights):
             products = lambda i: exchange.products(i, x.shape[0])._replace(training=True)
-            found = estimate_layers(pieces.network.layers, weights.params, x, products)
+            found = estimate_layers(
+                pieces.network.layers, weights.params, x, products, pieces.compute_dtype
+            )
             return (weights._replace(params=found),)
 
         return state._replace(weights=exchange.each(work, state.weights, kinds=("weights",))[0])

@@ -31,6 +31,7 @@ class Pieces(NamedTuple):
     starts: tuple[int, ...]  # piece l holds the layers starts[l] .. starts[l + 1] - 1
     optimizers: tuple[optax.GradientTransformation, ...]
     loss: Loss
+    compute_dtype: Any = None  # what the layers compute in; None: the dtype of the samples
 
     @property
     def num(self) -> int:
@@ -67,7 +68,8 @@ class Pieces(NamedTuple):
         """
         products, first = products or exchange.products, self.starts[l]
         layers = self.network.layers[first : self.starts[l + 1]]
-        return run_layers(layers, params, p, lambda i: products(first + i, p.shape[0]))
+        here = lambda i: products(first + i, p.shape[0])
+        return run_layers(layers, params, p, here, self.compute_dtype)
 
     def descend(self, l: int, weights: Weights, gradient: Tree, live: Any = True) -> Weights:
         """One optimizer step of piece l; nothing changes where `live` is False.
@@ -94,7 +96,8 @@ class Pieces(NamedTuple):
             first = self.starts[l]
             layers = self.network.layers[first : self.starts[l + 1]]
             products = lambda i: seen(first + i, p.shape[0])
-            return (weights._replace(params=estimate_layers(layers, weights.params, p, products)),)
+            found = estimate_layers(layers, weights.params, p, products, self.compute_dtype)
+            return (weights._replace(params=found),)
 
         (weights,) = exchange.each(renewed, state.weights, inputs, kinds=("weights",))
         return state._replace(weights=weights)
@@ -157,6 +160,7 @@ class Pieces(NamedTuple):
             resident=resident,
             loss=self.loss,
             check=functools.partial(self.check, batch_size, resident),
+            compute_dtype=self.compute_dtype,
             **own,
         )
 

@@ -35,6 +35,7 @@ class Local(NamedTuple):
     batch_size: int  # b
     # (params, x, own, products of a layer's index) -> outputs; own: what is this worker's alone
     forward: Callable
+    compute_dtype: Any  # what its layers compute in; None: the dtype of the samples
 
     def steps(
         self,
@@ -102,9 +103,11 @@ def _resumed(tree: Tree, count: Any) -> Tree:
 
 def local(
     net: Network, optimizer: Any, loss: str | losses.Loss, local_steps: int, batch_size: int,
-    precision: Any, forward: Callable,
+    precision: Any, compute_dtype: Any, forward: Callable,
 ) -> Local:  # fmt: skip
     """The arguments that all methods of workers share, checked.
+
+    forward: (params, x, own, products, compute_dtype) -> outputs.
 
     Raises:
       ValueError: bad arguments.
@@ -112,13 +115,17 @@ def local(
     checks.count(local_steps=local_steps, batch_size=batch_size)
     checks.precision(precision)
     (optimizer,) = checks.optimizers(optimizer, 1)
-    return Local(net, optimizer, losses.find(loss), local_steps, batch_size, forward)
+    dtype = checks.compute_dtype(compute_dtype)
+    run = lambda params, x, own, products: forward(params, x, own, products, dtype)
+    return Local(net, optimizer, losses.find(loss), local_steps, batch_size, run, dtype)
 
 
 def composed(net: Network) -> Callable:
     """The forward pass of a network that is nobody's part."""
 
-    def forward(params: Tree, x: Array, _: Tree, products: Callable[[int], Products]) -> Array:
-        return run_layers(net.layers, params, x, products)
+    def forward(
+        params: Tree, x: Array, _: Tree, products: Callable[[int], Products], compute_dtype: Any
+    ) -> Array:
+        return run_layers(net.layers, params, x, products, compute_dtype)
 
     return forward

@@ -38,7 +38,7 @@ import numpy as np
 from jtssm import checks, losses
 from jtssm.network import Network, estimate_layers
 from jtssm.normalisation import Statistics
-from jtssm.products import Products
+from jtssm.products import Products, entering, narrowed, widened
 from jtssm.protocol import Array, MatrixProduct, Method, Move, Tree
 from jtssm.solvers.dealing import Cut, Stored, cuts_of, stored
 from jtssm.solvers.pieces import precisely
@@ -76,6 +76,7 @@ def ist(
     deal: str = "stratified",
     scale: float | None = None,
     precision: Any = None,
+    compute_dtype: Any = None,
 ) -> Method:
     """Independent subnet training: neurons dealt to subnets that train alone, and dealt again.
 
@@ -96,6 +97,8 @@ def ist(
       scale: of what a layer without normalisation takes from a dealt one; None: M over the number of the
         subnet's neurons, 1.0: nothing.
       precision: of the products, a name `jax.default_matmul_precision` takes; None: jax's default.
+      compute_dtype: "bfloat16": layers compute and send in it, while parameters, state, sums and losses
+        keep the dtype of the samples (normalisation's statistics: float32); None: that dtype throughout.
 
     Raises:
       ValueError: bad arguments, a layer that cannot be dealt or is narrower than N; from `init`, bad
@@ -109,7 +112,9 @@ def ist(
     cuts = cuts_of(net, subnets, homes)
     plan = stored(net, cuts)
     forward = partial(_forward, net, plan)
-    trainer = local(net, optimizer, loss, local_steps, batch_size, precision, forward)
+    trainer = local(
+        net, optimizer, loss, local_steps, batch_size, precision, compute_dtype, forward
+    )
     model = _Model(net, cuts, plan, trainer, scale)
     return as_method(
         WorkerParts(
@@ -129,17 +134,19 @@ def _start(key: Array, homes: list[Tree], shared: list[Tree]) -> State:
 
 
 def _forward(
-    net: Network, plan: list[dict], params: Tree, x: Array, own: Own, products: Callable
+    net: Network, plan: list[dict], params: Tree, x: Array, own: Own, products: Callable, dtype: Any
 ) -> Array:
-    """Outputs of one subnet for x [b, ...]; empty places give zeros."""
+    """Outputs of one subnet for x [b, ...], computed in `dtype`; empty places give zeros."""
+    inputs, x = x, entering(x, dtype)
     for i, (layer, how, p) in enumerate(zip(net.layers, plan, params, strict=True)):
         if layer.scaled and own.scale[i] is not None:
-            x = x * own.scale[i]
+            x = (x * own.scale[i]).astype(x.dtype)  # a scale is not rounded
         p = {name: kept.turned(p[name]) if kept else p[name] for name, kept in how.items()}
-        taken = own.taken[i + 1]
-        x = layer.apply(p, x, products(i) if taken is None else _among(products(i), taken))
-        x = x if taken is None else x * taken[None, :]
-    return x
+        given, taken = products(i), own.taken[i + 1]
+        given = given if taken is None else _among(given, taken)
+        x = layer.apply(narrowed(p, layer.uncast, dtype, given), x, given)
+        x = x if taken is None else x * taken[None, :].astype(x.dtype)
+    return widened(x, dtype, params, inputs)
 
 
 def _among(products: Products, taken: Array) -> Products:
@@ -234,7 +241,7 @@ class _Model(NamedTuple):
         """Outputs [b, ...] of the whole network; no device holds more of it than its homes."""
         params = self._joined(state, Stored.joined)
         own = lambda i: self._split(meeting, meeting.products, i)
-        return composed(self.net)(params, x, None, own)
+        return composed(self.net)(params, x, None, own, self.trainer.compute_dtype)
 
     def _split(self, meeting: Meeting, products: Products, i: int) -> Products:
         """The products of a layer of the whole network, whose neurons are split over homes."""
@@ -260,9 +267,8 @@ class _Model(NamedTuple):
         """The state with the whole network's statistics of x."""
         products = meeting.products._replace(training=True)
         params = self._joined(state, Stored.joined)
-        found = estimate_layers(
-            self.net.layers, params, x, lambda i: self._split(meeting, products, i)
-        )
+        split = lambda i: self._split(meeting, products, i)
+        found = estimate_layers(self.net.layers, params, x, split, self.trainer.compute_dtype)
         return state._replace(
             homes=self._estimated(found, state.homes), shared=self._estimated(found, state.shared)
         )

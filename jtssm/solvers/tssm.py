@@ -69,6 +69,7 @@ def gsadmm(
     delay_power: float | None = None,
     loss: str | losses.Loss = "cross_entropy",
     precision: Any = None,
+    compute_dtype: Any = None,
 ) -> Method:
     """gsADMM of TSSM: n subnetworks trained in parallel (the module's docstring has the updates).
 
@@ -92,6 +93,9 @@ def gsadmm(
         delay = `delays(n)[l - 1]` minibatches; None: 1.0. 0: not scaled.
       loss: "cross_entropy" (integer labels), "squared_error", or a `losses.Loss`.
       precision: of the products, a name `jax.default_matmul_precision` takes; None: jax's default.
+      compute_dtype: "bfloat16": layers compute and send in it, while parameters, state (p, q, u), sums,
+        losses and what crosses boundaries keep the dtype of the samples (normalisation's statistics:
+        float32); None: that dtype throughout.
 
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
@@ -100,7 +104,7 @@ def gsadmm(
     schedules = {"streaming": turns.GSADMM, "stored": stored.GSADMM}
     return _method(
         schedules, net, optimizer, batch_size, subnets, cuts, Penalties(rho, alpha, eta),
-        schedule, sweeps, weight_steps, delay_power, loss, precision,
+        schedule, sweeps, weight_steps, delay_power, loss, precision, compute_dtype,
     )  # fmt: skip
 
 
@@ -120,6 +124,7 @@ def gsam(
     delay_power: float | None = None,
     loss: str | losses.Loss = "cross_entropy",
     precision: Any = None,
+    compute_dtype: Any = None,
 ) -> Method:
     """gsAM of TSSM: as gsADMM without q and u, with less to store (the module's docstring).
 
@@ -146,13 +151,13 @@ def gsam(
     }
     return _method(
         schedules, net, optimizer, batch_size, subnets, cuts, Penalties(None, alpha, eta),
-        schedule, sweeps, weight_steps, delay_power, loss, precision,
+        schedule, sweeps, weight_steps, delay_power, loss, precision, compute_dtype,
     )  # fmt: skip
 
 
 def _method(
     rules, net, optimizer, batch_size, subnets, cuts, penalties, schedule, sweeps, weight_steps,
-    delay_power, loss, precision,
+    delay_power, loss, precision, compute_dtype,
 ) -> Method:  # fmt: skip
     """What gsADMM and gsAM have in common: the checks, the pieces, the schedule."""
     given = {"alpha": penalties.alpha, "eta": penalties.eta}
@@ -160,6 +165,7 @@ def _method(
     checks.count(batch_size=batch_size, sweeps=sweeps)
     checks.one_of("schedule", schedule, SCHEDULES)
     checks.precision(precision)
+    compute_dtype = checks.compute_dtype(compute_dtype)
     starts = cut(net, subnets, cuts)
     optimizers = checks.optimizers(optimizer, len(starts) - 1)
     checks.no_use_for(
@@ -176,13 +182,13 @@ def _method(
     if schedule == "stored":
         if weight_steps is not None:
             checks.count(weight_steps=weight_steps)
-        pieces = Pieces(net, starts, optimizers, losses.find(loss))
+        pieces = Pieces(net, starts, optimizers, losses.find(loss), compute_dtype)
         return resident.method(
             rules[schedule], pieces, batch_size, penalties, sweeps, precision, weight_steps
         )
     power = DELAY_POWER if delay_power is None else delay_power
     checks.not_negative(delay_power=power)
-    pieces = Pieces(net, starts, _slowed(optimizers, power), losses.find(loss))
+    pieces = Pieces(net, starts, _slowed(optimizers, power), losses.find(loss), compute_dtype)
     return streaming.method(rules[schedule], pieces, batch_size, penalties, sweeps, precision)
 
 
