@@ -23,6 +23,7 @@ from jtssm.arguments import parser
 from jtssm.loop import Epoch, Result, evaluate, fit
 from jtssm.protocol import Method
 from jtssm.sharding.mesh import AXES
+from jtssm.sharding.processes import as_first, is_first
 from jtssm.solvers import layerwise
 
 EVALUATED = 10_000  # training samples on which the composed network is evaluated every epoch
@@ -45,7 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_train(arguments: argparse.Namespace) -> int:
     """Train, write history, weights, figure and result, print a table."""
     building.complete(arguments)
-    mesh, flat = _devices(arguments.mesh), arguments.net == "mlp"
+    if building.several(arguments):
+        _connect(arguments)
+    # what jax finds by itself has its devices already: on CPUs JAX_NUM_CPU_DEVICES says how many
+    processes = None if arguments.distributed else arguments.num_processes or 1
+    mesh, flat = _devices(arguments.mesh, processes), arguments.net == "mlp"
     size = arguments.size or (14 if flat and "mnist" in arguments.data else None)
     splits = data.load(arguments.data, size=size, flat=flat, data_dir=arguments.data_dir)
     samples, *shape = splits.train.x.shape
@@ -112,24 +117,38 @@ def _status(source: data.Source, absent: list[Path]) -> tuple[str, str]:
     return ("there" if source.files else "embedded"), ""
 
 
-def _devices(sizes: dict[str, int] | None):
-    """The mesh; on a CPU first as many virtual devices as it needs."""
+def _connect(arguments: argparse.Namespace) -> None:
+    """Meet the other processes of a run."""
+    sharding.connect(
+        arguments.coordinator,
+        arguments.num_processes,
+        arguments.process_id,
+        lost_after=arguments.lost_after,
+    )
+
+
+def _devices(sizes: dict[str, int] | None, processes: int | None = 1):
+    """The mesh; on a CPU first as many virtual devices as it needs, in each process its share.
+
+    processes: None: as many as each has.
+    """
     if sizes is None:
         return None
-    with suppress(
-        RuntimeError
-    ):  # jax is already in use: make_mesh says whether its devices suffice
-        jax.config.update("jax_num_cpu_devices", prod(sizes.values()))
+    if processes is not None:
+        with suppress(RuntimeError):  # jax is in use: make_mesh says whether its devices suffice
+            jax.config.update("jax_num_cpu_devices", -(-prod(sizes.values()) // processes))
     return sharding.make_mesh(*(sizes.get(axis, 1) for axis in AXES))
 
 
 def _folder(out: Path, overwrite: bool) -> Path:
-    if (out / "result.json").exists() and not overwrite:
+    """The folder for the results, which the first process makes and writes."""
+    if as_first((out / "result.json").exists()) and not overwrite:
         raise ValueError(
             f"--out: expected a folder without an earlier run; {out} holds one: name another, or "
             f"add --overwrite"
         )
-    out.mkdir(parents=True, exist_ok=True)
+    if is_first():
+        out.mkdir(parents=True, exist_ok=True)
     return out
 
 
@@ -155,7 +174,7 @@ def _fit(
 
 def _lines(epochs: int) -> list[Callable[[Epoch], None]]:
     """Where no terminal shows a bar, about ten lines a run."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() or not is_first():
         return []
 
     def line(epoch: Epoch) -> None:
@@ -183,6 +202,20 @@ def _finish(out: Path, settings: dict, results: dict[str, Result], splits: data.
             name, *(f"{scores[f'{part}_accuracy']:.4f}" for part in splits._fields),
             f"{scores['test_loss']:.4f}", f"{sum(seconds):.1f}",
         ))  # fmt: skip
+    if is_first():
+        _write(out, settings, results, report)
+        columns = ("method", "train acc.", "valid acc.", "test acc.", "test loss", "seconds")
+        tables.show(f"Accuracy of the composed network ({out}/history.png)", columns, rows)
+        for result in results.values():
+            if result.divergence is not None:
+                print(f"jtssm: {result.divergence.message}", file=sys.stderr)
+    if any(result.interrupted for result in results.values()):
+        return 130
+    return 1 if any(result.divergence is not None for result in results.values()) else 0
+
+
+def _write(out: Path, settings: dict, results: dict[str, Result], report: dict) -> None:
+    """The figure and result.json."""
     plot.histories(out / "history.png", {name: r.history for name, r in results.items()})
     about = {name: str(value) for name, value in settings.items() if name != "run"}
     versions = {
@@ -193,14 +226,6 @@ def _finish(out: Path, settings: dict, results: dict[str, Result], splits: data.
     device = str(jax.devices()[0].device_kind)
     document = {"settings": about, "versions": versions, "device": device, "results": report}
     (out / "result.json").write_text(json.dumps(document, indent=2) + "\n")
-    columns = ("method", "train acc.", "valid acc.", "test acc.", "test loss", "seconds")
-    tables.show(f"Accuracy of the composed network ({out}/history.png)", columns, rows)
-    for result in results.values():
-        if result.divergence is not None:
-            print(f"jtssm: {result.divergence.message}", file=sys.stderr)
-    if any(result.interrupted for result in results.values()):
-        return 130
-    return 1 if any(result.divergence is not None for result in results.values()) else 0
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from tqdm.auto import tqdm
 
 from jtssm import checks
 from jtssm.divergence import Divergence, Guard
-from jtssm.feeding import Minibatches, Resident, means
+from jtssm.feeding import Minibatches, Resident, check_shared, means, seen
 from jtssm.protocol import Array, Info, Method
-from jtssm.sharding import gathered, make_mesh, num_splits, place, planner
+from jtssm.sharding import gathered, make_mesh, place, planner
 from jtssm.sharding.finding import present_machine
 from jtssm.sharding.machines import Machine
+from jtssm.sharding.processes import ProcessSamples, any_says, is_first
 
 ROWS = 8192  # most samples a forward pass of an evaluation
 
@@ -42,12 +43,12 @@ class Result(NamedTuple):
     interrupted: bool  # by Ctrl-C, or by an exception that carries this result
 
     def predict(self, x: Any) -> np.ndarray:
-        """Outputs [samples, ...] of the composed network, on the host."""
+        """Outputs [samples, ...] of the composed network, on the host; every process must ask."""
         return outputs(self.method, self.state, x)
 
     @property
     def params(self) -> list:
-        """The whole network's parameters, one tree a layer."""
+        """The whole network's parameters, one tree a layer; every process must ask."""
         return self.method.params(self.state)
 
 
@@ -79,7 +80,8 @@ def fit(
 
     Args:
       method: placed or not.
-      train: (x, y), numpy or jax arrays.
+      train: (x, y), numpy or jax arrays; with several processes the same ones in each. Or
+        `sharding.ProcessSamples(x, y)`: each process holds a share of its own.
       epochs: passes over the samples; of a resident method: steps.
       key: draws the weights and the order of the samples.
       mesh: places the method on it, with `sharding.place`.  forms: of its layers there. "auto": the mesh
@@ -109,19 +111,28 @@ def fit(
     A loss or state that is not finite stops the training: the result keeps the last finite state and
     says in `divergence`, and in a RuntimeWarning, which variable went first. Ctrl-C ends the training
     and returns what was reached; any other exception carries it as its attribute `result`.
+
+    With several processes (`sharding.connect`) all of them call this, and the functions of the result,
+    with the same arguments on a mesh that has devices of each; all get the same (but for `seconds`).
+    Process 0 shows the bar. Callbacks run in every process, and training stops in all where one of them
+    stops it. Ctrl-C, or an exception in one process, ends that process; jax then ends the others.
     """
     checks.count(epochs=epochs, evaluate_every=evaluate_every)
+    shared = isinstance(train, ProcessSamples)
     x, y = (np.asarray(a) for a in _pair("train", train))
     if mesh is not None:
         method = _on_mesh(method, mesh, forms, machine, len(x))
     sets = validation if isinstance(validation, Mapping) else {"validation": validation}
     sets = {name: _pair(name, pair) for name, pair in sets.items() if pair is not None}
-    for pair in ((x, y), *sets.values()):
-        method.parts.check(*pair, "values")
+    check = lambda x, y: method.parts.check(x, y, "values")
+    if shared:
+        check_shared(method, ProcessSamples(x, y), check)
+    for pair in (*[(x, y)][shared:], *sets.values()):
+        check(*pair)
     init_key, order_key = jax.random.split(key)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
     feeds = Resident if method.resident else Minibatches
-    epoch = feeds(method, x, y, rng, epochs)
+    epoch = feeds(method, x, y, rng, epochs, shared)
     if state is None:
         state = method.init(init_key, epoch.x, epoch.y, params)
     elif params is not None:
@@ -130,7 +141,8 @@ def fit(
         state = method.spread(state)
     # the epochs after which a line of the history is due
     lines = [*range(evaluate_every, epochs, evaluate_every), epochs]
-    return _train(method, state, epoch, lines, sets, callbacks, progress)
+    estimate = _estimator(method, epoch.at_hand, shared)
+    return _train(method, state, epoch, lines, sets, callbacks, progress, estimate)
 
 
 def _on_mesh(method: Method, mesh: Mesh | str, forms: Any, machine: Any, samples: int) -> Method:
@@ -149,10 +161,9 @@ def _on_mesh(method: Method, mesh: Mesh | str, forms: Any, machine: Any, samples
     return place(method, make_mesh(*best.shape), forms=best.forms or "auto")
 
 
-def _train(method, state, epoch, lines, sets, callbacks, progress) -> Result:
+def _train(method, state, epoch, lines, sets, callbacks, progress, estimate) -> Result:
     history: list[dict[str, float]] = []
     drain, guard = jax.jit(method.drain), Guard(method.step, state)
-    estimate = _estimator(method, epoch.x)
     divergence, interrupted = None, False
     with _Bar(epoch.steps(lines[-1]), progress) as bar:
         try:
@@ -173,10 +184,12 @@ def _train(method, state, epoch, lines, sets, callbacks, progress) -> Result:
                 history.append(record)
                 bar.show(record)
                 stops = [call(Epoch(record, state, method)) is True for call in callbacks]
-                if any(stops):
+                if callbacks and any_says(any(stops)):  # all processes stop, or none
                     state = drain(state)
                     break
         except KeyboardInterrupt:
+            if jax.process_count() > 1:  # the others know nothing of it, and would wait
+                raise
             state, interrupted = guard.latest, True
         except Exception as error:  # a callback's, or out of memory: hand out what there is
             error.result = Result(history, guard.latest, method, None, True)  # type: ignore[attr-defined]
@@ -184,14 +197,12 @@ def _train(method, state, epoch, lines, sets, callbacks, progress) -> Result:
     return Result(history, state, method, divergence, interrupted)
 
 
-def _estimator(method: Method, x: np.ndarray) -> Callable:
+def _estimator(method: Method, x: np.ndarray, shared: bool) -> Callable:
     """state -> state with the statistics of up to ROWS training samples, where layers keep any."""
     if not method.parts.network.estimated:
         return lambda state: state
-    rows = min(len(x), ROWS) // num_splits(method) * num_splits(method)
-    seen = x[np.random.default_rng(0).permutation(len(x))[:rows]]
-    estimate = jax.jit(method.estimate)
-    return lambda state: estimate(state, seen)
+    samples, estimate = seen(method, x, ROWS, shared), jax.jit(method.estimate)
+    return lambda state: estimate(state, samples)
 
 
 class _Bar:
@@ -203,7 +214,7 @@ class _Bar:
     )  # fmt: skip
 
     def __init__(self, steps: int, progress: bool | None):
-        disable = None if progress is None else not progress
+        disable = True if not is_first() else None if progress is None else not progress
         self.bar = tqdm(total=steps, disable=disable, unit="step", dynamic_ncols=True)
         self.scores: dict[str, str] = {}
         self.sizes: dict[str, str] = {}
@@ -224,7 +235,7 @@ class _Bar:
 
 
 def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, float]:
-    """Mean loss and accuracy of the composed network on each named (x, y)."""
+    """Mean loss and accuracy of the composed network on each named (x, y); every process must ask."""
     loss, record = method.parts.loss, {}
     for name, (x, y) in sets.items():
         predicted = outputs(method, state, x)
@@ -234,7 +245,10 @@ def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, f
 
 
 def outputs(method: Method, state: Any, x: Any) -> np.ndarray:
-    """Outputs [samples, ...] of the composed network, on the host, computed at most ROWS at a time."""
+    """Outputs [samples, ...] of the composed network, on the host, computed at most ROWS at a time.
+
+    Every process must ask, with the same samples, and gets all of them.
+    """
     predict = jax.jit(method.predict)
     chunks = np.array_split(np.asarray(x), -(-len(x) // ROWS))  # even: batch statistics need many
     return np.concatenate([gathered(predict(state, chunk)) for chunk in chunks])

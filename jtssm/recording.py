@@ -13,6 +13,7 @@ import numpy as np
 
 from jtssm import checks
 from jtssm.loop import Epoch
+from jtssm.sharding.processes import is_first
 
 FORMATS = ("csv", "jsonl")
 
@@ -21,7 +22,8 @@ class HistoryFile:
     """A callback for `fit` that appends each epoch's line to a file, and flushes it.
 
     Args:
-      path: the file; its suffix, .csv or .jsonl, is the format. An existing file is replaced.
+      path: the file; its suffix, .csv or .jsonl, is the format. An existing file is replaced. Of
+        several processes the first writes it.
 
     Raises:
       ValueError: another suffix.
@@ -30,10 +32,13 @@ class HistoryFile:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         checks.one_of("path suffix", self.path.suffix.removeprefix("."), FORMATS)
-        self.path.write_text("")
+        if is_first():
+            self.path.write_text("")
 
     def __call__(self, epoch: Epoch) -> None:
         """Append one line."""
+        if not is_first():
+            return
         new = self.path.stat().st_size == 0
         with self.path.open("a", newline="") as file:
             if self.path.suffix == ".jsonl":
@@ -46,7 +51,12 @@ class HistoryFile:
 
 
 def save_params(path: str | Path, params: Sequence[Any]) -> None:
-    """The network's parameters as an .npz of arrays named by layer and path, e.g. "[0]['W']"."""
+    """The network's parameters as an .npz of arrays named by layer and path, e.g. "[0]['W']".
+
+    Of several processes the first writes it.
+    """
+    if not is_first():
+        return
     leaves = jax.tree_util.tree_leaves_with_path(list(params))
     arrays: dict[str, Any] = {jax.tree_util.keystr(name): np.asarray(a) for name, a in leaves}
     np.savez(path, **arrays)
