@@ -1,78 +1,190 @@
-"""What every process of tests/test_distributed.py runs, and the one process they are compared with.
+"""What each of several processes runs for tests/test_distributed.py, which compares it with one process.
 
-As a program: python -m tests.distributed_runs PORT NUM ID DEVICES WHAT.
+As a program: python -m tests.distributed_runs WHAT FOLDER PORT PROCESSES ID; 8 devices in all.
 """
 
+from __future__ import annotations
+
+import contextlib
 import json
+import os
 import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 
 import jtssm
-from jtssm import problems, sharding, solvers
+from jtssm import cli, images, problems, sharding, solvers
 
+DEVICES = 8
+X, Y = problems.separable(0, 96, 4, 3, np.float64)
+HELD_OUT = (X[:30], Y[:30])  # pc does not divide them
+NET = jtssm.mlp([4, 16, 3])
+DEEP = jtssm.mlp([4, 16, 12, 3])
 SHARED = {"optimizer": optax.adam(1e-2), "batch_size": 16}
 ROUND = {"optimizer": optax.sgd(0.05), "batch_size": 4, "local_steps": 2}
+STORED = {"schedule": "stored", "weight_steps": 2}
 
 
-def cases() -> dict:
-    """Name -> (method, mesh, epochs)."""
-    net = jtssm.mlp([4, 16, 12, 3])
-    mesh = sharding.make_mesh
+def cases() -> dict[str, tuple]:
+    """Name -> (method, shape of the mesh, forms): every method, and each axis between the processes."""
     return {
-        "sgd, pr 2 pc 4": (solvers.sgd(net, **SHARED), mesh(1, 2, 4)),
-        "sgd, pc 8": (solvers.sgd(net, **SHARED), mesh(1, 1, 8)),
-        "gsadmm, streaming": (solvers.gsadmm(net, subnets=2, **SHARED), mesh(2, 2, 2)),
+        "sgd": (solvers.sgd(NET, **SHARED), (1, 2, 4), "auto"),
+        "gsadmm, streaming": (solvers.gsadmm(NET, subnets=2, **SHARED), (2, 2, 2), "auto"),
         "gsadmm, stored": (
-            solvers.gsadmm(net, subnets=2, schedule="stored", weight_steps=2, **SHARED),
-            mesh(2, 1, 4),
+            solvers.gsadmm(NET, subnets=2, **STORED, **SHARED), (2, 1, 4), "auto"
         ),
-        "gsam, stored": (
-            solvers.gsam(net, subnets=2, schedule="stored", weight_steps=2, **SHARED), mesh(2, 1, 4)
-        ),
-        "pdadmm": (solvers.pdadmm(net), mesh(2, 1, 4)),
-        "ist": (solvers.ist(net, subnets=2, **ROUND), mesh(2, 1, 4)),
-        "local_sgd": (solvers.local_sgd(net, workers=4, **ROUND), mesh(4, 1, 2)),
-        "ensemble": (solvers.ensemble(net, members=4, **ROUND), mesh(4, 1, 2)),
+        "gsam": (solvers.gsam(NET, subnets=2, **STORED, **SHARED), (1, 1, 8), "auto"),
+        "pdadmm": (solvers.pdadmm(NET), (2, 1, 4), "auto"),
+        "ist": (solvers.ist(NET, subnets=2, **ROUND), (2, 1, 4), "auto"),
+        "local_sgd": (solvers.local_sgd(NET, workers=4, **ROUND), (4, 1, 2), "auto"),
+        "ensemble": (solvers.ensemble(NET, members=4, **ROUND), (4, 1, 2), "auto"),
     }  # fmt: skip
 
 
-def trained(method, mesh) -> dict:
-    x, y = problems.separable(0, 96, 4, 3, np.float64)
-    result = jtssm.fit(
-        method, (x, y), epochs=2, key=jax.random.key(0), mesh=mesh, validation=(x[:30], y[:30])
-    )
-    line = {k: v for k, v in result.history[-1].items() if k != "seconds"}
+def more_cases() -> dict[str, tuple]:
+    """Other schedules, forms of layers, and images, whose halos are permutes."""
+    sgd = solvers.sgd(DEEP, **SHARED)
+    pieces = solvers.gsadmm(DEEP, subnets=3, sweeps=2, **SHARED)
+    normal = jtssm.mlp([4, 16, 12, 3], normalisation="running")
+    pictures = images.convnet((4, 1, 1), 3, channels=[4], hidden=[8])
     return {
-        "history": line,
-        "params": [a.sum().item() for a in jax.tree.leaves(result.params)],
-        "outputs": result.predict(x[:8]).tolist(),
+        "gathered": (sgd, (1, 8, 1), ("gathered", "gathered", "batch")),
+        "scattered, row": (sgd, (1, 4, 2), ("scattered", "row", "batch")),
+        "model": (sgd, (1, 4, 2), ("model", "model", "batch")),
+        "3 pieces, 2 sweeps": (pieces, (2, 1, 4), "auto"),
+        "gsam, streaming": (solvers.gsam(DEEP, subnets=2, **SHARED), (2, 2, 2), "auto"),
+        "statistics": (solvers.sgd(normal, **SHARED), (1, 1, 8), "auto"),
+        "domain": (solvers.sgd(pictures, **SHARED), (1, 4, 2), "auto"),
+        "statistics of workers": (solvers.local_sgd(normal, workers=2, **ROUND), (2, 1, 4), "auto"),
+    }  # fmt: skip
+
+
+def fitted(method: Any, train: Any, mesh: Any, forms: Any = "auto", **options: Any) -> Any:
+    """Two passes from one key."""
+    return jtssm.fit(
+        method, train, epochs=2, key=jax.random.key(0), mesh=mesh, forms=forms, **options
+    )
+
+
+def numbers(result: Any) -> dict[str, Any]:
+    """What a run has to say."""
+    history = [{k: v for k, v in line.items() if k != "seconds"} for line in result.history]
+    params = [a.tolist() for a in jax.tree.leaves(result.params)]
+    return {"history": history, "params": params, "outputs": result.predict(HELD_OUT[0]).tolist()}
+
+
+def run_cases(which: Callable) -> dict[str, Any]:
+    """The numbers of each case on its mesh."""
+    return {
+        name: numbers(
+            fitted(method, (X, Y), sharding.make_mesh(*shape), forms, validation=HELD_OUT)
+        )
+        for name, (method, shape, forms) in which().items()
     }
 
 
-def main():
-    import time
+def share(process: int, processes: int) -> tuple:
+    """The samples that a process holds: every so-manieth."""
+    return X[process::processes], Y[process::processes]
 
-    port, num, this, devices = map(int, sys.argv[1:5])
-    jax.config.update("jax_num_cpu_devices", devices)
+
+def run_shares(shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Methods whose samples only the process has whose devices train on them."""
+    mine = sharding.ProcessSamples(*share(jax.process_index(), jax.process_count()))
+    split = sharding.make_mesh(pc=DEVICES)
+    sgd, averaged = cases()["sgd"][0], cases()["local_sgd"][0]
+    return {
+        "sgd": numbers(fitted(sgd, mine, split)),
+        "pdadmm": numbers(fitted(solvers.pdadmm(NET), mine, split)),
+        "local_sgd": numbers(fitted(averaged, mine, sharding.make_mesh(*shape))),
+    }
+
+
+def refusals() -> dict[str, str]:
+    """What is said where processes could not work together; all of them must say something."""
+    sgd, mesh = cases()["sgd"][0], sharding.make_mesh(pc=DEVICES)
+    this = jax.process_index()
+    x, y = share(this, jax.process_count())
+    tries = {
+        "mesh": lambda: sharding.place(sgd, sharding.make_mesh(pc=2)),
+        "numbers": lambda: sharding.ProcessSamples(x[this:], y[this:]),
+        "labels": lambda: sharding.ProcessSamples(x, y + 3 * this),
+        "different": lambda: sharding.ProcessSamples(x, y),
+    }
+    said = {}
+    for name, make in tries.items():
+        on = sharding.make_mesh(1, DEVICES, 1) if name == "different" else mesh
+        try:
+            fitted(sgd, make(), on)
+        except ValueError as error:
+            said[name] = str(error)
+    return said
+
+
+def stopped() -> int:
+    """Epochs of a run that the last process alone wants to stop after the second."""
+    last = jax.process_index() == jax.process_count() - 1
+    stop = lambda epoch: last and epoch.record["epoch"] == 2
+    method, mesh = cases()["sgd"][0], sharding.make_mesh(1, 2, 4)
+    return len(jtssm.fit(
+        method, (X, Y), epochs=4, key=jax.random.key(0), mesh=mesh, callbacks=[stop]
+    ).history)  # fmt: skip
+
+
+def diverged() -> list:
+    """Where a run with a step that is too long stops."""
+    method = solvers.sgd(NET, optimizer=optax.sgd(1e200), batch_size=16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        result = fitted(method, (X, Y), sharding.make_mesh(1, 2, 4))
+    finite = all(np.isfinite(a).all() for a in jax.tree.leaves(result.params))
+    return [result.divergence.step, result.divergence.variable, finite]
+
+
+def command(folder: Path, port: str, processes: str, this: str) -> None:
+    """`jtssm train`, which makes the processes meet."""
+    arguments = ["train", "--method", "sgd", "--hidden", "16", "--epochs", "2", "--batch-size", "60"]
+    meeting = ["--coordinator", f"localhost:{port}", "--num-processes", processes, "--process-id", this]
+    out = ["--mesh", f"pc={DEVICES}", "--out", str(folder / f"cli-{this}")]
+    with (folder / f"cli-{this}.txt").open("w") as shown, contextlib.redirect_stdout(shown):
+        code = cli.main([*arguments, *meeting, *out])
+    assert code == 0, code
+
+
+def all_of_it(folder: Path) -> dict[str, Any]:
+    """What `make test` looks at."""
+    del folder
+    found: dict[str, Any] = {"cases": run_cases(cases), "shares": run_shares((4, 1, 2))}
+    return found | {"refused": refusals(), "stopped": stopped(), "diverged": diverged()}
+
+
+def rest(folder: Path) -> dict[str, Any]:
+    """What `make slow` looks at."""
+    del folder
+    return {"cases": run_cases(more_cases), "shares": run_shares((4, 1, 2))}
+
+
+def main(what: str, folder: Path, port: str, processes: str, this: str) -> None:
+    """Meet the others, run, write what was found."""
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)
-    if num > 1:
-        jax.distributed.initialize(f"localhost:{port}", num, this)
-    for name, case in cases().items():
-        start = time.perf_counter()
-        try:
-            got = trained(*case)
-        except Exception as error:
-            import traceback
-
-            traceback.print_exc()
-            got = repr(error)[:300]
-        print(json.dumps([name, got]), flush=True)
-        print(time.perf_counter() - start, name, file=sys.stderr, flush=True)
+    if what == "all_of_it":
+        command(folder, port, processes, this)
+    else:
+        jax.config.update("jax_num_cpu_devices", DEVICES // int(processes))
+        sharding.connect(f"localhost:{port}", int(processes), int(this))
+    found = globals()[what](folder)
+    (folder / f"{what}-{this}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    if jax.__version_info__ < (0, 11):  # as in conftest.py: compiles in half the time
+        flag = "--xla_cpu_use_fusion_emitters=false"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
