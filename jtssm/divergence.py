@@ -38,12 +38,17 @@ class Guard:
     replayed from it step by step.
     """
 
-    def __init__(self, step: Callable, state: Any):
+    def __init__(self, step: Callable, state: Any, done: int = 0, odd: int | None = None):
         self._step = jax.jit(lambda state, xs, ys, i: step(state, xs[i], ys[i]))
         self._chunk = jax.jit(partial(_chunk, step), static_argnames="times")
-        self._odd = int(not_finite(state))  # there from the start, e.g. an optimizer's best loss
-        self._done = 0
+        # numbers there from the start, e.g. an optimizer's best loss
+        self.odd = int(not_finite(state)) if odd is None else odd
+        self.done = done  # steps
         self.latest = state  # the last state known to be finite
+
+    def back(self, state: Any, done: int) -> None:
+        """Go on from an earlier state, after so many steps."""
+        self.latest, self.done = state, done
 
     def dispatch(self, state: Any, xs: Any, ys: Any, times: int = 1) -> tuple:
         """Start a chunk of steps on xs, ys [steps, ...], `times` over; nothing is waited for."""
@@ -53,18 +58,18 @@ class Guard:
         """The state after the chunk, or, if it went wrong, the last finite one."""
         state, infos, count = after
         infos = jax.tree.map(np.asarray, infos)
-        if np.isfinite(infos.loss).all() and int(count) <= self._odd:
-            self._done += len(infos.loss)
+        if np.isfinite(infos.loss).all() and int(count) <= self.odd:
+            self.done += len(infos.loss)
             self.latest = state
             return Outcome(state, infos, None)
         for i in range(len(infos.loss)):
             state, info = self._step(before, xs, ys, i % len(xs))
             loss = float(info.loss)
-            if not np.isfinite(loss) or int(not_finite(state)) > self._odd:
+            if not np.isfinite(loss) or int(not_finite(state)) > self.odd:
                 name = first_not_finite(before, state) if np.isfinite(loss) else "loss"
-                return Outcome(before, None, _divergence(self._done + i, name, loss))
+                return Outcome(before, None, _divergence(self.done + i, name, loss))
             self.latest = before = state
-        return Outcome(before, None, _divergence(self._done + len(infos.loss), "loss", np.nan))
+        return Outcome(before, None, _divergence(self.done + len(infos.loss), "loss", np.nan))
 
 
 def _chunk(step: Callable, state: Any, xs: Any, ys: Any, times: int) -> tuple:

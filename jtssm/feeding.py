@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import gcd, prod
 from typing import Any
 
@@ -18,6 +18,7 @@ from jtssm.sharding.placing import samples_sharding
 from jtssm.sharding.processes import ProcessSamples, Shares, check_shares, put_rows, shares, whole
 
 CHUNK = 50  # most steps a dispatch
+SEEN = 8192  # most training samples that statistics are estimated on
 CHUNK_SAMPLES = 2**14  # most samples a dispatch, unless one step takes more
 
 
@@ -38,7 +39,7 @@ class Minibatches:
         shared: bool = False,
     ):
         self.x, self.y, self.rng = x, y, rng
-        self.at_hand = x  # of the samples those on this host
+        self.at_hand, self.shared = x, shared  # of the samples those on this host
         self.shape: tuple[int, ...] = method.batch_shape or ()
         self.shares = _shares(batch_sharding(method), self.shape, shared)
         self.size = self.shares.size  # samples that a step takes of those at hand
@@ -69,25 +70,35 @@ class Minibatches:
         self.left = order[used:]
         return order[:used].reshape(-1, self.size)
 
-    def run(self, guard: Guard, state: Any, bar: Any, epochs: int) -> Outcome:
-        """Train on every sample `epochs` times, each time in a new order."""
+    def order(self) -> dict[str, Any]:
+        """What decides the order of samples from here on; JSON holds it."""
+        return {"rng": self.rng.bit_generator.state, "left": self.left.tolist()}
+
+    def go_to(self, order: Mapping[str, Any]) -> None:
+        """Go on with the order of samples as it was."""
+        self.rng.bit_generator.state = order["rng"]
+        self.left = np.asarray(order["left"], int)
+
+    def draw(self, epochs: int) -> list[np.ndarray]:
+        """Chunks of steps on every sample `epochs` times, each time in a new order."""
         order = self._order(epochs)
         if not len(order):  # the next round is not full yet
-            return Outcome(state, Info(*np.zeros((len(Info._fields), 0))), None)
+            return []
         most = max(1, min(CHUNK, CHUNK_SAMPLES // self.size))
-        rows = np.array_split(order, -(-len(order) // most))
-        chunk, seen = self._chunk(rows[0]), []
-        for following in [*rows[1:], None]:
+        return np.array_split(order, -(-len(order) // most))
+
+    def run(self, guard: Guard, state: Any, chunks: Sequence[np.ndarray]) -> Iterator[Outcome]:
+        """Take the steps of each chunk; ends after a divergence."""
+        chunk = self._chunk(chunks[0]) if chunks else ()
+        for following in [*chunks[1:], None][: len(chunks)]:
             after = guard.dispatch(state, *chunk)
             # the next chunk is gathered on the host while the device works
             ahead = None if following is None else self._chunk(following)
-            state, infos, divergence = guard.judge(state, after, *chunk)
-            if divergence is not None:
-                return Outcome(state, None, divergence)
-            seen.append(infos)
-            bar.show(means(infos), len(infos.loss))
-            chunk = ahead or ()
-        return Outcome(state, jax.tree.map(lambda *a: np.concatenate(a), *seen), None)
+            outcome = guard.judge(state, after, *chunk)
+            yield outcome
+            if outcome.divergence is not None:
+                return
+            state, chunk = outcome.state, ahead or ()
 
     def _chunk(self, rows: np.ndarray) -> tuple:
         rows = rows[:, self.shares.mine].reshape(len(rows), *self.shape)
@@ -126,7 +137,8 @@ class Resident:
             order = rng.permutation(len(x))
         order = order[: kept or None]
         rows = order[_shares(sharding, (len(order) * num,), shared).mine]
-        stacked, self.at_hand = batch_sharding(method, stacked=True), x[order]
+        self.at_hand, self.shared = x[order], shared
+        stacked = batch_sharding(method, stacked=True)
         # init sees all samples: those of other processes are on devices only
         self.x, self.y = (put_rows(a, rows, sharding) if shared else a[rows] for a in (x, y))
         self.chunk = tuple(put_rows(a, rows[None], stacked) for a in (x, y))
@@ -135,29 +147,52 @@ class Resident:
         """An epoch is a step."""
         return epochs
 
-    def run(self, guard: Guard, state: Any, bar: Any, epochs: int) -> Outcome:
+    def order(self) -> dict[str, Any]:
+        """Samples stay where they are."""
+        return {}
+
+    def go_to(self, order: Mapping[str, Any]) -> None:
+        """Samples stay where they are."""
+
+    def draw(self, epochs: int) -> list[int]:
         """That many steps on all samples, in one dispatch."""
+        return [epochs]
+
+    def run(self, guard: Guard, state: Any, chunks: Sequence[int]) -> Iterator[Outcome]:
+        """Take the steps of each chunk; ends after a divergence."""
         x, y = self.chunk
-        outcome = guard.judge(state, guard.dispatch(state, x, y, epochs), x, y)
-        bar.show({}, epochs * int(outcome.infos is not None))
-        return outcome
+        for times in chunks:
+            outcome = guard.judge(state, guard.dispatch(state, x, y, times), x, y)
+            yield outcome
+            if outcome.divergence is not None:
+                return
+            state = outcome.state
 
 
 def _shares(sharding: NamedSharding | None, shape: Sequence[int], shared: bool) -> Shares:
     return shares(sharding, shape) if shared else whole(prod(shape))
 
 
-def check_shared(method: Method, samples: ProcessSamples, check: Callable) -> None:
-    """The shares of all processes fit the method and each other; see `check_shares`."""
+def check_shared(method: Method, samples: ProcessSamples, check: Callable) -> int:
+    """The shares of all processes fit the method and each other; returns a checksum of all of them."""
     shape = method.batch_shape or (num_splits(method),)
-    check_shares(shares(batch_sharding(method), shape).owners, samples, check)
+    return check_shares(shares(batch_sharding(method), shape).owners, samples, check)
 
 
-def seen(method: Method, x: np.ndarray, most: int, shared: bool) -> Any:
-    """Up to `most` training samples, drawn once, as `Method.estimate` takes them: a multiple of pc."""
+def estimator(method: Method, feed: Minibatches | Resident) -> Callable:
+    """state -> state with the statistics of up to SEEN training samples, where layers keep any."""
+    if not method.parts.network.estimated:
+        return lambda state: state
+    samples, estimate = _seen(method, feed.at_hand, feed.shared), jax.jit(method.estimate)
+    return lambda state: estimate(state, samples)
+
+
+def _seen(method: Method, x: np.ndarray, shared: bool) -> Any:
+    """Samples [samples, ...] of all processes, drawn once, split over pc."""
     splits, sharding = num_splits(method), samples_sharding(method)
     num = _shares(sharding, (splits,), shared).num
-    here = min(len(x), most // num) // (splits // num) * (splits // num)
+    unit = splits // num
+    here = min(len(x), SEEN // num) // unit * unit
     rows = np.random.default_rng(0).permutation(len(x))[:here]
     return put_rows(x, rows[_shares(sharding, (here * num,), shared).mine], sharding)
 
@@ -167,3 +202,9 @@ def means(infos: Info) -> dict[str, float]:
     count = max(float(infos.samples.sum()), 1.0)
     means = {name: float((a * infos.samples).sum() / count) for name, a in infos._asdict().items()}
     return means | {"samples": float(infos.samples.sum())}
+
+
+def joined(infos: Sequence[Info]) -> Info:
+    """Infos of some steps, one after the other; of none where there are none."""
+    empty = Info(*np.zeros((len(Info._fields), 0)))
+    return jax.tree.map(lambda *a: np.concatenate(a), *infos) if infos else empty

@@ -2,54 +2,33 @@
 
 from __future__ import annotations
 
-import time
-import warnings
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm.auto import tqdm
 
 from jtssm import checks
-from jtssm.divergence import Divergence, Guard
-from jtssm.feeding import Minibatches, Resident, check_shared, means, seen
-from jtssm.protocol import Array, Info, Method
-from jtssm.sharding import gathered, make_mesh, place, planner
+from jtssm.checkpointing import Checkpoint, Folder, Position
+from jtssm.divergence import not_finite
+from jtssm.feeding import Minibatches, Resident, check_shared
+from jtssm.fingerprints import abstract_state, fingerprint
+from jtssm.progress import Bar
+from jtssm.protocol import Array, Method
+from jtssm.results import Epoch, Result, evaluate
+from jtssm.running import Plan, Run
+from jtssm.sharding import make_mesh, place, planner
 from jtssm.sharding.finding import present_machine
 from jtssm.sharding.machines import Machine
-from jtssm.sharding.processes import ProcessSamples, any_says, is_first
+from jtssm.sharding.processes import ProcessSamples
+from jtssm.signals import noted
 
-ROWS = 8192  # most samples a forward pass of an evaluation
+__all__ = ["Epoch", "Result", "evaluate", "fit"]
 
-
-class Epoch(NamedTuple):
-    """What a callback is given after every epoch; it stops the training by returning True."""
-
-    record: dict[str, float]  # the line just added to the history
-    state: Any
-    method: Method  # as placed
-
-
-class Result(NamedTuple):
-    """What `fit` returns, also after a divergence or an interruption."""
-
-    history: list[dict[str, float]]  # one line an epoch
-    state: Any  # the last finite one
-    method: Method  # as placed on the mesh
-    divergence: Divergence | None
-    interrupted: bool  # by Ctrl-C, or by an exception that carries this result
-
-    def predict(self, x: Any) -> np.ndarray:
-        """Outputs [samples, ...] of the composed network, on the host; every process must ask."""
-        return outputs(self.method, self.state, x)
-
-    @property
-    def params(self) -> list:
-        """The whole network's parameters, one tree a layer; every process must ask."""
-        return self.method.params(self.state)
+DIVERGED = ("stop", "halve")
 
 
 def fit(
@@ -67,6 +46,12 @@ def fit(
     state: Any = None,
     progress: bool | None = None,
     evaluate_every: int = 1,
+    checkpoint: str | Path | None = None,
+    every: int | None = None,
+    keep: int = 3,
+    resume: int | None = None,
+    on_divergence: str = "stop",
+    halvings: int = 5,
 ) -> Result:
     """Train a method and keep a history.
 
@@ -99,14 +84,34 @@ def fit(
       progress: show a bar; None: where there is a terminal.
       evaluate_every: epochs between two lines of the history, with their evaluations and callbacks.
         A resident method runs that many steps in one dispatch.
+      checkpoint: a folder. A run that has checkpoints there goes on from the newest, with the numbers it
+        would have had (`params` and `state` are then not used); one that was complete, or that a callback
+        stopped, returns at once. Mesh, forms, callbacks, validation, `evaluate_every` and the arguments
+        below may change, and `epochs` may grow; anything else that can be seen may not. Nobody sees
+        what an optimizer is made with (a learning rate), and the penalties in the state are
+        those of the checkpoint. On one mesh and CPU the results are the same bits; on a GPU with
+        XLA_FLAGS=--xla_gpu_deterministic_ops=true; on another mesh they agree up to rounding.
+        SIGTERM and Ctrl-C let the chunk of steps end (at most 50, of a resident method `evaluate_every`),
+        write a checkpoint and return; a second Ctrl-C gives up at once.
+      every: least number of steps between two checkpoints, which lie at ends of chunks; None: one at
+        every line of the history.  keep: how many of the newest stay.
+      resume: the checkpoint to go on from, by its number in the folder; None: the newest.
+      on_divergence: "stop", or "halve": go back to the last line of the history whose loss was less than
+        twice the least so far, and on from there with half the steps, at most `halvings` times (a state
+        more is kept in memory, and in those checkpoints that do not lie at such a line). What a
+        step is, `Method.pace` says.
 
     Returns:
       A `Result`. History: epoch, step, seconds (training only, since the line before; the first
       includes compilation), the means since then of `Info`, and the evaluations; of a method with a
-      certificate (pdADMM) also c_k, the least `Info.decrease` of all steps so far.
+      certificate (pdADMM) also c_k, the least `Info.decrease` of all steps so far; with
+      on_divergence="halve" also halvings, their number so far.
 
     Raises:
-      ValueError: bad samples, fewer than one minibatch, or bad arguments.
+      ValueError: bad samples, fewer than one minibatch, or bad arguments; a checkpoint that is damaged
+        (it says which is before it) or of another run (it says what differs).
+      OSError: checkpoints cannot be written: before training, or later (full disk), with `result`.
+      ImportError: `checkpoint` without orbax-checkpoint.
 
     A loss or state that is not finite stops the training: the result keeps the last finite state and
     says in `divergence`, and in a RuntimeWarning, which variable went first. Ctrl-C ends the training
@@ -115,9 +120,11 @@ def fit(
     With several processes (`sharding.connect`) all of them call this, and the functions of the result,
     with the same arguments on a mesh that has devices of each; all get the same (but for `seconds`).
     Process 0 shows the bar. Callbacks run in every process, and training stops in all where one of them
-    stops it. Ctrl-C, or an exception in one process, ends that process; jax then ends the others.
+    stops it; so does a signal to one of them, with a checkpoint. Without one Ctrl-C, and always an
+    exception in one process, ends that process; jax then ends the others.
     """
     checks.count(epochs=epochs, evaluate_every=evaluate_every)
+    _check_ways(checkpoint, every, keep, resume, on_divergence, halvings)
     shared = isinstance(train, ProcessSamples)
     x, y = (np.asarray(a) for a in _pair("train", train))
     if mesh is not None:
@@ -125,24 +132,34 @@ def fit(
     sets = validation if isinstance(validation, Mapping) else {"validation": validation}
     sets = {name: _pair(name, pair) for name, pair in sets.items() if pair is not None}
     check = lambda x, y: method.parts.check(x, y, "values")
-    if shared:
-        check_shared(method, ProcessSamples(x, y), check)
+    crc = check_shared(method, ProcessSamples(x, y), check) if shared else None
     for pair in (*[(x, y)][shared:], *sets.values()):
         check(*pair)
+    if state is not None and params is not None:
+        raise ValueError("params: expected None with a state, which has its own; got both")
     init_key, order_key = jax.random.split(key)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
-    feeds = Resident if method.resident else Minibatches
-    epoch = feeds(method, x, y, rng, epochs, shared)
-    if state is None:
-        state = method.init(init_key, epoch.x, epoch.y, params)
-    elif params is not None:
-        raise ValueError("params: expected None with a state, which has its own; got both")
-    else:
-        state = method.spread(state)
+    feed = (Resident if method.resident else Minibatches)(method, x, y, rng, epochs, shared)
     # the epochs after which a line of the history is due
     lines = [*range(evaluate_every, epochs, evaluate_every), epochs]
-    estimate = _estimator(method, epoch.at_hand, shared)
-    return _train(method, state, epoch, lines, sets, callbacks, progress, estimate)
+    with contextlib.ExitStack() as stack:
+        folder = begun = None
+        if checkpoint is not None:
+            shapes = abstract_state(method, init_key, feed.x, feed.y)
+            run = fingerprint(method, shapes, (x, y), len(feed.x), key, params, crc)
+            folder = Folder(checkpoint, keep, run)
+            stack.push(folder.left)
+            begun = folder.load(method, shapes, resume)
+        if begun is None:
+            begun = _begin(method, feed, init_key, params, state)
+        _check_epochs(epochs, begun.position)
+        plan = Plan(
+            method, feed, lines, sets, callbacks, folder, every,
+            halvings if on_divergence == "halve" else 0,
+        )  # fmt: skip
+        bar = stack.enter_context(Bar(feed.steps(epochs), begun.position.steps, progress))
+        wish = stack.enter_context(noted(folder is not None))
+        return Run(plan, begun, bar, wish).go()
 
 
 def _on_mesh(method: Method, mesh: Mesh | str, forms: Any, machine: Any, samples: int) -> Method:
@@ -161,105 +178,33 @@ def _on_mesh(method: Method, mesh: Mesh | str, forms: Any, machine: Any, samples
     return place(method, make_mesh(*best.shape), forms=best.forms or "auto")
 
 
-def _train(method, state, epoch, lines, sets, callbacks, progress, estimate) -> Result:
-    history: list[dict[str, float]] = []
-    drain, guard = jax.jit(method.drain), Guard(method.step, state)
-    divergence, interrupted = None, False
-    with _Bar(epoch.steps(lines[-1]), progress) as bar:
-        try:
-            for before, number in pairwise((0, *lines)):
-                start = time.perf_counter()
-                state, infos, divergence = epoch.run(guard, state, bar, number - before)
-                if divergence is not None:
-                    warnings.warn(divergence.message, RuntimeWarning, stacklevel=3)
-                    break
-                if number == lines[-1]:
-                    guard.latest = state = jax.block_until_ready(drain(state))
-                seconds = time.perf_counter() - start
-                state = estimate(state)
-                record = {"epoch": number, "step": epoch.steps(number)}
-                record["seconds"] = seconds
-                record |= means(infos) | _certificate(infos, history)
-                record |= evaluate(method, state, sets)
-                history.append(record)
-                bar.show(record)
-                stops = [call(Epoch(record, state, method)) is True for call in callbacks]
-                if callbacks and any_says(any(stops)):  # all processes stop, or none
-                    state = drain(state)
-                    break
-        except KeyboardInterrupt:
-            if jax.process_count() > 1:  # the others know nothing of it, and would wait
-                raise
-            state, interrupted = guard.latest, True
-        except Exception as error:  # a callback's, or out of memory: hand out what there is
-            error.result = Result(history, guard.latest, method, None, True)  # type: ignore[attr-defined]
-            raise
-    return Result(history, state, method, divergence, interrupted)
+def _begin(method, feed, key, params, state) -> Checkpoint:
+    """The start of a run as a checkpoint."""
+    state = method.init(key, feed.x, feed.y, params) if state is None else method.spread(state)
+    at = Position(0, 0, 0, 0, 0, feed.order())
+    return Checkpoint(state, at, None, [], (), int(not_finite(state)), 0)
 
 
-def _estimator(method: Method, x: np.ndarray, shared: bool) -> Callable:
-    """state -> state with the statistics of up to ROWS training samples, where layers keep any."""
-    if not method.parts.network.estimated:
-        return lambda state: state
-    samples, estimate = seen(method, x, ROWS, shared), jax.jit(method.estimate)
-    return lambda state: estimate(state, samples)
+def _check_epochs(epochs: int, at: Position) -> None:
+    """As many epochs are asked for as the checkpoint has begun."""
+    least = at.start if at.infos is None else at.end
+    if epochs < least:
+        raise ValueError(
+            f"epochs: expected at least {least}, which the checkpoint has begun; got {epochs}"
+        )
 
 
-class _Bar:
-    """A progress bar with the newest of each number; quiet where there is no terminal."""
-
-    NAMES = (
-        ("loss", "loss"), ("primal_residual", "|p-q|"), ("coupling", "|q-f|"), ("objective", "L"),
-        ("c_k", "c_k"),
-    )  # fmt: skip
-
-    def __init__(self, steps: int, progress: bool | None):
-        disable = True if not is_first() else None if progress is None else not progress
-        self.bar = tqdm(total=steps, disable=disable, unit="step", dynamic_ncols=True)
-        self.scores: dict[str, str] = {}
-        self.sizes: dict[str, str] = {}
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def show(self, record: Mapping[str, float], steps: int = 0) -> None:
-        """Count steps done, and show loss, residuals and the accuracies of the composed network."""
-        scores = {name: a for name, a in record.items() if name.endswith("_accuracy")}
-        self.scores |= {name.removesuffix("_accuracy"): f"{a:.3f}" for name, a in scores.items()}
-        self.sizes |= {s: f"{record[name]:.3g}" for name, s in self.NAMES if record.get(name)}
-        self.bar.set_postfix(self.scores | self.sizes, refresh=False)
-        self.bar.update(steps)
-
-
-def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, float]:
-    """Mean loss and accuracy of the composed network on each named (x, y); every process must ask."""
-    loss, record = method.parts.loss, {}
-    for name, (x, y) in sets.items():
-        predicted = outputs(method, state, x)
-        record[f"{name}_loss"] = float(loss.value(predicted, np.asarray(y)).mean())
-        record[f"{name}_accuracy"] = float(loss.correct(predicted, np.asarray(y)).mean())
-    return record
-
-
-def outputs(method: Method, state: Any, x: Any) -> np.ndarray:
-    """Outputs [samples, ...] of the composed network, on the host, computed at most ROWS at a time.
-
-    Every process must ask, with the same samples, and gets all of them.
-    """
-    predict = jax.jit(method.predict)
-    chunks = np.array_split(np.asarray(x), -(-len(x) // ROWS))  # even: batch statistics need many
-    return np.concatenate([gathered(predict(state, chunk)) for chunk in chunks])
-
-
-def _certificate(infos: Info, history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """c_k: the least decrease that theory guarantees, of all steps so far."""
-    if not infos.decrease.any():
-        return {}
-    before = history[-1].get("c_k", np.inf) if history else np.inf
-    return {"c_k": min(float(infos.decrease.min()), before)}
+def _check_ways(
+    checkpoint: Any, every: Any, keep: Any, resume: Any, on_divergence: str, halvings: Any
+) -> None:
+    """The arguments that say how a run is kept fit together."""
+    checks.one_of("on_divergence", on_divergence, DIVERGED)
+    checks.count(keep=keep, halvings=halvings)
+    if every is not None:
+        checks.count(every=every)
+    for name, value in (("every", every), ("resume", resume)):
+        if checkpoint is None and value is not None:
+            raise ValueError(f"{name}: expected None without a checkpoint; got {value!r}")
 
 
 def _pair(name: str, pair: Any) -> tuple:

@@ -6,48 +6,63 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
 
 from jtssm import checks
-from jtssm.loop import Epoch
+from jtssm.results import Epoch
 from jtssm.sharding.processes import is_first
 
 FORMATS = ("csv", "jsonl")
 
 
 class HistoryFile:
-    """A callback for `fit` that appends each epoch's line to a file, and flushes it.
+    """A callback for `fit` that keeps the history in a file as it happens, each epoch once.
 
     Args:
       path: the file; its suffix, .csv or .jsonl, is the format. An existing file is replaced. Of
         several processes the first writes it.
+      keep: leave an existing file until there is a line: of a run that may go on from a checkpoint, whose
+        earlier lines it then holds too.
 
     Raises:
       ValueError: another suffix.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, keep: bool = False):
         self.path = Path(path)
         checks.one_of("path suffix", self.path.suffix.removeprefix("."), FORMATS)
         if is_first():
-            self.path.write_text("")
+            with self.path.open("a" if keep else "w"):
+                pass
+        self._lines = -1 if keep else 0  # in the file; -1: unknown
+        self._names: list[str] = []
 
     def __call__(self, epoch: Epoch) -> None:
-        """Append one line."""
+        """Append one line; write all anew where the file is not the history up to it."""
         if not is_first():
             return
-        new = self.path.stat().st_size == 0
-        with self.path.open("a", newline="") as file:
-            if self.path.suffix == ".jsonl":
-                file.write(json.dumps(epoch.record) + "\n")
-                return
-            writer = csv.DictWriter(file, epoch.record)
-            if new:
-                writer.writeheader()
-            writer.writerow(epoch.record)
+        history = epoch.history
+        if self._lines == len(history) - 1 and set(epoch.record) <= set(self._names):
+            with self.path.open("a", newline="") as file:
+                self._write(file, [epoch.record])
+        else:
+            self._names = list(dict.fromkeys(name for line in history for name in line))
+            whole = self.path.with_name(f".{self.path.name}.new")
+            with whole.open("w", newline="") as file:
+                if self.path.suffix == ".csv":
+                    csv.DictWriter(file, self._names).writeheader()
+                self._write(file, history)
+            whole.replace(self.path)  # nobody ever sees half of it
+        self._lines = len(history)
+
+    def _write(self, file: IO[str], lines: Sequence[dict]) -> None:
+        if self.path.suffix == ".jsonl":
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        else:
+            csv.DictWriter(file, self._names).writerows(lines)
 
 
 def save_params(path: str | Path, params: Sequence[Any]) -> None:

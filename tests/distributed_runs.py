@@ -149,8 +149,25 @@ def diverged() -> list:
 
 def command(folder: Path, port: str, processes: str, this: str) -> None:
     """`jtssm train`, which makes the processes meet."""
-    arguments = ["train", "--method", "sgd", "--hidden", "16", "--epochs", "2", "--batch-size", "60"]
-    meeting = ["--coordinator", f"localhost:{port}", "--num-processes", processes, "--process-id", this]
+    arguments = [
+        "train",
+        "--method",
+        "sgd",
+        "--hidden",
+        "16",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "80",
+    ]
+    meeting = [
+        "--coordinator",
+        f"localhost:{port}",
+        "--num-processes",
+        processes,
+        "--process-id",
+        this,
+    ]
     out = ["--mesh", f"pc={DEVICES}", "--out", str(folder / f"cli-{this}")]
     with (folder / f"cli-{this}.txt").open("w") as shown, contextlib.redirect_stdout(shown):
         code = cli.main([*arguments, *meeting, *out])

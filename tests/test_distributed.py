@@ -2,11 +2,9 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -29,15 +27,14 @@ def start(folder: Path, processes: int, *what: str) -> list[subprocess.Popen]:
     port = free_port()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.distributed_runs", *what, str(folder), port]
-    return [
-        subprocess.Popen(
-            [*command, str(processes), str(i)],
-            stdout=subprocess.DEVNULL,
-            stderr=(folder / f"stderr-{i}.txt").open("w"),
-            env=environment,
-        )
-        for i in range(processes)
-    ]
+    started = []
+    for i in range(processes):
+        with (folder / f"stderr-{i}.txt").open("w") as errors:
+            started.append(subprocess.Popen(
+                [*command, str(processes), str(i)], stdout=subprocess.DEVNULL, stderr=errors,
+                env=environment,
+            ))  # fmt: skip
+    return started
 
 
 def finished(started: list[subprocess.Popen], folder: Path, what: str) -> list[dict]:
@@ -61,7 +58,9 @@ def agree(found: dict, expected: dict) -> None:
     assert found.keys() == expected.keys()
     for name in expected:
         assert jax.tree.structure(found[name]) == jax.tree.structure(expected[name]), name
-        np.testing.assert_allclose(flat(found[name]), flat(expected[name]), atol=1e-10, err_msg=name)
+        np.testing.assert_allclose(
+            flat(found[name]), flat(expected[name]), atol=1e-10, err_msg=name
+        )
 
 
 def alone(which) -> dict:

@@ -1,0 +1,348 @@
+"""Checkpoints of `fit`: what a run needs to go on, in a folder that orbax writes.
+
+A checkpoint holds the state as it lies on the mesh (no device or host gathers it) and a document: where
+the run stands, its history, what it is (`jtssm.fingerprints`) and a checksum of every array. Checkpoints
+bear the number of steps done, or the next number where steps are done again.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType
+
+from jtssm.divergence import Divergence
+from jtssm.fingerprints import checksums, differences, unplaced
+from jtssm.protocol import Info, Method
+from jtssm.sharding import gathered, place
+from jtssm.sharding.mesh import AXES, axis_size
+
+FORMAT = 1
+IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
+
+
+class Position(NamedTuple):
+    """Where a run stands: between two chunks of steps, on the way to the next line of the history."""
+
+    start: int  # epoch of the line before
+    end: int  # epoch of the next one
+    chunks: int  # done since the line before
+    steps: int  # of the run done
+    lines: int  # of the history written
+    order: dict[str, Any]  # of samples, as it was at the line before: `feeding`
+    infos: Info | None = None  # of every step since the line before, on the host
+    seconds: float = 0.0  # since the line before
+
+    def document(self) -> dict[str, Any]:
+        """As JSON holds it, every bit of its numbers."""
+        infos = self.infos and {
+            name: [str(a.dtype), a.tolist()] for name, a in self.infos._asdict().items()
+        }
+        return self._asdict() | {"infos": infos}
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Position:
+        """The position that a document tells of."""
+        told: Any = document["infos"]
+        read: Any = {name: np.asarray(a, dtype) for name, (dtype, a) in (told or {}).items()}
+        infos = Info(**read) if told else None
+        return cls(**{**document, "infos": infos})
+
+
+class Sound(NamedTuple):
+    """Where a run goes back to when it diverges."""
+
+    state: Any
+    position: Position
+
+
+class Checkpoint(NamedTuple):
+    """What is kept of a run."""
+
+    state: Any  # placed or not
+    position: Position
+    sound: Sound | None  # None: not kept
+    history: list[dict[str, float]]
+    halvings: tuple[Divergence, ...]
+    odd: int  # numbers of the state that were not finite from the start
+    stopped: int  # epochs asked for when a callback stopped the run; 0: none did
+
+
+class Folder:
+    """The checkpoints of a run.
+
+    Args:
+      path: made if it is not there.
+      keep: how many of the newest stay.
+      run: the fingerprint of the run that wants them.
+
+    Raises:
+      ImportError: orbax is not installed.  OSError: the folder cannot be written.
+    """
+
+    def __init__(self, path: str | Path, keep: int, run: Mapping[str, Any]):
+        self._orbax = _orbax()
+        self.path, self.run = Path(path).absolute(), run
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path) as file:
+                file.write(b"there is room")
+        except OSError as error:
+            raise OSError(
+                f"checkpoint: expected a folder that can be written; got {self.path}: {error}"
+            ) from error
+        options = self._orbax.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True
+        )
+        self._manager = self._orbax.CheckpointManager(self.path, options=options)
+
+    def steps(self) -> list[int]:
+        """The checkpoints there are, the newest last."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, checkpoint: Checkpoint, method: Method) -> None:
+        """Write in the background; what went wrong with the one before is raised here.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        number = max([checkpoint.position.steps, *(n + 1 for n in self.steps())])
+        trees = [checkpoint.state]
+        apart = checkpoint.sound is not None and checkpoint.sound.state is not checkpoint.state
+        if checkpoint.sound is not None and apart:
+            trees.append(checkpoint.sound.state)
+        arrays = _arrays(trees)
+        document = {
+            "format": FORMAT,
+            "versions": {"jax": jax.__version__},
+            "run": self.run,
+            "layout": _layout(method),
+            "position": checkpoint.position.document(),
+            "sound": checkpoint.sound and checkpoint.sound.position.document(),
+            "apart": apart,
+            **{name: getattr(checkpoint, name) for name in ("history", "odd", "stopped")},
+            "halvings": [tuple(halving) for halving in checkpoint.halvings],
+            "checksums": checksums(list(arrays.values())),
+        }
+        text, orbax = json.dumps(document), self._orbax
+        with self._writing(number):
+            self._manager.save(
+                number,
+                args=orbax.args.Composite(
+                    arrays=orbax.args.PyTreeSave(arrays),
+                    run=orbax.args.JsonSave({"text": text, "crc32": zlib.crc32(text.encode())}),
+                ),
+            )
+
+    def wait(self) -> None:
+        """Until everything is written.
+
+        Raises:
+          OSError: it could not be.
+        """
+        with self._writing(max(self.steps(), default=0)):
+            self._manager.wait_until_finished()
+
+    def left(self, kind: Any, error: Any, _: Any) -> None:
+        """The run is over. After an error in one of several processes the others do not come here."""
+        del error
+        if kind is None or jax.process_count() == 1:
+            self.close()
+
+    def close(self) -> None:
+        """Let the background work end; errors were raised by `wait`, or another one is on its way."""
+        try:
+            self._manager.close()
+        except Exception:
+            self._manager = None
+
+    def load(self, method: Method, state: Any, step: int | None) -> Checkpoint | None:
+        """The newest checkpoint, or that of a step, on the method's mesh; None: there is none.
+
+        Args:
+          state: shapes of the unplaced state.
+
+        Raises:
+          ValueError: there is no such step, it is damaged, or of another run.
+        """
+        steps = self.steps()
+        if step is not None:
+            _check_resume(step, steps, self.path)
+        elif not steps:
+            return None
+        step = steps[-1] if step is None else step
+        with self._reading(step):
+            document = self._document(step)
+        differs = differences(document["run"], json.loads(json.dumps(self.run)))
+        if differs:
+            raise ValueError(
+                f"checkpoint: expected an empty folder or one of the same run; got {self.path}, whose "
+                f"step {step} is of another: {differs}"
+            )
+        with self._reading(step):
+            trees = self._trees(step, document, method, state)
+        return _checkpoint(document, trees)
+
+    def _document(self, step: int) -> dict[str, Any]:
+        kept = self._manager.restore(
+            step, args=self._orbax.args.Composite(run=self._orbax.args.JsonRestore())
+        ).run
+        if zlib.crc32(kept["text"].encode()) != kept["crc32"]:
+            raise ValueError("its document has another checksum")
+        document = json.loads(kept["text"])
+        if document["format"] != FORMAT:
+            raise ValueError(f"it has format {document['format']}, this jtssm reads {FORMAT}")
+        return document
+
+    def _trees(self, step: int, document: dict, method: Method, state: Any) -> list:
+        same = document["layout"] == _layout(method)
+        saved = method.spread(state) if same else _placed_as(document["layout"], method, state)
+        on_host = not same or method.mesh is None
+        trees = [saved] * (1 + document["apart"])
+        leaves, treedef = jax.tree.flatten(trees)
+        found = self._leaves(step, [_raw_shape(a) for a in leaves], on_host)
+        seen = checksums([a for a in found if a.size])
+        if seen != document["checksums"]:
+            wrong = sum(a != b for a, b in zip(seen, document["checksums"], strict=True))
+            raise ValueError(f"{wrong} of {len(seen)} arrays have another checksum")
+        trees = jax.tree.unflatten(
+            treedef, [_typed(a, b) for a, b in zip(found, leaves, strict=True)]
+        )
+        if not same:
+            trees = [method.spread(gathered(tree)) for tree in trees]
+        if method.mesh is None:
+            trees = jax.tree.map(jnp.asarray, trees)
+        return trees
+
+    def _leaves(self, step: int, shapes: list, on_host: bool) -> list:
+        """The arrays of a step; those without numbers were not written."""
+        orbax = self._orbax
+
+        def how(a: jax.ShapeDtypeStruct) -> Any:
+            if on_host:
+                return orbax.RestoreArgs(restore_type=np.ndarray)
+            return orbax.ArrayRestoreArgs(sharding=a.sharding, global_shape=a.shape, dtype=a.dtype)
+
+        wanted = {_name(i): a for i, a in enumerate(shapes) if a.size}
+        restore = orbax.args.PyTreeRestore(
+            item=dict.fromkeys(wanted, 0),
+            restore_args={name: how(a) for name, a in wanted.items()},
+        )
+        found = self._manager.restore(step, args=orbax.args.Composite(arrays=restore)).arrays
+        return [
+            found[_name(i)] if a.size else np.zeros(a.shape, a.dtype) for i, a in enumerate(shapes)
+        ]
+
+    @contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax and tensorstore have many
+            raise OSError(
+                f"checkpoint: could not be written to {self.path}, at step {step} or the one before: "
+                f"{_line(error)}; the state is in this error's attribute result.state"
+            ) from error
+
+    @contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            before = [n for n in self.steps() if n < step]
+            offer = (
+                f"the one before it is gone on from with resume={before[-1]}"
+                if before
+                else "there is none before it: name another folder"
+            )
+            raise ValueError(
+                f"checkpoint: step {step} in {self.path} is damaged ({_line(error)}); {offer}"
+            ) from error
+
+
+def _orbax() -> Any:
+    try:
+        import orbax.checkpoint
+    except ImportError as error:
+        raise ImportError(
+            "checkpoint: expected orbax-checkpoint to be installed: pip install 'jtssm[checkpoint]'"
+        ) from error
+    return orbax.checkpoint
+
+
+def _check_resume(step: int, steps: Sequence[int], path: Path) -> None:
+    if step not in steps:
+        raise ValueError(
+            f"resume: expected one of {list(steps)}, the steps in {path}; got {step!r}"
+        )
+
+
+def _line(error: Exception) -> str:
+    """An error's first line, which names its kind."""
+    return f"{type(error).__name__}: {error}".strip().split("\n")[0][:300]
+
+
+def _name(i: int) -> str:
+    return f"{i:05d}"
+
+
+def _arrays(trees: Sequence[Any]) -> dict[str, Any]:
+    """The arrays of trees by number: numbers in the place of keys, and none that has no numbers."""
+    leaves = enumerate(_raw(a) for a in jax.tree.leaves(list(trees)))
+    return {_name(i): a for i, a in leaves if a.size}
+
+
+def _is_key(a: Any) -> bool:
+    return jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+
+
+def _raw(a: Any) -> Any:
+    a = a if isinstance(a, jax.Array) else jnp.asarray(a)
+    return jax.random.key_data(a) if _is_key(a) else a
+
+
+def _raw_shape(a: Any) -> Any:
+    if not _is_key(a):
+        return a
+    raw = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(a.shape, a.dtype))
+    return jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=a.sharding)
+
+
+def _typed(a: Any, like: Any) -> Any:
+    """A key where a key is wanted."""
+    if not _is_key(like):
+        return a
+    made = lambda impl: jax.eval_shape(lambda: jax.random.key(0, impl=impl))
+    impl = next(impl for impl in IMPLS if made(impl).dtype == like.dtype)
+    return jax.random.wrap_key_data(a, impl=impl)
+
+
+def _layout(method: Method) -> dict[str, Any]:
+    """How a method's state lies: the sizes of its mesh and the forms of its layers."""
+    sizes = None if method.mesh is None else [axis_size(method.mesh, n) for n in method.axes]
+    return {"mesh": sizes, "forms": method.forms and list(method.forms)}
+
+
+def _placed_as(layout: Mapping[str, Any], method: Method, state: Any) -> Any:
+    """Shapes of a state as it lay on a mesh that need not be there."""
+    if layout["mesh"] is None:
+        return state
+    mesh: Any = AbstractMesh(tuple(layout["mesh"]), AXES, axis_types=(AxisType.Auto,) * 3)
+    return place(unplaced(method), mesh, forms=layout["forms"] or "auto").spread(state)
+
+
+def _checkpoint(document: Mapping[str, Any], trees: Sequence[Any]) -> Checkpoint:
+    sound = document["sound"] and Sound(trees[-1], Position.of(document["sound"]))
+    return Checkpoint(
+        trees[0], Position.of(document["position"]), sound, document["history"],
+        tuple(Divergence(*halving) for halving in document["halvings"]),
+        document["odd"], document["stopped"],
+    )  # fmt: skip

@@ -1,0 +1,120 @@
+"""What a run is, and what its arrays are, in a few words and numbers that another process can compare."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jtssm import protocol, workers
+from jtssm.protocol import Array, Method
+
+PRIME = np.uint32(2654435761)
+
+
+def unplaced(method: Method) -> Method:
+    """The method on one device."""
+    crew = isinstance(method.parts, workers.WorkerParts)
+    return (workers if crew else protocol).as_method(method.parts)
+
+
+def abstract_state(method: Method, key: Array, x: Any, y: Any) -> Any:
+    """Shapes of an unplaced state; x, y: the samples as `init` sees them, or their shapes."""
+    shape = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
+    return jax.eval_shape(unplaced(method).init, key, shape(x), shape(y))
+
+
+def fingerprint(
+    method: Method,
+    state: Any,
+    train: Sequence[np.ndarray],
+    used: int,
+    key: Array,
+    params: Any,
+    shares: int | None = None,
+) -> dict[str, Any]:
+    """What must be the same for a run to go on from a checkpoint; numbers and names that JSON holds.
+
+    Args:
+      state: shapes of its unplaced state.
+      train: (x, y).  used: of these samples, how many the method sees.
+      params: weights that the run starts from, or None.
+      shares: of `ProcessSamples` a checksum of all processes' samples.
+    """
+    parts = method.parts
+    crc = lambda a: _crc([a]) if shares is None else f"{shares} of all shares"
+    data = ", ".join(f"{a.dtype}{list(a.shape)} of checksum {crc(a)}" for a in train)
+    impl = str(jax.random.key_impl(key))
+    return {
+        "method": method.name,
+        "layers": [layer.name for layer in parts.network.layers],
+        "subnetworks": list(getattr(parts, "starts", ())),
+        "loss": parts.loss.name,
+        "batch": list(method.batch_shape or [parts.batch_size]),
+        "samples": used,
+        "train": data,
+        "key": [impl, np.asarray(jax.random.key_data(key)).tolist()],
+        "params": None if params is None else _crc(jax.tree.leaves(params)),
+        "state": {
+            jax.tree_util.keystr(path).lstrip("."): f"{a.dtype}{list(a.shape)}"
+            for path, a in jax.tree_util.tree_leaves_with_path(state)
+        },
+    }
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """What differs, in words; empty where nothing does."""
+    found = []
+    for name in [*here, *(set(there) - set(here))]:
+        a, b = there.get(name), here.get(name)
+        if a != b and isinstance(a, Mapping) and isinstance(b, Mapping):
+            found.append(f"{name}: {differences(a, b).split('; ')[0]}")
+        elif a != b:
+            found.append(f"{name}: {a} there, {b} here")
+    return "; ".join(found)
+
+
+def _crc(arrays: Sequence[Any]) -> int:
+    crc = 0
+    for a in arrays:
+        crc = zlib.crc32(np.ascontiguousarray(a).view(np.uint8).data, crc)
+    return crc
+
+
+def checksums(leaves: Sequence[Any]) -> list[int]:
+    """One number an array, the same on any mesh and on the host; a changed number changes it."""
+    on_host = all(isinstance(a, np.ndarray) for a in leaves)
+    found = [_checksum(a, np) for a in leaves] if on_host else _on_devices(list(leaves))
+    return [int(number) for number in found]
+
+
+@jax.jit
+def _on_devices(leaves: list) -> list:
+    return [_checksum(a, jnp) for a in leaves]
+
+
+def _checksum(a: Any, xp: Any) -> Any:
+    """The sum of all words, each times an odd number that its place decides, modulo 2^32."""
+    a = a.reshape(1) if a.ndim == 0 else a
+    words, odd = _words(a, xp), xp.zeros((1,) * a.ndim, np.uint32)
+    for d, n in enumerate(a.shape):
+        places = xp.arange(n, dtype=np.uint32).reshape([n if i == d else 1 for i in range(a.ndim)])
+        odd = (odd + places) * PRIME
+    return xp.sum(words * (odd * np.uint32(2) + np.uint32(1)), dtype=np.uint32)
+
+
+def _words(a: Any, xp: Any) -> Any:
+    """The bits of an array as uint32, those of 64 folded."""
+    if a.dtype == bool:
+        return a.astype(np.uint32)
+    kind = np.dtype(f"uint{8 * a.dtype.itemsize}")
+    bits = a.view(kind) if xp is np else lax.bitcast_convert_type(a, kind)
+    if kind.itemsize == 8:
+        bits = bits ^ (bits >> np.uint64(32))
+        return (bits & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    return bits.astype(np.uint32)

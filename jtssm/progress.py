@@ -1,0 +1,43 @@
+"""The progress bar of `fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tqdm.auto import tqdm
+
+from jtssm.sharding.processes import is_first
+
+
+class Bar:
+    """Steps, their rate and the time left, and the newest numbers; quiet where there is no terminal."""
+
+    NAMES = (
+        ("loss", "loss"), ("primal_residual", "|p-q|"), ("coupling", "|q-f|"), ("objective", "L"),
+        ("c_k", "c_k"),
+    )  # fmt: skip
+
+    def __init__(self, steps: int, done: int, progress: bool | None):
+        disable = True if not is_first() else None if progress is None else not progress
+        self.bar = tqdm(total=steps, initial=done, disable=disable, unit="step", dynamic_ncols=True)
+        self.scores: dict[str, str] = {}
+        self.sizes: dict[str, str] = {}
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, record: Mapping[str, float], steps: int = 0) -> None:
+        """Count steps done, and show loss, residuals and the accuracies of the composed network."""
+        scores = {name: a for name, a in record.items() if name.endswith("_accuracy")}
+        self.scores |= {name.removesuffix("_accuracy"): f"{a:.3f}" for name, a in scores.items()}
+        self.sizes |= {s: f"{record[name]:.3g}" for name, s in self.NAMES if record.get(name)}
+        self.bar.set_postfix(self.scores | self.sizes, refresh=False)
+        self.bar.update(steps)
+
+    def back(self, done: int) -> None:
+        """Steps are done again: only so many are."""
+        self.bar.n = done
+        self.bar.refresh()

@@ -1,0 +1,65 @@
+"""What training comes to: the result of `fit`, and the composed network's loss and accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jtssm.divergence import Divergence
+from jtssm.protocol import Method
+from jtssm.sharding import gathered
+
+ROWS = 8192  # most samples a forward pass of an evaluation
+
+
+class Epoch(NamedTuple):
+    """What a callback is given after every epoch; it stops the training by returning True."""
+
+    record: dict[str, float]  # the line just added to the history
+    state: Any
+    method: Method  # as placed
+    history: list[dict[str, float]]  # all lines, also those from before a checkpoint
+
+
+class Result(NamedTuple):
+    """What `fit` returns, also after a divergence or an interruption."""
+
+    history: list[dict[str, float]]  # one line an epoch
+    state: Any  # the last finite one
+    method: Method  # as placed on the mesh
+    divergence: Divergence | None  # that ended the training
+    interrupted: bool  # by a signal, or by an exception that carries this result
+    halvings: tuple[Divergence, ...] = ()  # those after which training went on with halved steps
+    signal: int | None = None  # which interrupted it
+
+    def predict(self, x: Any) -> np.ndarray:
+        """Outputs [samples, ...] of the composed network, on the host; every process must ask."""
+        return outputs(self.method, self.state, x)
+
+    @property
+    def params(self) -> list:
+        """The whole network's parameters, one tree a layer; every process must ask."""
+        return self.method.params(self.state)
+
+
+def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, float]:
+    """Mean loss and accuracy of the composed network on each named (x, y); every process must ask."""
+    loss, record = method.parts.loss, {}
+    for name, (x, y) in sets.items():
+        predicted = outputs(method, state, x)
+        record[f"{name}_loss"] = float(loss.value(predicted, np.asarray(y)).mean())
+        record[f"{name}_accuracy"] = float(loss.correct(predicted, np.asarray(y)).mean())
+    return record
+
+
+def outputs(method: Method, state: Any, x: Any) -> np.ndarray:
+    """Outputs [samples, ...] of the composed network, on the host, computed at most ROWS at a time.
+
+    Every process must ask, with the same samples, and gets all of them.
+    """
+    predict = jax.jit(method.predict)
+    chunks = np.array_split(np.asarray(x), -(-len(x) // ROWS))  # even: batch statistics need many
+    return np.concatenate([gathered(predict(state, chunk)) for chunk in chunks])
