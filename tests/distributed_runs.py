@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import jtssm
 from jtssm import cli, images, problems, sharding, solvers
 
 DEVICES = 8
+LOST_AFTER = 10  # seconds
 X, Y = problems.separable(0, 96, 4, 3, np.float64)
 HELD_OUT = (X[:30], Y[:30])  # pc does not divide them
 NET = jtssm.mlp([4, 16, 3])
@@ -94,34 +96,44 @@ def share(process: int, processes: int) -> tuple:
     return X[process::processes], Y[process::processes]
 
 
-def run_shares(shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Methods whose samples only the process has whose devices train on them."""
-    mine = sharding.ProcessSamples(*share(jax.process_index(), jax.process_count()))
-    split = sharding.make_mesh(pc=DEVICES)
-    sgd, averaged = cases()["sgd"][0], cases()["local_sgd"][0]
+def my_share() -> Any:
+    return sharding.ProcessSamples(*share(jax.process_index(), jax.process_count()))
+
+
+def sharers() -> dict[str, tuple]:
+    """Methods and meshes on which samples are split between the processes."""
+    averaged = cases()["local_sgd"]
     return {
-        "sgd": numbers(fitted(sgd, mine, split)),
-        "pdadmm": numbers(fitted(solvers.pdadmm(NET), mine, split)),
-        "local_sgd": numbers(fitted(averaged, mine, sharding.make_mesh(*shape))),
+        "sgd": (cases()["sgd"][0], (1, 1, DEVICES)),
+        "local_sgd": averaged[:2],
+        "pdadmm": (solvers.pdadmm(NET), (1, 1, DEVICES)),
+    }
+
+
+def run_shares(*names: str) -> dict[str, Any]:
+    """Numbers of runs whose samples only the process has whose devices train on them."""
+    return {
+        name: numbers(fitted(method, my_share(), sharding.make_mesh(*shape)))
+        for name, (method, shape) in sharers().items()
+        if name in names
     }
 
 
 def refusals() -> dict[str, str]:
     """What is said where processes could not work together; all of them must say something."""
-    sgd, mesh = cases()["sgd"][0], sharding.make_mesh(pc=DEVICES)
-    this = jax.process_index()
-    x, y = share(this, jax.process_count())
+    sgd, split = cases()["sgd"][0], (1, 1, DEVICES)
+    this, (x, y) = jax.process_index(), share(jax.process_index(), jax.process_count())
+    samples = sharding.ProcessSamples
     tries = {
-        "mesh": lambda: sharding.place(sgd, sharding.make_mesh(pc=2)),
-        "numbers": lambda: sharding.ProcessSamples(x[this:], y[this:]),
-        "labels": lambda: sharding.ProcessSamples(x, y + 3 * this),
-        "different": lambda: sharding.ProcessSamples(x, y),
+        "mesh": (samples(X, Y), (1, 1, 2)),
+        "number": (samples(x[this:], y[this:]), split),
+        "labels": (samples(x, y + 3 * this), split),
+        "alike": (samples(x, y), (1, DEVICES, 1)),
     }
     said = {}
-    for name, make in tries.items():
-        on = sharding.make_mesh(1, DEVICES, 1) if name == "different" else mesh
+    for name, (train, shape) in tries.items():
         try:
-            fitted(sgd, make(), on)
+            fitted(sgd, train, sharding.make_mesh(*shape))
         except ValueError as error:
             said[name] = str(error)
     return said
@@ -131,14 +143,13 @@ def stopped() -> int:
     """Epochs of a run that the last process alone wants to stop after the second."""
     last = jax.process_index() == jax.process_count() - 1
     stop = lambda epoch: last and epoch.record["epoch"] == 2
-    method, mesh = cases()["sgd"][0], sharding.make_mesh(1, 2, 4)
-    return len(jtssm.fit(
-        method, (X, Y), epochs=4, key=jax.random.key(0), mesh=mesh, callbacks=[stop]
-    ).history)  # fmt: skip
+    method, shape, _ = cases()["sgd"]
+    mesh, key = sharding.make_mesh(*shape), jax.random.key(0)
+    return len(jtssm.fit(method, (X, Y), epochs=4, key=key, mesh=mesh, callbacks=[stop]).history)
 
 
 def diverged() -> list:
-    """Where a run with a step that is too long stops."""
+    """Where a run with steps that are too long stops, and whether its state is finite."""
     method = solvers.sgd(NET, optimizer=optax.sgd(1e200), batch_size=16)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -147,56 +158,93 @@ def diverged() -> list:
     return [result.divergence.step, result.divergence.variable, finite]
 
 
+def signalled(folder: Path) -> list:
+    """Epochs done, and whether it counts as interrupted, of a run of which one process is told to end."""
+
+    def tell(epoch: Any) -> None:
+        if jax.process_index() == 0 and epoch.record["epoch"] == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    method, shape, _ = cases()["sgd"]
+    result = jtssm.fit(
+        method, (X, Y), epochs=9, key=jax.random.key(0), mesh=sharding.make_mesh(*shape),
+        callbacks=[tell], checkpoint=folder / "signalled",
+    )  # fmt: skip
+    return [len(result.history), result.interrupted, result.signal]
+
+
+def kept(folder: Path, epochs: int, which: Callable = cases, here: bool = True) -> dict[str, Any]:
+    """Numbers of runs with checkpoints; here: on their meshes, else on one device."""
+    found = {}
+    for name, (method, shape, forms) in which().items():
+        mesh = sharding.make_mesh(*shape) if here else None
+        found[name] = numbers(jtssm.fit(
+            method, (X, Y), epochs=epochs, key=jax.random.key(0), mesh=mesh,
+            forms=forms if here else "auto", checkpoint=folder / f"checkpoints of {name}",
+        ))  # fmt: skip
+    return found
+
+
+def endless(folder: Path) -> None:
+    """Trains until it is ended from outside; says where it is."""
+
+    def tell(epoch: Any) -> None:
+        (folder / f"epoch-{jax.process_index()}").write_text(str(epoch.record["epoch"]))
+
+    method, shape, _ = cases()["sgd"]
+    jtssm.fit(
+        method, (X, Y), epochs=10**6, key=jax.random.key(0), mesh=sharding.make_mesh(*shape),
+        callbacks=[tell], checkpoint=folder / "checkpoints", keep=2,
+    )  # fmt: skip
+
+
 def command(folder: Path, port: str, processes: str, this: str) -> None:
     """`jtssm train`, which makes the processes meet."""
-    arguments = [
-        "train",
-        "--method",
-        "sgd",
-        "--hidden",
-        "16",
-        "--epochs",
-        "2",
-        "--batch-size",
-        "80",
-    ]
-    meeting = [
-        "--coordinator",
-        f"localhost:{port}",
-        "--num-processes",
-        processes,
-        "--process-id",
-        this,
-    ]
-    out = ["--mesh", f"pc={DEVICES}", "--out", str(folder / f"cli-{this}")]
+    arguments = ["train", "--method", "sgd", "--hidden", "16", "--epochs", "2"]
+    meeting = ["--coordinator", f"localhost:{port}", "--num-processes", processes]
+    mine = ["--process-id", this, "--out", str(folder / f"cli-{this}")]
+    mesh = ["--batch-size", "80", "--mesh", f"pc={DEVICES}"]
     with (folder / f"cli-{this}.txt").open("w") as shown, contextlib.redirect_stdout(shown):
-        code = cli.main([*arguments, *meeting, *out])
+        code = cli.main([*arguments, *meeting, *mine, *mesh])
     assert code == 0, code
 
 
-def all_of_it(folder: Path) -> dict[str, Any]:
-    """What `make test` looks at."""
-    del folder
-    found: dict[str, Any] = {"cases": run_cases(cases), "shares": run_shares((4, 1, 2))}
-    return found | {"refused": refusals(), "stopped": stopped(), "diverged": diverged()}
+def one_case() -> dict[str, tuple]:
+    """The method of the checkpoint that `make test` looks at."""
+    return {"sgd": cases()["sgd"]}
 
 
-def rest(folder: Path) -> dict[str, Any]:
-    """What `make slow` looks at."""
-    del folder
-    return {"cases": run_cases(more_cases), "shares": run_shares((4, 1, 2))}
+PROGRAMS: dict[str, Callable[[Path], Any]] = {
+    "short": lambda folder: {
+        "cases": run_cases(cases),
+        "shares": run_shares("sgd"),
+        "refused": refusals(),
+        "kept": kept(folder, 1, one_case),
+    },
+    "long": lambda folder: {
+        "cases": run_cases(more_cases),
+        "shares": run_shares("local_sgd", "pdadmm"),
+        "stopped": stopped(),
+        "diverged": diverged(),
+        "signalled": signalled(folder),
+    },
+    "cases": lambda folder: {"cases": run_cases(cases)},
+    "begin": lambda folder: kept(folder, 1),
+    "go on": lambda folder: kept(folder, 2),
+    "endless": endless,
+}
 
 
 def main(what: str, folder: Path, port: str, processes: str, this: str) -> None:
     """Meet the others, run, write what was found."""
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)
-    if what == "all_of_it":
+    if what == "short":
         command(folder, port, processes, this)
     else:
         jax.config.update("jax_num_cpu_devices", DEVICES // int(processes))
-        sharding.connect(f"localhost:{port}", int(processes), int(this))
-    found = globals()[what](folder)
+        sharding.connect(f"localhost:{port}", int(processes), int(this), lost_after=LOST_AFTER)
+    found = PROGRAMS[what](folder)
     (folder / f"{what}-{this}.json").write_text(json.dumps(found))
 
 
