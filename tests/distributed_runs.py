@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 import jtssm
-from jtssm import cli, images, problems, sharding, solvers
+from jtssm import cli, images, network, problems, sharding, solvers
 
 DEVICES = 8
 LOST_AFTER = 10  # seconds
@@ -54,15 +55,16 @@ def more_cases() -> dict[str, tuple]:
     sgd = solvers.sgd(DEEP, **SHARED)
     pieces = solvers.gsadmm(DEEP, subnets=3, sweeps=2, **SHARED)
     normal = jtssm.mlp([4, 16, 12, 3], normalisation="running")
-    pictures = images.convnet((4, 1, 1), 3, channels=[4], hidden=[8])
+    layers = [*(images.convolution(3, 3, activation=jnp.tanh) for _ in range(2)), network.dense(3)]
+    pictures = network.sequence(layers, (4, 1, 1))
     return {
-        "gathered": (sgd, (1, 8, 1), ("gathered", "gathered", "batch")),
+        "gathered": (sgd, (1, 8, 1), ("gathered", "batch", "batch")),
         "scattered, row": (sgd, (1, 4, 2), ("scattered", "row", "batch")),
         "model": (sgd, (1, 4, 2), ("model", "model", "batch")),
         "3 pieces, 2 sweeps": (pieces, (2, 1, 4), "auto"),
         "gsam, streaming": (solvers.gsam(DEEP, subnets=2, **SHARED), (2, 2, 2), "auto"),
         "statistics": (solvers.sgd(normal, **SHARED), (1, 1, 8), "auto"),
-        "domain": (solvers.sgd(pictures, **SHARED), (1, 4, 2), "auto"),
+        "domain": (solvers.sgd(pictures, **SHARED), (1, 4, 2), ("domain", "domain", "batch")),
         "statistics of workers": (solvers.local_sgd(normal, workers=2, **ROUND), (2, 1, 4), "auto"),
     }  # fmt: skip
 
