@@ -135,7 +135,7 @@ class Run:
         self.history.append(record)
         self.bar.show(record)
         self.at = Position(at.end, at.end, 0, at.steps, len(self.history), plan.feed.order())
-        self._note_sound(record)
+        self._note_sound(record, at.infos)
         epoch = Epoch(record, self.shown, plan.method, self.history)
         stops = [call(epoch) is True for call in plan.callbacks]
         if any(stops):
@@ -176,11 +176,15 @@ class Run:
         self.plan.folder.save(checkpoint, self.plan.method)
         self.saved, self.saved_steps = self._place(), self.at.steps
 
-    def _note_sound(self, record: Mapping[str, float]) -> None:
-        """A line is a place to go back to, unless its loss is over twice the least: a beginning blow-up."""
+    def _note_sound(self, record: Mapping[str, float], infos: Any) -> None:
+        """A line is a place to go back to, unless its loss says that a blow-up begins.
+
+        That is: unless it is over twice the least line's, or twice that of its own first step.
+        """
         if not self.plan.halvings or not record["samples"]:
             return
-        least = min(line["loss"] for line in self.history if line["samples"])
+        first = float(infos.loss[infos.samples > 0][0])
+        least = min(first, *(line["loss"] for line in self.history if line["samples"]))
         if record["loss"] <= least + abs(least):
             self.sound = Sound(self.state, self.at)
 
@@ -189,14 +193,13 @@ class Run:
         if len(self.halvings) >= self.plan.halvings or self.sound is None:
             return False
         state, at = self.sound
-        self.halvings += (divergence,)
         state = state._replace(pace=state.pace * 0.5)
-        warnings.warn(
+        message = (
             f"step {divergence.step}: {divergence.variable} is not finite; going on from epoch "
-            f"{at.start} with halved steps, {len(self.halvings)} of {self.plan.halvings} times",
-            RuntimeWarning,
-            stacklevel=5,
+            f"{at.start} with halved steps, {len(self.halvings) + 1} of at most {self.plan.halvings} times"
         )
+        warnings.warn(message, RuntimeWarning, stacklevel=5)
+        self.halvings += (divergence._replace(message=message),)
         self.sound = Sound(state, at)
         del self.history[at.lines :]
         self.bar.back(at.steps)
