@@ -64,13 +64,17 @@ def run_train(arguments: argparse.Namespace) -> int:
         first = shallow if mesh is None else sharding.place(shallow, mesh)
         name = f"{method.name}, {arguments.shallow} hidden"
         history = out / f"history-shallow.{arguments.history}"
-        results[name] = _fit(arguments, first, splits, history, "valid", folder="shallow")
+        folder = arguments.checkpoint
+        folder = folder and folder.with_name(f"{folder.name}-shallow")
+        results[name] = _fit(arguments, first, splits, history, "valid", checkpoint=folder)
         if _broken_off(arguments, results[name]):
             return _code(results)
         state = sharding.gathered(results[name].state)
         _, state = layerwise.grow(shallow, state, method.parts.network)
     history = out / f"history.{arguments.history}"
-    results[method.name] = _fit(arguments, placed, splits, history, "valid", state)
+    results[method.name] = _fit(
+        arguments, placed, splits, history, "valid", state, arguments.checkpoint
+    )
     if _broken_off(arguments, results[method.name]):
         return _code(results)
     return _finish(out, vars(arguments), results, splits)
@@ -144,11 +148,10 @@ def _folder(out: Path, overwrite: bool) -> Path:
 
 def _fit(
     arguments, method: Method, splits, history: Path, watched: str, state: Any = None,
-    folder: str = "",
+    checkpoint: Path | None = None,
 ) -> Result:  # fmt: skip
-    checkpoint = getattr(arguments, "checkpoint", None)
-    kept = () if checkpoint is None else ("every", "resume")
-    kept += ("on_divergence", "halvings") * hasattr(arguments, "halvings")
+    names = ("every", "resume", "on_divergence", "halvings")
+    ways = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     seen = data.Split(*(a[:EVALUATED] for a in splits.train))
     result = fit(
         method,
@@ -162,8 +165,8 @@ def _fit(
             recording.HistoryFile(history, keep=checkpoint is not None),
             *_lines(arguments.epochs),
         ],
-        checkpoint=checkpoint and checkpoint / folder,
-        **{name: getattr(arguments, name) for name in kept},
+        checkpoint=checkpoint,
+        **ways,
     )
     recording.save_params(
         history.with_name(history.stem.replace("history", "params")), result.params

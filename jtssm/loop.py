@@ -12,10 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jtssm import checks
-from jtssm.checkpointing import Checkpoint, Folder, Position
+from jtssm.checkpointing import Folder
 from jtssm.divergence import not_finite
 from jtssm.feeding import Minibatches, Resident
 from jtssm.fingerprints import abstract_state, fingerprint
+from jtssm.positions import Checkpoint, Position
 from jtssm.progress import Bar
 from jtssm.protocol import Array, Method
 from jtssm.results import Epoch, Result, evaluate

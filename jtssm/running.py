@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jtssm.checkpointing import Checkpoint, Folder, Position, Sound
+from jtssm.checkpointing import Folder
 from jtssm.divergence import Divergence, Guard
 from jtssm.feeding import joined, means
+from jtssm.positions import Checkpoint, Position, Sound
 from jtssm.progress import Bar
 from jtssm.protocol import Info, Method
 from jtssm.results import Epoch, Result, estimator, evaluate
@@ -196,7 +197,7 @@ class Run:
         state = state._replace(pace=state.pace * 0.5)
         message = (
             f"step {divergence.step}: {divergence.variable} is not finite; going on from epoch "
-            f"{at.start} with halved steps, {len(self.halvings) + 1} of at most {self.plan.halvings} times"
+            f"{at.start} with halved steps, {len(self.halvings) + 1} of {self.plan.halvings} times"
         )
         warnings.warn(message, RuntimeWarning, stacklevel=5)
         self.halvings += (divergence._replace(message=message),)
