@@ -149,6 +149,17 @@ def _train_parser(commands, run: Callable) -> None:
     add("--shallow", type=int, help="train that many hidden layers first, then insert the others")
     add("--precision", help="of the products, e.g. highest")
     add("--seed", type=int, default=0)
+    add("--checkpoint", type=Path, help="folder of checkpoints; the same command goes on from them")
+    add(
+        "--every", type=int, help="steps between two checkpoints; default: each line of the history"
+    )
+    add("--resume", type=int, help="go on from that checkpoint; default: the newest")
+    add(
+        "--on-divergence",
+        default="stop",
+        help="one of: stop, halve (smaller steps from a line before)",
+    )
+    add("--halvings", type=int, default=5, help="of --on-divergence halve: at most so many")
     add("--history", choices=recording.FORMATS, default="csv", help="format of the history")
     _out_arguments(train)
 

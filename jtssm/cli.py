@@ -6,6 +6,7 @@ import argparse
 import inspect
 import json
 import platform
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,8 +21,9 @@ import optax
 import jtssm
 from jtssm import building, data, plot, recording, shaping, sharding, solvers, tables
 from jtssm.arguments import parser
-from jtssm.loop import Epoch, Result, evaluate, fit
+from jtssm.loop import fit
 from jtssm.protocol import Method
+from jtssm.results import Epoch, Result, evaluate
 from jtssm.sharding.mesh import AXES
 from jtssm.sharding.processes import as_first, is_first
 from jtssm.solvers import layerwise
@@ -30,7 +32,10 @@ EVALUATED = 10_000  # training samples on which the composed network is evaluate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0, 1 after a divergence, 2 for bad input, 130 for Ctrl-C."""
+    """Run a command; returns its exit code: 0, 1 after a divergence, 2 for bad input or a full disk.
+
+    130 for Ctrl-C, 143 for SIGTERM.
+    """
     runs = {
         "train": run_train, "demo": run_demo, "methods": run_methods, "data": run_data,
         "plan": shaping.run_plan, "sweep": shaping.run_sweep, "calibrate": shaping.run_calibrate,
@@ -64,11 +69,19 @@ def run_train(arguments: argparse.Namespace) -> int:
         first = shallow if mesh is None else sharding.place(shallow, mesh)
         name = f"{method.name}, {arguments.shallow} hidden"
         history = out / f"history-shallow.{arguments.history}"
-        results[name] = _fit(arguments, first, splits, history, "valid")
+        folder = arguments.checkpoint
+        folder = folder and folder.with_name(f"{folder.name}-shallow")
+        results[name] = _fit(arguments, first, splits, history, "valid", checkpoint=folder)
+        if _broken_off(arguments, results[name]):
+            return _code(results)
         state = sharding.gathered(results[name].state)
         _, state = layerwise.grow(shallow, state, method.parts.network)
     history = out / f"history.{arguments.history}"
-    results[method.name] = _fit(arguments, placed, splits, history, "valid", state)
+    results[method.name] = _fit(
+        arguments, placed, splits, history, "valid", state, arguments.checkpoint
+    )
+    if _broken_off(arguments, results[method.name]):
+        return _code(results)
     return _finish(out, vars(arguments), results, splits)
 
 
@@ -153,8 +166,11 @@ def _folder(out: Path, overwrite: bool) -> Path:
 
 
 def _fit(
-    arguments, method: Method, splits, history: Path, watched: str, state: Any = None
-) -> Result:
+    arguments, method: Method, splits, history: Path, watched: str, state: Any = None,
+    checkpoint: Path | None = None,
+) -> Result:  # fmt: skip
+    names = ("every", "resume", "on_divergence", "halvings")
+    ways = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     seen = data.Split(*(a[:EVALUATED] for a in splits.train))
     result = fit(
         method,
@@ -164,7 +180,12 @@ def _fit(
         state=state,
         evaluate_every=getattr(arguments, "evaluate_every", 1),
         validation={"train": seen, watched: getattr(splits, watched)},
-        callbacks=[recording.HistoryFile(history), *_lines(arguments.epochs)],
+        callbacks=[
+            recording.HistoryFile(history, keep=checkpoint is not None),
+            *_lines(arguments.epochs),
+        ],
+        checkpoint=checkpoint,
+        **ways,
     )
     recording.save_params(
         history.with_name(history.stem.replace("history", "params")), result.params
@@ -209,9 +230,7 @@ def _finish(out: Path, settings: dict, results: dict[str, Result], splits: data.
         for result in results.values():
             if result.divergence is not None:
                 print(f"jtssm: {result.divergence.message}", file=sys.stderr)
-    if any(result.interrupted for result in results.values()):
-        return 130
-    return 1 if any(result.divergence is not None for result in results.values()) else 0
+    return _code(results)
 
 
 def _write(out: Path, settings: dict, results: dict[str, Result], report: dict) -> None:
@@ -226,6 +245,24 @@ def _write(out: Path, settings: dict, results: dict[str, Result], report: dict) 
     device = str(jax.devices()[0].device_kind)
     document = {"settings": about, "versions": versions, "device": device, "results": report}
     (out / "result.json").write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _code(results: dict[str, Result]) -> int:
+    """The exit code: as a shell gives it for the signal that ended a run."""
+    for result in results.values():
+        if result.interrupted:
+            return 128 + (result.signal or signal.SIGINT)
+    return 1 if any(result.divergence is not None for result in results.values()) else 0
+
+
+def _broken_off(arguments, result: Result) -> bool:
+    """Whether a signal ended a run that the same command can go on with; says so."""
+    if not result.interrupted or arguments.checkpoint is None:
+        return False
+    print(
+        f"jtssm: interrupted; the same command goes on from {arguments.checkpoint}", file=sys.stderr
+    )
+    return True
 
 
 if __name__ == "__main__":

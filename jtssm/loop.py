@@ -12,10 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jtssm import checks
-from jtssm.checkpointing import Checkpoint, Folder, Position
+from jtssm.checkpointing import Folder
 from jtssm.divergence import not_finite
 from jtssm.feeding import Minibatches, Resident, check_shared
 from jtssm.fingerprints import abstract_state, fingerprint
+from jtssm.positions import Checkpoint, Position
 from jtssm.progress import Bar
 from jtssm.protocol import Array, Method
 from jtssm.results import Epoch, Result, evaluate
@@ -96,10 +97,10 @@ def fit(
       every: least number of steps between two checkpoints, which lie at ends of chunks; None: one at
         every line of the history.  keep: how many of the newest stay.
       resume: the checkpoint to go on from, by its number in the folder; None: the newest.
-      on_divergence: "stop", or "halve": go back to the last line of the history whose loss was less than
-        twice the least so far, and on from there with half the steps, at most `halvings` times (a state
-        more is kept in memory, and in those checkpoints that do not lie at such a line). What a
-        step is, `Method.pace` says.
+      on_divergence: "stop", or "halve": go back to the last line of the history whose loss was not over
+        twice the least so far, nor twice that of its own first step, and on from there with half the
+        steps (`jtssm.Method` says which), at most `halvings` times. One state more is kept in
+        memory, and in those checkpoints that do not lie at such a line.
 
     Returns:
       A `Result`. History: epoch, step, seconds (training only, since the line before; the first

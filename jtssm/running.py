@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jtssm.checkpointing import Checkpoint, Folder, Position, Sound
+from jtssm.checkpointing import Folder
 from jtssm.divergence import Divergence, Guard
 from jtssm.feeding import estimator, joined, means
+from jtssm.positions import Checkpoint, Position, Sound
 from jtssm.progress import Bar
 from jtssm.protocol import Info, Method
 from jtssm.results import Epoch, Result, evaluate
@@ -149,7 +150,7 @@ class Run:
         self.history.append(record)
         self.bar.show(record)
         self.at = Position(at.end, at.end, 0, at.steps, len(self.history), plan.feed.order())
-        self._note_sound(record)
+        self._note_sound(record, at.infos)
         epoch = Epoch(record, self.shown, plan.method, self.history)
         stops = [call(epoch) is True for call in plan.callbacks]
         if plan.callbacks and largest(any(stops)):  # all processes stop, or none
@@ -190,11 +191,15 @@ class Run:
         self.plan.folder.save(checkpoint, self.plan.method)
         self.saved, self.saved_steps = self._place(), self.at.steps
 
-    def _note_sound(self, record: Mapping[str, float]) -> None:
-        """A line is a place to go back to, unless its loss is over twice the least: a blow-up."""
+    def _note_sound(self, record: Mapping[str, float], infos: Any) -> None:
+        """A line is a place to go back to, unless its loss says that a blow-up begins.
+
+        That is: unless it is over twice the least line's, or twice that of its own first step.
+        """
         if not self.plan.halvings or not record["samples"]:
             return
-        least = min(line["loss"] for line in self.history if line["samples"])
+        first = float(infos.loss[infos.samples > 0][0])
+        least = min(first, *(line["loss"] for line in self.history if line["samples"]))
         if record["loss"] <= least + abs(least):
             self.sound = Sound(self.state, self.at)
 
@@ -203,14 +208,13 @@ class Run:
         if len(self.halvings) >= self.plan.halvings or self.sound is None:
             return False
         state, at = self.sound
-        self.halvings += (divergence,)
         state = state._replace(pace=state.pace * 0.5)
-        warnings.warn(
+        message = (
             f"step {divergence.step}: {divergence.variable} is not finite; going on from epoch "
-            f"{at.start} with halved steps, {len(self.halvings)} of {self.plan.halvings} times",
-            RuntimeWarning,
-            stacklevel=5,
+            f"{at.start} with halved steps, {len(self.halvings) + 1} of {self.plan.halvings} times"
         )
+        warnings.warn(message, RuntimeWarning, stacklevel=5)
+        self.halvings += (divergence._replace(message=message),)
         self.sound = Sound(state, at)
         del self.history[at.lines :]
         self.bar.back(at.steps)

@@ -15,13 +15,13 @@ LEVELS = {
     "images": 5, "workers": 5, "data": 5, "problems": 5,
     "solvers": 6, "sharding": 6, "residual": 6,
     "divergence": 7, "architectures": 7, "trials": 7, "fingerprints": 7, "signals": 7, "progress": 7,
-    "feeding": 8, "checkpointing": 8, "results": 8,
-    "running": 9, "sweeping": 9,
-    "loop": 10,
-    "recording": 10, "plot": 10, "tables": 10,
-    "arguments": 11,
-    "building": 12, "shaping": 12,
-    "cli": 13,
+    "feeding": 8, "positions": 8, "results": 8,
+    "checkpointing": 9, "sweeping": 9,
+    "running": 10,
+    "loop": 11, "recording": 11, "plot": 11, "tables": 11,
+    "arguments": 12,
+    "building": 13, "shaping": 13,
+    "cli": 14,
 }  # fmt: skip
 PACKAGES = {"solvers", "sharding"}
 

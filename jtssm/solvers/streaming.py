@@ -67,6 +67,7 @@ class State(NamedTuple):
     live: Array  # [2(n - 1) + 2K - 1] which of the last minibatches really entered
     tick: Array  # [] int32
     penalties: Penalties  # scalars
+    pace: Array  # [] what the steps of W (and of p with K > 1) are multiplied by: see `fit`
 
 
 def method(
@@ -142,7 +143,7 @@ def _init(
         live = jnp.zeros(2 * (n - 1) + 2 * sweeps - 1, bool)
         return State(
             weights, forward, backward, inputs, kept, labels, live, jnp.zeros((), jnp.int32),
-            penalties.as_arrays(x.dtype),
+            penalties.as_arrays(x.dtype), jnp.ones((), x.dtype),
         )  # fmt: skip
 
     return init
@@ -157,8 +158,11 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Callable:
         penalties = state.penalties
         if penalties.eta is None:
             penalties = penalties._replace(eta=rule.default_eta(penalties, sweeps))
+        if sweeps > 1:  # with one sweep eta is no step: it makes v the back-propagated gradient
+            penalties = penalties._replace(eta=state.pace * penalties.eta)
         turn = Turn(
-            rule, pieces, exchange, x, labels[(t + 1) % n], live, t, penalties, sweeps, samples
+            rule, pieces, exchange, x, labels[(t + 1) % n], live, t, penalties, state.pace, sweeps,
+            samples,
         )  # fmt: skip
         weights, forward, backward, entry, kept, sums = exchange.each(
             turn.take,
@@ -179,6 +183,7 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Callable:
             live,
             t + 1,
             state.penalties,
+            state.pace,
         )
         return state, _info(exchange.total(sums))
 
