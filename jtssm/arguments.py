@@ -12,6 +12,7 @@ from jtssm.architectures import ARCHITECTURES
 from jtssm.normalisation import NORMALISATIONS
 from jtssm.sharding.machines import MACHINES
 from jtssm.sharding.mesh import AXES
+from jtssm.sharding.processes import LOST_AFTER
 
 OPTIMIZERS = ("adam", "adamw", "adagrad", "lion", "nadam", "radam", "rmsprop", "sgd")
 RATES = ("warmup-cosine", "constant")
@@ -111,6 +112,7 @@ def _train_parser(commands, run: Callable) -> None:
     add("--subnets", type=int, help="number of subnetworks")
     add("--cuts", type=_integers, help="first layers of the subnetworks after the first, e.g. 2,3")
     add("--mesh", type=_mesh, help="e.g. subnet=2,pc=2; default: one device")
+    _process_arguments(train)
     add("--forms", type=_forms, help="how layers are split over pr: auto, or a form a layer")
     add("--epochs", type=int, default=10, help="of pdadmm: iterations over all samples")
     add("--evaluate-every", type=int, default=1, help="epochs between two lines of the history")
@@ -148,8 +150,37 @@ def _train_parser(commands, run: Callable) -> None:
     add("--precision", help="of the products, e.g. highest")
     add("--compute-dtype", help="what layers compute in, e.g. bfloat16; state stays float32")
     add("--seed", type=int, default=0)
+    add("--checkpoint", type=Path, help="folder of checkpoints; the same command goes on from them")
+    add(
+        "--every", type=int, help="steps between two checkpoints; default: each line of the history"
+    )
+    add("--resume", type=int, help="go on from that checkpoint; default: the newest")
+    add(
+        "--on-divergence",
+        default="stop",
+        help="one of: stop, halve (smaller steps from a line before)",
+    )
+    add("--halvings", type=int, default=5, help="of --on-divergence halve: at most so many")
     add("--history", choices=recording.FORMATS, default="csv", help="format of the history")
     _out_arguments(train)
+
+
+def _process_arguments(command) -> None:
+    """Where several processes share the mesh; each is started with the same command."""
+    add = command.add_argument
+    add(
+        "--coordinator",
+        help="host:port of process 0, with the next two: a run of several processes",
+    )
+    add("--num-processes", type=int, help="how many there are; the mesh is over the devices of all")
+    add("--process-id", type=int, help="which of them this is, from 0")
+    add("--distributed", action="store_true", help="instead: as jax finds them (SLURM, Cloud TPU)")
+    add(
+        "--lost-after",
+        type=int,
+        default=LOST_AFTER,
+        help="seconds until a dead process ends the others",
+    )
 
 
 def _out_arguments(command) -> None:

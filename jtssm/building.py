@@ -30,7 +30,8 @@ def complete(arguments: argparse.Namespace) -> None:
     """Check the options that depend on others, and fill in what --net decides.
 
     Raises:
-      ValueError: an unknown network, --channels without convolutions, --forms without what they split.
+      ValueError: an unknown network, --channels without convolutions, --forms without what they split,
+        several processes without a mesh.
     """
     checks.one_of("--net", arguments.net, NETS)
     if arguments.net == "mlp" and arguments.channels:
@@ -41,9 +42,28 @@ def complete(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"--forms: expected a --mesh with it, e.g. pr=2,pc=2; got {arguments.forms} and none"
         )
+    if several(arguments) and not arguments.mesh:
+        raise ValueError(
+            "--mesh: expected one over the devices of all processes, e.g. pc=8; got none"
+        )
     arguments.hidden = arguments.hidden or HIDDEN[arguments.net]
     if arguments.net == "convnet":
         arguments.channels = arguments.channels or CHANNELS
+
+
+def several(arguments: argparse.Namespace) -> bool:
+    """Whether the options ask for several processes.
+
+    Raises:
+      ValueError: for two ways of finding them.
+    """
+    given = (arguments.coordinator, arguments.num_processes, arguments.process_id)
+    if arguments.distributed and given != (None, None, None):
+        raise ValueError(
+            "--distributed: expected no --coordinator, --num-processes or --process-id with it, which "
+            f"jax then finds by itself; got {given}"
+        )
+    return arguments.distributed or given != (None, None, None)
 
 
 def network(arguments: argparse.Namespace, shape: Sequence[int], classes: int) -> Network:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,59 +22,13 @@ from jax.sharding import AbstractMesh, AxisType
 
 from jtssm.divergence import Divergence
 from jtssm.fingerprints import checksums, differences, unplaced
-from jtssm.protocol import Info, Method
+from jtssm.positions import Checkpoint, Position, Sound
+from jtssm.protocol import Method
 from jtssm.sharding import gathered, place
 from jtssm.sharding.mesh import AXES, axis_size
 
 FORMAT = 1
 IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
-
-
-class Position(NamedTuple):
-    """Where a run stands: between two chunks of steps, on the way to the next line of the history."""
-
-    start: int  # epoch of the line before
-    end: int  # epoch of the next one
-    chunks: int  # done since the line before
-    steps: int  # of the run done
-    lines: int  # of the history written
-    order: dict[str, Any]  # of samples, as it was at the line before: `feeding`
-    infos: Info | None = None  # of every step since the line before, on the host
-    seconds: float = 0.0  # since the line before
-
-    def document(self) -> dict[str, Any]:
-        """As JSON holds it, every bit of its numbers."""
-        infos = self.infos and {
-            name: [str(a.dtype), a.tolist()] for name, a in self.infos._asdict().items()
-        }
-        return self._asdict() | {"infos": infos}
-
-    @classmethod
-    def of(cls, document: Mapping[str, Any]) -> Position:
-        """The position that a document tells of."""
-        told: Any = document["infos"]
-        read: Any = {name: np.asarray(a, dtype) for name, (dtype, a) in (told or {}).items()}
-        infos = Info(**read) if told else None
-        return cls(**{**document, "infos": infos})
-
-
-class Sound(NamedTuple):
-    """Where a run goes back to when it diverges."""
-
-    state: Any
-    position: Position
-
-
-class Checkpoint(NamedTuple):
-    """What is kept of a run."""
-
-    state: Any  # placed or not
-    position: Position
-    sound: Sound | None  # None: not kept
-    history: list[dict[str, float]]
-    halvings: tuple[Divergence, ...]
-    odd: int  # numbers of the state that were not finite from the start
-    stopped: int  # epochs asked for when a callback stopped the run; 0: none did
 
 
 class Folder:
@@ -151,6 +105,12 @@ class Folder:
         """
         with self._writing(max(self.steps(), default=0)):
             self._manager.wait_until_finished()
+
+    def left(self, kind: Any, error: Any, _: Any) -> None:
+        """The run is over. After an error in one of several processes the others do not come here."""
+        del error
+        if kind is None or jax.process_count() == 1:
+            self.close()
 
     def close(self) -> None:
         """Let the background work end; errors were raised by `wait`, or another one is on its way."""

@@ -6,6 +6,7 @@ import argparse
 import inspect
 import json
 import platform
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,16 +21,21 @@ import optax
 import jtssm
 from jtssm import building, data, plot, recording, shaping, sharding, solvers, tables
 from jtssm.arguments import parser
-from jtssm.loop import Epoch, Result, evaluate, fit
+from jtssm.loop import fit
 from jtssm.protocol import Method
+from jtssm.results import Epoch, Result, evaluate
 from jtssm.sharding.mesh import AXES
+from jtssm.sharding.processes import as_first, is_first
 from jtssm.solvers import layerwise
 
 EVALUATED = 10_000  # training samples on which the composed network is evaluated every epoch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0, 1 after a divergence, 2 for bad input, 130 for Ctrl-C."""
+    """Run a command; returns its exit code: 0, 1 after a divergence, 2 for bad input or a full disk.
+
+    130 for Ctrl-C, 143 for SIGTERM.
+    """
     runs = {
         "train": run_train, "demo": run_demo, "methods": run_methods, "data": run_data,
         "plan": shaping.run_plan, "sweep": shaping.run_sweep, "calibrate": shaping.run_calibrate,
@@ -45,7 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_train(arguments: argparse.Namespace) -> int:
     """Train, write history, weights, figure and result, print a table."""
     building.complete(arguments)
-    mesh, flat = _devices(arguments.mesh), arguments.net == "mlp"
+    if building.several(arguments):
+        _connect(arguments)
+    # what jax finds by itself has its devices already: on CPUs JAX_NUM_CPU_DEVICES says how many
+    processes = None if arguments.distributed else arguments.num_processes or 1
+    mesh, flat = _devices(arguments.mesh, processes), arguments.net == "mlp"
     size = arguments.size or (14 if flat and "mnist" in arguments.data else None)
     splits = data.load(arguments.data, size=size, flat=flat, data_dir=arguments.data_dir)
     samples, *shape = splits.train.x.shape
@@ -59,11 +69,19 @@ def run_train(arguments: argparse.Namespace) -> int:
         first = shallow if mesh is None else sharding.place(shallow, mesh)
         name = f"{method.name}, {arguments.shallow} hidden"
         history = out / f"history-shallow.{arguments.history}"
-        results[name] = _fit(arguments, first, splits, history, "valid")
+        folder = arguments.checkpoint
+        folder = folder and folder.with_name(f"{folder.name}-shallow")
+        results[name] = _fit(arguments, first, splits, history, "valid", checkpoint=folder)
+        if _broken_off(arguments, results[name]):
+            return _code(results)
         state = sharding.gathered(results[name].state)
         _, state = layerwise.grow(shallow, state, method.parts.network)
     history = out / f"history.{arguments.history}"
-    results[method.name] = _fit(arguments, placed, splits, history, "valid", state)
+    results[method.name] = _fit(
+        arguments, placed, splits, history, "valid", state, arguments.checkpoint
+    )
+    if _broken_off(arguments, results[method.name]):
+        return _code(results)
     return _finish(out, vars(arguments), results, splits)
 
 
@@ -112,30 +130,47 @@ def _status(source: data.Source, absent: list[Path]) -> tuple[str, str]:
     return ("there" if source.files else "embedded"), ""
 
 
-def _devices(sizes: dict[str, int] | None):
-    """The mesh; on a CPU first as many virtual devices as it needs."""
+def _connect(arguments: argparse.Namespace) -> None:
+    """Meet the other processes of a run."""
+    sharding.connect(
+        arguments.coordinator,
+        arguments.num_processes,
+        arguments.process_id,
+        lost_after=arguments.lost_after,
+    )
+
+
+def _devices(sizes: dict[str, int] | None, processes: int | None = 1):
+    """The mesh; on a CPU first as many virtual devices as it needs, in each process its share.
+
+    processes: None: as many as each has.
+    """
     if sizes is None:
         return None
-    with suppress(
-        RuntimeError
-    ):  # jax is already in use: make_mesh says whether its devices suffice
-        jax.config.update("jax_num_cpu_devices", prod(sizes.values()))
+    if processes is not None:
+        with suppress(RuntimeError):  # jax is in use: make_mesh says whether its devices suffice
+            jax.config.update("jax_num_cpu_devices", -(-prod(sizes.values()) // processes))
     return sharding.make_mesh(*(sizes.get(axis, 1) for axis in AXES))
 
 
 def _folder(out: Path, overwrite: bool) -> Path:
-    if (out / "result.json").exists() and not overwrite:
+    """The folder for the results, which the first process makes and writes."""
+    if as_first((out / "result.json").exists()) and not overwrite:
         raise ValueError(
             f"--out: expected a folder without an earlier run; {out} holds one: name another, or "
             f"add --overwrite"
         )
-    out.mkdir(parents=True, exist_ok=True)
+    if is_first():
+        out.mkdir(parents=True, exist_ok=True)
     return out
 
 
 def _fit(
-    arguments, method: Method, splits, history: Path, watched: str, state: Any = None
-) -> Result:
+    arguments, method: Method, splits, history: Path, watched: str, state: Any = None,
+    checkpoint: Path | None = None,
+) -> Result:  # fmt: skip
+    names = ("every", "resume", "on_divergence", "halvings")
+    ways = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     seen = data.Split(*(a[:EVALUATED] for a in splits.train))
     result = fit(
         method,
@@ -145,7 +180,12 @@ def _fit(
         state=state,
         evaluate_every=getattr(arguments, "evaluate_every", 1),
         validation={"train": seen, watched: getattr(splits, watched)},
-        callbacks=[recording.HistoryFile(history), *_lines(arguments.epochs)],
+        callbacks=[
+            recording.HistoryFile(history, keep=checkpoint is not None),
+            *_lines(arguments.epochs),
+        ],
+        checkpoint=checkpoint,
+        **ways,
     )
     recording.save_params(
         history.with_name(history.stem.replace("history", "params")), result.params
@@ -155,7 +195,7 @@ def _fit(
 
 def _lines(epochs: int) -> list[Callable[[Epoch], None]]:
     """Where no terminal shows a bar, about ten lines a run."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() or not is_first():
         return []
 
     def line(epoch: Epoch) -> None:
@@ -183,6 +223,18 @@ def _finish(out: Path, settings: dict, results: dict[str, Result], splits: data.
             name, *(f"{scores[f'{part}_accuracy']:.4f}" for part in splits._fields),
             f"{scores['test_loss']:.4f}", f"{sum(seconds):.1f}",
         ))  # fmt: skip
+    if is_first():
+        _write(out, settings, results, report)
+        columns = ("method", "train acc.", "valid acc.", "test acc.", "test loss", "seconds")
+        tables.show(f"Accuracy of the composed network ({out}/history.png)", columns, rows)
+        for result in results.values():
+            if result.divergence is not None:
+                print(f"jtssm: {result.divergence.message}", file=sys.stderr)
+    return _code(results)
+
+
+def _write(out: Path, settings: dict, results: dict[str, Result], report: dict) -> None:
+    """The figure and result.json."""
     plot.histories(out / "history.png", {name: r.history for name, r in results.items()})
     about = {name: str(value) for name, value in settings.items() if name != "run"}
     versions = {
@@ -193,14 +245,24 @@ def _finish(out: Path, settings: dict, results: dict[str, Result], splits: data.
     device = str(jax.devices()[0].device_kind)
     document = {"settings": about, "versions": versions, "device": device, "results": report}
     (out / "result.json").write_text(json.dumps(document, indent=2) + "\n")
-    columns = ("method", "train acc.", "valid acc.", "test acc.", "test loss", "seconds")
-    tables.show(f"Accuracy of the composed network ({out}/history.png)", columns, rows)
+
+
+def _code(results: dict[str, Result]) -> int:
+    """The exit code: as a shell gives it for the signal that ended a run."""
     for result in results.values():
-        if result.divergence is not None:
-            print(f"jtssm: {result.divergence.message}", file=sys.stderr)
-    if any(result.interrupted for result in results.values()):
-        return 130
+        if result.interrupted:
+            return 128 + (result.signal or signal.SIGINT)
     return 1 if any(result.divergence is not None for result in results.values()) else 0
+
+
+def _broken_off(arguments, result: Result) -> bool:
+    """Whether a signal ended a run that the same command can go on with; says so."""
+    if not result.interrupted or arguments.checkpoint is None:
+        return False
+    print(
+        f"jtssm: interrupted; the same command goes on from {arguments.checkpoint}", file=sys.stderr
+    )
+    return True
 
 
 if __name__ == "__main__":

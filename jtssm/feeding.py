@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from math import prod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import gcd, prod
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from jtssm.divergence import Guard, Outcome
 from jtssm.protocol import Info, Method
 from jtssm.sharding import batch_sharding, num_splits
+from jtssm.sharding.placing import samples_sharding
+from jtssm.sharding.processes import ProcessSamples, Shares, check_shares, put_rows, shares, whole
 
 CHUNK = 50  # most steps a dispatch
+SEEN = 8192  # most training samples that statistics are estimated on
 CHUNK_SAMPLES = 2**14  # most samples a dispatch, unless one step takes more
 
 
@@ -26,11 +30,19 @@ class Minibatches:
     """
 
     def __init__(
-        self, method: Method, x: np.ndarray, y: np.ndarray, rng: np.random.Generator, epochs: int
+        self,
+        method: Method,
+        x: np.ndarray,
+        y: np.ndarray,
+        rng: np.random.Generator,
+        epochs: int,
+        shared: bool = False,
     ):
         self.x, self.y, self.rng = x, y, rng
+        self.at_hand, self.shared = x, shared  # of the samples those on this host
         self.shape: tuple[int, ...] = method.batch_shape or ()
-        self.size = prod(self.shape)
+        self.shares = _shares(batch_sharding(method), self.shape, shared)
+        self.size = self.shares.size  # samples that a step takes of those at hand
         self.straddles = len(self.shape) > 1
         self.left = np.zeros(0, int)  # samples of this epoch for a round that ends in the next
         if not self.steps(epochs):
@@ -67,9 +79,9 @@ class Minibatches:
         self.rng.bit_generator.state = order["rng"]
         self.left = np.asarray(order["left"], int)
 
-    def seen(self, num: int) -> np.ndarray:
-        """Up to so many samples x, the same every time."""
-        return self.x[np.random.default_rng(0).permutation(len(self.x))[:num]]
+    def seen(self, method: Method) -> Any:
+        """Training samples that statistics are estimated on, the same every time."""
+        return _seen(method, self.at_hand, self.shared)
 
     def draw(self, epochs: int) -> list[np.ndarray]:
         """Chunks of steps on every sample `epochs` times, each time in a new order."""
@@ -93,33 +105,47 @@ class Minibatches:
             state, chunk = outcome.state, ahead or ()
 
     def _chunk(self, rows: np.ndarray) -> tuple:
-        shape = (len(rows), *self.shape)
-        arrays = [a[rows.ravel()].reshape(*shape, *a.shape[1:]) for a in (self.x, self.y)]
-        return _put(arrays, self.sharding)
+        rows = rows[:, self.shares.mine].reshape(len(rows), *self.shape)
+        return tuple(put_rows(a, rows, self.sharding) for a in (self.x, self.y))
 
 
 class Resident:
     """Epochs of a method that keeps all samples in place: each is one step on all of them."""
 
     def __init__(
-        self, method: Method, x: np.ndarray, y: np.ndarray, rng: np.random.Generator, epochs: int
+        self,
+        method: Method,
+        x: np.ndarray,
+        y: np.ndarray,
+        rng: np.random.Generator,
+        epochs: int,
+        shared: bool = False,
     ):
+        del epochs
         size, what = method.parts.batch_size, "batch_size"
         if size is None:
             size, what = num_splits(method), "pc"
-        kept = len(x) - len(x) % size
+        sharding = batch_sharding(method)
+        num = _shares(sharding, (num_splits(method),), shared).num
+        unit = size // gcd(size, num)  # a whole number of minibatches, of all shares together
+        kept = len(x) - len(x) % unit
         if 0 < kept < len(x):
             warnings.warn(
                 f"train: {len(x) - kept} of {len(x)} samples are left out: {method.name} needs a "
-                f"multiple of {what}={size}",
+                f"multiple of {what}={unit}",
                 UserWarning,
                 stacklevel=4,
             )
+        order = np.arange(len(x))
         if method.parts.batch_size is not None:  # strata are drawn once; otherwise order is nothing
-            order = rng.permutation(len(x))[: kept or None]
-            x, y = x[order], y[order]
-        self.x, self.y = x[: kept or None], y[: kept or None]
-        self.chunk = _put((self.x[None], self.y[None]), batch_sharding(method, stacked=True))
+            order = rng.permutation(len(x))
+        order = order[: kept or None]
+        rows = order[_shares(sharding, (len(order) * num,), shared).mine]
+        self.at_hand, self.shared = x[order], shared
+        stacked = batch_sharding(method, stacked=True)
+        # init sees all samples: those of other processes are on devices only
+        self.x, self.y = (put_rows(a, rows, sharding) if shared else a[rows] for a in (x, y))
+        self.chunk = tuple(put_rows(a, rows[None], stacked) for a in (x, y))
 
     def steps(self, epochs: int) -> int:
         """An epoch is a step."""
@@ -132,9 +158,9 @@ class Resident:
     def go_to(self, order: Mapping[str, Any]) -> None:
         """Samples stay where they are."""
 
-    def seen(self, num: int) -> np.ndarray:
-        """Up to so many samples x, the same every time."""
-        return self.x[np.random.default_rng(0).permutation(len(self.x))[:num]]
+    def seen(self, method: Method) -> Any:
+        """Training samples that statistics are estimated on, the same every time."""
+        return _seen(method, self.at_hand, self.shared)
 
     def draw(self, epochs: int) -> list[int]:
         """That many steps on all samples, in one dispatch."""
@@ -151,9 +177,32 @@ class Resident:
             state = outcome.state
 
 
-def _put(arrays: Sequence[np.ndarray], sharding: Any) -> tuple:
-    """Arrays on the mesh, or on the default device."""
-    return tuple(jax.device_put(a, sharding) for a in arrays)
+def _shares(sharding: NamedSharding | None, shape: Sequence[int], shared: bool) -> Shares:
+    return shares(sharding, shape) if shared else whole(prod(shape))
+
+
+def check_shared(method: Method, samples: ProcessSamples, check: Callable) -> int:
+    """The shares of all processes fit the method and each other; returns a checksum of all of them."""
+    shape = method.batch_shape or (num_splits(method),)
+    return check_shares(shares(batch_sharding(method), shape).owners, samples, check)
+
+
+def estimator(method: Method, feed: Any) -> Callable:
+    """state -> state with the statistics of up to SEEN training samples, where layers keep any."""
+    if not method.parts.network.estimated:
+        return lambda state: state
+    estimate = jax.jit(method.estimate)
+    return lambda state: estimate(state, feed.seen(method))
+
+
+def _seen(method: Method, x: np.ndarray, shared: bool) -> Any:
+    """Samples [samples, ...] of all processes, drawn once, split over pc."""
+    splits, sharding = num_splits(method), samples_sharding(method)
+    num = _shares(sharding, (splits,), shared).num
+    unit = splits // num
+    here = min(len(x), SEEN // num) // unit * unit
+    rows = np.random.default_rng(0).permutation(len(x))[:here]
+    return put_rows(x, rows[_shares(sharding, (here * num,), shared).mine], sharding)
 
 
 def means(infos: Info) -> dict[str, float]:

@@ -30,7 +30,13 @@ def abstract_state(method: Method, key: Array, x: Any, y: Any) -> Any:
 
 
 def fingerprint(
-    method: Method, state: Any, train: Sequence[np.ndarray], used: int, key: Array, params: Any
+    method: Method,
+    state: Any,
+    train: Sequence[np.ndarray],
+    used: int,
+    key: Array,
+    params: Any,
+    shares: int | None = None,
 ) -> dict[str, Any]:
     """What must be the same for a run to go on from a checkpoint; numbers and names that JSON holds.
 
@@ -38,9 +44,11 @@ def fingerprint(
       state: shapes of its unplaced state.
       train: (x, y).  used: of these samples, how many the method sees.
       params: weights that the run starts from, or None.
+      shares: of `ProcessSamples` a checksum of all processes' samples.
     """
     parts = method.parts
-    data = ", ".join(f"{a.dtype}{list(a.shape)} of checksum {_crc([a])}" for a in train)
+    crc = lambda a: _crc([a]) if shares is None else f"{shares} of all shares"
+    data = ", ".join(f"{a.dtype}{list(a.shape)} of checksum {crc(a)}" for a in train)
     impl = str(jax.random.key_impl(key))
     return {
         "method": method.name,

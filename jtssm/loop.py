@@ -12,10 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jtssm import checks
-from jtssm.checkpointing import Checkpoint, Folder, Position
+from jtssm.checkpointing import Folder
 from jtssm.divergence import not_finite
-from jtssm.feeding import Minibatches, Resident
+from jtssm.feeding import Minibatches, Resident, check_shared
 from jtssm.fingerprints import abstract_state, fingerprint
+from jtssm.positions import Checkpoint, Position
 from jtssm.progress import Bar
 from jtssm.protocol import Array, Method
 from jtssm.results import Epoch, Result, evaluate
@@ -23,6 +24,7 @@ from jtssm.running import Plan, Run
 from jtssm.sharding import make_mesh, place, planner
 from jtssm.sharding.finding import present_machine
 from jtssm.sharding.machines import Machine
+from jtssm.sharding.processes import ProcessSamples
 from jtssm.signals import noted
 from jtssm.streams import Stream, check_streams, is_stream
 
@@ -66,11 +68,12 @@ def fit(
 
     Args:
       method: placed or not.
-      train: (x, y), numpy or jax arrays. Or, where they do not fit in memory, an iterable of such pairs
-        of any numbers of samples (a list, a generator, a grain DataLoader), for methods that keep no
-        variables of each sample: sgd, gsadmm and gsam with schedule="streaming", ist, local_sgd,
-        ensemble. Its samples are taken in the order in which they come; the statistics of layers are
-        estimated on the last 8192 of them.
+      train: (x, y), numpy or jax arrays; with several processes the same ones in each. Or
+        `sharding.ProcessSamples(x, y)`: each process holds a share of its own. Or, where they do not fit
+        in memory, an iterable of such pairs of any numbers of samples (a list, a generator, a grain
+        DataLoader), for methods that keep no variables of each sample: sgd, gsadmm and gsam with
+        schedule="streaming", ist, local_sgd, ensemble. Its samples are taken in the order in which they
+        come; the statistics of layers are estimated on the last 8192 of them.
       epochs: passes over the samples; of a resident method: steps.
       steps_per_epoch: of an iterable of pairs: how many steps are an epoch, wherever a pass ends. None: a
         pass is an epoch, which only what `iter` starts anew can have (no generator).
@@ -102,10 +105,10 @@ def fit(
       every: least number of steps between two checkpoints, which lie at ends of chunks; None: one at
         every line of the history.  keep: how many of the newest stay.
       resume: the checkpoint to go on from, by its number in the folder; None: the newest.
-      on_divergence: "stop", or "halve": go back to the last line of the history whose loss was less than
-        twice the least so far, and on from there with half the steps, at most `halvings` times (a state
-        more is kept in memory, and in those checkpoints that do not lie at such a line). What a
-        step is, `Method.pace` says.
+      on_divergence: "stop", or "halve": go back to the last line of the history whose loss was not over
+        twice the least so far, nor twice that of its own first step, and on from there with half the
+        steps (`jtssm.Method` says which), at most `halvings` times. One state more is kept in
+        memory, and in those checkpoints that do not lie at such a line.
 
     Returns:
       A `Result`. History: epoch, step, seconds (training only, since the line before; the first
@@ -122,10 +125,16 @@ def fit(
     A loss or state that is not finite stops the training: the result keeps the last finite state and
     says in `divergence`, and in a RuntimeWarning, which variable went first. Ctrl-C ends the training
     and returns what was reached; any other exception carries it as its attribute `result`.
+
+    With several processes (`sharding.connect`) all of them call this, and the functions of the result,
+    with the same arguments on a mesh that has devices of each; all get the same (but for `seconds`).
+    Process 0 shows the bar. Callbacks run in every process, and training stops in all where one of them
+    stops it; so does a signal to one of them, with a checkpoint. Without one Ctrl-C, and always an
+    exception in one process, ends that process; jax then ends the others.
     """
     checks.count(epochs=epochs, evaluate_every=evaluate_every)
     _check_ways(checkpoint, every, keep, resume, on_divergence, halvings)
-    stream = is_stream(train)
+    stream, shared = is_stream(train), isinstance(train, ProcessSamples)
     if stream:
         check_streams(method, checkpoint)
     elif steps_per_epoch is not None:
@@ -138,8 +147,10 @@ def fit(
         method = _on_mesh(method, mesh, forms, machine, len(x))
     sets = validation if isinstance(validation, Mapping) else {"validation": validation}
     sets = {name: _pair(name, pair) for name, pair in sets.items() if pair is not None}
-    for pair in ([] if stream else [(x, y)]) + [*sets.values()]:
-        method.parts.check(*pair, "values")
+    check = lambda x, y: method.parts.check(x, y, "values")
+    crc = check_shared(method, ProcessSamples(x, y), check) if shared else None
+    for pair in (*([] if stream or shared else [(x, y)]), *sets.values()):
+        check(*pair)
     if state is not None and params is not None:
         raise ValueError("params: expected None with a state, which has its own; got both")
     init_key, order_key = jax.random.split(key)
@@ -147,16 +158,16 @@ def fit(
     if stream:
         feed: Any = Stream(method, train, steps_per_epoch)
     else:
-        feed = (Resident if method.resident else Minibatches)(method, x, y, rng, epochs)
+        feed = (Resident if method.resident else Minibatches)(method, x, y, rng, epochs, shared)
     # the epochs after which a line of the history is due
     lines = [*range(evaluate_every, epochs, evaluate_every), epochs]
     with contextlib.ExitStack() as stack:
         folder = begun = None
         if checkpoint is not None:
             shapes = abstract_state(method, init_key, feed.x, feed.y)
-            run = fingerprint(method, shapes, (x, y), len(feed.x), key, params)
+            run = fingerprint(method, shapes, (x, y), len(feed.x), key, params, crc)
             folder = Folder(checkpoint, keep, run)
-            stack.callback(folder.close)
+            stack.push(folder.left)
             begun = folder.load(method, shapes, resume)
         if begun is None:
             begun = _begin(method, feed, init_key, params, state)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from tqdm.auto import tqdm
 
+from jtssm.sharding.processes import is_first
+
 
 class Bar:
     """Steps, their rate and the time left, and the newest numbers; quiet where there is no terminal."""
@@ -16,7 +18,7 @@ class Bar:
     )  # fmt: skip
 
     def __init__(self, steps: int | None, done: int, progress: bool | None):
-        disable = None if progress is None else not progress
+        disable = True if not is_first() else None if progress is None else not progress
         self.bar = tqdm(total=steps, initial=done, disable=disable, unit="step", dynamic_ncols=True)
         self.scores: dict[str, str] = {}
         self.sizes: dict[str, str] = {}

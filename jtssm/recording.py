@@ -13,6 +13,7 @@ import numpy as np
 
 from jtssm import checks
 from jtssm.results import Epoch
+from jtssm.sharding.processes import is_first
 
 FORMATS = ("csv", "jsonl")
 
@@ -21,7 +22,8 @@ class HistoryFile:
     """A callback for `fit` that keeps the history in a file as it happens, each epoch once.
 
     Args:
-      path: the file; its suffix, .csv or .jsonl, is the format. An existing file is replaced.
+      path: the file; its suffix, .csv or .jsonl, is the format. An existing file is replaced. Of
+        several processes the first writes it.
       keep: leave an existing file until there is a line: of a run that may go on from a checkpoint, whose
         earlier lines it then holds too.
 
@@ -32,13 +34,16 @@ class HistoryFile:
     def __init__(self, path: str | Path, keep: bool = False):
         self.path = Path(path)
         checks.one_of("path suffix", self.path.suffix.removeprefix("."), FORMATS)
-        with self.path.open("a" if keep else "w"):
-            pass
+        if is_first():
+            with self.path.open("a" if keep else "w"):
+                pass
         self._lines = -1 if keep else 0  # in the file; -1: unknown
         self._names: list[str] = []
 
     def __call__(self, epoch: Epoch) -> None:
         """Append one line; write all anew where the file is not the history up to it."""
+        if not is_first():
+            return
         history = epoch.history
         if self._lines == len(history) - 1 and set(epoch.record) <= set(self._names):
             with self.path.open("a", newline="") as file:
@@ -61,7 +66,12 @@ class HistoryFile:
 
 
 def save_params(path: str | Path, params: Sequence[Any]) -> None:
-    """The network's parameters as an .npz of arrays named by layer and path, e.g. "[0]['W']"."""
+    """The network's parameters as an .npz of arrays named by layer and path, e.g. "[0]['W']".
+
+    Of several processes the first writes it.
+    """
+    if not is_first():
+        return
     leaves = jax.tree_util.tree_leaves_with_path(list(params))
     arrays: dict[str, Any] = {jax.tree_util.keystr(name): np.asarray(a) for name, a in leaves}
     np.savez(path, **arrays)

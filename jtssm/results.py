@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 
 from jtssm.divergence import Divergence
 from jtssm.protocol import Method
-from jtssm.sharding import gathered, num_splits
+from jtssm.sharding import gathered
 
 ROWS = 8192  # most samples a forward pass of an evaluation
 
@@ -36,12 +36,12 @@ class Result(NamedTuple):
     signal: int | None = None  # which interrupted it
 
     def predict(self, x: Any) -> np.ndarray:
-        """Outputs [samples, ...] of the composed network, on the host."""
+        """Outputs [samples, ...] of the composed network, on the host; every process must ask."""
         return outputs(self.method, self.state, x)
 
     @property
     def params(self) -> list:
-        """The whole network's parameters, one tree a layer."""
+        """The whole network's parameters, one tree a layer; every process must ask."""
         return self.method.params(self.state)
 
     def module(self) -> list:
@@ -50,7 +50,7 @@ class Result(NamedTuple):
 
 
 def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, float]:
-    """Mean loss and accuracy of the composed network on each named (x, y)."""
+    """Mean loss and accuracy of the composed network on each named (x, y); every process must ask."""
     loss, record = method.parts.loss, {}
     for name, (x, y) in sets.items():
         predicted = outputs(method, state, x)
@@ -60,20 +60,10 @@ def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, f
 
 
 def outputs(method: Method, state: Any, x: Any) -> np.ndarray:
-    """Outputs [samples, ...] of the composed network, on the host, computed at most ROWS at a time."""
+    """Outputs [samples, ...] of the composed network, on the host, computed at most ROWS at a time.
+
+    Every process must ask, with the same samples, and gets all of them.
+    """
     predict = jax.jit(method.predict)
     chunks = np.array_split(np.asarray(x), -(-len(x) // ROWS))  # even: batch statistics need many
     return np.concatenate([gathered(predict(state, chunk)) for chunk in chunks])
-
-
-def estimator(method: Method, feed: Any) -> Callable:
-    """state -> state with the statistics of up to ROWS training samples, where layers keep any."""
-    if not method.parts.network.estimated:
-        return lambda state: state
-    estimate, splits = jax.jit(method.estimate), num_splits(method)
-
-    def estimated(state: Any) -> Any:
-        seen = feed.seen(ROWS)
-        return estimate(state, seen[: len(seen) // splits * splits])
-
-    return estimated

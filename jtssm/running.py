@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jtssm.checkpointing import Checkpoint, Folder, Position, Sound
+from jtssm.checkpointing import Folder
 from jtssm.divergence import Divergence, Guard
-from jtssm.feeding import joined, means
+from jtssm.feeding import estimator, joined, means
+from jtssm.positions import Checkpoint, Position, Sound
 from jtssm.progress import Bar
 from jtssm.protocol import Info, Method
-from jtssm.results import Epoch, Result, estimator, evaluate
+from jtssm.results import Epoch, Result, evaluate
+from jtssm.sharding.processes import largest
 from jtssm.signals import Wish
 
 
@@ -37,6 +39,7 @@ class Run:
 
     def __init__(self, plan: Plan, begun: Checkpoint, bar: Bar, wish: Wish):
         self.plan, self.bar, self.wish = plan, bar, wish
+        self.signal: int | None = None  # that processes agree on
         method = plan.method
         self.guard = Guard(method.step, begun.state, begun.position.steps, begun.odd)
         self.drain, self.estimate = jax.jit(method.drain), estimator(method, plan.feed)
@@ -58,6 +61,8 @@ class Run:
             if self.plan.folder is not None:
                 self.plan.folder.wait()
         except KeyboardInterrupt:
+            if jax.process_count() > 1:  # the others know nothing of it, and would wait
+                raise
             self.shown, interrupted = self.guard.latest, True
         except (
             Exception
@@ -66,7 +71,7 @@ class Run:
             raise
         if self.divergence is not None:
             warnings.warn(self.divergence.message, RuntimeWarning, stacklevel=3)
-        return self._result(self.shown, interrupted or self.wish.signal is not None)
+        return self._result(self.shown, interrupted or self.signal is not None)
 
     def _intervals(self) -> None:
         if self._complete():
@@ -78,11 +83,17 @@ class Run:
                     continue
                 self.divergence, self.shown = divergence, self.guard.latest
                 return
-            if self.wish.signal is None:
+            if self.signal is None:
                 self._line()
-            if self.wish.signal is not None:
+                self._listen()
+            if self.signal is not None:
                 self._save()
                 return
+
+    def _listen(self) -> None:
+        """A signal that came to one process stops all of them, at the same place."""
+        if self.plan.folder is not None:
+            self.signal = largest(self.wish.signal or 0) or None
 
     def _complete(self) -> bool:
         return self.stopped > 0 or self.at.start >= self.plan.lines[-1]
@@ -112,12 +123,13 @@ class Run:
             done, seconds = self.at.chunks + 1, time.perf_counter() - begun
             self.at = self.at._replace(chunks=done, steps=self.guard.done, seconds=seconds)
             due = done < len(chunks) and self._due()
-            if due or self.wish.signal is not None:
+            self._listen()
+            if due or self.signal is not None:
                 seen = [joined(seen)]
                 self.at = self.at._replace(infos=seen[0])
             if due:
                 self._save()
-            if self.wish.signal is not None:
+            if self.signal is not None:
                 return None
         self.at = self.at._replace(infos=joined(seen), seconds=time.perf_counter() - begun)
         return None
@@ -135,10 +147,10 @@ class Run:
         self.history.append(record)
         self.bar.show(record)
         self.at = Position(at.end, at.end, 0, at.steps, len(self.history), plan.feed.order())
-        self._note_sound(record)
+        self._note_sound(record, at.infos)
         epoch = Epoch(record, self.shown, plan.method, self.history)
         stops = [call(epoch) is True for call in plan.callbacks]
-        if any(stops):
+        if plan.callbacks and largest(any(stops)):  # all processes stop, or none
             self.stopped = plan.lines[-1]
             self.shown = self.drain(self.shown)
         if plan.every is None or self._complete() or self._due():
@@ -176,11 +188,15 @@ class Run:
         self.plan.folder.save(checkpoint, self.plan.method)
         self.saved, self.saved_steps = self._place(), self.at.steps
 
-    def _note_sound(self, record: Mapping[str, float]) -> None:
-        """A line is a place to go back to, unless its loss is over twice the least: a beginning blow-up."""
+    def _note_sound(self, record: Mapping[str, float], infos: Any) -> None:
+        """A line is a place to go back to, unless its loss says that a blow-up begins.
+
+        That is: unless it is over twice the least line's, or twice that of its own first step.
+        """
         if not self.plan.halvings or not record["samples"]:
             return
-        least = min(line["loss"] for line in self.history if line["samples"])
+        first = float(infos.loss[infos.samples > 0][0])
+        least = min(first, *(line["loss"] for line in self.history if line["samples"]))
         if record["loss"] <= least + abs(least):
             self.sound = Sound(self.state, self.at)
 
@@ -189,14 +205,13 @@ class Run:
         if len(self.halvings) >= self.plan.halvings or self.sound is None:
             return False
         state, at = self.sound
-        self.halvings += (divergence,)
         state = state._replace(pace=state.pace * 0.5)
-        warnings.warn(
+        message = (
             f"step {divergence.step}: {divergence.variable} is not finite; going on from epoch "
-            f"{at.start} with halved steps, {len(self.halvings)} of {self.plan.halvings} times",
-            RuntimeWarning,
-            stacklevel=5,
+            f"{at.start} with halved steps, {len(self.halvings) + 1} of {self.plan.halvings} times"
         )
+        warnings.warn(message, RuntimeWarning, stacklevel=5)
+        self.halvings += (divergence._replace(message=message),)
         self.sound = Sound(state, at)
         del self.history[at.lines :]
         self.bar.back(at.steps)
@@ -208,7 +223,7 @@ class Run:
     def _result(self, state: Any, interrupted: bool) -> Result:
         return Result(
             self.history, state, self.plan.method, self.divergence, interrupted, self.halvings,
-            self.wish.signal,
+            self.signal,
         )  # fmt: skip
 
 

@@ -18,12 +18,11 @@ import numpy as np
 
 from jtssm import checks
 from jtssm.divergence import Guard, Outcome
-from jtssm.feeding import CHUNK, CHUNK_SAMPLES
+from jtssm.feeding import CHUNK, CHUNK_SAMPLES, SEEN
 from jtssm.protocol import Method
-from jtssm.sharding import batch_sharding
+from jtssm.sharding import batch_sharding, num_splits
 
 CHUNK_BYTES = 2**27  # most of a chunk's samples, unless one step takes more
-KEPT = 8192  # newest samples, where layers keep statistics of them
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -114,9 +113,10 @@ class Stream:
             self._rows.restart()
         self._epoch, self._midway = order["epochs"], False
 
-    def seen(self, num: int) -> np.ndarray:
-        """Up to so many samples x, the newest that were trained on."""
-        return self._newest[-num:]
+    def seen(self, method: Method) -> np.ndarray:
+        """Training samples that statistics are estimated on: the newest."""
+        splits = num_splits(method)
+        return self._newest[: len(self._newest) // splits * splits]
 
     def draw(self, epochs: int) -> Sequence[int]:
         """The steps of each chunk in so many epochs; of passes of unknown length, no end of chunks."""
@@ -158,7 +158,7 @@ class Stream:
 
     def _put(self, x: np.ndarray, y: np.ndarray) -> tuple:
         if self.method.parts.network.estimated:
-            self._newest = np.concatenate([self._newest, x[-KEPT:]])[-KEPT:]
+            self._newest = np.concatenate([self._newest, x[-SEEN:]])[-SEEN:]
         lead = (len(x) // self.size, *self.shape)
         return tuple(jax.device_put(a.reshape(*lead, *a.shape[1:]), self.sharding) for a in (x, y))
 

@@ -17,13 +17,13 @@ LEVELS = {
     "images": 7, "workers": 7, "data": 7, "problems": 7,
     "solvers": 8, "sharding": 8, "residual": 8,
     "divergence": 9, "architectures": 9, "trials": 9, "fingerprints": 9, "signals": 9, "progress": 9,
-    "feeding": 10, "checkpointing": 10, "results": 10,
-    "running": 11, "sweeping": 11, "streams": 11,
-    "loop": 12,
-    "recording": 12, "plot": 12, "tables": 12,
-    "arguments": 13,
-    "building": 14, "shaping": 14,
-    "cli": 15,
+    "feeding": 10, "positions": 10, "results": 10,
+    "checkpointing": 11, "sweeping": 11, "streams": 11,
+    "running": 12,
+    "loop": 13, "recording": 13, "plot": 13, "tables": 13,
+    "arguments": 14,
+    "building": 15, "shaping": 15,
+    "cli": 16,
 }  # fmt: skip
 PACKAGES = {"modules", "solvers", "sharding"}
 

@@ -343,7 +343,10 @@ FLAT = network.layers([(jnp.ones((4, 4)), lambda W, x: x @ W)] * 2, np.zeros((1,
             lambda: network.layers([(jnp.ones(3, int), lambda p, x: x)], IMAGE),
             r"of floats; got int",
         ),
-        (lambda: solvers.pdadmm(FLAT), r"net: expected a last layer that is dense, .*; got '<lambda>'"),
+        (
+            lambda: solvers.pdadmm(FLAT),
+            r"net: expected a last layer that is dense, .*; got '<lambda>'",
+        ),
         (
             lambda: solvers.ist(FLAT, subnets=2, optimizer=SGD, local_steps=2, batch_size=2),
             r"net: expected layers whose parameters belong to neurons",

@@ -3,14 +3,17 @@
 from jtssm.sharding.mesh import AxisNames, make_mesh
 from jtssm.sharding.packing import Rows, gathered
 from jtssm.sharding.placing import batch_sharding, num_splits, place
+from jtssm.sharding.processes import ProcessSamples, connect
 from jtssm.sharding.routes import Route, ring_bytes
 from jtssm.sharding.tracing import count_bytes
 
 __all__ = [
     "AxisNames",
+    "ProcessSamples",
     "Route",
     "Rows",
     "batch_sharding",
+    "connect",
     "count_bytes",
     "gathered",
     "make_mesh",

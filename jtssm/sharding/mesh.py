@@ -92,19 +92,22 @@ def axis_size(mesh: Mesh, name: str | tuple[str, ...] | None) -> int:
 def put(x: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
     """x laid out on the mesh as `spec` says; tracers on Auto axes are left to shard_map.
 
-    Of a `jax.ShapeDtypeStruct` the same with that sharding.
+    Of a `jax.ShapeDtypeStruct` the same with that sharding. Of several processes each holds the whole
+    value, or it lies on the devices of all of them.
     """
     sharding = NamedSharding(mesh, spec)
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     if isinstance(x, jax.core.Tracer):
         return jax.reshard(x, sharding) if AxisType.Explicit in mesh.axis_types else x
-    if jax.process_count() > 1 and isinstance(x, jax.Array) and x.is_fully_addressable:
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            data = put(jax.random.key_data(x), mesh, spec)
-            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-        x = np.asarray(x)  # every process holds the whole value and hands in its part of it
-    return jax.device_put(x, sharding)
+    if jax.process_count() == 1 or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        return jax.device_put(x, sharding)
+    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+        data = put(jax.random.key_data(x), mesh, spec)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    # every process hands in its part; device_put would first compare the whole value between them
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
 def check_split(x: Any, pc: int) -> None:

@@ -244,7 +244,8 @@ def _host_row(
 def gathered(state: Any) -> Any:
     """A placed state as the method has it on one device: tuples of one tree a piece, in numpy.
 
-    Every process gets the whole state in host memory; no device ever holds it.
+    Every process must ask and gets the whole state in host memory; no device ever holds it. Of several
+    processes, one array after the other passes through the devices whole.
     """
     return jax.tree.map(lambda a: _trees(a) if is_rows(a) else _on_host(a), state, is_leaf=is_rows)
 

@@ -37,6 +37,7 @@ from jtssm.sharding.packing import (
     specs,
     spread,
 )
+from jtssm.sharding.processes import check_present
 from jtssm.sharding.whole import place_whole
 from jtssm.workers import WorkerParts
 
@@ -67,13 +68,15 @@ def place(
       ValueError: "subnet" is larger than the number of pieces; "pc" does not divide the batch, "pr" no
         layer; an optimizer that is not elementwise where subnetworks are split over pr; unknown names;
         forms that do not fit. A method of workers (ist, local_sgd, ensemble): "subnet" does not divide
-        them, pr * pc (both split samples) does not divide their batch.
+        them, pr * pc (both split samples) does not divide their batch. Several processes: one of them
+        has no devices in the mesh.
 
     Where "subnet" does not divide the number of pieces n, every device has ceil(n / subnet) slots, the
     last of which stay empty: a step takes as long, and a device holds as much, as with full slots.
     """
     parts = method.parts
     names = axis_names(mesh, axes)
+    check_present(mesh)
     if isinstance(parts, WorkerParts):
         if forms != "auto":
             raise ValueError(f"forms: expected 'auto', {parts.name} splits no layer; got {forms!r}")
@@ -320,3 +323,8 @@ def batch_sharding(method: Method, stacked: bool = False) -> NamedSharding | Non
         return None
     axes = method.batch_axes or ("pc",)
     return NamedSharding(method.mesh, method.axes.spec(*([None] if stacked else []), *axes))
+
+
+def samples_sharding(method: Method) -> NamedSharding | None:
+    """How samples [samples, ...] that pc splits lie on the mesh; None for an unplaced method."""
+    return None if method.mesh is None else NamedSharding(method.mesh, method.axes.spec("pc"))

@@ -48,7 +48,7 @@ def hold(l: int, p: Array, f: Array, last: bool) -> Held:
 def sweep(order: str, at: Samples, weights: Any, held: Any, penalties: Penalties) -> tuple:
     """One iteration of gsAM."""
     _, alpha, eta = penalties
-    turn = Turn(at, alpha, 1 / (2 * alpha) if eta is None else eta)
+    turn = Turn(at, alpha, at.pace * (1 / (2 * alpha) if eta is None else eta))
     weights, pull, f, seen = at.exchange.each(
         turn.train_weights, weights, held, kinds=("weights", "samples", "samples", "sums")
     )

@@ -30,6 +30,7 @@ class State(NamedTuple):
     opt_state: Tree  # [N, ...]: every worker's own
     round: Array  # rounds so far
     key: Array  # of dropout
+    pace: Array  # [] what the optimizer's updates are multiplied by: 1, less after a divergence
 
 
 def local_sgd(
@@ -102,7 +103,9 @@ def _method(name: str, crew: Any, precision: Any) -> Method:
     return as_method(
         WorkerParts(
             name=name, network=trainer.network, num=crew.num, homes=crew.num,
-            fields={"params": crew.axes, "opt_state": ("subnet",), "round": (), "key": ()},
+            fields={
+                "params": crew.axes, "opt_state": ("subnet",), "round": (), "key": (), "pace": (),
+            },
             draw=crew.draw, lay_out=lambda xp, params: {"params": params}, start=crew.start,
             step=precisely(precision, crew.step), forward=precisely(precision, crew.forward),
             estimate=precisely(precision, crew.estimate), params=lambda state: list(state.params),
@@ -127,13 +130,13 @@ class _Averaged(NamedTuple):
     def start(self, key: Array, params: list[Tree]) -> State:
         """The first state."""
         copies = jax.tree.map(lambda a: jnp.broadcast_to(a, (self.num, *a.shape)), params)
-        return State(params, self.trainer.fresh(copies, 0), jnp.zeros((), jnp.int32), key)
+        return _first(params, self.trainer.fresh(copies, 0), key)
 
     def step(self, meeting: Meeting, state: State, x: Array, y: Array) -> tuple:
         """Copy, train, average."""
         copies = meeting.copies(state.params)
         params, opt_state, info = _trained(self.trainer, meeting, state, copies, x, y)
-        return State(meeting.mean(params), opt_state, state.round + 1, state.key), info
+        return _next(state, meeting.mean(params), opt_state), info
 
     def forward(self, meeting: Meeting, state: State, x: Array) -> Array:
         """Outputs [b, ...] of the averaged network."""
@@ -165,12 +168,12 @@ class _Apart(NamedTuple):
 
     def start(self, key: Array, params: list[Tree]) -> State:
         """The first state."""
-        return State(params, self.trainer.fresh(params, 0), jnp.zeros((), jnp.int32), key)
+        return _first(params, self.trainer.fresh(params, 0), key)
 
     def step(self, meeting: Meeting, state: State, x: Array, y: Array) -> tuple:
         """Train."""
         params, opt_state, info = _trained(self.trainer, meeting, state, state.params, x, y)
-        return State(params, opt_state, state.round + 1, state.key), info
+        return _next(state, params, opt_state), info
 
     def forward(self, meeting: Meeting, state: State, x: Array) -> Array:
         """The members' mean: of probabilities, as their logarithm, or of outputs."""
@@ -189,6 +192,15 @@ class _Apart(NamedTuple):
     def moves(self, samples: int) -> tuple[Move, ...]:
         """Of one member in a round: the sum of its gradients; nothing goes to another."""
         return (_gradient(self.trainer),)
+
+
+def _first(params: list[Tree], opt_state: Tree, key: Array) -> State:
+    dtype = jax.tree.leaves(params)[0].dtype
+    return State(params, opt_state, jnp.zeros((), jnp.int32), key, jnp.ones((), dtype))
+
+
+def _next(state: State, params: list[Tree], opt_state: Tree) -> State:
+    return state._replace(params=params, opt_state=opt_state, round=state.round + 1)
 
 
 def _gradient(trainer: Local) -> Move:
@@ -213,7 +225,9 @@ def _rounds(trainer: Local) -> Run:
 def _trained(trainer, meeting, state, params, x, y) -> tuple:
     """(params, opt_state, Info) of the workers here after a round."""
     key = jax.random.fold_in(state.key, state.round)
-    params, opt_state, sums = trainer.steps(meeting, params, state.opt_state, None, key, x, y)
+    params, opt_state, sums = trainer.steps(
+        meeting, params, state.opt_state, None, key, x, y, state.pace
+    )
     return params, opt_state, round_info(meeting, sums, trainer.samples(meeting))
 
 

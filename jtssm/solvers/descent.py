@@ -27,6 +27,7 @@ class State(NamedTuple):
 
     weights: Any  # one Weights, the whole network's
     key: Array | None  # of the next minibatch's dropout; None: no layer draws
+    pace: Array  # [] what the optimizer's updates are multiplied by: 1, less after a divergence
 
 
 def sgd(
@@ -63,7 +64,9 @@ def sgd(
             name="sgd",
             kinds={"weights": "weights"},
             init=lambda exchange, key, x, y, params: State(
-                pieces.weights(exchange, key, x.dtype, params), key if net.random else None
+                pieces.weights(exchange, key, x.dtype, params),
+                key if net.random else None,
+                jnp.ones((), x.dtype),
             ),
             estimate=_estimate(pieces),
             step=lambda exchange, state, x, y: _step(gradient, descend, exchange, state, x, y),
@@ -109,7 +112,8 @@ def _descend(pieces: Pieces) -> Callable:
     def descend(state, gradient):
         key = None if state.key is None else jax.random.split(state.key)[0]
         pairs = enumerate(zip(state.weights, gradient, strict=True))
-        return State(tuple(pieces.descend(l, w, g) for l, (w, g) in pairs), key)
+        weights = (pieces.descend(l, w, g, pace=state.pace) for l, (w, g) in pairs)
+        return State(tuple(weights), key, state.pace)
 
     return descend
 

@@ -26,6 +26,8 @@ class State(NamedTuple):
     held: Any  # carried variables of every sample, leaves [M, ...]
     key: Array  # draws the minibatches
     penalties: Penalties  # scalars
+    # [] what the optimizer's updates and the steps of p are multiplied by: 1, less after a divergence
+    pace: Array
 
 
 class Rule(NamedTuple):
@@ -68,6 +70,7 @@ class Samples(NamedTuple):
     x: Array  # [M, ...]
     y: Array  # [M, ...]
     alpha: Any  # weight of |q - f|^2
+    pace: Any  # of the steps of W and p
     strata: Strata
     draws: Array  # [weight steps, strata] which sample of each stratum a minibatch takes
 
@@ -77,7 +80,8 @@ class Samples(NamedTuple):
         def weight_step(weights, columns):
             p_, q_, y_ = jax.tree.map(lambda a: self._pick(a, columns), (p, q, self.y))
             mean = lambda W: self._objective(l, W, p_, q_, y_)[0] / self.strata.num
-            return self.pieces.descend(l, weights, jax.grad(mean)(weights.params)), None
+            gradient = jax.grad(mean)(weights.params)
+            return self.pieces.descend(l, weights, gradient, pace=self.pace), None
 
         return lax.scan(weight_step, weights, self.draws)[0]
 
@@ -126,16 +130,16 @@ def method(
     def step(exchange, state, x, y):
         for _ in range(sweeps):
             key, draw_key = jax.random.split(state.key)
-            at = _samples(exchange, x, y, state.penalties.alpha, draw_key)
+            at = _samples(exchange, x, y, state.penalties.alpha, state.pace, draw_key)
             weights, held, info = rule.sweep(at, state.weights, state.held, state.penalties)
-            state = State(weights, held, key, state.penalties)
+            state = state._replace(weights=weights, held=held, key=key)
         return state, info
 
-    def _samples(exchange, x, y, alpha, key):
+    def _samples(exchange, x, y, alpha, pace, key):
         strata = Strata(batch_size, x.shape[0] * exchange.num_splits // batch_size)
         draws = strata.draw(key, weight_steps or strata.each)
         draws = exchange.own_samples(draws.T).T  # columns: the strata that live here
-        return Samples(pieces, exchange, x, y, alpha, strata, draws)
+        return Samples(pieces, exchange, x, y, alpha, pace, strata, draws)
 
     def moves(samples):
         steps = weight_steps or samples // batch_size
@@ -177,6 +181,6 @@ def _init(rule: Rule, pieces: Pieces, penalties: Penalties) -> Callable:
         _, inputs, outputs = exchange.chain(run, weights, x=x, keep=True)
         hold = lambda l, p, f: (rule.hold(l, p, f, l == pieces.num - 1),)
         (held,) = exchange.each(hold, inputs, outputs, kinds=("samples",))
-        return State(weights, held, key, penalties.as_arrays(x.dtype))
+        return State(weights, held, key, penalties.as_arrays(x.dtype), jnp.ones((), x.dtype))
 
     return init

@@ -15,7 +15,7 @@ from jtssm.losses import Loss
 from jtssm.network import Network, keep_estimated, run_layers
 from jtssm.products import Products
 from jtssm.protocol import Array, Tree
-from jtssm.solvers.pieces import training
+from jtssm.solvers.pieces import paced, training
 from jtssm.workers import Meeting
 
 # states of optax that count steps for a schedule: they run on where the rest starts anew
@@ -46,8 +46,9 @@ class Local(NamedTuple):
         key: Array,
         x: Array,
         y: Array,
+        pace: Array,
     ) -> tuple[Tree, Tree, tuple]:
-        """R steps of every worker here, with nothing sent to another.
+        """R steps of every worker here, updates times `pace`, with nothing sent to another.
 
         params, opt_state and own have leaves [n, ...]; x [R, n, b, ...], y [R, n, b, ...].
         Returns the new params and opt_state and the workers' sums of (loss, right answers), [n] each.
@@ -61,7 +62,8 @@ class Local(NamedTuple):
 
             def step(carry, batch):
                 (params, opt_state), (xb, yb, draw) = carry, batch
-                return self._step(params, opt_state, own, xb, yb, lambda i: products(draw, i))
+                at = lambda i: products(draw, i)
+                return self._step(params, opt_state, own, xb, yb, at, pace)
 
             return lax.scan(step, (params, opt_state), (x, y, draws))
 
@@ -74,7 +76,7 @@ class Local(NamedTuple):
         """That a round of all workers takes."""
         return self.local_steps * meeting.num * self.batch_size
 
-    def _step(self, params, opt_state, own, x, y, products) -> tuple:
+    def _step(self, params, opt_state, own, x, y, products, pace) -> tuple:
         """One minibatch of one worker."""
 
         def mean_loss(params):
@@ -84,7 +86,8 @@ class Local(NamedTuple):
 
         gradient, sums = jax.grad(mean_loss, has_aux=True)(params)
         updates, opt_state = self.optimizer.update(gradient, opt_state, params)
-        new = keep_estimated(self.network.layers, optax.apply_updates(params, updates), params)
+        moved = optax.apply_updates(params, paced(updates, pace))
+        new = keep_estimated(self.network.layers, moved, params)
         return (new, opt_state), sums
 
     def fresh(self, params: Tree, rounds: Any) -> Tree:

@@ -46,7 +46,8 @@ def hold(l: int, p: Array, f: Array, last: bool) -> Held:
 def sweep(at: Samples, weights: Any, held: Any, penalties: Penalties) -> tuple:
     """One iteration of gsADMM."""
     rho, alpha, eta = penalties
-    turn = Turn(at, Penalties(rho, alpha, 1 / (alpha + rho) if eta is None else eta))
+    eta = 1 / (alpha + rho) if eta is None else eta
+    turn = Turn(at, Penalties(rho, alpha, at.pace * eta))
     weights, held, message, seen = at.exchange.each(
         turn.train_weights_and_p, weights, held, kinds=("weights", "samples", "samples", "sums")
     )

@@ -68,6 +68,7 @@ class State(NamedTuple):
     tick: Array  # [] int32
     penalties: Penalties  # scalars
     key: Array | None  # of dropout; None: no layer draws
+    pace: Array  # [] what the steps of W (and of p with K > 1) are multiplied by: see `fit`
 
 
 def method(
@@ -144,7 +145,7 @@ def _init(
         live = jnp.zeros(2 * (n - 1) + 2 * sweeps - 1, bool)
         return State(
             weights, forward, backward, inputs, kept, labels, live, jnp.zeros((), jnp.int32),
-            penalties.as_arrays(x.dtype), key if pieces.network.random else None,
+            penalties.as_arrays(x.dtype), key if pieces.network.random else None, jnp.ones((), x.dtype),
         )  # fmt: skip
 
     return init
@@ -159,9 +160,11 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Callable:
         penalties = state.penalties
         if penalties.eta is None:
             penalties = penalties._replace(eta=rule.default_eta(penalties, sweeps))
+        if sweeps > 1:  # with one sweep eta is no step: it makes v the back-propagated gradient
+            penalties = penalties._replace(eta=state.pace * penalties.eta)
         turn = Turn(
-            rule, pieces, exchange, x, labels[(t + 1) % n], live, t, penalties, sweeps, samples,
-            state.key,
+            rule, pieces, exchange, x, labels[(t + 1) % n], live, t, penalties, state.pace, sweeps,
+            samples, state.key,
         )  # fmt: skip
         weights, forward, backward, entry, kept, sums = exchange.each(
             turn.take,
@@ -183,6 +186,7 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Callable:
             t + 1,
             state.penalties,
             state.key,
+            state.pace,
         )
         return state, _info(exchange.total(sums))
 

@@ -56,6 +56,7 @@ class State(NamedTuple):
     shared: list[Tree]  # and those that no neuron of a hidden layer owns
     round: Array  # deals so far
     key: Array  # the same for all subnets
+    pace: Array  # [] what the optimizer's updates are multiplied by: 1, less after a divergence
 
 
 class Own(NamedTuple):
@@ -119,7 +120,7 @@ def ist(
     return as_method(
         WorkerParts(
             name="ist", network=net, num=subnets, homes=homes,
-            fields={"homes": ("subnet",), "shared": (), "round": (), "key": ()},
+            fields={"homes": ("subnet",), "shared": (), "round": (), "key": (), "pace": ()},
             draw=net.init, lay_out=model.lay_out, start=_start,
             step=precisely(precision, model.step), forward=precisely(precision, model.forward),
             estimate=precisely(precision, model.estimate), params=model.params,
@@ -130,7 +131,8 @@ def ist(
 
 
 def _start(key: Array, homes: list[Tree], shared: list[Tree]) -> State:
-    return State(homes, shared, jnp.zeros((), jnp.int32), key)
+    dtype = jax.tree.leaves((homes, shared))[0].dtype
+    return State(homes, shared, jnp.zeros((), jnp.int32), key, jnp.ones((), dtype))
 
 
 def _forward(
@@ -197,7 +199,9 @@ class _Model(NamedTuple):
         opt_state = self.trainer.fresh(params, state.round)
         own = self.own(meeting, x.dtype)
         train_key = jax.random.fold_in(key, 1)
-        params, _, sums = self.trainer.steps(meeting, params, opt_state, own, train_key, x, y)
+        params, _, sums = self.trainer.steps(
+            meeting, params, opt_state, own, train_key, x, y, state.pace
+        )
         state = self.push(meeting, state, params, deals)
         return state, round_info(meeting, sums, self.trainer.samples(meeting))
 
@@ -221,7 +225,7 @@ class _Model(NamedTuple):
             for how, old, p in zip(self.plan, state.homes, params, strict=True)
         ]
         shared = meeting.mean(self._shared(params))
-        return State(homes, shared, state.round + 1, state.key)
+        return state._replace(homes=homes, shared=shared, round=state.round + 1)
 
     def own(self, meeting: Meeting, dtype: Any) -> Own:
         """What tells the slots of the subnets here, [n, ...] each."""

@@ -73,6 +73,7 @@ class Turn(NamedTuple):
     live: Array
     tick: Array
     penalties: Penalties
+    pace: Array  # of the steps of W
     sweeps: int
     samples: int  # of a minibatch, all devices together
     key: Array | None  # of dropout
@@ -110,7 +111,7 @@ class Turn(NamedTuple):
         f, seen, pull = self._linearised(l, weights.params, p, was.y, v_next, entered)
         g_W, g_p = pull()
         g_W = jax.tree.map(lambda g: g / self.samples, g_W)
-        weights = self.pieces.descend(l, weights, g_W, live)
+        weights = self.pieces.descend(l, weights, g_W, live, self.pace)
         if l == 0:
             e, u, v, residuals = (), (), (), (jnp.zeros((), p.dtype),) * 3
         else:

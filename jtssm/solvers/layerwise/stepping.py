@@ -50,6 +50,9 @@ class State(NamedTuple):
     u: Any  # carried u_l [M, width], () in the last
     inbox: Any  # carried Inbox, () in the first; everywhere () unless q is rounded
     numbers: Numbers
+    # [] what the steps of p and W are multiplied by: 1, less after a divergence; L then still falls by
+    # what `Info.decrease` says
+    pace: Array
 
 
 class Layered(NamedTuple):
@@ -76,7 +79,7 @@ class Layered(NamedTuple):
             self._hold, weights, inputs, outputs, kinds=("samples",) * 6
         )
         numbers = Numbers(*(None if a is None else jnp.asarray(a, x.dtype) for a in self.numbers))
-        return State(weights, p, z, r, q, u, inbox, numbers)
+        return State(weights, p, z, r, q, u, inbox, numbers, jnp.ones((), x.dtype))
 
     def _hold(self, l: int, weights: Weights, p: Array, f: Array) -> tuple:
         z = flat(p) @ weights.params[0]["W"] + weights.params[0]["b"][None, :]
@@ -86,8 +89,8 @@ class Layered(NamedTuple):
 
     def step(self, exchange: Exchange, state: State, x: Array, y: Array) -> tuple[State, Info]:
         """p, W, b, z of all layers in parallel, then q, u of all boundaries."""
-        turn = Turn(self, exchange, flat(x), y, state.numbers)
-        weights, p, z, r, q, u, inbox, _ = state
+        turn = Turn(self, exchange, flat(x), y, state.numbers, state.pace)
+        weights, p, z, r, q, u, inbox, *_ = state
         before = inbox
         if not self.rounds_q:
             before = exchange.to_next(
@@ -107,7 +110,7 @@ class Layered(NamedTuple):
                 batched=True,
             )  # fmt: skip
         info = turn.info(exchange.total(sums), exchange.total(gaps))
-        return State(weights, p, z, r, q, u, inbox, state.numbers), info
+        return State(weights, p, z, r, q, u, inbox, state.numbers, state.pace), info
 
     def moves(self, samples: int) -> tuple[Move, ...]:
         """What crosses the mesh in an iteration."""
@@ -196,6 +199,7 @@ class Turn(NamedTuple):
     x: Array
     y: Array
     numbers: Numbers
+    pace: Array
 
     def pull(self, l: int, q: Any, u: Any) -> tuple:
         """u_l - rho q_l, for layer l + 1."""
@@ -226,11 +230,12 @@ class Turn(NamedTuple):
         rounded = isinstance(before, Inbox)
         pull = (before.q, before.u) if rounded else (jnp.zeros((), p.dtype), before)
         if self.layers.steps == "exact":
-            moved, r_moved, tau = updates.minimise_p(p, r, W, *pull, rho=rho, nu=nu)
+            moved, r_moved, tau = updates.minimise_p(p, r, W, *pull, rho=rho, nu=nu, pace=self.pace)
         else:
             moved, r_moved, tau = updates.update_p(
-                p, r, W, *pull, rho=rho, nu=nu, t0=t0, total=self.exchange.sum_samples
-            )
+                p, r, W, *pull, rho=rho, nu=nu, t0=t0, pace=self.pace,
+                total=self.exchange.sum_samples,
+            )  # fmt: skip
         message: Any = moved
         if grid is not None:
             message = grid.encode(moved)
@@ -242,7 +247,7 @@ class Turn(NamedTuple):
         """(W and b, r, fall of L): the W-step, then the b-step."""
         _, nu, weight_decay, damping, t0 = self.numbers
         total, count = self.exchange.sum_samples, self._count
-        shared = {"nu": nu, "weight_decay": weight_decay, "total": total}
+        shared = {"nu": nu, "weight_decay": weight_decay, "total": total, "pace": self.pace}
         if self.layers.steps == "gradient":
             W, r_moved, theta = updates.update_W(params["W"], r, p, t0=t0, **shared)
         else:

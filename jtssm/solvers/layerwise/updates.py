@@ -51,19 +51,19 @@ def step_length(curvature: Array, norm: Array, t0: Any) -> Array:
 
 def update_p(
     p: Array, r: Array, W: Array, q_prev: Any, u_prev: Any, *, rho: Any, nu: Any, t0: Any = None,
-    total: Total = alone,
+    pace: Any = 1.0, total: Total = alone,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-    """p <- p - g / tau with g = nu r W^T + u_prev + rho (p - q_prev): (p, r, tau).
+    """p <- p - pace g / tau with g = nu r W^T + u_prev + rho (p - q_prev): (p, r, tau).
 
     Args:
       p, q_prev, u_prev: [samples, inputs].  r: [samples, width].  W: [inputs, width].
-      t0: see `step_length`; None: exact line search.
+      t0: see `step_length`; None: exact line search.  pace: part of the step that is taken.
     """
     g = slope_p(p, r, W, q_prev, u_prev, rho=rho, nu=nu)
     gW = g @ W
     norm = squared(g, total)
     tau = step_length(nu * squared(gW, total) + rho * norm, norm, t0)
-    return p - g / tau, r - gW / tau, tau
+    return p - pace * g / tau, r - pace * gW / tau, tau
 
 
 def slope_p(p: Array, r: Array, W: Array, q_prev: Any, u_prev: Any, *, rho: Any, nu: Any) -> Array:
@@ -72,30 +72,33 @@ def slope_p(p: Array, r: Array, W: Array, q_prev: Any, u_prev: Any, *, rho: Any,
 
 
 def minimise_p(
-    p: Array, r: Array, W: Array, q_prev: Any, u_prev: Any, *, rho: Any, nu: Any
+    p: Array, r: Array, W: Array, q_prev: Any, u_prev: Any, *, rho: Any, nu: Any, pace: Any = 1.0
 ) -> tuple[Array, Array, Array]:
-    """p <- argmin_p L, by the Cholesky factor of nu W W^T + rho: (p, r, rho). Three products."""
+    """p <- argmin_p L, by the Cholesky factor of nu W W^T + rho: (p, r, rho). Three products.
+
+    pace: part of the way there that is taken.
+    """
     g = slope_p(p, r, W, q_prev, u_prev, rho=rho, nu=nu)
     curvature = nu * (W @ W.T) + rho * jnp.eye(W.shape[0], dtype=W.dtype)
-    change = -solved(curvature, g.T).T
+    change = -pace * solved(curvature, g.T).T
     return p + change, r + change @ W, jnp.asarray(rho, p.dtype)
 
 
 def update_W(
     W: Array, r: Array, p: Array, *, nu: Any, t0: Any = None, weight_decay: Any = 0.0,
-    total: Total = alone,
+    pace: Any = 1.0, total: Total = alone,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-    """W <- W - g / theta with g = nu p^T r + weight_decay W: (W, r, theta).
+    """W <- W - pace g / theta with g = nu p^T r + weight_decay W: (W, r, theta).
 
     Args:
       W: [inputs, width].  r: [samples, width].  p: [samples, inputs].
-      t0: see `step_length`; None: exact line search.
+      t0: see `step_length`; None: exact line search.  pace: part of the step that is taken.
     """
     g = nu * total(p.T @ r) + weight_decay * W
     pg = p @ g
     norm = jnp.sum(g * g)
     theta = step_length(nu * squared(pg, total) + weight_decay * norm, norm, t0)
-    return W - g / theta, r - pg / theta, theta
+    return W - pace * g / theta, r - pace * pg / theta, theta
 
 
 def minimise_W(
@@ -106,6 +109,7 @@ def minimise_W(
     nu: Any,
     damping: Any,
     weight_decay: Any = 0.0,
+    pace: Any = 1.0,
     total: Total = alone,
     samples: Any = None,
 ) -> tuple[Array, Array, Array]:
@@ -116,6 +120,7 @@ def minimise_W(
     regression), of which a singular p^T p still takes a least part, sqrt(eps); the larger, the closer
     to a step along the gradient.
 
+    pace: part of the way there that is taken.
     samples: how many there are on all devices; None: the rows of r.
     """
     count = r.shape[0] if samples is None else samples
@@ -126,7 +131,7 @@ def minimise_W(
     least = jnp.finfo(W.dtype).eps ** 0.5
     theta = jnp.maximum(damping, least) * jnp.where(mean > 0, mean, 1)
     ridge = (theta + weight_decay) * jnp.eye(gram.shape[0], dtype=W.dtype)
-    change = -solved(nu * gram + ridge, nu * cross + weight_decay * W)
+    change = -pace * solved(nu * gram + ridge, nu * cross + weight_decay * W)
     return W + change, r + p @ change, theta
 
 

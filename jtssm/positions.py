@@ -1,0 +1,58 @@
+"""Where a run of `fit` stands, and what is kept of it: all that another process needs to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jtssm.divergence import Divergence
+from jtssm.protocol import Info
+
+
+class Position(NamedTuple):
+    """Where a run stands: between two chunks of steps, on the way to the next line of the history."""
+
+    start: int  # epoch of the line before
+    end: int  # epoch of the next one
+    chunks: int  # done since the line before
+    steps: int  # of the run done
+    lines: int  # of the history written
+    order: dict[str, Any]  # of samples, as it was at the line before: `feeding`
+    infos: Info | None = None  # of every step since the line before, on the host
+    seconds: float = 0.0  # since the line before
+
+    def document(self) -> dict[str, Any]:
+        """As JSON holds it, every bit of its numbers."""
+        infos = self.infos and {
+            name: [str(a.dtype), a.tolist()] for name, a in self.infos._asdict().items()
+        }
+        return self._asdict() | {"infos": infos}
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Position:
+        """The position that a document tells of."""
+        told: Any = document["infos"]
+        read: Any = {name: np.asarray(a, dtype) for name, (dtype, a) in (told or {}).items()}
+        infos = Info(**read) if told else None
+        return cls(**{**document, "infos": infos})
+
+
+class Sound(NamedTuple):
+    """Where a run goes back to when it diverges."""
+
+    state: Any
+    position: Position
+
+
+class Checkpoint(NamedTuple):
+    """What is kept of a run."""
+
+    state: Any  # placed or not
+    position: Position
+    sound: Sound | None  # None: not kept
+    history: list[dict[str, float]]
+    halvings: tuple[Divergence, ...]
+    odd: int  # numbers of the state that were not finite from the start
+    stopped: int  # epochs asked for when a callback stopped the run; 0: none did

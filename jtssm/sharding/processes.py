@@ -1,0 +1,221 @@
+"""Several processes, each with devices of its own: how they meet, and who holds which samples.
+
+All of them run the same program on one global mesh; a mesh has devices of every process.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+
+from jtssm import checks
+
+LOST_AFTER = 60  # seconds
+
+
+def connect(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    lost_after: int = LOST_AFTER,
+) -> None:
+    """Meet the other processes, before anything else of jax: `jax.distributed.initialize` with our times.
+
+    Args:
+      coordinator: host:port of process 0, which all of them can reach.
+      num_processes, process_id: how many there are, and which of them this is, from 0. All three None:
+        jax finds them by itself, under SLURM, on Cloud TPU, under Open MPI and Kubernetes.
+      lost_after: seconds after which a process that gives no sign of life counts as lost. The others then
+        end with jax's message and a code that is not 0. They do so too when one ends of itself and they
+        have not come to their own end this much later.
+
+    Raises:
+      ValueError: only some of the three are given, or no host:port, or no such process.
+    """
+    given = (coordinator, num_processes, process_id)
+    checks.count(lost_after=lost_after)
+    if any(a is not None for a in given):
+        _check_given(*given)
+    jax.distributed.initialize(
+        coordinator,
+        num_processes,
+        process_id,
+        heartbeat_timeout_seconds=lost_after,
+        shutdown_timeout_seconds=lost_after,
+    )
+
+
+def _check_given(coordinator: Any, num_processes: Any, process_id: Any) -> None:
+    if coordinator is None or num_processes is None or process_id is None:
+        raise ValueError(
+            f"coordinator, num_processes, process_id: expected all three, e.g. 'host:1234', 2 and 0, or "
+            f"none of them; got {coordinator!r}, {num_processes} and {process_id}"
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"coordinator: expected host:port, e.g. 'host:1234'; got {coordinator!r}")
+    checks.count(num_processes=num_processes)
+    if not 0 <= process_id < num_processes:
+        raise ValueError(
+            f"process_id: expected one of 0..{num_processes - 1}, one for each process; got {process_id}"
+        )
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files and shows what happens."""
+    return jax.process_index() == 0
+
+
+def as_first(value: bool) -> bool:
+    """What the first process says; all processes must ask."""
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+def largest(value: int) -> int:
+    """The largest number that a process has; all processes must ask."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.process_allgather(np.asarray(value)).max())
+
+
+def check_present(mesh: Mesh) -> None:
+    """Every process has devices in the mesh.
+
+    Raises:
+      ValueError: one has none; it could not take part in what the others do.
+    """
+    if jax.process_count() == 1 or not isinstance(mesh, Mesh):  # an AbstractMesh is of no process
+        return
+    present = {device.process_index for device in mesh.devices.flat}
+    absent = sorted(set(range(jax.process_count())) - present)
+    if absent:
+        raise ValueError(
+            f"mesh: expected devices of each of the {jax.process_count()} processes, e.g. all "
+            f"{jax.device_count()}; got {mesh.devices.size}, none of them of processes {absent}"
+        )
+
+
+class ProcessSamples(NamedTuple):
+    """Training samples of which each process holds a share of its own; see `jtssm.fit`.
+
+    Every process holds equally many. Processes whose devices train on the same rows of a minibatch, as
+    where only "pr" or "subnet" lies between them, hold the same samples in the same order. In a single
+    process it is the pair (x, y).
+    """
+
+    x: Any  # [samples of this process, ...]
+    y: Any  # [samples of this process, ...]
+
+
+class Shares(NamedTuple):
+    """How processes share the positions of a minibatch (or of all samples that stay in place)."""
+
+    num: int  # of shares
+    mine: np.ndarray  # [positions]: where in this process's share each lies; 0 for another's
+    owners: tuple[int, ...]  # of each process the share
+
+    @property
+    def size(self) -> int:
+        """Positions of a share."""
+        return self.mine.size // self.num
+
+
+def whole(size: int) -> Shares:
+    """The shares of processes which all hold everything."""
+    return Shares(1, np.arange(size), (0,) * jax.process_count())
+
+
+def shares(sharding: NamedSharding | None, shape: Sequence[int]) -> Shares:
+    """The shares in an array of leading dimensions `shape` that lies on the mesh as `sharding` says.
+
+    Raises:
+      ValueError: no mesh, or processes whose shares overlap or differ in size.
+    """
+    if jax.process_count() == 1:
+        return whole(prod(shape))
+    if sharding is None:
+        raise ValueError(
+            "train: expected a mesh with ProcessSamples, e.g. make_mesh(pc=8); got none"
+        )
+    positions, held = np.arange(prod(shape)).reshape(shape), defaultdict(list)
+    index: Any
+    device: Any
+    for device, index in sharding.devices_indices_map(tuple(shape)).items():
+        held[device.process_index].append(positions[index].ravel())
+    parts = {process: tuple(np.unique(np.concatenate(p))) for process, p in held.items()}
+    distinct = sorted(set(parts.values()))
+    if sum(map(len, distinct)) != positions.size or len({len(p) for p in distinct}) > 1:
+        raise ValueError(
+            f"mesh: expected, with ProcessSamples, that two processes share all their rows of a "
+            f"minibatch or none, and have equally many; got shares of {[len(p) for p in distinct]} of "
+            f"{positions.size} rows: use another shape of mesh, or give every process all samples"
+        )
+    mine = np.zeros(positions.size, int)
+    part = list(parts[jax.process_index()])
+    mine[part] = np.arange(len(part))
+    owners = tuple(distinct.index(parts[process]) for process in range(jax.process_count()))
+    return Shares(len(distinct), mine, owners)
+
+
+def check_shares(owners: Sequence[int], samples: ProcessSamples, check: Callable) -> int:
+    """Every process's samples pass `check`, are equally many, and the same where the share is.
+
+    All processes end here alike, with what is wrong on one of them; or with a checksum of all shares.
+
+    Raises:
+      ValueError: whatever `check` says; or the shares do not fit together.
+    """
+    arrays, refused = [np.ascontiguousarray(a) for a in samples], None
+    try:
+        check(*arrays)
+    except ValueError as error:
+        refused = error
+    digest = zlib.crc32(arrays[1].data, zlib.crc32(arrays[0].data))
+    mine = np.asarray([refused is not None, len(arrays[0]), digest], np.uint32)
+    said = multihost_utils.process_allgather(mine).reshape(-1, 3)
+    if refused is not None:
+        raise refused
+    if said[:, 0].any():
+        raise ValueError(
+            f"train: the samples of process {said[:, 0].argmax()} are refused; see what it says"
+        )
+    if len(set(said[:, 1].tolist())) > 1:
+        raise ValueError(
+            f"train: expected equally many samples in each process; got {said[:, 1].tolist()}"
+        )
+    distinct = sorted(set(zip(owners, said[:, 2].tolist(), strict=True)))
+    if len(distinct) > len(set(owners)):
+        groups = [[p for p, o in enumerate(owners) if o == owner] for owner in sorted(set(owners))]
+        raise ValueError(
+            f"train: expected the same samples in processes whose devices train on the same rows of a "
+            f"minibatch, on this mesh {groups}; got different ones"
+        )
+    return zlib.crc32(repr(distinct).encode())
+
+
+def put_rows(a: np.ndarray, rows: np.ndarray, sharding: NamedSharding | None) -> Any:
+    """a[rows] on the mesh, or on the default device; a process reads the rows of its own devices only.
+
+    a: [samples, ...].  rows: indices of samples; the mesh splits none but its dimensions.
+    """
+    if sharding is None or jax.process_count() == 1:
+        return jax.device_put(a[rows.ravel()].reshape(*rows.shape, *a.shape[1:]), sharding)
+    read: dict[tuple, np.ndarray] = {}  # devices of a process may hold the same rows
+
+    def part(index: Any) -> np.ndarray:
+        lead = index[: rows.ndim]
+        key = tuple((s.start, s.stop) for s in lead)
+        if key not in read:
+            read[key] = a[rows[lead]]
+        return read[key]
+
+    return jax.make_array_from_callback((*rows.shape, *a.shape[1:]), sharding, part)

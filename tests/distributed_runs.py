@@ -1,0 +1,257 @@
+"""What each of several processes runs for tests/test_distributed.py, which compares it with one process.
+
+As a program: python -m tests.distributed_runs WHAT FOLDER PORT PROCESSES ID; 8 devices in all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jtssm
+from jtssm import cli, images, network, problems, sharding, solvers
+
+DEVICES = 8
+LOST_AFTER = 10  # seconds
+X, Y = problems.separable(0, 96, 4, 3, np.float64)
+HELD_OUT = (X[:30], Y[:30])  # pc does not divide them
+NET = jtssm.mlp([4, 16, 3])
+DEEP = jtssm.mlp([4, 16, 12, 3])
+SHARED = {"optimizer": optax.adam(1e-2), "batch_size": 16}
+ROUND = {"optimizer": optax.sgd(0.05), "batch_size": 4, "local_steps": 2}
+STORED = {"schedule": "stored", "weight_steps": 2}
+
+
+def cases() -> dict[str, tuple]:
+    """Name -> (method, shape of the mesh, forms): every method, and each axis between the processes."""
+    return {
+        "sgd": (solvers.sgd(NET, **SHARED), (1, 2, 4), "auto"),
+        "gsadmm, streaming": (solvers.gsadmm(NET, subnets=2, **SHARED), (2, 2, 2), "auto"),
+        "gsadmm, stored": (
+            solvers.gsadmm(NET, subnets=2, **STORED, **SHARED), (2, 1, 4), "auto"
+        ),
+        "gsam": (solvers.gsam(NET, subnets=2, **STORED, **SHARED), (1, 1, 8), "auto"),
+        "pdadmm": (solvers.pdadmm(NET), (2, 1, 4), "auto"),
+        "ist": (solvers.ist(NET, subnets=2, **ROUND), (2, 1, 4), "auto"),
+        "local_sgd": (solvers.local_sgd(NET, workers=4, **ROUND), (4, 1, 2), "auto"),
+        "ensemble": (solvers.ensemble(NET, members=4, **ROUND), (4, 1, 2), "auto"),
+    }  # fmt: skip
+
+
+def more_cases() -> dict[str, tuple]:
+    """Other schedules, forms of layers, and images, whose halos are permutes."""
+    sgd = solvers.sgd(DEEP, **SHARED)
+    pieces = solvers.gsadmm(DEEP, subnets=3, sweeps=2, **SHARED)
+    normal = jtssm.mlp([4, 16, 12, 3], normalisation="running")
+    layers = [*(images.convolution(3, 3, activation=jnp.tanh) for _ in range(2)), network.dense(3)]
+    pictures = network.sequence(layers, (4, 1, 1))
+    return {
+        "gathered": (sgd, (1, 8, 1), ("gathered", "batch", "batch")),
+        "scattered, row": (sgd, (1, 4, 2), ("scattered", "row", "batch")),
+        "model": (sgd, (1, 4, 2), ("model", "model", "batch")),
+        "3 pieces, 2 sweeps": (pieces, (2, 1, 4), "auto"),
+        "gsam, streaming": (solvers.gsam(DEEP, subnets=2, **SHARED), (2, 2, 2), "auto"),
+        "statistics": (solvers.sgd(normal, **SHARED), (1, 1, 8), "auto"),
+        "domain": (solvers.sgd(pictures, **SHARED), (1, 4, 2), ("domain", "domain", "batch")),
+        "statistics of workers": (solvers.local_sgd(normal, workers=2, **ROUND), (2, 1, 4), "auto"),
+    }  # fmt: skip
+
+
+def fitted(method: Any, train: Any, mesh: Any, forms: Any = "auto", **options: Any) -> Any:
+    """Two passes from one key."""
+    return jtssm.fit(
+        method, train, epochs=2, key=jax.random.key(0), mesh=mesh, forms=forms, **options
+    )
+
+
+def numbers(result: Any) -> dict[str, Any]:
+    """What a run has to say."""
+    history = [{k: v for k, v in line.items() if k != "seconds"} for line in result.history]
+    params = [a.tolist() for a in jax.tree.leaves(result.params)]
+    return {"history": history, "params": params, "outputs": result.predict(HELD_OUT[0]).tolist()}
+
+
+def run_cases(which: Callable) -> dict[str, Any]:
+    """The numbers of each case on its mesh."""
+    return {
+        name: numbers(
+            fitted(method, (X, Y), sharding.make_mesh(*shape), forms, validation=HELD_OUT)
+        )
+        for name, (method, shape, forms) in which().items()
+    }
+
+
+def share(process: int, processes: int) -> tuple:
+    """The samples that a process holds: every so-manieth."""
+    return X[process::processes], Y[process::processes]
+
+
+def my_share() -> Any:
+    return sharding.ProcessSamples(*share(jax.process_index(), jax.process_count()))
+
+
+def sharers() -> dict[str, tuple]:
+    """Methods and meshes on which samples are split between the processes."""
+    averaged = cases()["local_sgd"]
+    return {
+        "sgd": (cases()["sgd"][0], (1, 1, DEVICES)),
+        "local_sgd": averaged[:2],
+        "pdadmm": (solvers.pdadmm(NET), (1, 1, DEVICES)),
+    }
+
+
+def run_shares(*names: str) -> dict[str, Any]:
+    """Numbers of runs whose samples only the process has whose devices train on them."""
+    return {
+        name: numbers(fitted(method, my_share(), sharding.make_mesh(*shape)))
+        for name, (method, shape) in sharers().items()
+        if name in names
+    }
+
+
+def refusals() -> dict[str, str]:
+    """What is said where processes could not work together; all of them must say something."""
+    sgd, split = cases()["sgd"][0], (1, 1, DEVICES)
+    this, (x, y) = jax.process_index(), share(jax.process_index(), jax.process_count())
+    samples = sharding.ProcessSamples
+    tries = {
+        "mesh": (samples(X, Y), (1, 1, 2)),
+        "number": (samples(x[this:], y[this:]), split),
+        "labels": (samples(x, y + 3 * this), split),
+        "alike": (samples(x, y), (1, DEVICES, 1)),
+    }
+    said = {}
+    for name, (train, shape) in tries.items():
+        try:
+            fitted(sgd, train, sharding.make_mesh(*shape))
+        except ValueError as error:
+            said[name] = str(error)
+    return said
+
+
+def stopped() -> int:
+    """Epochs of a run that the last process alone wants to stop after the second."""
+    last = jax.process_index() == jax.process_count() - 1
+    stop = lambda epoch: last and epoch.record["epoch"] == 2
+    method, shape, _ = cases()["sgd"]
+    mesh, key = sharding.make_mesh(*shape), jax.random.key(0)
+    return len(jtssm.fit(method, (X, Y), epochs=4, key=key, mesh=mesh, callbacks=[stop]).history)
+
+
+def diverged() -> list:
+    """Where a run with steps that are too long stops, and whether its state is finite."""
+    method = solvers.sgd(NET, optimizer=optax.sgd(1e200), batch_size=16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        result = fitted(method, (X, Y), sharding.make_mesh(1, 2, 4))
+    finite = all(np.isfinite(a).all() for a in jax.tree.leaves(result.params))
+    return [result.divergence.step, result.divergence.variable, finite]
+
+
+def signalled(folder: Path) -> list:
+    """Epochs done, and whether it counts as interrupted, of a run of which one process is told to end."""
+
+    def tell(epoch: Any) -> None:
+        if jax.process_index() == 0 and epoch.record["epoch"] == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    method, shape, _ = cases()["sgd"]
+    result = jtssm.fit(
+        method, (X, Y), epochs=9, key=jax.random.key(0), mesh=sharding.make_mesh(*shape),
+        callbacks=[tell], checkpoint=folder / "signalled",
+    )  # fmt: skip
+    return [len(result.history), result.interrupted, result.signal]
+
+
+def kept(folder: Path, epochs: int, which: Callable = cases, here: bool = True) -> dict[str, Any]:
+    """Numbers of runs with checkpoints; here: on their meshes, else on one device."""
+    found = {}
+    for name, (method, shape, forms) in which().items():
+        mesh = sharding.make_mesh(*shape) if here else None
+        found[name] = numbers(jtssm.fit(
+            method, (X, Y), epochs=epochs, key=jax.random.key(0), mesh=mesh,
+            forms=forms if here else "auto", checkpoint=folder / f"checkpoints of {name}",
+        ))  # fmt: skip
+    return found
+
+
+def endless(folder: Path) -> None:
+    """Trains until it is ended from outside; says where it is."""
+
+    def tell(epoch: Any) -> None:
+        (folder / f"epoch-{jax.process_index()}").write_text(str(epoch.record["epoch"]))
+
+    method, shape, _ = cases()["sgd"]
+    jtssm.fit(
+        method, (X, Y), epochs=10**6, key=jax.random.key(0), mesh=sharding.make_mesh(*shape),
+        callbacks=[tell], checkpoint=folder / "checkpoints", keep=2,
+    )  # fmt: skip
+
+
+def command(folder: Path, port: str, processes: str, this: str) -> None:
+    """`jtssm train`, which makes the processes meet."""
+    arguments = ["train", "--method", "sgd", "--hidden", "16", "--epochs", "2"]
+    meeting = ["--coordinator", f"localhost:{port}", "--num-processes", processes]
+    mine = ["--process-id", this, "--out", str(folder / f"cli-{this}")]
+    mesh = ["--batch-size", "80", "--mesh", f"pc={DEVICES}"]
+    with (folder / f"cli-{this}.txt").open("w") as shown, contextlib.redirect_stdout(shown):
+        code = cli.main([*arguments, *meeting, *mine, *mesh])
+    assert code == 0, code
+
+
+def one_case() -> dict[str, tuple]:
+    """The method of the checkpoint that `make test` looks at."""
+    return {"sgd": cases()["sgd"]}
+
+
+PROGRAMS: dict[str, Callable[[Path], Any]] = {
+    "short": lambda folder: {
+        "cases": run_cases(cases),
+        "shares": run_shares("sgd"),
+        "refused": refusals(),
+        "kept": kept(folder, 1, one_case),
+    },
+    "long": lambda folder: {
+        "cases": run_cases(more_cases),
+        "shares": run_shares("local_sgd", "pdadmm"),
+        "stopped": stopped(),
+        "diverged": diverged(),
+        "signalled": signalled(folder),
+    },
+    "cases": lambda folder: {"cases": run_cases(cases)},
+    "begin": lambda folder: kept(folder, 1),
+    "go on": lambda folder: kept(folder, 2),
+    "endless": endless,
+}
+
+
+def main(what: str, folder: Path, port: str, processes: str, this: str) -> None:
+    """Meet the others, run, write what was found."""
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_disable_most_optimizations", True)
+    if what == "short":
+        command(folder, port, processes, this)
+    else:
+        jax.config.update("jax_num_cpu_devices", DEVICES // int(processes))
+        sharding.connect(f"localhost:{port}", int(processes), int(this), lost_after=LOST_AFTER)
+    found = PROGRAMS[what](folder)
+    (folder / f"{what}-{this}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    if jax.__version_info__ < (0, 11):  # as in conftest.py: compiles in half the time
+        flag = "--xla_cpu_use_fusion_emitters=false"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])

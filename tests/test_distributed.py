@@ -1,0 +1,228 @@
+"""Several processes, each with devices of its own, against one: the same program, the same numbers."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jtssm
+from jtssm import data
+from tests import distributed_runs as runs
+
+ROOT = Path(__file__).parents[1]
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])
+
+
+def start(folder: Path, processes: int, what: str) -> list[subprocess.Popen]:
+    """A program of distributed_runs in so many processes."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.distributed_runs", what, str(folder), free_port()]
+    started = []
+    for i in range(processes):
+        with (folder / f"stderr-{i}.txt").open("w") as errors:
+            started.append(subprocess.Popen(
+                [*command, str(processes), str(i)], stdout=subprocess.DEVNULL, stderr=errors,
+                env=environment, cwd=ROOT,
+            ))  # fmt: skip
+    return started
+
+
+def end(started: list[subprocess.Popen]) -> None:
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def finished(started: list[subprocess.Popen], folder: Path, what: str) -> list[dict]:
+    """What each process found."""
+    try:
+        for i, process in enumerate(started):
+            assert process.wait(timeout=270) == 0, (folder / f"stderr-{i}.txt").read_text()[-3000:]
+    finally:
+        end(started)
+    return [json.loads((folder / f"{what}-{i}.json").read_text()) for i in range(len(started))]
+
+
+def together(folder: Path, processes: int, what: str) -> list[dict]:
+    return finished(start(folder, processes, what), folder, what)
+
+
+def agree(found: dict, expected: dict) -> None:
+    """All numbers of all cases."""
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert jax.tree.structure(found[name]) == jax.tree.structure(expected[name]), name
+        pair = (np.asarray(jax.tree.leaves(case[name])) for case in (found, expected))
+        np.testing.assert_allclose(*pair, rtol=1e-10, atol=1e-10, err_msg=name)
+
+
+def alone(which) -> dict:
+    """The numbers of the cases on one device of one process."""
+    return {
+        name: runs.numbers(runs.fitted(method, (runs.X, runs.Y), None, validation=runs.HELD_OUT))
+        for name, (method, _, _) in which().items()
+    }
+
+
+def by_hand(method, positions: list[tuple]) -> list:
+    """Parameters after two passes over the shares of two processes, on one device.
+
+    positions: for each share which positions of a minibatch it fills, as an index of the minibatch.
+    """
+    init_key, order_key = jax.random.split(jax.random.key(0))
+    draw = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
+    state, step = method.init(init_key, runs.X, runs.Y), jax.jit(method.step)
+    shares = [runs.share(process, 2) for process in (0, 1)]
+    size = np.prod(method.batch_shape) // 2
+    orders = np.concatenate([draw.permutation(48) for _ in range(2)]).reshape(-1, size)
+    for rows in orders:
+        x, y = np.zeros((*method.batch_shape, 4)), np.zeros(method.batch_shape, int)
+        for (xs, ys), at in zip(shares, positions, strict=True):
+            x[at], y[at] = (a[rows].reshape(b[at].shape) for a, b in ((xs, x), (ys, y)))
+        state, _ = step(state, x, y)
+    return [a.tolist() for a in jax.tree.leaves(method.params(state))]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """(the folder, what each of two processes found, what one process finds meanwhile)."""
+    folder = tmp_path_factory.mktemp("pair")
+    started = start(folder, 2, "short")
+    try:
+        one = alone(runs.cases)
+    finally:
+        found = finished(started, folder, "short")
+    return folder, found, one
+
+
+def test_every_method_trains_to_the_numbers_of_one_process(pair):
+    _, found, one = pair
+    assert len(one) == 8
+    agree(found[0]["cases"], one)
+    assert found[1]["cases"] == found[0]["cases"]
+
+
+def test_processes_train_on_shares_of_their_own(pair):
+    _, found, _ = pair
+    sgd, _ = runs.sharers()["sgd"]
+    expected = by_hand(sgd, [(slice(0, 8),), (slice(8, 16),)])
+    assert found[0]["shares"] == found[1]["shares"]
+    agree({"params": found[0]["shares"]["sgd"]["params"]}, {"params": expected})
+    plain = found[0]["cases"]["sgd"]["params"][0]
+    assert np.abs(np.subtract(plain, expected[0])).max() > 1e-4  # other minibatches
+
+
+def test_what_cannot_work_is_refused_in_every_process(pair):
+    _, (one, two), _ = pair
+    assert "mesh: expected devices of each of the 2 processes" in one["refused"]["mesh"]
+    assert "got 2, none of them of processes [1]" in one["refused"]["mesh"]
+    assert "equally many samples in each process; got [48, 47]" in one["refused"]["number"]
+    assert "on this mesh [[0, 1]]; got different ones" in one["refused"]["alike"]
+    assert one["refused"].pop("labels") == (
+        "train: the samples of process 1 are refused; see what it says"
+    )
+    assert "y: expected labels 0..2" in two["refused"].pop("labels")
+    assert one["refused"] == two["refused"]
+
+
+def test_the_command_line_trains_with_several_processes_and_the_first_one_writes(pair):
+    folder, _, _ = pair
+    names = {"history.csv", "history.png", "params.npz", "result.json"}
+    assert {file.name for file in (folder / "cli-0").iterdir()} == names
+    assert not (folder / "cli-1").exists()
+    assert (folder / "cli-1.txt").read_text() == ""
+    assert "epoch 2/2" in (folder / "cli-0.txt").read_text()
+    result = json.loads((folder / "cli-0/result.json").read_text())["results"]["sgd"]
+    weights = np.load(folder / "cli-0/params.npz")
+    params = [{k: weights[f"[{i}]['{k}']"] for k in "Wb"} for i in range(2)]
+    test = data.load("digits", flat=True).test
+    scores = jtssm.mlp([64, 16, 10]).apply(params, test.x)
+    assert abs(float((scores.argmax(1) == test.y).mean()) - result["test_accuracy"]) < 1e-6
+
+
+def test_a_checkpoint_of_two_processes_goes_on_in_one(pair):
+    folder, found, one = pair
+    (begun,) = found[0]["kept"]["sgd"]["history"]
+    resumed = runs.kept(folder, 2, runs.one_case, here=False)["sgd"]
+    assert resumed["history"][0]["loss"] == begun["loss"]
+    agree({"params": resumed["params"]}, {"params": one["sgd"]["params"]})
+
+
+@pytest.mark.slow
+def test_more_forms_shares_stops_and_a_divergence_in_two_processes(tmp_path):
+    started = start(tmp_path, 2, "long")
+    try:
+        one = alone(runs.more_cases)
+    finally:
+        found = finished(started, tmp_path, "long")
+    agree(found[0]["cases"], one)
+    assert found[0] == found[1]
+    rounds = [np.s_[:, :2], np.s_[:, 2:]]  # two workers in each process
+    expected = {"local_sgd": by_hand(runs.sharers()["local_sgd"][0], rounds)}
+    samples = [
+        np.concatenate(arrays) for arrays in zip(runs.share(0, 2), runs.share(1, 2), strict=True)
+    ]
+    method, _ = runs.sharers()["pdadmm"]
+    expected["pdadmm"] = runs.numbers(runs.fitted(method, samples, None))["params"]
+    agree({k: v["params"] for k, v in found[0]["shares"].items()}, expected)
+    assert found[0]["stopped"] == 2
+    assert found[0]["diverged"] == runs.diverged()
+    assert found[0]["signalled"] == [2, True, signal.SIGTERM]
+
+
+@pytest.mark.slow
+def test_four_processes_train_to_the_numbers_of_one_process(tmp_path):
+    found = together(tmp_path, 4, "cases")
+    agree(found[0]["cases"], alone(runs.cases))
+    assert all(other == found[0] for other in found)
+
+
+@pytest.mark.slow
+def test_checkpoints_of_four_processes_go_on_in_two(tmp_path):
+    begun = together(tmp_path, 4, "begin")
+    resumed = together(tmp_path, 2, "go on")
+    one = {n: {"params": v["params"]} for n, v in alone(runs.cases).items()}
+    agree({n: {"params": v["params"]} for n, v in resumed[0].items()}, one)
+    assert begun[0] != resumed[0]
+    assert resumed[0] == resumed[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_one_process_is_lost_the_other_ends_and_the_run_goes_on_in_one(tmp_path, killed):
+    started = start(tmp_path, 2, "endless")
+    try:
+        begun = time.monotonic()
+        told = tmp_path / "epoch-1"
+        while not told.exists() or int(told.read_text() or 0) < 5:
+            assert all(process.poll() is None for process in started)
+            assert time.monotonic() - begun < 200
+            time.sleep(0.1)
+        started[killed].send_signal(signal.SIGKILL)
+        begun = time.monotonic()
+        # lost_after, and what it takes to tell and to end
+        assert started[1 - killed].wait(timeout=runs.LOST_AFTER + 10) != 0
+        assert time.monotonic() - begun < runs.LOST_AFTER + 10
+    finally:
+        end(started)
+    method, _, _ = runs.cases()["sgd"]
+    train, key = (runs.X, runs.Y), jax.random.key(0)
+    epochs = int(told.read_text()) + 3
+    resumed = jtssm.fit(method, train, epochs=epochs, key=key, checkpoint=tmp_path / "checkpoints")
+    whole = jtssm.fit(method, train, epochs=epochs, key=key)
+    assert [line["epoch"] for line in resumed.history] == list(range(1, epochs + 1))
+    assert resumed.history[0]["seconds"] != whole.history[0]["seconds"]
+    agree({"params": runs.numbers(resumed)["params"]}, {"params": runs.numbers(whole)["params"]})
