@@ -83,7 +83,7 @@ def load(
     splits = SOURCES[name].read(root / name)
     if size is not None:
         height, width = splits.train.x.shape[1:3]
-        checks.count(size=size)
+        (size,) = checks.count(size=size)
         if height != width or size > height:
             raise ValueError(
                 f"size: expected None for {name}, or at most {height} where images are square; "

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jtssm import checks
 from jtssm.products import PLAIN
 
 Array = jax.Array
@@ -169,6 +170,7 @@ def as_method(parts: Parts) -> Method:
     start = jax.jit(partial(parts.init, exchange))  # eager, its many small draws compile one by one
 
     def init(key, x, y, params=None):
+        key = checks.key(key)
         parts.check(x, y, "init")
         if not parts.resident:  # only shapes are needed
             x, y = x[:1], y[:1]
@@ -221,13 +223,21 @@ def given_trees(draw: Callable, params: Any, dtype: Any) -> list[Tree]:
       ValueError: not one tree a layer, or trees of another network.
     """
     shapes = jax.eval_shape(lambda: draw(jax.random.key(0), dtype))
-    if len(params) != len(shapes):
-        raise ValueError(f"params: expected {len(shapes)} trees, one a layer; got {len(params)}")
-    expected, got = (jax.tree.map(jnp.shape, list(tree)) for tree in (shapes, params))
+    if not isinstance(params, (list, tuple)) or len(params) != len(shapes):
+        got = len(params) if isinstance(params, (list, tuple)) else checks.shown(params)
+        raise ValueError(f"params: expected {len(shapes)} trees, one a layer; got {got}")
+    expected, got = (jax.tree.map(_shape, list(tree)) for tree in (shapes, params))
     if expected != got:
-        raise ValueError(f"params: expected arrays of shapes {expected}; got {got}")
+        raise ValueError(f"params: expected arrays of shapes {expected}; got {checks.shown(got)}")
+    jax.tree.map(partial(checks.array, "params"), list(params))
     # left where they are: numpy arrays stay in host memory
     return jax.tree.map(lambda a, like: a.astype(like.dtype), list(params), shapes)
+
+
+def _shape(leaf: Any) -> Any:
+    """Of an array; of something else what it is."""
+    shape = getattr(leaf, "shape", None)
+    return shape if isinstance(shape, tuple) else type(leaf).__name__
 
 
 def by_piece(params: Any, starts: tuple[int, ...]) -> tuple:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -42,10 +44,14 @@ def builder(method: str | Build, *, optimizer: Any = None, **options: Any) -> Bu
       ValueError: an unknown name.
     """
     if callable(method):
-        return method
+        return partial(_own, method)
     checks.one_of("method", method, list(solvers.METHODS))
     make = solvers.METHODS[method]
-    trained = {} if method == "pdadmm" else {"optimizer": optimizer or optax.adam(1e-3)}
+    _check_options(make, options)
+    if optimizer is not None:
+        checks.optimizers(optimizer, 1)
+    adam = optax.adam(1e-3) if optimizer is None else optimizer
+    trained = {} if method == "pdadmm" else {"optimizer": adam}
 
     def build(net: Network, n: int, batch: int) -> Method:
         if method == "sgd" and n > 1:
@@ -66,13 +72,29 @@ def builder(method: str | Build, *, optimizer: Any = None, **options: Any) -> Bu
     return build
 
 
+def _own(build: Build, net: Network, n: int, batch: int) -> Method:
+    """What the user's function builds, a method."""
+    method = build(net, n, batch)
+    checks.instance("method", method, Method, "what solvers.sgd(net, ...) returns")
+    return method
+
+
+def _check_options(make: Callable, options: Mapping[str, Any]) -> None:
+    known = [name for name in inspect.signature(make).parameters if name != "net"]
+    for name in options:
+        checks.one_of("options", name, known)
+
+
 def as_network(net: Network | str) -> Network:
     """A network as it is, or a published one by its name.
 
     Raises:
       ValueError: an unknown name.
     """
-    return find_architecture(net)() if isinstance(net, str) else net
+    if isinstance(net, str):
+        return find_architecture(net)()
+    checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")
+    return net
 
 
 def plan(
@@ -129,7 +151,11 @@ def sweep(
     Raises:
       ValueError: as `plan`, but that a shape which does not go is a record with an error.
     """
-    planner.check_numbers(batch, overlap, memory_limit)
+    batch, overlap, memory_limit, samples = planner.check_numbers(
+        batch, overlap, memory_limit, samples
+    )
+    (num_devices,) = checks.count(num_devices=num_devices)
+    count, measure = checks.flag("count", count), checks.flag("measure", measure)
     network, machine = as_network(net), find_machine(machine)
     build = builder(method, optimizer=optimizer, **options)
     if topology is not None and len(topology_devices(topology)) < num_devices:

@@ -103,6 +103,7 @@ def as_method(parts: WorkerParts) -> Method:
     start = jax.jit(partial(first_state, parts), static_argnums=1)
 
     def init(key, x, y, params=None):
+        key = checks.key(key)
         parts.check(x, y, "init")
         dtype = jnp.result_type(x)
         if params is not None:

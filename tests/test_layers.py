@@ -7,11 +7,11 @@ import jtssm
 
 ROOT = Path(jtssm.__file__).parent
 LEVELS = {
-    "products": 0,
+    "products": 0, "checks": 0,
     "protocol": 1,
     "normalisation": 2, "losses": 2,
     "network": 3,
-    "checks": 4, "unpacking": 4,
+    "unpacking": 4,
     "images": 5, "workers": 5, "data": 5, "problems": 5,
     "solvers": 6, "sharding": 6, "residual": 6,
     "divergence": 7, "architectures": 7, "trials": 7,

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jtssm import checks
 from jtssm.products import PLAIN
 from jtssm.protocol import Method, Tree, as_input, given_trees
 from jtssm.sharding import collectives
@@ -119,6 +120,7 @@ class _Crew:
         them every device draws such layers whole, for a moment, and keeps its part.
         """
         parts = self.parts
+        key = checks.key(key)
         parts.check(x, y, "init")
         dtype = jnp.result_type(x)
         key = put(key, self.mesh, PartitionSpec())

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jtssm import checks
 from jtssm.protocol import (
     Method,
     Parts,
@@ -72,11 +73,15 @@ def place(
     Where "subnet" does not divide the number of pieces n, every device has ceil(n / subnet) slots, the
     last of which stay empty: a step takes as long, and a device holds as much, as with full slots.
     """
+    checks.instance("method", method, Method, "solvers.sgd(net, ...)")
+    checks.instance("mesh", mesh, Mesh, "sharding.make_mesh(pc=2)")
     parts = method.parts
     names = axis_names(mesh, axes)
     if isinstance(parts, WorkerParts):
-        if forms != "auto":
-            raise ValueError(f"forms: expected 'auto', {parts.name} splits no layer; got {forms!r}")
+        if not isinstance(forms, str) or forms != "auto":
+            raise ValueError(
+                f"forms: expected 'auto', {parts.name} splits no layer; got {checks.shown(forms)}"
+            )
         return place_workers(method, mesh, names)
     sizes = axis_size(mesh, names.subnet), axis_size(mesh, names.pr), axis_size(mesh, names.pc)
     _check_sizes(parts, sizes)
@@ -179,7 +184,7 @@ class _Placing:
 
     def init(self, key, x, y, params=None):
         """The state, laid out on the mesh: no device ever holds another's weights."""
-        parts = self.parts
+        parts, key = self.parts, checks.key(key)
         parts.check(x, y, "init")
         if parts.batch_size is None:
             check_split(x, self.at.sizes[2])

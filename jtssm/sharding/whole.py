@@ -17,6 +17,7 @@ import optax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jtssm import checks
 from jtssm.protocol import Exchange, Method, Tree, as_input, by_index, given_params, whole_params
 from jtssm.sharding import collectives
 from jtssm.sharding.grid import Grid, split_dimensions, whole_grid
@@ -44,6 +45,7 @@ class _Whole:
 
     def init(self, key, x, y, params=None):
         """The state, laid out on the mesh: no device ever holds another's weights."""
+        key = checks.key(key)
         self.parts.check(x, y, "init")
         # shapes alone
         x, y = (np.zeros((1, *jnp.shape(a)[1:]), jnp.result_type(a)) for a in (x, y))

@@ -60,7 +60,7 @@ def local_sgd(
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
     """
-    checks.count(workers=workers)
+    (workers,) = checks.count(workers=workers)
     trainer = local(net, optimizer, loss, local_steps, batch_size, precision, composed(net))
     return _method("local_sgd", _Averaged(trainer, workers), precision)
 
@@ -84,7 +84,7 @@ def ensemble(
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
     """
-    checks.count(members=members)
+    (members,) = checks.count(members=members)
     trainer = local(net, optimizer, loss, local_steps, batch_size, precision, composed(net))
     return _method("ensemble", _Apart(trainer, members), precision)
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jtssm import checks, losses
-from jtssm.network import Network, estimate_layers
+from jtssm.network import Network, cut, estimate_layers
 from jtssm.products import Products
 from jtssm.protocol import Array, Info, Method, Run, as_method
 from jtssm.solvers.pieces import Pieces, Weights, precisely
@@ -50,10 +50,10 @@ def sgd(
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
     """
-    checks.count(batch_size=batch_size)
+    (batch_size,) = checks.count(batch_size=batch_size)
     checks.precision(precision)
     optimizers = checks.optimizers(optimizer, 1)
-    pieces = Pieces(net, (0, len(net.layers)), optimizers, losses.find(loss))
+    pieces = Pieces(net, cut(net, 1, None), optimizers, losses.find(loss))
     gradient, descend = precisely(precision, _gradient(pieces)), _descend(pieces)
     return as_method(
         pieces.parts(

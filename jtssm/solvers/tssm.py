@@ -96,7 +96,7 @@ def gsadmm(
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
     """
-    checks.positive(rho=rho)
+    (rho,) = checks.positive(rho=rho)
     schedules = {"streaming": turns.GSADMM, "stored": stored.GSADMM}
     return _method(
         schedules, net, optimizer, batch_size, subnets, cuts, Penalties(rho, alpha, eta),
@@ -155,9 +155,11 @@ def _method(
     delay_power, loss, precision,
 ) -> Method:  # fmt: skip
     """What gsADMM and gsAM have in common: the checks, the pieces, the schedule."""
-    given = {"alpha": penalties.alpha, "eta": penalties.eta}
-    checks.positive(**{name: a for name, a in given.items() if name == "alpha" or a is not None})
-    checks.count(batch_size=batch_size, sweeps=sweeps)
+    (alpha,) = checks.positive(alpha=penalties.alpha)
+    penalties = penalties._replace(alpha=alpha)
+    if penalties.eta is not None:
+        penalties = penalties._replace(eta=checks.positive(eta=penalties.eta)[0])
+    batch_size, sweeps = checks.count(batch_size=batch_size, sweeps=sweeps)
     checks.one_of("schedule", schedule, SCHEDULES)
     checks.precision(precision)
     starts = cut(net, subnets, cuts)
@@ -175,13 +177,13 @@ def _method(
     )  # fmt: skip
     if schedule == "stored":
         if weight_steps is not None:
-            checks.count(weight_steps=weight_steps)
+            (weight_steps,) = checks.count(weight_steps=weight_steps)
         pieces = Pieces(net, starts, optimizers, losses.find(loss))
         return resident.method(
             rules[schedule], pieces, batch_size, penalties, sweeps, precision, weight_steps
         )
     power = DELAY_POWER if delay_power is None else delay_power
-    checks.not_negative(delay_power=power)
+    (power,) = checks.not_negative(delay_power=power)
     pieces = Pieces(net, starts, _slowed(optimizers, power), losses.find(loss))
     return streaming.method(rules[schedule], pieces, batch_size, penalties, sweeps, precision)
 
