@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import isqrt, prod
 from numbers import Integral, Real
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +23,7 @@ Loss = Any
 
 SHOWN = 200  # most characters of a value in a message
 LISTED = 4096  # up to which divisors are listed
+LEAST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 def shown(value: Any) -> str:
@@ -43,19 +47,22 @@ def _real(value: Any) -> bool:
 
 def positive(**numbers: Any) -> tuple[float, ...]:
     """Each number is a finite real above 0, also in float32; returns them as Python's floats."""
-    found = []
-    for name, value in numbers.items():
-        if not _real(value) or not 0 < value < np.inf:
-            raise ValueError(
-                f"{name}: expected a finite number above 0, e.g. 1.0; got {shown(value)}"
-            )
-        if not np.finfo(np.float32).tiny <= value <= np.finfo(np.float32).max:
-            raise ValueError(
-                f"{name}: expected a number above 0 that float32 can hold, 1.2e-38 to 3.4e38, e.g. "
-                f"1.0; got {shown(value)}"
-            )
-        found.append(float(value))
-    return tuple(found)
+    return tuple(_positive(name, value) for name, value in numbers.items())
+
+
+def _positive(name: str, value: Any) -> float:
+    try:
+        number = float(value) if _real(value) else -1.0
+    except OverflowError:  # of an integer
+        number = np.inf
+    if not 0 < number < np.inf:
+        raise ValueError(f"{name}: expected a finite number above 0, e.g. 1.0; got {shown(value)}")
+    if not LEAST <= number <= LARGEST:
+        raise ValueError(
+            f"{name}: expected a finite number above 0 that float32 can hold, {LEAST:.2g} to "
+            f"{LARGEST:.2g}; got {shown(value)}"
+        )
+    return number
 
 
 def not_negative(**numbers: Any) -> tuple[float, ...]:
@@ -82,6 +89,20 @@ def count(**numbers: Any) -> tuple[int, ...]:
         if value > sys.maxsize:
             raise ValueError(f"{name}: expected an integer below 2**63; got {shown(value)}")
     return tuple(int(value) for value in numbers.values())
+
+
+def natural(name: str, value: Any) -> int:
+    """The value is an integer of at least 0; returns Python's."""
+    if not _integer(value) or not 0 <= value <= sys.maxsize:
+        raise ValueError(f"{name}: expected an integer of at least 0; got {shown(value)}")
+    return int(value)
+
+
+def path(name: str, value: Any) -> Path:
+    """The value is a path, or the text of one."""
+    if not isinstance(value, (str, PathLike)) or not isinstance(fspath(value), str):
+        raise ValueError(f"{name}: expected a path, e.g. 'data'; got {shown(value)}")
+    return Path(value)
 
 
 def counts(name: str, values: Any, example: str, *, least: int = 1) -> tuple[int, ...]:
@@ -147,7 +168,7 @@ def activation(value: Any) -> None:
     except Exception as error:  # whatever a function of the user's raises
         raise ValueError(
             f"{expected}, that jax can trace; got {shown(value)}, which raised "
-            f"{type(error).__name__}: {str(error).splitlines()[:1]}"
+            f"{type(error).__name__}: {shown(str(error))}"
         ) from error
     if not isinstance(out, jax.ShapeDtypeStruct) or out.shape != (2, 3):
         raise ValueError(f"{expected}, that keeps its shape; got {shown(value)}, which gives {out}")
@@ -172,7 +193,7 @@ def key(value: Any) -> jax.Array:
 
 def no_use_for(name: str, value: Any, why: str, *, schedule: str, given: str) -> None:
     """The value is None where the schedule `given` is the one that has no use for it."""
-    if given == schedule and value is not None:
+    if isinstance(given, str) and given == schedule and value is not None:
         raise ValueError(
             f"{name}: expected None with schedule={schedule!r}, {why}; got {shown(value)}"
         )
@@ -280,6 +301,36 @@ def array(name: str, value: Any) -> None:
         raise ValueError(
             f"{name}: expected an array of numbers, numpy's or jax's; got {shown(value)}"
         )
+
+
+def memory(devices: Sequence[Any]) -> float:
+    """Bytes that jax may take of the memory of the devices together; of CPUs the host's."""
+    here = [device for device in devices if device.process_index == jax.process_index()]
+    if not here or (here[0].platform == "cpu" and not hasattr(os, "sysconf")):  # Windows
+        return np.inf
+    if here[0].platform == "cpu":
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        found = sum((device.memory_stats() or {}).get("bytes_limit", np.inf) for device in here)
+    return found * len(devices) / len(here)
+
+
+def fits(state: Any, devices: Iterable[Any] | None = None) -> None:
+    """A state of such shapes fits into the memory of the devices; None: of the default one.
+
+    XLA ends the process, without an exception, over arrays that no memory holds.
+    """
+    devices = [jnp.zeros(()).device] if devices is None else list(devices)
+    size = sum(prod(a.shape) * _itemsize(a.dtype) for a in jax.tree.leaves(state))
+    if size > memory(devices):
+        raise ValueError(
+            f"net: expected a network whose state fits in the {memory(devices):.3g} bytes of memory "
+            f"there are; got one of {size:.3g} bytes: fewer or narrower layers, workers or sweeps"
+        )
+
+
+def _itemsize(dtype: Any) -> int:
+    return 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else np.dtype(dtype).itemsize
 
 
 def same_dtype(weights: Any, x: Any) -> None:

@@ -79,7 +79,8 @@ def load(
       FileNotFoundError: a missing file; the message says what to do.
     """
     checks.one_of("name", name, list(SOURCES))
-    root = default_dir() if data_dir is None else Path(data_dir)
+    flat = checks.flag("flat", flat)
+    root = default_dir() if data_dir is None else checks.path("data_dir", data_dir)
     splits = SOURCES[name].read(root / name)
     if size is not None:
         height, width = splits.train.x.shape[1:3]

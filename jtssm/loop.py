@@ -16,10 +16,13 @@ from tqdm.auto import tqdm
 from jtssm import checks
 from jtssm.divergence import Divergence, Guard
 from jtssm.feeding import Minibatches, Resident, means
-from jtssm.protocol import Array, Info, Method
+from jtssm.protocol import Array, Info, Method, as_method
 from jtssm.sharding import gathered, make_mesh, num_splits, place, planner
 from jtssm.sharding.finding import present_machine
 from jtssm.sharding.machines import Machine
+from jtssm.sharding.packing import is_rows
+from jtssm.workers import WorkerParts
+from jtssm.workers import as_method as of_workers
 
 ROWS = 8192  # most samples a forward pass of an evaluation
 
@@ -110,10 +113,11 @@ def fit(
     says in `divergence`, and in a RuntimeWarning, which variable went first. Ctrl-C ends the training
     and returns what was reached; any other exception carries it as its attribute `result`.
     """
-    checks.count(epochs=epochs, evaluate_every=evaluate_every)
-    x, y = (np.asarray(a) for a in _pair("train", train))
-    if mesh is not None:
-        method = _on_mesh(method, mesh, forms, machine, len(x))
+    checks.instance("method", method, Method, "solvers.sgd(net, ...)")
+    epochs, evaluate_every = checks.count(epochs=epochs, evaluate_every=evaluate_every)
+    key, callbacks = checks.key(key), _functions(callbacks)
+    x, y = _pair("train", train)
+    method = _on_mesh(method, mesh, forms, machine, len(x))
     sets = validation if isinstance(validation, Mapping) else {"validation": validation}
     sets = {name: _pair(name, pair) for name, pair in sets.items() if pair is not None}
     for pair in ((x, y), *sets.values()):
@@ -127,19 +131,43 @@ def fit(
     elif params is not None:
         raise ValueError("params: expected None with a state, which has its own; got both")
     else:
+        _check_state(method, state, x, y)
         state = method.spread(state)
     # the epochs after which a line of the history is due
     lines = [*range(evaluate_every, epochs, evaluate_every), epochs]
     return _train(method, state, epoch, lines, sets, callbacks, progress)
 
 
-def _on_mesh(method: Method, mesh: Mesh | str, forms: Any, machine: Any, samples: int) -> Method:
-    """The method on the user's mesh, or on the one that the cost model finds fastest."""
+def _check_state(method: Method, state: Any, x: np.ndarray, y: np.ndarray) -> None:
+    """The state is one of this method, of these samples where it keeps them."""
+    workers = isinstance(method.parts, WorkerParts)
+    unplaced = (of_workers if workers else as_method)(method.parts)
+    like = jax.eval_shape(unplaced.init, jax.random.key(0), x, y)
+    if type(state) is not type(like):
+        raise ValueError(
+            f"state: expected one of {method.name}, as its init or fit return it; got "
+            f"{checks.shown(state)}"
+        )
+    rows = any(is_rows(getattr(state, name)) for name in state._fields)
+    wanted, got = (jax.tree.map(np.shape, a) for a in (like, state)) if not rows else ((), ())
+    if wanted != got:
+        raise ValueError(
+            f"state: expected arrays of shapes {checks.shown(wanted)}, of this network, optimizer and "
+            f"samples; got {checks.shown(got)}"
+        )
+
+
+def _on_mesh(method: Method, mesh: Any, forms: Any, machine: Any, samples: int) -> Method:
+    """The method on the user's mesh, or on the one that the cost model finds fastest; None: as it is."""
     if isinstance(mesh, Mesh):
         return place(method, mesh, forms=forms)
-    if mesh != "auto" or forms != "auto":
+    own = not isinstance(forms, str) or forms != "auto"
+    if mesh is None and not own:
+        return method
+    if not isinstance(mesh, str) or mesh != "auto" or own:
         raise ValueError(
-            f"mesh: expected a jax.sharding.Mesh, or 'auto' and then no forms; got {mesh!r}, {forms!r}"
+            f"mesh: expected a jax.sharding.Mesh, or None or 'auto' and then no forms; got "
+            f"{checks.shown(mesh)}, forms {checks.shown(forms)}"
         )
     given = lambda net, subnet, batch: method
     best = planner.plan(
@@ -203,7 +231,7 @@ class _Bar:
     )  # fmt: skip
 
     def __init__(self, steps: int, progress: bool | None):
-        disable = None if progress is None else not progress
+        disable = None if progress is None else not checks.flag("progress", progress)
         self.bar = tqdm(total=steps, disable=disable, unit="step", dynamic_ncols=True)
         self.scores: dict[str, str] = {}
         self.sizes: dict[str, str] = {}
@@ -236,7 +264,9 @@ def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, f
 def outputs(method: Method, state: Any, x: Any) -> np.ndarray:
     """Outputs [samples, ...] of the composed network, on the host, computed at most ROWS at a time."""
     predict = jax.jit(method.predict)
-    chunks = np.array_split(np.asarray(x), -(-len(x) // ROWS))  # even: batch statistics need many
+    chunks = np.array_split(
+        np.asarray(x), max(1, -(-len(x) // ROWS))
+    )  # even: batch statistics need many
     return np.concatenate([gathered(predict(state, chunk)) for chunk in chunks])
 
 
@@ -248,7 +278,24 @@ def _certificate(infos: Info, history: Sequence[Mapping[str, float]]) -> dict[st
     return {"c_k": min(float(infos.decrease.min()), before)}
 
 
-def _pair(name: str, pair: Any) -> tuple:
+def _pair(name: str, pair: Any) -> tuple[np.ndarray, np.ndarray]:
+    """x and y in host memory, of a pair of arrays or of lists of numbers."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise ValueError(f"{name}: expected a pair (x, y); got {type(pair).__name__}")
-    return tuple(pair)
+    try:
+        x, y = (np.asarray(a) for a in pair)
+    except (ValueError, TypeError) as error:  # lists of unequal lengths
+        raise ValueError(f"{name}: expected a pair of arrays (x, y); got {error}") from error
+    for part, a in (("x", x), ("y", y)):
+        checks.array(f"{name}: {part}", a)
+        if not a.ndim:
+            raise ValueError(f"{name}: {part}: expected [samples, ...]; got a single number, {a}")
+    return x, y
+
+
+def _functions(callbacks: Any) -> tuple:
+    if not isinstance(callbacks, (list, tuple)) or not all(map(callable, callbacks)):
+        raise ValueError(
+            f"callbacks: expected a list of functions, e.g. [print]; got {checks.shown(callbacks)}"
+        )
+    return tuple(callbacks)

@@ -177,7 +177,9 @@ def as_method(parts: Parts) -> Method:
         x = as_input(parts.network, x)
         if params is not None:
             params = jax.tree.map(jnp.asarray, given_params(parts, params, x.dtype))
-        return start(key, x, jnp.asarray(y), params)
+        y = jnp.asarray(y)
+        checks.fits(jax.eval_shape(start, key, x, y, params))
+        return start(key, x, y, params)
 
     def step(state, x, y):
         parts.check(x, y, "step", state.weights)

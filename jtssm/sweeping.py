@@ -48,8 +48,7 @@ def builder(method: str | Build, *, optimizer: Any = None, **options: Any) -> Bu
     checks.one_of("method", method, list(solvers.METHODS))
     make = solvers.METHODS[method]
     _check_options(make, options)
-    if optimizer is not None:
-        checks.optimizers(optimizer, 1)
+    _optimizers(optimizer)
     adam = optax.adam(1e-3) if optimizer is None else optimizer
     trained = {} if method == "pdadmm" else {"optimizer": adam}
 
@@ -77,6 +76,13 @@ def _own(build: Build, net: Network, n: int, batch: int) -> Method:
     method = build(net, n, batch)
     checks.instance("method", method, Method, "what solvers.sgd(net, ...) returns")
     return method
+
+
+def _optimizers(optimizer: Any) -> tuple:
+    """Those that are given: none, one for all subnetworks, or one for each."""
+    given = isinstance(optimizer, (list, tuple)) and not hasattr(optimizer, "init")
+    num = len(optimizer) if given else 1
+    return () if optimizer is None else checks.optimizers(optimizer, num)
 
 
 def _check_options(make: Callable, options: Mapping[str, Any]) -> None:
@@ -171,12 +177,13 @@ def sweep(
         "count": count, "measure": measure, "topology": topology, "optimizer": _state_words(optimizer),
         "options": {name: str(value) for name, value in options.items()},
     }  # fmt: skip
+    resume = None if resume is None else checks.path("resume", resume)
     done = _done(resume, about)
     shapes = planner.factorisations(num_devices)
     at = _Sweep(
         network, num_devices, batch, machine, build, memory_limit, overlap, samples, topology
     )
-    disable = None if progress is None else not progress
+    disable = None if progress is None else not checks.flag("progress", progress)
     for shape in tqdm(shapes, disable=disable, unit="shape", dynamic_ncols=True):
         if shape not in done:
             done[shape] = at.record(shape, count, measure)
@@ -190,7 +197,8 @@ def _state_words(optimizer: Any) -> int | None:
     """What tells one optimizer from another here: the size of its state."""
     if optimizer is None:
         return None
-    state = jax.eval_shape(optimizer.init, {"W": jax.ShapeDtypeStruct((8, 8), np.float32)})
+    toy = {"W": jax.ShapeDtypeStruct((8, 8), np.float32)}
+    state = [jax.eval_shape(each.init, toy) for each in _optimizers(optimizer)]
     return sum(prod(a.shape) for a in jax.tree.leaves(state))
 
 
@@ -262,18 +270,29 @@ def _mark_best(records: Iterable[Record]) -> None:
         record["best"] = fastest is not None and record is first
 
 
-def _done(path: str | Path | None, about: Record) -> dict[tuple[int, ...], Record]:
+def _done(path: Path | None, about: Record) -> dict[tuple[int, ...], Record]:
     """Records that stand in a file, by shape."""
-    if path is None or not Path(path).exists():
+    if path is None or not path.exists():
         return {}
-    lines = [json.loads(line) for line in Path(path).read_text().splitlines() if _whole(line)]
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"resume: expected a file of JSON lines; got {path}: {error}") from error
+    lines = [json.loads(line) for line in text.splitlines() if _whole(line)]
     strange = [line for line in lines if line.get("about") != json.loads(json.dumps(about))]
     if strange:
         raise ValueError(
             f"resume: expected records of the same sweep, {about}; got {path} with "
             f"{strange[0].get('about')}: name another file"
         )
-    records = [line["record"] for line in lines]
+    records = [line.get("record") for line in lines]
+    whole = lambda r: isinstance(r, dict) and all(isinstance(r.get(axis), int) for axis in AXES)
+    damaged = [r for r in records if not whole(r)]
+    if damaged:
+        raise ValueError(
+            f"resume: expected records with {list(AXES)}; got {path} with "
+            f"{checks.shown(damaged[0])}: name another file"
+        )
     return {tuple(r[axis] for axis in AXES): r for r in records}
 
 
@@ -281,15 +300,15 @@ def _whole(line: str) -> bool:
     """Whether a line was written to its end before an interruption."""
     try:
         return isinstance(json.loads(line), dict)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
 
 
-def _keep(path: str | Path | None, about: Record, record: Record) -> None:
+def _keep(path: Path | None, about: Record, record: Record) -> None:
     if path is None:
         return
-    old = Path(path).read_bytes() if Path(path).exists() else b""
-    with Path(path).open("a") as file:
+    old = path.read_bytes() if path.exists() else b""
+    with path.open("a") as file:
         # behind a line that an interruption cut off, a new one
         file.write("\n" * bool(old and not old.endswith(b"\n")))
         file.write(json.dumps({"about": about, "record": record}) + "\n")

@@ -125,6 +125,7 @@ class _Crew:
         dtype = jnp.result_type(x)
         key = put(key, self.mesh, PartitionSpec())
         shapes = jax.eval_shape(partial(first_state, parts, dtype=dtype), key)
+        checks.fits(shapes, self.mesh.devices.flat)
         shardings = self._shardings(shapes)
         if params is None:
             start = partial(first_state, parts, dtype=dtype)

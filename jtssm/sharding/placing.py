@@ -193,6 +193,7 @@ class _Placing:
         weights = self._weights_layout(x.dtype)
         exchange = by_collectives(self.at._replace(weights=weights))
         whole = jax.eval_shape(lambda: parts.init(by_index(self.at.num), key, x, y, given))
+        checks.fits(whole, self.mesh.devices.flat)
         rows = None if given is None else self._lay_out(given)
         samples = self._samples if parts.resident else PartitionSpec()
         if not parts.resident:  # only shapes are needed

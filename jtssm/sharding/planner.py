@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from numbers import Integral
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jtssm import checks
 from jtssm.network import Network
@@ -96,7 +95,7 @@ def plan(
     """
     checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")
     batch, overlap, memory_limit, samples = check_numbers(batch, overlap, memory_limit, samples)
-    (runners_up,) = (0,) if _none(runners_up) else checks.count(runners_up=runners_up)
+    runners_up = checks.natural("runners_up", runners_up)
     machine = find_machine(machine)
     limit = machine.capacity if memory_limit is None else memory_limit
     refused: dict[Sizes, str] = {}
@@ -132,11 +131,6 @@ def check_numbers(
     if samples is not None:
         (samples,) = checks.count(samples=samples)
     return batch, overlap, memory_limit, samples
-
-
-def _none(number: Any) -> bool:
-    """Whether it is an integer 0."""
-    return isinstance(number, Integral) and not isinstance(number, bool) and number == 0
 
 
 class _Candidate(NamedTuple):

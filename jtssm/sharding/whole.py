@@ -52,6 +52,7 @@ class _Whole:
         given = None if params is None else given_params(self.parts, params, x.dtype)
         start = lambda key, given: self.parts.init(by_index(1), key, x, y, given)
         whole = jax.eval_shape(start, key, given)
+        checks.fits(whole, self.mesh.devices.flat)
         laid_out = self._shardings(whole)
         if given is not None:
             to = tuple(w.params for w in laid_out.weights)
