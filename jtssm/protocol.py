@@ -172,6 +172,12 @@ def as_method(parts: Parts) -> Method:
     def init(key, x, y, params=None):
         key = checks.key(key)
         parts.check(x, y, "init")
+        for name, a in (("x", x), ("y", y)):
+            if isinstance(a, jax.ShapeDtypeStruct):
+                raise ValueError(
+                    f"{name}: expected an array; got {a}: of shapes alone, "
+                    f"jax.eval_shape(method.init, key, x, y) tells the state's"
+                )
         if not parts.resident:  # only shapes are needed
             x, y = x[:1], y[:1]
         x = as_input(parts.network, x)

@@ -73,7 +73,12 @@ def builder(method: str | Build, *, optimizer: Any = None, **options: Any) -> Bu
 
 def _own(build: Build, net: Network, n: int, batch: int) -> Method:
     """What the user's function builds, a method."""
-    method = build(net, n, batch)
+    try:
+        method = build(net, n, batch)
+    except TypeError as error:
+        raise TypeError(
+            f"method: expected a function (net, n, batch) -> Method; got {checks.shown(build)}: {error}"
+        ) from error
     checks.instance("method", method, Method, "what solvers.sgd(net, ...) returns")
     return method
 

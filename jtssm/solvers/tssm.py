@@ -51,6 +51,7 @@ from jtssm.solvers.updates import Penalties
 
 SCHEDULES = ["streaming", "stored"]
 DELAY_POWER = 1.0
+MOST_SWEEPS = 1000  # they stand one after the other in the compiled program
 
 
 def gsadmm(
@@ -160,6 +161,10 @@ def _method(
     if penalties.eta is not None:
         penalties = penalties._replace(eta=checks.positive(eta=penalties.eta)[0])
     batch_size, sweeps = checks.count(batch_size=batch_size, sweeps=sweeps)
+    if sweeps > MOST_SWEEPS:
+        raise ValueError(
+            f"sweeps: expected at most {MOST_SWEEPS}, each of which is compiled; got {sweeps}"
+        )
     checks.one_of("schedule", schedule, SCHEDULES)
     checks.precision(precision)
     starts = cut(net, subnets, cuts)
