@@ -162,12 +162,13 @@ def little_memory():
 
 
 @pytest.mark.parametrize(
-    "shape", [(2**32 - 1,) * 3, (2**31, 2**31, 4), (2**30, 1, 1), (4, 6, 7), (0, 6, 6)]
+    "shape", [(2**32 - 1,) * 3, (2**31, 2**31, 4), (2**30, 1, 1), (5, 6, 7), (0, 6, 6)]
 )
 @pytest.mark.parametrize("packed", [False, True])
 def test_huge_declared_sizes_take_no_memory(tmp_path, shape, packed):
     path = tmp_path / "file"
-    content = struct.pack(">4I", 0x803, *shape) + bytes(100)
+    # 2^31 x 2^31 x 4 numbers are none, for one who counts in 64 bits
+    content = struct.pack(">4I", 0x803, *shape) + bytes(0 if 4 in shape else 100)
     path.write_bytes(gzip.compress(content) if packed else content)
     with little_memory(), pytest.raises(ValueError, match=f"^{path}: expected .*got"):
         data.read_idx(path, 3)
