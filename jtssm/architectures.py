@@ -17,6 +17,8 @@ from jtssm.network import Layer, Network, Shape, dense
 from jtssm.normalisation import NORMALISATIONS
 from jtssm.residual import attention, bottleneck, mean_token, perceptron
 
+MOST_BLOCKS = 10_000  # each is a layer of its own in a program
+
 
 def vgg16(classes: int = 1000, *, size: int = 224, divide: int = 1) -> Network:
     """VGG-16 (Simonyan, Zisserman 2014, arXiv 1409.1556, configuration D), without its dropout.
@@ -67,6 +69,7 @@ def resnet(
     """
     blocks = checks.counts("blocks", blocks, "(3, 4)")
     channels, size = checks.count(channels=channels, size=size)
+    _few("blocks", sum(blocks))
     checks.one_of("normalisation", normalisation, list(NORMALISATIONS))
     layers = [
         convolution(channels, 7, 2, "SAME", jax.nn.relu, normalisation),
@@ -80,6 +83,11 @@ def resnet(
     for layer in layers:
         shape = layer.shape(shape)
     return network.sequence([*layers, mean_pool(shape[0]), dense(classes)], (size, size, 3))
+
+
+def _few(name: str, num: int) -> None:
+    if num > MOST_BLOCKS:
+        raise ValueError(f"{name}: expected at most {MOST_BLOCKS} of them; got {num}")
 
 
 def transformer(
@@ -106,6 +114,7 @@ def transformer(
       ValueError: numbers below 1, heads that do not divide the width.
     """
     blocks, width, sequence = checks.count(blocks=blocks, width=width, sequence=sequence)
+    _few("blocks", blocks)
     (hidden,) = checks.count(hidden=4 * width if hidden is None else hidden)
     pair = [attention(width, heads), perceptron(width, hidden)]
     return network.sequence([*pair * blocks, mean_token(width), dense(classes)], (sequence, width))

@@ -333,7 +333,7 @@ def fits(state: Any, devices: Iterable[Any] | None = None) -> None:
 
 def _default_device() -> Any:
     """Where jax puts what is not told where to go."""
-    given = jax.config.jax_default_device
+    given = jax.config.values.get("jax_default_device")
     if given is None or isinstance(given, str):
         return jax.local_devices(backend=given)[0]
     return given
@@ -341,6 +341,15 @@ def _default_device() -> Any:
 
 def _itemsize(dtype: Any) -> int:
     return 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else np.dtype(dtype).itemsize
+
+
+def weights(given: Any) -> None:
+    """An array of finite real numbers, to start from."""
+    array("params", given)
+    if jnp.issubdtype(given.dtype, jnp.complexfloating):
+        raise ValueError(f"params: expected real numbers; got {given.dtype}")
+    if not isinstance(given, (jax.core.Tracer, jax.ShapeDtypeStruct)):
+        _finite("params", given)
 
 
 def same_dtype(weights: Any, x: Any) -> None:

@@ -228,7 +228,7 @@ def given_trees(draw: Callable, params: Any, dtype: Any) -> list[Tree]:
     """A warm start, one tree a layer, in the dtype of the samples; draw: (key, dtype) -> such trees.
 
     Raises:
-      ValueError: not one tree a layer, or trees of another network.
+      ValueError: not one tree a layer, or trees of another network, or numbers that are not finite.
     """
     shapes = jax.eval_shape(lambda: draw(jax.random.key(0), dtype))
     if not isinstance(params, (list, tuple)) or len(params) != len(shapes):
@@ -237,7 +237,8 @@ def given_trees(draw: Callable, params: Any, dtype: Any) -> list[Tree]:
     expected, got = (jax.tree.map(_shape, list(tree)) for tree in (shapes, params))
     if expected != got:
         raise ValueError(f"params: expected arrays of shapes {expected}; got {checks.shown(got)}")
-    jax.tree.map(partial(checks.array, "params"), list(params))
+    for leaf in jax.tree.leaves(list(params)):
+        checks.weights(leaf)
     # left where they are: numpy arrays stay in host memory
     return jax.tree.map(lambda a, like: a.astype(like.dtype), list(params), shapes)
 
