@@ -35,7 +35,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
-def _integer(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
     """Whether it is an integer, Python's or numpy's; a bool is none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -84,7 +84,7 @@ def share(name: str, value: Any, example: float, *, whole: bool) -> float:
 def count(**numbers: Any) -> tuple[int, ...]:
     """Each number is an integer of at least 1; returns them as Python's, which do not overflow."""
     for name, value in numbers.items():
-        if not _integer(value) or value < 1:
+        if not is_integer(value) or value < 1:
             raise ValueError(f"{name}: expected an integer of at least 1; got {shown(value)}")
         if value > sys.maxsize:
             raise ValueError(f"{name}: expected an integer below 2**63; got {shown(value)}")
@@ -93,7 +93,7 @@ def count(**numbers: Any) -> tuple[int, ...]:
 
 def natural(name: str, value: Any) -> int:
     """The value is an integer of at least 0; returns Python's."""
-    if not _integer(value) or not 0 <= value <= sys.maxsize:
+    if not is_integer(value) or not 0 <= value <= sys.maxsize:
         raise ValueError(f"{name}: expected an integer of at least 0; got {shown(value)}")
     return int(value)
 
@@ -152,10 +152,11 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def instance(name: str, value: Any, kind: type, example: str) -> None:
-    """The value is of the kind."""
+def instance(name: str, value: Any, kind: Any, example: str) -> None:
+    """The value is of the kind, or of one of several."""
     if not isinstance(value, kind):
-        raise ValueError(f"{name}: expected a {kind.__name__}, e.g. {example}; got {shown(value)}")
+        kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"{name}: expected a {kinds}, e.g. {example}; got {shown(value)}")
 
 
 def activation(value: Any) -> None:
@@ -313,8 +314,16 @@ def memory(devices: Sequence[Any]) -> float:
     if here[0].platform == "cpu":
         found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:
-        found = sum((device.memory_stats() or {}).get("bytes_limit", np.inf) for device in here)
+        found = sum(_limit(device) for device in here)
     return found * len(devices) / len(here)
+
+
+def _limit(device: Any) -> float:
+    """Bytes of an accelerator; unlimited where it does not tell, or is not there."""
+    try:
+        return (device.memory_stats() or {}).get("bytes_limit", np.inf)
+    except (RuntimeError, NotImplementedError):
+        return np.inf
 
 
 def fits(state: Any, devices: Iterable[Any] | None = None) -> None:

@@ -135,7 +135,7 @@ def sequence(layers: Sequence[Layer], in_shape: Shape) -> Network:
     """
     if not isinstance(layers, (list, tuple)) or not layers:
         raise ValueError(
-            f"layers: expected a list of at least one layer, e.g. [dense(10)]; got "
+            f"layers: expected at least one layer, in a list, e.g. [dense(10)]; got "
             f"{checks.shown(layers)}"
         )
     for i, layer in enumerate(layers):
@@ -328,12 +328,13 @@ def cut(net: Network, subnets: int | None, cuts: Sequence[int] | None) -> tuple[
                 f"subnets: expected {len(cuts) + 1} with {len(cuts)} cuts; got {subnets}"
             )
         return starts
-    (n,) = checks.count(subnets=1 if subnets is None else subnets)
-    if n > num_layers:
+    n = 1 if subnets is None else subnets
+    if not checks.is_integer(n) or not 1 <= n <= num_layers:
         raise ValueError(
-            f"subnets: expected 1..{num_layers}, the network has {num_layers} layers; got {n}"
+            f"subnets: expected 1..{num_layers}, the network has {num_layers} layers; got "
+            f"{checks.shown(n)}"
         )
-    return balanced_starts(net.costs(), n)
+    return balanced_starts(net.costs(), int(n))
 
 
 def balanced_starts(costs: Sequence[int], n: int) -> tuple[int, ...]:

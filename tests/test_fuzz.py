@@ -184,6 +184,12 @@ def build(draw, table, name, check):
         check(found)
 
 
+@pytest.mark.parametrize("name", [*LAYERS, *METHODS])
+def test_the_arguments_that_are_changed_are_good_ones(name):
+    make, good = (LAYERS | METHODS)[name]
+    (shapes_hold if name in LAYERS else steps)(make(**good))
+
+
 @pytest.mark.parametrize("name", LAYERS)
 @examples(60)
 @given(data=st.data())
@@ -402,6 +408,13 @@ SWEEP = PLAN | {
     "progress": False,
 }
 del SWEEP["runners_up"]
+
+
+def test_plan_and_sweep_take_the_arguments_that_are_changed():
+    assert jtssm.plan(**PLAN).best.shape in [(1, 1, 2), (1, 2, 1)]
+    records = jtssm.sweep(**SWEEP)
+    assert [r["best"] for r in records].count(True) == 1
+    assert sum("error" in r for r in records) == 1  # sgd has one piece
 
 
 @examples(150)

@@ -19,7 +19,7 @@ from jtssm import checks
 from jtssm.products import PLAIN
 from jtssm.protocol import Method, Tree, as_input, given_trees
 from jtssm.sharding import collectives
-from jtssm.sharding.mesh import AXES, AxisNames, axis_size, check_split, predicted, put
+from jtssm.sharding.mesh import AXES, AxisNames, axis_size, check_split, devices_of, predicted, put
 from jtssm.sharding.packing import gathered
 from jtssm.workers import Meeting, WorkerParts, first_state
 
@@ -125,7 +125,7 @@ class _Crew:
         dtype = jnp.result_type(x)
         key = put(key, self.mesh, PartitionSpec())
         shapes = jax.eval_shape(partial(first_state, parts, dtype=dtype), key)
-        checks.fits(shapes, self.mesh.devices.flat)
+        checks.fits(shapes, devices_of(self.mesh))
         shardings = self._shardings(shapes)
         if params is None:
             start = partial(first_state, parts, dtype=dtype)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jtssm import checks
 
@@ -106,6 +106,11 @@ def axis_size(mesh: Mesh, name: str | tuple[str, ...] | None) -> int:
     """Devices along an axis, or along several; 1 where the mesh has no such axis."""
     names = (name,) if isinstance(name, str) else name or ()
     return prod(mesh.shape[n] for n in names)
+
+
+def devices_of(mesh: Any) -> list:
+    """A mesh's devices; none of an abstract one."""
+    return [] if isinstance(mesh, AbstractMesh) else list(mesh.devices.flat)
 
 
 def put(x: Any, mesh: Mesh, spec: PartitionSpec) -> Any:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jtssm import checks
 from jtssm.protocol import (
@@ -27,7 +27,7 @@ from jtssm.sharding.branches import Place
 from jtssm.sharding.choosing import choose_forms
 from jtssm.sharding.crews import place_workers
 from jtssm.sharding.exchanging import by_collectives, own_part
-from jtssm.sharding.mesh import axis_names, axis_size, check_split, predicted, put
+from jtssm.sharding.mesh import axis_names, axis_size, check_split, devices_of, predicted, put
 from jtssm.sharding.packing import (
     Layout,
     gathered,
@@ -74,7 +74,7 @@ def place(
     last of which stay empty: a step takes as long, and a device holds as much, as with full slots.
     """
     checks.instance("method", method, Method, "solvers.sgd(net, ...)")
-    checks.instance("mesh", mesh, Mesh, "sharding.make_mesh(pc=2)")
+    checks.instance("mesh", mesh, (Mesh, AbstractMesh), "sharding.make_mesh(pc=2)")
     parts = method.parts
     names = axis_names(mesh, axes)
     if isinstance(parts, WorkerParts):
@@ -193,7 +193,7 @@ class _Placing:
         weights = self._weights_layout(x.dtype)
         exchange = by_collectives(self.at._replace(weights=weights))
         whole = jax.eval_shape(lambda: parts.init(by_index(self.at.num), key, x, y, given))
-        checks.fits(whole, self.mesh.devices.flat)
+        checks.fits(whole, devices_of(self.mesh))
         rows = None if given is None else self._lay_out(given)
         samples = self._samples if parts.resident else PartitionSpec()
         if not parts.resident:  # only shapes are needed

@@ -21,7 +21,7 @@ from jtssm import checks
 from jtssm.protocol import Exchange, Method, Tree, as_input, by_index, given_params, whole_params
 from jtssm.sharding import collectives
 from jtssm.sharding.grid import Grid, split_dimensions, whole_grid
-from jtssm.sharding.mesh import AxisNames, axis_size, check_split, put
+from jtssm.sharding.mesh import AxisNames, axis_size, check_split, devices_of, put
 from jtssm.sharding.packing import gathered
 
 
@@ -52,7 +52,7 @@ class _Whole:
         given = None if params is None else given_params(self.parts, params, x.dtype)
         start = lambda key, given: self.parts.init(by_index(1), key, x, y, given)
         whole = jax.eval_shape(start, key, given)
-        checks.fits(whole, self.mesh.devices.flat)
+        checks.fits(whole, devices_of(self.mesh))
         laid_out = self._shardings(whole)
         if given is not None:
             to = tuple(w.params for w in laid_out.weights)
