@@ -17,6 +17,8 @@ from jtssm.network import Layer, Network, Shape, dense
 from jtssm.normalisation import NORMALISATIONS
 from jtssm.residual import attention, bottleneck, mean_token, perceptron
 
+MOST_BLOCKS = 10_000  # each is a layer of its own in a program
+
 
 def vgg16(classes: int = 1000, *, size: int = 224, divide: int = 1) -> Network:
     """VGG-16 (Simonyan, Zisserman 2014, arXiv 1409.1556, configuration D), without its dropout.
@@ -28,7 +30,8 @@ def vgg16(classes: int = 1000, *, size: int = 224, divide: int = 1) -> Network:
     Raises:
       ValueError: a `divide` that does not divide the widths, images too small for the five pools.
     """
-    checks.divides("divide", divide, 64, "which divides all of VGG-16's widths but")
+    divide = checks.divides("divide", divide, 64, "which divides all of VGG-16's widths but")
+    (size,) = checks.count(size=size)
     stages = [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]
     layers: list[Layer] = []
     for channels, count in stages:
@@ -64,7 +67,10 @@ def resnet(
     Raises:
       ValueError: no stage or numbers below 1, an unknown normalisation.
     """
-    _check_resnet(blocks, size, normalisation)
+    blocks = checks.counts("blocks", blocks, "(3, 4)")
+    channels, size = checks.count(channels=channels, size=size)
+    _few("blocks", sum(blocks))
+    checks.one_of("normalisation", normalisation, list(NORMALISATIONS))
     layers = [
         convolution(channels, 7, 2, "SAME", jax.nn.relu, normalisation),
         max_pool(3, 2, "SAME"),
@@ -79,11 +85,9 @@ def resnet(
     return network.sequence([*layers, mean_pool(shape[0]), dense(classes)], (size, size, 3))
 
 
-def _check_resnet(blocks: Sequence[int], size: int, normalisation: str) -> None:
-    if not blocks:
-        raise ValueError("blocks: expected the blocks of at least one stage, e.g. (3, 4); got none")
-    checks.count(size=size, **{f"blocks[{i}]": count for i, count in enumerate(blocks)})
-    checks.one_of("normalisation", normalisation, list(NORMALISATIONS))
+def _few(name: str, num: int) -> None:
+    if num > MOST_BLOCKS:
+        raise ValueError(f"{name}: expected at most {MOST_BLOCKS} of them; got {num}")
 
 
 def transformer(
@@ -109,8 +113,9 @@ def transformer(
     Raises:
       ValueError: numbers below 1, heads that do not divide the width.
     """
-    hidden = 4 * width if hidden is None else hidden
-    checks.count(blocks=blocks, width=width, sequence=sequence, hidden=hidden)
+    blocks, width, sequence = checks.count(blocks=blocks, width=width, sequence=sequence)
+    _few("blocks", blocks)
+    (hidden,) = checks.count(hidden=4 * width if hidden is None else hidden)
     pair = [attention(width, heads), perceptron(width, hidden)]
     return network.sequence([*pair * blocks, mean_token(width), dense(classes)], (sequence, width))
 
@@ -130,7 +135,7 @@ def find_architecture(name: str) -> Callable[[], Network]:
     Raises:
       ValueError: an unknown name, with the nearest one that is known.
     """
-    if name in ARCHITECTURES:
+    if isinstance(name, str) and name in ARCHITECTURES:
         return ARCHITECTURES[name]
     near = get_close_matches(str(name), ARCHITECTURES, n=1, cutoff=0.0)
     raise ValueError(

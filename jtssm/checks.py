@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from math import isqrt, prod
+from numbers import Integral, Real
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,52 +16,192 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtssm.losses import Loss
-from jtssm.network import Network
+# jtssm.network.Network and jtssm.losses.Loss: layers and losses call these checks, so that nothing of
+# theirs is imported here
+Network = Any
+Loss = Any
+
+SHOWN = 200  # most characters of a value in a message
+LISTED = 4096  # up to which divisors are listed
+LEAST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 EXACT = 2**24  # integers up to it are exact as float32
 
 
-def positive(**numbers: Any) -> None:
-    """Each number is a finite real above 0."""
+def shown(value: Any) -> str:
+    """The value as a message shows it: its repr, cut where it is long, whatever it is."""
+    try:
+        text = repr(value)
+    except Exception:  # of an object of the user's, or an int of over 4300 digits
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
+
+
+def is_integer(value: Any) -> bool:
+    """Whether it is an integer, Python's or numpy's; a bool is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _real(value: Any) -> bool:
+    """Whether it is a real number, Python's or numpy's; a bool is none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def positive(**numbers: Any) -> tuple[float, ...]:
+    """Each number is a finite real above 0, also in float32; returns them as Python's floats."""
+    return tuple(_positive(name, value) for name, value in numbers.items())
+
+
+def _positive(name: str, value: Any) -> float:
+    try:
+        number = float(value) if _real(value) else -1.0
+    except OverflowError:  # of an integer
+        number = np.inf
+    if not 0 < number < np.inf:
+        raise ValueError(f"{name}: expected a finite number above 0, e.g. 1.0; got {shown(value)}")
+    if not LEAST <= number <= LARGEST:
+        raise ValueError(
+            f"{name}: expected a finite number above 0 that float32 can hold, {LEAST:.2g} to "
+            f"{LARGEST:.2g}; got {shown(value)}"
+        )
+    return number
+
+
+def not_negative(**numbers: Any) -> tuple[float, ...]:
+    """Each number is a finite real of at least 0; returns them as Python's floats."""
+    zero = lambda value: _real(value) and value == 0
+    return tuple(
+        0.0 if zero(value) else positive(**{name: value})[0] for name, value in numbers.items()
+    )
+
+
+def share(name: str, value: Any, example: float, *, whole: bool) -> float:
+    """The value is a real from 0 to 1, or below 1 unless `whole`; returns Python's float."""
+    if not _real(value) or not 0 <= value <= 1 or (value == 1 and not whole):
+        limit = "from 0 to 1" if whole else "of at least 0 and below 1"
+        raise ValueError(f"{name}: expected a share {limit}, e.g. {example}; got {shown(value)}")
+    return float(value)
+
+
+def count(**numbers: Any) -> tuple[int, ...]:
+    """Each number is an integer of at least 1; returns them as Python's, which do not overflow."""
     for name, value in numbers.items():
-        real = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        if not real or not 0 < value < np.inf:
-            raise ValueError(f"{name}: expected a finite number above 0, e.g. 1.0; got {value!r}")
+        if not is_integer(value) or value < 1:
+            raise ValueError(f"{name}: expected an integer of at least 1; got {shown(value)}")
+        if value > sys.maxsize:
+            raise ValueError(f"{name}: expected an integer below 2**63; got {shown(value)}")
+    return tuple(int(value) for value in numbers.values())
 
 
-def not_negative(**numbers: Any) -> None:
-    """Each number is a finite real of at least 0."""
-    for name, value in numbers.items():
-        if isinstance(value, bool) or value != 0:
-            positive(**{name: value})
+def natural(name: str, value: Any) -> int:
+    """The value is an integer of at least 0; returns Python's."""
+    if not is_integer(value) or not 0 <= value <= sys.maxsize:
+        raise ValueError(f"{name}: expected an integer of at least 0; got {shown(value)}")
+    return int(value)
 
 
-def count(**numbers: Any) -> None:
-    """Each number is an integer of at least 1."""
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name}: expected an integer of at least 1; got {value!r}")
+def path(name: str, value: Any) -> Path:
+    """The value is a path, or the text of one."""
+    if not isinstance(value, (str, PathLike)) or not isinstance(fspath(value), str):
+        raise ValueError(f"{name}: expected a path, e.g. 'data'; got {shown(value)}")
+    return Path(value)
 
 
-def divides(name: str, value: Any, whole: int, of: str) -> None:
-    """The value is an integer that divides `whole`."""
-    count(**{name: value})
+def counts(name: str, values: Any, example: str, *, least: int = 1) -> tuple[int, ...]:
+    """The values are a sequence of at least `least` integers of at least 1; returns Python's."""
+    listed = isinstance(values, np.ndarray) and values.ndim == 1
+    if isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
+        listed = True
+    if not listed or len(values) < least:
+        wanted = f"at least {least} " if least else ""
+        raise ValueError(
+            f"{name}: expected a list of {wanted}positive integers, e.g. {example}; got "
+            f"{shown(values)}"
+        )
+    return count(**{f"{name}[{i}]": a for i, a in enumerate(values)})
+
+
+def divides(name: str, value: Any, whole: int, of: str) -> int:
+    """The value is an integer that divides `whole`; returns Python's."""
+    (value,) = count(**{name: value})
     if whole % value:
-        fits = [d for d in range(1, whole + 1) if whole % d == 0]
-        raise ValueError(f"{name}: expected one of {fits}, which divide {whole} {of}; got {value}")
+        fits = [d for d in range(1, min(whole, LISTED) + 1) if whole % d == 0]
+        more = ", or a larger one" if whole > LISTED else ""
+        raise ValueError(
+            f"{name}: expected one of {fits}{more}, which divide {whole} {of}; got {value}"
+        )
+    return value
+
+
+def divisors(whole: int) -> list[int]:
+    """All of them, rising, in sqrt(whole) steps, of which a million take a tenth of a second."""
+    if whole > 2**40:
+        raise ValueError(f"num_devices: expected at most 2**40; got {whole}")
+    low = [d for d in range(1, isqrt(whole) + 1) if whole % d == 0]
+    return [*low, *(whole // d for d in reversed(low) if d * d != whole)]
 
 
 def one_of(name: str, value: Any, known: Sequence[str]) -> None:
     """The value is one of the known names."""
-    if value not in known:
-        raise ValueError(f"{name}: expected one of {sorted(known)}; got {value!r}")
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name}: expected one of {sorted(known)}; got {shown(value)}")
+
+
+def flag(name: str, value: Any) -> bool:
+    """The value is True or False, Python's or numpy's; returns Python's."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name}: expected True or False; got {shown(value)}")
+    return bool(value)
+
+
+def instance(name: str, value: Any, kind: Any, example: str) -> None:
+    """The value is of the kind, or of one of several."""
+    if not isinstance(value, kind):
+        kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"{name}: expected a {kinds}, e.g. {example}; got {shown(value)}")
+
+
+def activation(value: Any) -> None:
+    """None, or a function that jax can trace and that keeps an array's shape and floats."""
+    if value is None:
+        return
+    expected = "activation: expected None or a function of an array, e.g. jax.nn.relu"
+    if not callable(value):
+        raise ValueError(f"{expected}; got {shown(value)}")
+    try:
+        out = jax.eval_shape(value, jax.ShapeDtypeStruct((2, 3), jnp.float32))
+    except Exception as error:  # whatever a function of the user's raises
+        raise ValueError(
+            f"{expected}, that jax can trace; got {shown(value)}, which raised "
+            f"{type(error).__name__}: {shown(str(error))}"
+        ) from error
+    if not isinstance(out, jax.ShapeDtypeStruct) or out.shape != (2, 3):
+        raise ValueError(f"{expected}, that keeps its shape; got {shown(value)}, which gives {out}")
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ValueError(f"{expected}, that gives floats; got {shown(value)}, which gives {out}")
+
+
+def key(value: Any) -> jax.Array:
+    """A single key of jax.random, typed or, for `jax.random.PRNGKey`, raw; returns the typed one."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ():
+        return value
+    try:
+        if dtype == np.uint32:
+            typed = jax.random.wrap_key_data(jnp.asarray(value))
+            if typed.shape == ():
+                return typed
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"key: expected a single key, e.g. jax.random.key(0); got {shown(value)}")
 
 
 def no_use_for(name: str, value: Any, why: str, *, schedule: str, given: str) -> None:
     """The value is None where the schedule `given` is the one that has no use for it."""
-    if given == schedule and value is not None:
-        raise ValueError(f"{name}: expected None with schedule={schedule!r}, {why}; got {value!r}")
+    if isinstance(given, str) and given == schedule and value is not None:
+        raise ValueError(
+            f"{name}: expected None with schedule={schedule!r}, {why}; got {shown(value)}"
+        )
 
 
 def precision(value: Any) -> None:
@@ -64,10 +209,10 @@ def precision(value: Any) -> None:
     try:
         with jax.default_matmul_precision(value):
             pass
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(
             f"precision: expected None, 'highest', 'float32', 'tensorfloat32' or 'bfloat16'; "
-            f"got {value!r}"
+            f"got {shown(value)}"
         ) from error
 
 
@@ -98,7 +243,7 @@ def optimizers(optimizer: Any, num: int) -> tuple[optax.GradientTransformation, 
     if len(given) != num or not all(isinstance(o, optax.GradientTransformation) for o in given):
         raise ValueError(
             f"optimizer: expected an optax optimizer, e.g. optax.adam(1e-3), or a list of {num} "
-            f"of them, one a subnetwork; got {optimizer!r}"
+            f"of them, one a subnetwork; got {shown(optimizer)}"
         )
     return given
 
@@ -115,16 +260,20 @@ def steady(network: Network, method: str) -> None:
 
 
 def samples(network: Network, loss: Loss, x: Any, y: Any, values: bool) -> None:
-    """x and y fit the network and the loss; with `values` also: x finite, labels in range.
+    """x and y fit the network and the loss; with `values` also: all finite, labels in range.
 
     Values of tracers (inside jit) cannot be seen and are left unchecked.
     """
+    array("x", x)
+    array("y", y)
     x_shape, y_shape = jnp.shape(x), jnp.shape(y)
     width = prod(network.shapes[0])
     if not x_shape or prod(x_shape[1:]) != width:
         raise ValueError(
             f"x: expected [samples, {width}] or images of {width} numbers; got shape {x_shape}"
         )
+    if not x_shape[0]:
+        raise ValueError(f"x: expected at least one sample; got shape {x_shape}")
     _dtype(network, jnp.result_type(x))
     _labels(network, loss, x_shape[0], y, y_shape)
     if values and not isinstance(x, jax.core.Tracer) and not isinstance(y, jax.core.Tracer):
@@ -154,24 +303,92 @@ def _labels(network: Network, loss: Loss, num: int, y: Any, y_shape: tuple) -> N
 def _values(network: Network, loss: Loss, x: Any, y: Any) -> None:
     if isinstance(x, jax.ShapeDtypeStruct) or isinstance(y, jax.ShapeDtypeStruct):
         return
-    xp: Any = np if isinstance(x, np.ndarray) else jnp
-    if network.integer and xp.size(x) and not -EXACT <= int(xp.min(x)) <= int(xp.max(x)) <= EXACT:
-        raise ValueError(
-            f"x: expected integers up to {EXACT}; got {int(xp.min(x))}..{int(xp.max(x))}"
-        )
-    bad = int(xp.size(x) - xp.isfinite(xp.asarray(x)).sum())
-    if bad:
-        raise ValueError(f"x: expected finite numbers; got {bad} that are NaN or infinite")
+    if network.integer and not -EXACT <= int(x.min()) <= int(x.max()) <= EXACT:
+        raise ValueError(f"x: expected integers up to {EXACT}; got {int(x.min())}..{int(x.max())}")
+    _finite("x", x)
     if not loss.labels:
+        _finite("y", y)
         return
     classes = network.shapes[-1][-1]
-    y = np.asarray(y) if isinstance(y, (np.ndarray, list, tuple)) else jnp.asarray(y)
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= classes:
         raise ValueError(
             f"y: expected labels 0..{classes - 1}, the network has {classes} outputs; "
             f"got {low}..{high}"
         )
+
+
+def _finite(name: str, a: Any) -> None:
+    xp: Any = np if isinstance(a, np.ndarray) else jnp
+    bad = int(xp.size(a) - xp.isfinite(a).sum())
+    if bad:
+        raise ValueError(f"{name}: expected finite numbers; got {bad} that are NaN or infinite")
+
+
+def array(name: str, value: Any) -> None:
+    """The value is an array of numbers, numpy's or jax's, or stands for one."""
+    if isinstance(value, (jax.Array, jax.ShapeDtypeStruct)):
+        return
+    if not isinstance(value, np.ndarray) or not jnp.issubdtype(value.dtype, jnp.number):
+        raise ValueError(
+            f"{name}: expected an array of numbers, numpy's or jax's; got {shown(value)}"
+        )
+
+
+def memory(devices: Sequence[Any]) -> float:
+    """Bytes that jax may take of the memory of the devices together; of CPUs the host's."""
+    here = [device for device in devices if device.process_index == jax.process_index()]
+    if not here or (here[0].platform == "cpu" and not hasattr(os, "sysconf")):  # Windows
+        return np.inf
+    found: float
+    if here[0].platform == "cpu":
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        found = sum(_limit(device) for device in here)
+    return found * len(devices) / len(here)
+
+
+def _limit(device: Any) -> float:
+    """Bytes of an accelerator; unlimited where it does not tell, or is not there."""
+    try:
+        return (device.memory_stats() or {}).get("bytes_limit", np.inf)
+    except (RuntimeError, NotImplementedError):
+        return np.inf
+
+
+def fits(state: Any, devices: Iterable[Any] | None = None) -> None:
+    """A state of such shapes fits into the memory of the devices; None: of the default one.
+
+    XLA ends the process, without an exception, over arrays that no memory holds.
+    """
+    devices = [_default_device()] if devices is None else list(devices)
+    size = sum(prod(a.shape) * _itemsize(a.dtype) for a in jax.tree.leaves(state))
+    if size > memory(devices):
+        raise ValueError(
+            f"net: expected a network whose state fits in the {memory(devices):.3g} bytes of memory "
+            f"there are; got one of {size:.3g} bytes: fewer or narrower layers, workers or sweeps"
+        )
+
+
+def _default_device() -> Any:
+    """Where jax puts what is not told where to go."""
+    given = jax.config.values.get("jax_default_device")
+    if given is None or isinstance(given, str):
+        return jax.local_devices(backend=given)[0]
+    return given
+
+
+def _itemsize(dtype: Any) -> int:
+    return 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else np.dtype(dtype).itemsize
+
+
+def weights(given: Any) -> None:
+    """An array of finite real numbers, to start from."""
+    array("params", given)
+    if jnp.issubdtype(given.dtype, jnp.complexfloating):
+        raise ValueError(f"params: expected real numbers; got {given.dtype}")
+    if not isinstance(given, (jax.core.Tracer, jax.ShapeDtypeStruct)):
+        _finite("params", given)
 
 
 def same_dtype(weights: Any, x: Any) -> None:
@@ -193,6 +410,7 @@ def batch(batch_size: int, x: Any) -> None:
 
 def leading(name: str, shape: Sequence[int], a: Any) -> None:
     """The array's first dimensions are those of a round."""
+    array(name, a)
     if jnp.shape(a)[: len(shape)] != tuple(shape):
         raise ValueError(
             f"{name}: expected [local_steps, workers, batch_size, ...] = {[*shape, '...']}; "

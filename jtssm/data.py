@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 import struct
-import zipfile
-import zlib
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,11 +78,12 @@ def load(
       FileNotFoundError: a missing file; the message says what to do.
     """
     checks.one_of("name", name, list(SOURCES))
-    root = default_dir() if data_dir is None else Path(data_dir)
+    flat = checks.flag("flat", flat)
+    root = default_dir() if data_dir is None else checks.path("data_dir", data_dir)
     splits = SOURCES[name].read(root / name)
     if size is not None:
         height, width = splits.train.x.shape[1:3]
-        checks.count(size=size)
+        (size,) = checks.count(size=size)
         if height != width or size > height:
             raise ValueError(
                 f"size: expected None for {name}, or at most {height} where images are square; "
@@ -199,22 +199,32 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
       ValueError: damaged gzip, another magic number than that of unsigned bytes in `dimensions`
         dimensions, or another length than the header says.
     """
-    again, content = "fetch it again", unpacking.gunzipped(path)
-    magic, start = 0x0800 + dimensions, 4 + 4 * dimensions
-    if len(content) < start or struct.unpack(">I", content[:4])[0] != magic:
-        found = f"it begins with {content[:4].hex() or 'nothing'}"
+    again, start = "fetch it again", 4 + 4 * dimensions
+    with unpacking.reading(path) as file:
+        header = unpacking.up_to(file, start)
+        shape = _idx_shape(path, header, dimensions)
+        wanted = prod(shape)  # of Python's integers: numpy's would overflow
+        content = unpacking.up_to(file, wanted + 1)
+    if len(content) != wanted:
+        got = len(content) if len(content) < wanted else "more"
+        raise ValueError(f"{path}: expected {wanted} bytes for {shape}; got {got}: {again}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _idx_shape(path: Path, header: bytes, dimensions: int) -> tuple[int, ...]:
+    """What the header of an IDX file says, its magic number and sizes of at least 1."""
+    magic = 0x0800 + dimensions
+    if len(header) < 4 + 4 * dimensions or struct.unpack(">I", header[:4])[0] != magic:
+        found = f"got one that begins with {header[:4].hex() or 'nothing'}"
         kind = "images" if dimensions == 3 else "labels"
         raise ValueError(
             f"{path}: expected an IDX file of {kind} (magic number {magic:08x}); {found}: "
-            f"{again}, or check that images and labels are not exchanged"
+            f"fetch it again, or check that images and labels are not exchanged"
         )
-    shape = struct.unpack(f">{dimensions}I", content[4:start])
-    if len(content) - start != np.prod(shape):
-        raise ValueError(
-            f"{path}: expected {np.prod(shape)} bytes for {shape}; got {len(content) - start}: "
-            f"{again}"
-        )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    shape = struct.unpack(f">{dimensions}I", header[4:])
+    if min(shape) < 1:
+        raise ValueError(f"{path}: expected sizes of at least 1; got {shape}: fetch it again")
+    return shape
 
 
 CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
@@ -255,16 +265,20 @@ def _pictures(records: np.ndarray) -> Split:
 def _spoken_digits(folder: Path) -> Splits:
     path = _path(folder, "spoken-digits.npz")
     expected = "a spoken digits archive with arrays x [n, 4096], y [n] and index [n]"
-    try:
-        with path.open("rb") as file, np.load(file) as archive:
-            x, y, take = archive["x"], archive["y"].astype(np.int32), archive["index"]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: expected {expected}; got {error}: fetch it again") from error
-    if x.ndim != 2 or x.shape[1] != 4096 or not len(x) == len(y) == len(take) or y.max() > 9:
+    x, y, take = unpacking.arrays(path, ("x", "y", "index"), expected)
+    shapes = x.shape, y.shape, take.shape
+    if not x.size or x.shape[1:] != (4096,) or not y.shape == take.shape == x.shape[:1]:
+        raise ValueError(f"{path}: expected {expected}, n of at least 1; got {shapes}")
+    kinds = x.dtype.kind, y.dtype.kind, take.dtype.kind
+    if kinds[0] not in "fiu" or not {*kinds[1:]} <= {*"iu"} or not np.isfinite(x).all():
         raise ValueError(
-            f"{path}: expected {expected}, labels 0..9; got {x.shape}, {y.shape}, {take.shape}"
+            f"{path}: expected {expected}, x of finite numbers, y and index of integers; got "
+            f"{x.dtype}, {y.dtype}, {take.dtype}: fetch it again"
         )
-    x = (x.astype(np.float32) / 80 + 1).reshape(-1, 128, 32, 1)  # dB, -80..0, to 0..1
+    if y.min() < 0 or y.max() > 9:
+        raise ValueError(f"{path}: expected labels 0..9; got {y.min()}..{y.max()}: fetch it again")
+    x, y = x.astype(np.float32), y.astype(np.int32)
+    x = (x / 80 + 1).reshape(-1, 128, 32, 1)  # dB, -80..0, to 0..1
     parts = (take >= 10, (take >= 5) & (take < 10), take < 5)
     return Splits(*(Split(x[part], y[part]) for part in parts))
 

@@ -12,7 +12,7 @@ from jax import lax
 
 from jtssm import checks
 from jtssm import normalisation as normalising
-from jtssm.network import Layer, Network, Shape, dense, dropout_layer, sequence
+from jtssm.network import Layer, Network, Shape, dense, dropouts, sequence
 from jtssm.products import Window
 from jtssm.protocol import Array
 
@@ -43,9 +43,11 @@ def convolution(
       ValueError: numbers below 1, an unknown padding or normalisation, groups that do not divide the
         channels; when a network is built, an input that is not an image or smaller than the window.
     """
-    checks.count(channels=channels, groups=groups)
-    checks.divides("groups", groups, channels, "channels")
+    (channels,) = checks.count(channels=channels)
+    groups = checks.divides("groups", groups, channels, "channels")
     window = _window(size, stride, padding)
+    size = window.size
+    checks.activation(activation)
     norm = normalising.find(normalisation)
     scale = jax.nn.initializers.he_normal if activation else jax.nn.initializers.lecun_normal
 
@@ -138,7 +140,7 @@ def _pool(name: str, size: int, stride: int | None, padding: str, pool: Callable
 
 
 def _window(size: int, stride: int, padding: str) -> Window:
-    checks.count(size=size, stride=stride)
+    size, stride = checks.count(size=size, stride=stride)
     checks.one_of("padding", padding, PADDINGS)
     return Window(size, stride, padding)
 
@@ -178,14 +180,16 @@ def convnet(
     Raises:
       ValueError: images too small for the pooling, or as `convolution`.
     """
+    channels = checks.counts("channels", channels, "(16, 32)", least=0)
+    hidden = checks.counts("hidden", hidden, "(128,)", least=0)
     blocks = [
         layer
         for c in channels
         for layer in (convolution(c, size, 1, "SAME", activation, normalisation), max_pool(2))
     ]
-    drop = [dropout_layer(dropout)] if dropout else []
+    drop = dropouts(dropout)
     inner = [layer for w in hidden for layer in (dense(w, activation, normalisation), *drop)]
-    return sequence([*blocks, *inner, dense(classes)], tuple(in_shape))
+    return sequence([*blocks, *inner, dense(classes)], in_shape)
 
 
 def alexnet(classes: int = 1000, *, size: int = 227, divide: int = 1) -> Network:
@@ -201,7 +205,8 @@ def alexnet(classes: int = 1000, *, size: int = 227, divide: int = 1) -> Network
     Raises:
       ValueError: a `divide` that does not divide the widths, images too small for the three pools.
     """
-    checks.divides("divide", divide, 32, "which divides all of AlexNet's widths but")
+    divide = checks.divides("divide", divide, 32, "which divides all of AlexNet's widths but")
+    (size,) = checks.count(size=size)
     relu, n = jax.nn.relu, lambda channels: channels // divide
     return sequence(
         [

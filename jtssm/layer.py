@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jtssm import checks
 from jtssm import normalisation as normalising
 from jtssm.products import PLAIN, Products, Window, entering, narrowed, widened
 from jtssm.protocol import Array, Tree, as_input
@@ -152,10 +153,19 @@ def _parameter_shapes(key: _Identity) -> list[Tree]:
 
 
 def sequence(layers: Sequence[Layer], in_shape: Shape) -> Network:
-    """A network of the given layers for samples of shape `in_shape`."""
-    if not layers:
-        raise ValueError("layers: expected at least one layer; got none")
-    shapes = [tuple(in_shape)]
+    """A network of the given layers for samples of shape `in_shape`.
+
+    Raises:
+      ValueError: no layers or something else, a shape that a layer does not take.
+    """
+    if not isinstance(layers, (list, tuple)) or not layers:
+        raise ValueError(
+            f"layers: expected at least one layer, in a list, e.g. [dense(10)]; got "
+            f"{checks.shown(layers)}"
+        )
+    for i, layer in enumerate(layers):
+        checks.instance(f"layers[{i}]", layer, Layer, "dense(10)")
+    shapes = [checks.counts("in_shape", in_shape, "(28, 28, 1)")]
     for layer in layers:
         shapes.append(layer.shape(shapes[-1]))
     return Network(tuple(layers), tuple(shapes))

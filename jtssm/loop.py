@@ -18,15 +18,18 @@ from jtssm.feeding import Minibatches, Resident, check_shared
 from jtssm.fingerprints import abstract_state, fingerprint
 from jtssm.positions import Checkpoint, Position
 from jtssm.progress import Bar
-from jtssm.protocol import Array, Method
+from jtssm.protocol import Array, Method, as_method
 from jtssm.results import Epoch, Result, evaluate
 from jtssm.running import Plan, Run
 from jtssm.sharding import make_mesh, place, planner
 from jtssm.sharding.finding import present_machine
 from jtssm.sharding.machines import Machine
+from jtssm.sharding.packing import is_rows
 from jtssm.sharding.processes import ProcessSamples
 from jtssm.signals import noted
 from jtssm.streams import Stream, check_streams, is_stream
+from jtssm.workers import WorkerParts
+from jtssm.workers import as_method as of_workers
 
 __all__ = ["Epoch", "Result", "evaluate", "fit"]
 
@@ -132,7 +135,9 @@ def fit(
     stops it; so does a signal to one of them, with a checkpoint. Without one Ctrl-C, and always an
     exception in one process, ends that process; jax then ends the others.
     """
-    checks.count(epochs=epochs, evaluate_every=evaluate_every)
+    checks.instance("method", method, Method, "solvers.sgd(net, ...)")
+    epochs, evaluate_every = checks.count(epochs=epochs, evaluate_every=evaluate_every)
+    key, callbacks = checks.key(key), _functions(callbacks)
     _check_ways(checkpoint, every, keep, resume, on_divergence, halvings)
     stream, shared = is_stream(train), isinstance(train, ProcessSamples)
     if stream:
@@ -142,9 +147,8 @@ def fit(
             f"steps_per_epoch: expected None with arrays, all of which are an epoch; got "
             f"{steps_per_epoch!r}"
         )
-    x, y = (np.asarray(a) for a in (((), ()) if stream else _pair("train", train)))
-    if mesh is not None:
-        method = _on_mesh(method, mesh, forms, machine, len(x))
+    x, y = (np.zeros(0),) * 2 if stream else _pair("train", train)
+    method = _on_mesh(method, mesh, forms, machine, len(x))
     sets = validation if isinstance(validation, Mapping) else {"validation": validation}
     sets = {name: _pair(name, pair) for name, pair in sets.items() if pair is not None}
     check = lambda x, y: method.parts.check(x, y, "values")
@@ -153,6 +157,8 @@ def fit(
         check(*pair)
     if state is not None and params is not None:
         raise ValueError("params: expected None with a state, which has its own; got both")
+    if state is not None and not (stream or shared):
+        _check_state(method, state, x, y)
     init_key, order_key = jax.random.split(key)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
     if stream:
@@ -181,13 +187,36 @@ def fit(
         return Run(plan, begun, bar, wish).go()
 
 
-def _on_mesh(method: Method, mesh: Mesh | str, forms: Any, machine: Any, samples: int) -> Method:
-    """The method on the user's mesh, or on the one that the cost model finds fastest."""
+def _check_state(method: Method, state: Any, x: np.ndarray, y: np.ndarray) -> None:
+    """The state is one of this method, of these samples where it keeps them."""
+    workers = isinstance(method.parts, WorkerParts)
+    unplaced = (of_workers if workers else as_method)(method.parts)
+    like = jax.eval_shape(unplaced.init, jax.random.key(0), x, y)
+    if type(state) is not type(like):
+        raise ValueError(
+            f"state: expected one of {method.name}, as its init or fit return it; got "
+            f"{checks.shown(state)}"
+        )
+    rows = any(is_rows(getattr(state, name)) for name in state._fields)
+    wanted, got = (jax.tree.map(np.shape, a) for a in (like, state)) if not rows else ((), ())
+    if wanted != got:
+        raise ValueError(
+            f"state: expected arrays of shapes {checks.shown(wanted)}, of this network, optimizer and "
+            f"samples; got {checks.shown(got)}"
+        )
+
+
+def _on_mesh(method: Method, mesh: Any, forms: Any, machine: Any, samples: int) -> Method:
+    """The method on the user's mesh, or on the one that the cost model finds fastest; None: as it is."""
     if isinstance(mesh, Mesh):
         return place(method, mesh, forms=forms)
-    if mesh != "auto" or forms != "auto":
+    own = not isinstance(forms, str) or forms != "auto"
+    if mesh is None and not own:
+        return method
+    if not isinstance(mesh, str) or mesh != "auto" or own:
         raise ValueError(
-            f"mesh: expected a jax.sharding.Mesh, or 'auto' and then no forms; got {mesh!r}, {forms!r}"
+            f"mesh: expected a jax.sharding.Mesh, or None or 'auto' and then no forms; got "
+            f"{checks.shown(mesh)}, forms {checks.shown(forms)}"
         )
     given = lambda net, subnet, batch: method
     best = planner.plan(
@@ -226,7 +255,24 @@ def _check_ways(
             raise ValueError(f"{name}: expected None without a checkpoint; got {value!r}")
 
 
-def _pair(name: str, pair: Any) -> tuple:
+def _pair(name: str, pair: Any) -> tuple[np.ndarray, np.ndarray]:
+    """x and y in host memory, of a pair of arrays or of lists of numbers."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise ValueError(f"{name}: expected a pair (x, y); got {type(pair).__name__}")
-    return tuple(pair)
+    try:
+        x, y = (np.asarray(a) for a in pair)
+    except (ValueError, TypeError) as error:  # lists of unequal lengths
+        raise ValueError(f"{name}: expected a pair of arrays (x, y); got {error}") from error
+    for part, a in (("x", x), ("y", y)):
+        checks.array(f"{name}: {part}", a)
+        if not a.ndim:
+            raise ValueError(f"{name}: {part}: expected [samples, ...]; got a single number, {a}")
+    return x, y
+
+
+def _functions(callbacks: Any) -> tuple:
+    if not isinstance(callbacks, (list, tuple)) or not all(map(callable, callbacks)):
+        raise ValueError(
+            f"callbacks: expected a list of functions, e.g. [print]; got {checks.shown(callbacks)}"
+        )
+    return tuple(callbacks)

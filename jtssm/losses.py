@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jtssm import checks
 from jtssm.protocol import Array
 
 
@@ -87,6 +88,8 @@ def find(loss: str | Loss) -> Loss:
     """
     if isinstance(loss, Loss):
         return loss
-    if loss not in LOSSES:
-        raise ValueError(f"loss: expected one of {sorted(LOSSES)} or a losses.Loss; got {loss!r}")
+    if not isinstance(loss, str) or loss not in LOSSES:
+        raise ValueError(
+            f"loss: expected one of {sorted(LOSSES)} or a losses.Loss; got {checks.shown(loss)}"
+        )
     return LOSSES[loss]

@@ -9,6 +9,7 @@ from math import prod
 import jax
 import jax.numpy as jnp
 
+from jtssm import checks
 from jtssm import normalisation as normalising
 from jtssm.layer import Layer as Layer
 from jtssm.layer import Network as Network
@@ -44,12 +45,8 @@ def mlp(
       ValueError: fewer than two widths, or one that is not a positive integer; an unknown
         normalisation; a dropout outside [0, 1).
     """
-    widths = list(widths)
-    if len(widths) < 2 or any(not isinstance(w, int) or w < 1 for w in widths):
-        raise ValueError(
-            f"widths: expected at least two positive integers, e.g. [196, 512, 10]; got {widths}"
-        )
-    kind, drop = normalising.find(normalisation), ([dropout_layer(dropout)] if dropout else [])
+    widths = checks.counts("widths", widths, "[196, 512, 10]", least=2)
+    kind, drop = normalising.find(normalisation), dropouts(dropout)
     hidden = [layer for w in widths[1:-1] for layer in (dense(w, activation, normalisation), *drop)]
     outputs = normalisation if kind is not None and kind.outputs else None
     return sequence([*hidden, dense(widths[-1], None, outputs, affine=False)], (widths[0],))
@@ -69,8 +66,11 @@ def dense(
     Under an activation W starts from He's normal, without one from LeCun's; b starts at 0.
 
     Raises:
-      ValueError: an unknown normalisation.
+      ValueError: a width below 1, an activation that is no function of arrays, an unknown
+        normalisation.
     """
+    (width,), affine = checks.count(width=width), checks.flag("affine", affine)
+    checks.activation(activation)
     scale = jax.nn.initializers.he_normal() if activation else jax.nn.initializers.lecun_normal()
     norm = normalising.find(normalisation)
 
@@ -121,8 +121,7 @@ def dropout_layer(rate: float) -> Layer:
     Raises:
       ValueError: a rate outside [0, 1).
     """
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-        raise ValueError(f"dropout: expected a rate of at least 0 and below 1; got {rate!r}")
+    rate = checks.share("dropout", rate, 0.5, whole=False)
 
     def apply(_, x, products):
         if not products.training or products.keys is None:
@@ -144,6 +143,16 @@ def dropout_layer(rate: float) -> Layer:
     )
 
 
+def dropouts(rate: float) -> list[Layer]:
+    """What follows every hidden layer: a layer of dropout, or none at rate 0.
+
+    Raises:
+      ValueError: as `dropout_layer`.
+    """
+    layer = dropout_layer(rate)
+    return [] if rate == 0 else [layer]
+
+
 def cut(net: Network, subnets: int | None, cuts: Sequence[int] | None) -> tuple[int, ...]:
     """Where the subnetworks start: piece l holds the layers starts[l] .. starts[l + 1] - 1.
 
@@ -154,24 +163,27 @@ def cut(net: Network, subnets: int | None, cuts: Sequence[int] | None) -> tuple[
     Raises:
       ValueError: n out of range, cuts that do not rise within 1 .. L - 1, or the two disagree.
     """
+    checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")
     num_layers = len(net.layers)
     if cuts is not None:
+        cuts = checks.counts("cuts", cuts, "[3, 7]", least=0)
         starts = (0, *cuts, num_layers)
         if any(b <= a for a, b in pairwise(starts)):
             raise ValueError(
                 f"cuts: expected rising layer numbers within 1..{num_layers - 1}; got {list(cuts)}"
             )
-        if subnets is not None and subnets != len(cuts) + 1:
+        if subnets is not None and checks.count(subnets=subnets) != (len(cuts) + 1,):
             raise ValueError(
                 f"subnets: expected {len(cuts) + 1} with {len(cuts)} cuts; got {subnets}"
             )
         return starts
     n = 1 if subnets is None else subnets
-    if not isinstance(n, int) or not 1 <= n <= num_layers:
+    if not checks.is_integer(n) or not 1 <= n <= num_layers:
         raise ValueError(
-            f"subnets: expected 1..{num_layers}, the network has {num_layers} layers; got {n}"
+            f"subnets: expected 1..{num_layers}, the network has {num_layers} layers; got "
+            f"{checks.shown(n)}"
         )
-    return balanced_starts(net.costs(), n)
+    return balanced_starts(net.costs(), int(n))
 
 
 def balanced_starts(costs: Sequence[int], n: int) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
+from jtssm import checks
 from jtssm.products import Products, in_full
 from jtssm.protocol import Array, Tree
 
@@ -109,8 +110,9 @@ def find(name: str | None) -> Normalisation | None:
     Raises:
       ValueError: an unknown name.
     """
-    if name is not None and name not in NORMALISATIONS:
+    if name is not None and (not isinstance(name, str) or name not in NORMALISATIONS):
         raise ValueError(
-            f"normalisation: expected None or one of {sorted(NORMALISATIONS)}; got {name!r}"
+            f"normalisation: expected None or one of {sorted(NORMALISATIONS)}; got "
+            f"{checks.shown(name)}"
         )
     return None if name is None else NORMALISATIONS[name]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tqdm.auto import tqdm
 
+from jtssm import checks
 from jtssm.sharding.processes import is_first
 
 
@@ -18,7 +19,8 @@ class Bar:
     )  # fmt: skip
 
     def __init__(self, steps: int | None, done: int, progress: bool | None):
-        disable = True if not is_first() else None if progress is None else not progress
+        given = None if progress is None else not checks.flag("progress", progress)
+        disable = given if is_first() else True
         self.bar = tqdm(total=steps, initial=done, disable=disable, unit="step", dynamic_ncols=True)
         self.scores: dict[str, str] = {}
         self.sizes: dict[str, str] = {}

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jtssm import checks
 from jtssm.products import PLAIN
 
 Array = jax.Array
@@ -177,13 +178,22 @@ def as_method(parts: Parts) -> Method:
     start = jax.jit(partial(parts.init, exchange))  # eager, its many small draws compile one by one
 
     def init(key, x, y, params=None):
+        key = checks.key(key)
         parts.check(x, y, "init")
+        for name, a in (("x", x), ("y", y)):
+            if isinstance(a, jax.ShapeDtypeStruct):
+                raise ValueError(
+                    f"{name}: expected an array; got {a}: of shapes alone, "
+                    f"jax.eval_shape(method.init, key, x, y) tells the state's"
+                )
         if not parts.resident:  # only shapes are needed
             x, y = x[:1], y[:1]
         x = as_input(parts.network, x)
         if params is not None:
             params = jax.tree.map(jnp.asarray, given_params(parts, params, x.dtype))
-        return start(key, x, jnp.asarray(y), params)
+        y = jnp.asarray(y)
+        checks.fits(jax.eval_shape(start, key, x, y, params))
+        return start(key, x, y, params)
 
     def step(state, x, y):
         parts.check(x, y, "step", state.weights)
@@ -233,16 +243,25 @@ def given_trees(draw: Callable, params: Any, dtype: Any) -> list[Tree]:
     """A warm start, one tree a layer, in the dtype of the samples; draw: (key, dtype) -> such trees.
 
     Raises:
-      ValueError: not one tree a layer, or trees of another network.
+      ValueError: not one tree a layer, or trees of another network, or numbers that are not finite.
     """
     shapes = jax.eval_shape(lambda: draw(jax.random.key(0), dtype))
-    if len(params) != len(shapes):
-        raise ValueError(f"params: expected {len(shapes)} trees, one a layer; got {len(params)}")
-    expected, got = (jax.tree.map(jnp.shape, list(tree)) for tree in (shapes, params))
+    if not isinstance(params, (list, tuple)) or len(params) != len(shapes):
+        got = len(params) if isinstance(params, (list, tuple)) else checks.shown(params)
+        raise ValueError(f"params: expected {len(shapes)} trees, one a layer; got {got}")
+    expected, got = (jax.tree.map(_shape, list(tree)) for tree in (shapes, params))
     if expected != got:
-        raise ValueError(f"params: expected arrays of shapes {expected}; got {got}")
+        raise ValueError(f"params: expected arrays of shapes {expected}; got {checks.shown(got)}")
+    for leaf in jax.tree.leaves(list(params)):
+        checks.weights(leaf)
     # left where they are: numpy arrays stay in host memory
     return jax.tree.map(lambda a, like: a.astype(like.dtype), list(params), shapes)
+
+
+def _shape(leaf: Any) -> Any:
+    """Of an array; of something else what it is."""
+    shape = getattr(leaf, "shape", None)
+    return shape if isinstance(shape, tuple) else type(leaf).__name__
 
 
 def by_piece(params: Any, starts: tuple[int, ...]) -> tuple:

@@ -43,6 +43,7 @@ def bottleneck(
     Raises:
       ValueError: as `images.convolution`; when a network is built, x of a shape that cannot be added.
     """
+    (channels,), widen = checks.count(channels=channels), checks.flag("widen", widen)
     wide, relu = EXPANSION * channels, jax.nn.relu
     path = [
         convolution(channels, 1, 1, "SAME", relu, normalisation),
@@ -137,7 +138,8 @@ def attention(width: int, heads: int) -> Layer:
     Raises:
       ValueError: heads that do not divide the width; when a network is built, other samples.
     """
-    checks.divides("heads", heads, width, "numbers of a token")
+    (width,) = checks.count(width=width)
+    heads = checks.divides("heads", heads, width, "numbers of a token")
     size = width // heads
 
     def cost(shape: Shape) -> int:
@@ -158,7 +160,7 @@ def perceptron(width: int, hidden: int) -> Layer:
     Raises:
       ValueError: numbers below 1; when a network is built, other samples.
     """
-    checks.count(width=width, hidden=hidden)
+    width, hidden = checks.count(width=width, hidden=hidden)
     cost = lambda shape: shape[0] * 2 * width * hidden
     return _half(f"perceptron {width} {hidden}", width, (hidden, hidden), hidden, jax.nn.gelu, cost)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -42,10 +44,13 @@ def builder(method: str | Build, *, optimizer: Any = None, **options: Any) -> Bu
       ValueError: an unknown name.
     """
     if callable(method):
-        return method
+        return partial(_own, method)
     checks.one_of("method", method, list(solvers.METHODS))
     make = solvers.METHODS[method]
-    trained = {} if method == "pdadmm" else {"optimizer": optimizer or optax.adam(1e-3)}
+    _check_options(make, options)
+    _optimizers(optimizer)
+    adam = optax.adam(1e-3) if optimizer is None else optimizer
+    trained = {} if method == "pdadmm" else {"optimizer": adam}
 
     def build(net: Network, n: int, batch: int) -> Method:
         if method == "sgd" and n > 1:
@@ -66,13 +71,41 @@ def builder(method: str | Build, *, optimizer: Any = None, **options: Any) -> Bu
     return build
 
 
+def _own(build: Build, net: Network, n: int, batch: int) -> Method:
+    """What the user's function builds, a method."""
+    try:
+        method = build(net, n, batch)
+    except TypeError as error:
+        raise TypeError(
+            f"method: expected a function (net, n, batch) -> Method; got {checks.shown(build)}: {error}"
+        ) from error
+    checks.instance("method", method, Method, "what solvers.sgd(net, ...) returns")
+    return method
+
+
+def _optimizers(optimizer: Any) -> tuple:
+    """Those that are given: none, one for all subnetworks, or one for each."""
+    given = isinstance(optimizer, (list, tuple)) and not hasattr(optimizer, "init")
+    num = len(optimizer) if given else 1
+    return () if optimizer is None else checks.optimizers(optimizer, num)
+
+
+def _check_options(make: Callable, options: Mapping[str, Any]) -> None:
+    known = [name for name in inspect.signature(make).parameters if name != "net"]
+    for name in options:
+        checks.one_of("options", name, known)
+
+
 def as_network(net: Network | str) -> Network:
     """A network as it is, or a published one by its name.
 
     Raises:
       ValueError: an unknown name.
     """
-    return find_architecture(net)() if isinstance(net, str) else net
+    if isinstance(net, str):
+        return find_architecture(net)()
+    checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")
+    return net
 
 
 def plan(
@@ -129,7 +162,11 @@ def sweep(
     Raises:
       ValueError: as `plan`, but that a shape which does not go is a record with an error.
     """
-    planner.check_numbers(batch, overlap, memory_limit)
+    batch, overlap, memory_limit, samples = planner.check_numbers(
+        batch, overlap, memory_limit, samples
+    )
+    (num_devices,) = checks.count(num_devices=num_devices)
+    count, measure = checks.flag("count", count), checks.flag("measure", measure)
     network, machine = as_network(net), find_machine(machine)
     build = builder(method, optimizer=optimizer, **options)
     if topology is not None and len(topology_devices(topology)) < num_devices:
@@ -145,12 +182,13 @@ def sweep(
         "count": count, "measure": measure, "topology": topology, "optimizer": _state_words(optimizer),
         "options": {name: str(value) for name, value in options.items()},
     }  # fmt: skip
+    resume = None if resume is None else checks.path("resume", resume)
     done = _done(resume, about)
     shapes = planner.factorisations(num_devices)
     at = _Sweep(
         network, num_devices, batch, machine, build, memory_limit, overlap, samples, topology
     )
-    disable = None if progress is None else not progress
+    disable = None if progress is None else not checks.flag("progress", progress)
     for shape in tqdm(shapes, disable=disable, unit="shape", dynamic_ncols=True):
         if shape not in done:
             done[shape] = at.record(shape, count, measure)
@@ -164,7 +202,8 @@ def _state_words(optimizer: Any) -> int | None:
     """What tells one optimizer from another here: the size of its state."""
     if optimizer is None:
         return None
-    state = jax.eval_shape(optimizer.init, {"W": jax.ShapeDtypeStruct((8, 8), np.float32)})
+    toy = {"W": jax.ShapeDtypeStruct((8, 8), np.float32)}
+    state = [jax.eval_shape(each.init, toy) for each in _optimizers(optimizer)]
     return sum(prod(a.shape) for a in jax.tree.leaves(state))
 
 
@@ -236,18 +275,29 @@ def _mark_best(records: Iterable[Record]) -> None:
         record["best"] = fastest is not None and record is first
 
 
-def _done(path: str | Path | None, about: Record) -> dict[tuple[int, ...], Record]:
+def _done(path: Path | None, about: Record) -> dict[tuple[int, ...], Record]:
     """Records that stand in a file, by shape."""
-    if path is None or not Path(path).exists():
+    if path is None or not path.exists():
         return {}
-    lines = [json.loads(line) for line in Path(path).read_text().splitlines() if _whole(line)]
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"resume: expected a file of JSON lines; got {path}: {error}") from error
+    lines = [json.loads(line) for line in text.splitlines() if _whole(line)]
     strange = [line for line in lines if line.get("about") != json.loads(json.dumps(about))]
     if strange:
         raise ValueError(
             f"resume: expected records of the same sweep, {about}; got {path} with "
             f"{strange[0].get('about')}: name another file"
         )
-    records = [line["record"] for line in lines]
+    records = [line.get("record") for line in lines]
+    whole = lambda r: isinstance(r, dict) and all(isinstance(r.get(axis), int) for axis in AXES)
+    damaged = [r for r in records if not whole(r)]
+    if damaged:
+        raise ValueError(
+            f"resume: expected records with {list(AXES)}; got {path} with "
+            f"{checks.shown(damaged[0])}: name another file"
+        )
     return {tuple(r[axis] for axis in AXES): r for r in records}
 
 
@@ -255,15 +305,15 @@ def _whole(line: str) -> bool:
     """Whether a line was written to its end before an interruption."""
     try:
         return isinstance(json.loads(line), dict)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
 
 
-def _keep(path: str | Path | None, about: Record, record: Record) -> None:
+def _keep(path: Path | None, about: Record, record: Record) -> None:
     if path is None:
         return
-    old = Path(path).read_bytes() if Path(path).exists() else b""
-    with Path(path).open("a") as file:
+    old = path.read_bytes() if path.exists() else b""
+    with path.open("a") as file:
         # behind a line that an interruption cut off, a new one
         file.write("\n" * bool(old and not old.endswith(b"\n")))
         file.write(json.dumps({"about": about, "record": record}) + "\n")

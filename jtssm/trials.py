@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from jtssm import checks
 from jtssm.sharding import counting
 from jtssm.sharding.demands import Sizes
 from jtssm.sharding.memory import placed_step
@@ -93,9 +94,9 @@ def topology_devices(name: str) -> Sequence[Any]:
     Raises:
       ValueError: another name, or libtpu does not know it or is not there.
     """
+    if not isinstance(name, str) or not name.startswith("tpu-") or not name.partition(":")[2]:
+        raise ValueError(f"topology: expected a name like 'tpu-v5e:4x4'; got {checks.shown(name)}")
     kind, _, shape = name.removeprefix("tpu-").partition(":")
-    if not name.startswith("tpu-") or not shape:
-        raise ValueError(f"topology: expected a name like 'tpu-v5e:4x4'; got {name!r}")
     # one device a chip, as on a host of v4; jax makes no mesh of its single cores
     options: Any = {"chip_config_name": "megacore"} if kind == "v4" else {}
     try:

@@ -1,13 +1,28 @@
-"""The content of gzip files and tar archives, unpacked in memory: nothing is written to disk."""
+"""The content of gzip files, tar and npz archives, unpacked in memory: nothing is written to disk.
+
+A file is never believed: what it says of its sizes is checked against what is there before memory is
+taken for it, and nothing in it is ever unpickled.
+"""
 
 from __future__ import annotations
 
 import gzip
 import io
 import tarfile
+import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy
+
+PIECE = 2**20  # bytes that are read at once
+INFLATION = 1100  # deflate makes at most 1032 bytes of one, but for a few of a short file
+HEADERS: dict[Any, Any] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 def gunzipped(path: Path) -> bytes:
@@ -23,6 +38,66 @@ def gunzipped(path: Path) -> bytes:
         raise ValueError(
             f"{path}: expected a whole gzip file; got {error}: fetch it again"
         ) from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """The file, gzipped or not, open for reading.
+
+    Raises:
+      ValueError: damaged gzip.
+    """
+    with path.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        try:
+            yield gzip.GzipFile(fileobj=raw) if packed else raw  # type: ignore[misc]
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(
+                f"{path}: expected a whole gzip file; got {error}: fetch it again"
+            ) from error
+
+
+def up_to(file: BinaryIO, size: int) -> bytes:
+    """So many bytes, or what there is; memory is taken as they come."""
+    pieces = []
+    while size and (piece := file.read(min(size, PIECE))):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def arrays(path: Path, names: Sequence[str], expected: str) -> list[np.ndarray]:
+    """Arrays of an npz archive, by name.
+
+    Raises:
+      ValueError: no such archive, damaged, or without one of them; arrays of Python objects, which would
+        be unpickled; an array of another size than its header says. `expected` says what should be there.
+    """
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            return [_array(archive, f"{name}.npy") for name in names]
+    except Exception as error:  # whatever zipfile, zlib and numpy raise over damaged bytes
+        raise ValueError(
+            f"{path}: expected {expected}; got {type(error).__name__}: {error}: fetch it again"
+        ) from error
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One array, once its header agrees with its member's size, and that with the compressed size."""
+    info = archive.getinfo(name)
+    with archive.open(info) as member:
+        version = npy.read_magic(member)
+        if version not in HEADERS:
+            raise ValueError(f"{name} of version {version}")
+        shape, _, dtype = HEADERS[version](member)
+        if dtype.hasobject:
+            raise ValueError(f"{name} of Python objects, which are never unpickled")
+        size = info.file_size - member.tell()
+        if prod(shape) * dtype.itemsize != size or info.file_size > INFLATION * info.compress_size:
+            raise ValueError(f"{name} of {dtype} {shape} in {info.compress_size} bytes")
+        member.seek(0)
+        return npy.read_array(member, allow_pickle=False)
 
 
 def members(archive: Path, names: Sequence[str]) -> dict[Path, bytes]:

@@ -99,27 +99,29 @@ class WorkerParts(NamedTuple):
 
 def as_method(parts: WorkerParts) -> Method:
     """The protocol of a method of workers on one device."""
-    meeting = by_index(parts.num)
+    meeting = lambda: by_index(parts.num)  # only where a function runs: it holds an array
     start = jax.jit(partial(first_state, parts), static_argnums=1)
 
     def init(key, x, y, params=None):
+        key = checks.key(key)
         parts.check(x, y, "init")
         dtype = float_dtype(x)
         if params is not None:
             params = jax.tree.map(jnp.asarray, given_trees(parts.draw, params, dtype))
+        checks.fits(start.eval_shape(key, dtype, params))
         return start(key, dtype, params)
 
     def step(state, x, y):
         parts.check(x, y, "step", state)
-        return parts.step(meeting, state, parts.samples(x), jnp.asarray(y))
+        return parts.step(meeting(), state, parts.samples(x), jnp.asarray(y))
 
     def predict(state, x):
-        return parts.forward(meeting, state, as_input(parts.network, x))
+        return parts.forward(meeting(), state, as_input(parts.network, x))
 
     def estimate(state, x):
         if not parts.network.estimated:
             return state
-        return parts.estimate(meeting, state, as_input(parts.network, x))
+        return parts.estimate(meeting(), state, as_input(parts.network, x))
 
     return Method(
         parts.name, init, step, predict, parts.params, parts.batch_shape, (None, "subnet", "pc"),

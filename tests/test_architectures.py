@@ -168,7 +168,7 @@ def test_every_parameter_has_a_finite_gradient(net):
         (lambda: find_architecture("VGG"), r"got 'VGG': is '.*' meant\?"),
         (lambda: architectures.vgg16(divide=3), "divide: expected one of"),
         (lambda: architectures.vgg16(size=31), "max_pool: expected images"),
-        (lambda: architectures.resnet(()), r"blocks: expected .*, e\.g\. \(3, 4\); got none"),
+        (lambda: architectures.resnet(()), r"blocks: expected .*, e\.g\. \(3, 4\); got \(\)"),
         (lambda: architectures.resnet((1, 0)), r"blocks\[1\]: expected an integer of at least 1; got 0"),
         (lambda: architectures.resnet50(normalisation=None), r"normalisation: expected one of \['batch', 'layer', 'running'\]; got None"),
         (lambda: sequence([residual.bottleneck(2)], (4, 4, 3)), r"bottleneck 2 8 batch: expected samples whose shape it keeps, \(4, 4, 8\); got \(4, 4, 3\): widen=True"),

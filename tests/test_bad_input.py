@@ -1,6 +1,7 @@
 """Static misuse and bad samples raise ValueError at the front door, naming the argument."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -157,7 +158,7 @@ def test_pdadmm_refuses(changes, message):
 def test_grow_refuses_networks_it_cannot_reach():
     method = solvers.pdadmm(NET)
     state = method.init(jax.random.key(0), X.astype(np.float32), Y)
-    tanh = jtssm.mlp([4, 8, 8, 8, 3], np.tanh)
+    tanh = jtssm.mlp([4, 8, 8, 8, 3], jnp.tanh)
     for net in (
         NET,
         jtssm.mlp([4, 8, 8, 7, 3]),

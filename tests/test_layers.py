@@ -7,13 +7,13 @@ import jtssm
 
 ROOT = Path(jtssm.__file__).parent
 LEVELS = {
-    "products": 0,
+    "products": 0, "checks": 0,
     "protocol": 1,
     "normalisation": 2, "losses": 2,
     "layer": 3,
     "modules": 4,
     "network": 5,
-    "checks": 6, "unpacking": 6,
+    "unpacking": 6,
     "images": 7, "workers": 7, "data": 7, "problems": 7,
     "solvers": 8, "sharding": 8, "residual": 8,
     "divergence": 9, "architectures": 9, "trials": 9, "fingerprints": 9, "signals": 9, "progress": 9,

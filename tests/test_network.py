@@ -60,7 +60,7 @@ def test_the_user_may_say_where_to_cut():
         (0, None, r"subnets: expected 1\.\.4.*got 0"),
         (2.0, None, r"subnets: expected 1\.\.4.*got 2\.0"),
         (None, [2, 2], r"cuts: expected rising layer numbers within 1\.\.3; got \[2, 2\]"),
-        (None, [0], r"cuts: expected rising"),
+        (None, [0], r"cuts\[0\]: expected an integer of at least 1; got 0"),
         (None, [4], r"cuts: expected rising"),
         (3, [2], r"subnets: expected 2 with 1 cuts; got 3"),
     ],
@@ -70,9 +70,18 @@ def test_bad_cuts_are_refused(subnets, cuts, message):
         cut(jtssm.mlp([4, 4, 4, 4, 4]), subnets, cuts)
 
 
-@pytest.mark.parametrize("widths", [[3], [], [3, 0], [3, 2.5], [3, -1, 2]])
-def test_bad_widths_are_refused(widths):
-    with pytest.raises(ValueError, match=r"widths: expected at least two positive integers"):
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ([3], r"widths: expected a list of at least 2 positive integers.*got \[3\]"),
+        ([], r"widths: expected a list of at least 2 positive integers.*got \[\]"),
+        ([3, 0], r"widths\[1\]: expected an integer of at least 1; got 0"),
+        ([3, 2.5], r"widths\[1\]: expected an integer of at least 1; got 2\.5"),
+        ([3, -1, 2], r"widths\[1\]: expected an integer of at least 1; got -1"),
+    ],
+)
+def test_bad_widths_are_refused(widths, message):
+    with pytest.raises(ValueError, match=message):
         jtssm.mlp(widths)
 
 

@@ -21,7 +21,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -217,11 +216,7 @@ def _one_kind(devices: list) -> list:
 
 def _capacity(devices: Sequence[Any]) -> float:
     """Bytes that jax may take of one device's memory."""
-    if devices[0].platform != "cpu":
-        return float((devices[0].memory_stats() or {}).get("bytes_limit", inf))
-    if not hasattr(os, "sysconf"):  # Windows
-        return inf
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
+    return float(checks.memory(devices) / len(devices))
 
 
 def _name(devices: Sequence[Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jtssm.checks import shown
 from jtssm.network import Layer, Network
 from jtssm.protocol import Tree
 from jtssm.sharding.grid import FORMS, SPLITS, Grid
@@ -35,9 +36,10 @@ def choose_forms(
       ValueError: forms that do not fit, or pr > 1 that would split no layer's work.
     """
     shapes = net.parameter_shapes()
-    if pr == 1 or forms != "auto":
+    auto = isinstance(forms, str) and forms == "auto"
+    if pr == 1 or not auto:
         batch = ["batch"] * len(net.layers)
-        return check_forms(net, shapes, pr, batch if forms == "auto" else forms)
+        return check_forms(net, shapes, pr, batch if auto else forms)
     samples = pr if samples is None else samples
     grid = Grid(net, (), starts[:-1], "pr", pr, (), apart, open_ends)
     share = 1.0 if compute_dtype is None else compute_dtype.itemsize / WORD
@@ -163,11 +165,11 @@ def check_forms(net: Network, params: Sequence[Tree], pr: int, forms: Any) -> tu
     if not isinstance(forms, (list, tuple)) or len(forms) != len(net.layers):
         raise ValueError(
             f"forms: expected 'auto' or a list of {len(net.layers)} forms out of {list(FORMS)}, one a "
-            f"layer; got {forms!r}"
+            f"layer; got {shown(forms)}"
         )
     for i, form in enumerate(forms):
-        if form not in FORMS:
-            raise ValueError(f"forms[{i}]: expected one of {list(FORMS)}; got {form!r}")
+        if not isinstance(form, str) or form not in FORMS:
+            raise ValueError(f"forms[{i}]: expected one of {list(FORMS)}; got {shown(form)}")
         if why := misfit(net, i, params[i], form, pr):
             fits = [f for f in FORMS if not misfit(net, i, params[i], f, pr)]
             raise ValueError(f"forms[{i}]: expected one of {fits}; got {form!r}: {why}")

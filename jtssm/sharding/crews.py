@@ -15,10 +15,11 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jtssm import checks
 from jtssm.products import PLAIN
 from jtssm.protocol import Method, Tree, as_input, float_dtype, given_trees
 from jtssm.sharding import collectives
-from jtssm.sharding.mesh import AXES, AxisNames, axis_size, check_split, predicted, put
+from jtssm.sharding.mesh import AXES, AxisNames, axis_size, check_split, devices_of, predicted, put
 from jtssm.sharding.packing import gathered
 from jtssm.workers import Meeting, WorkerParts, first_state
 
@@ -123,10 +124,12 @@ class _Crew:
         them every device draws such layers whole, for a moment, and keeps its part.
         """
         parts = self.parts
+        key = checks.key(key)
         parts.check(x, y, "init")
         dtype = float_dtype(x)
         key = put(key, self.mesh, PartitionSpec())
         shapes = jax.eval_shape(partial(first_state, parts, dtype=dtype), key)
+        checks.fits(shapes, devices_of(self.mesh))
         shardings = self._shardings(shapes)
         if params is None:
             start = partial(first_state, parts, dtype=dtype)

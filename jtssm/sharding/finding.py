@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from jtssm import checks
+from jtssm.checks import shown
 from jtssm.sharding.machines import ALGORITHMS, MACHINES, Machine
 from jtssm.sharding.mesh import AXES
 
@@ -46,7 +47,7 @@ def find_machine(given: Machine | str | Path) -> Machine:
         return read_machine(given)
     raise ValueError(
         f"machine: expected a Machine, one of {sorted(MACHINES)}, or a path that ends with .json; "
-        f"got {given!r}{_nearest(given, MACHINES)}"
+        f"got {shown(given)}{_nearest(given, MACHINES)}"
     )
 
 
@@ -79,17 +80,20 @@ def read_machine(path: str | Path) -> Machine:
     Raises:
       ValueError: no such file, not JSON, or a field that is missing, unknown or of a wrong value.
     """
+    path = checks.path("path", path)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(
             f"path: expected a machine file, e.g. one that calibrate('machine.json') wrote; got {path}: "
             f"{error.strerror}"
         ) from error
-    except ValueError as error:
-        raise ValueError(f"{path}: expected a JSON object of {list(_NEEDED)}; {error}") from error
+    except (ValueError, RecursionError) as error:  # the latter of brackets nested thousands deep
+        raise ValueError(
+            f"{path}: expected a JSON object of {list(_NEEDED)}; got other text: {error}"
+        ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object of {list(_NEEDED)}; got {content!r}")
+        raise ValueError(f"{path}: expected a JSON object of {list(_NEEDED)}; got {shown(content)}")
     _right_fields(str(path), content)
     for name in ("links", "rates"):
         if name in content:
@@ -117,7 +121,7 @@ def json_path(path: str | Path) -> Path:
     Raises:
       ValueError: it ends otherwise than with .json, or its folder does not exist.
     """
-    path = Path(path)
+    path = checks.path("path", path)
     if path.suffix != ".json":
         raise ValueError(f"path: expected one that ends with .json, e.g. machine.json; got {path}")
     if not path.parent.is_dir():
@@ -128,7 +132,7 @@ def json_path(path: str | Path) -> Path:
 
 
 def _nearest(given: Any, known: Sequence[str] | Mapping[str, Any]) -> str:
-    near = get_close_matches(str(given), list(known), n=1)
+    near = get_close_matches(shown(given).strip("'"), list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -153,7 +157,7 @@ def _pairs(where: str, name: str, value: Any) -> tuple:
     pairs = isinstance(value, list) and all(isinstance(p, list) and len(p) == 2 for p in value)
     if name == "links" or not pairs:
         example = '{"pc": 12.5e9}' if name == "links" else "[[1, 0.01], [128, 1.0]]"
-        raise ValueError(f"{where}: expected e.g. {example}; got {value!r}")
+        raise ValueError(f"{where}: expected e.g. {example}; got {shown(value)}")
     return tuple((size, share) for size, share in value)
 
 
@@ -166,7 +170,9 @@ def _checked(where: str, machine: Machine) -> Machine:
     for name in ("name", "source"):
         value = getattr(machine, name)
         if not isinstance(value, str) or not value:
-            raise ValueError(f"{where}: {name}: expected a text, e.g. 'measured'; got {value!r}")
+            raise ValueError(
+                f"{where}: {name}: expected a text, e.g. 'measured'; got {shown(value)}"
+            )
     checks.one_of(f"{where}: algorithm", machine.algorithm, ALGORITHMS)
     if not isinstance(machine.shared, bool):
         raise ValueError(f"{where}: shared: expected true or false; got {machine.shared!r}")
@@ -181,7 +187,7 @@ def _number(where: str, value: Any, example: float) -> None:
     real = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not real or not 0 < value <= sys.float_info.max:
         raise ValueError(
-            f"{where}: expected a finite number above 0, e.g. {example:g}; got {value!r}"
+            f"{where}: expected a finite number above 0, e.g. {example:g}; got {shown(value)}"
         )
 
 

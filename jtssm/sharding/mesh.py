@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jtssm import checks
 
@@ -48,13 +48,12 @@ def make_mesh(
     Raises:
       ValueError: a size below 1, or fewer devices than the mesh has.
     """
-    checks.count(subnet=subnet, pr=pr, pc=pc)
-    shape = (subnet, pr, pc)
-    devices = jax.devices() if devices is None else list(devices)
+    shape = checks.count(subnet=subnet, pr=pr, pc=pc)
+    devices = jax.devices() if devices is None else _devices(devices)
     if prod(shape) > len(devices):
         raise ValueError(
             f"subnet * pr * pc: expected at most {len(devices)}, the number of devices; got "
-            f"{subnet} * {pr} * {pc} = {prod(shape)}; on CPU more virtual devices come from "
+            f"{' * '.join(map(str, shape))} = {prod(shape)}; on CPU more virtual devices come from "
             f"jax.config.update('jax_num_cpu_devices', {prod(shape)}) before jax is used"
         )
     devices = devices[: prod(shape)]
@@ -63,12 +62,32 @@ def make_mesh(
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+def _devices(given: Any) -> list:
+    """Different devices, from a list or an array of them."""
+    listed = isinstance(given, (list, tuple, np.ndarray))
+    devices = list(np.ravel(np.asarray(given, object))) if listed else []
+    if not devices or not all(hasattr(d, "platform") and hasattr(d, "id") for d in devices):
+        raise ValueError(
+            f"devices: expected a list of devices, e.g. jax.devices(); got {checks.shown(given)}"
+        )
+    if len(set(devices)) < len(devices):
+        raise ValueError(
+            f"devices: expected different ones, e.g. jax.devices(); got {checks.shown(given)}"
+        )
+    return devices
+
+
 def axis_names(mesh: Mesh, axes: Mapping[str, str] | None = None) -> AxisNames:
     """How the mesh calls our axes: by the given map, else by their own names where it has them.
 
     Raises:
       ValueError: the map names an axis we or the mesh do not have, or nothing matches.
     """
+    if axes is not None and not isinstance(axes, Mapping):
+        raise ValueError(
+            f"axes: expected None or a map from {list(AXES)} to the mesh's axes, e.g. "
+            f"{{'pc': 'data'}}; got {checks.shown(axes)}"
+        )
     axes = {axis: axis for axis in AXES if axis in mesh.axis_names} if axes is None else dict(axes)
     for ours, theirs in axes.items():
         checks.one_of("axes", ours, AXES)
@@ -87,6 +106,11 @@ def axis_size(mesh: Mesh, name: str | tuple[str, ...] | None) -> int:
     """Devices along an axis, or along several; 1 where the mesh has no such axis."""
     names = (name,) if isinstance(name, str) else name or ()
     return prod(mesh.shape[n] for n in names)
+
+
+def devices_of(mesh: Any) -> list:
+    """A mesh's devices; none of an abstract one."""
+    return [] if isinstance(mesh, AbstractMesh) else list(mesh.devices.flat)
 
 
 def put(x: Any, mesh: Mesh, spec: PartitionSpec) -> Any:

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from jtssm import checks
 from jtssm.protocol import (
     Method,
     Parts,
@@ -26,7 +27,7 @@ from jtssm.sharding.branches import Place
 from jtssm.sharding.choosing import choose_forms
 from jtssm.sharding.crews import place_workers
 from jtssm.sharding.exchanging import by_collectives, own_part
-from jtssm.sharding.mesh import axis_names, axis_size, check_split, predicted, put
+from jtssm.sharding.mesh import axis_names, axis_size, check_split, devices_of, predicted, put
 from jtssm.sharding.packing import (
     Layout,
     gathered,
@@ -74,12 +75,16 @@ def place(
     Where "subnet" does not divide the number of pieces n, every device has ceil(n / subnet) slots, the
     last of which stay empty: a step takes as long, and a device holds as much, as with full slots.
     """
+    checks.instance("method", method, Method, "solvers.sgd(net, ...)")
+    checks.instance("mesh", mesh, (Mesh, AbstractMesh), "sharding.make_mesh(pc=2)")
     parts = method.parts
     names = axis_names(mesh, axes)
     check_present(mesh)
     if isinstance(parts, WorkerParts):
-        if forms != "auto":
-            raise ValueError(f"forms: expected 'auto', {parts.name} splits no layer; got {forms!r}")
+        if not isinstance(forms, str) or forms != "auto":
+            raise ValueError(
+                f"forms: expected 'auto', {parts.name} splits no layer; got {checks.shown(forms)}"
+            )
         return place_workers(method, mesh, names)
     sizes = axis_size(mesh, names.subnet), axis_size(mesh, names.pr), axis_size(mesh, names.pc)
     _check_sizes(parts, sizes)
@@ -182,7 +187,7 @@ class _Placing:
 
     def init(self, key, x, y, params=None):
         """The state, laid out on the mesh: no device ever holds another's weights."""
-        parts = self.parts
+        parts, key = self.parts, checks.key(key)
         parts.check(x, y, "init")
         if parts.batch_size is None:
             check_split(x, self.at.sizes[2])
@@ -191,6 +196,7 @@ class _Placing:
         weights = self._weights_layout(x.dtype)
         exchange = by_collectives(self.at._replace(weights=weights))
         whole = jax.eval_shape(lambda: parts.init(by_index(self.at.num), key, x, y, given))
+        checks.fits(whole, devices_of(self.mesh))
         rows = None if given is None else self._lay_out(given)
         samples = self._samples if parts.resident else PartitionSpec()
         if not parts.resident:  # only shapes are needed

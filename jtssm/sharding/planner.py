@@ -63,8 +63,8 @@ class Plan(NamedTuple):
 
 def factorisations(num_devices: int) -> list[Sizes]:
     """All (subnet, pr, pc) whose product is the number of devices."""
-    checks.count(num_devices=num_devices)
-    divisors = [d for d in range(1, num_devices + 1) if num_devices % d == 0]
+    (num_devices,) = checks.count(num_devices=num_devices)
+    divisors = checks.divisors(num_devices)
     return [
         (subnet, pr, num_devices // subnet // pr)
         for subnet in divisors
@@ -93,7 +93,9 @@ def plan(
     Raises:
       ValueError: bad arguments, or no mesh that goes, with the reasons.
     """
-    check_numbers(batch, overlap, memory_limit)
+    checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")
+    batch, overlap, memory_limit, samples = check_numbers(batch, overlap, memory_limit, samples)
+    runners_up = checks.natural("runners_up", runners_up)
     machine = find_machine(machine)
     limit = machine.capacity if memory_limit is None else memory_limit
     refused: dict[Sizes, str] = {}
@@ -118,13 +120,17 @@ def plan(
     return Plan(proposals[0], tuple(proposals[1:]), refused)
 
 
-def check_numbers(batch: int, overlap: float, memory_limit: float | None) -> None:
-    """The front door of plans and sweeps."""
-    checks.count(batch=batch)
-    if not isinstance(overlap, (int, float)) or not 0 <= overlap <= 1:
-        raise ValueError(f"overlap: expected a share from 0 to 1, e.g. 0.5; got {overlap!r}")
+def check_numbers(
+    batch: int, overlap: float, memory_limit: float | None, samples: int | None
+) -> tuple[int, float, float | None, int | None]:
+    """The front door of plans and sweeps; returns them as Python's numbers."""
+    (batch,) = checks.count(batch=batch)
+    overlap = checks.share("overlap", overlap, 0.5, whole=True)
     if memory_limit is not None:
-        checks.positive(memory_limit=memory_limit)
+        (memory_limit,) = checks.positive(memory_limit=memory_limit)
+    if samples is not None:
+        (samples,) = checks.count(samples=samples)
+    return batch, overlap, memory_limit, samples
 
 
 class _Candidate(NamedTuple):

@@ -17,6 +17,7 @@ import optax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jtssm import checks
 from jtssm.protocol import (
     Exchange,
     Method,
@@ -29,7 +30,7 @@ from jtssm.protocol import (
 )
 from jtssm.sharding import collectives
 from jtssm.sharding.grid import Grid, split_dimensions, whole_grid
-from jtssm.sharding.mesh import AxisNames, axis_size, check_split, put
+from jtssm.sharding.mesh import AxisNames, axis_size, check_split, devices_of, put
 from jtssm.sharding.packing import gathered
 
 
@@ -53,6 +54,7 @@ class _Whole:
 
     def init(self, key, x, y, params=None):
         """The state, laid out on the mesh: no device ever holds another's weights."""
+        key = checks.key(key)
         self.parts.check(x, y, "init")
         # shapes alone
         x = np.zeros((1, *jnp.shape(x)[1:]), float_dtype(x))
@@ -60,6 +62,7 @@ class _Whole:
         given = None if params is None else given_params(self.parts, params, x.dtype)
         start = lambda key, given: self.parts.init(by_index(1), key, x, y, given)
         whole = jax.eval_shape(start, key, given)
+        checks.fits(whole, devices_of(self.mesh))
         laid_out = self._shardings(whole)
         if given is not None:
             to = tuple(w.params for w in laid_out.weights)

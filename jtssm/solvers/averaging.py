@@ -64,7 +64,7 @@ def local_sgd(
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
     """
-    checks.count(workers=workers)
+    (workers,) = checks.count(workers=workers)
     trainer = local(
         net, optimizer, loss, local_steps, batch_size, precision, compute_dtype, composed(net)
     )
@@ -91,7 +91,7 @@ def ensemble(
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
     """
-    checks.count(members=members)
+    (members,) = checks.count(members=members)
     trainer = local(
         net, optimizer, loss, local_steps, batch_size, precision, compute_dtype, composed(net)
     )

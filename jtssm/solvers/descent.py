@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jtssm import checks, losses
-from jtssm.network import Network, estimate_layers
+from jtssm.network import Network, cut, estimate_layers
 from jtssm.protocol import Array, Info, Method, Run, as_method
 from jtssm.solvers.pieces import Pieces, Weights, precisely, training
 
@@ -53,10 +53,10 @@ def sgd(
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
     """
-    checks.count(batch_size=batch_size)
+    (batch_size,) = checks.count(batch_size=batch_size)
     checks.precision(precision)
     optimizers = checks.optimizers(optimizer, 1)
-    starts, dtype = (0, len(net.layers)), checks.compute_dtype(compute_dtype)
+    starts, dtype = cut(net, 1, None), checks.compute_dtype(compute_dtype)
     pieces = Pieces(net, starts, optimizers, losses.find(loss), dtype)
     gradient, descend = precisely(precision, _gradient(pieces)), _descend(pieces)
     return as_method(

@@ -115,7 +115,8 @@ def local(
     Raises:
       ValueError: bad arguments.
     """
-    checks.count(local_steps=local_steps, batch_size=batch_size)
+    checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")
+    local_steps, batch_size = checks.count(local_steps=local_steps, batch_size=batch_size)
     checks.precision(precision)
     (optimizer,) = checks.optimizers(optimizer, 1)
     dtype = checks.compute_dtype(compute_dtype)

@@ -105,10 +105,11 @@ def ist(
       ValueError: bad arguments, a layer that cannot be dealt or is narrower than N; from `init`, bad
         samples; from `step`, wrong shapes or dtypes.
     """
-    checks.count(subnets=subnets)
+    checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")
+    (subnets,) = checks.count(subnets=subnets)
     checks.one_of("deal", deal, DEALS)
     if scale is not None:
-        checks.positive(scale=scale)
+        (scale,) = checks.positive(scale=scale)
     homes = subnets if deal == "stratified" else 1
     cuts = cuts_of(net, subnets, homes)
     plan = stored(net, cuts)

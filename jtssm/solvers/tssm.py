@@ -51,6 +51,7 @@ from jtssm.solvers.updates import Penalties
 
 SCHEDULES = ["streaming", "stored"]
 DELAY_POWER = 1.0
+MOST_SWEEPS = 1000  # they stand one after the other in the compiled program
 
 
 def gsadmm(
@@ -100,7 +101,7 @@ def gsadmm(
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
     """
-    checks.positive(rho=rho)
+    (rho,) = checks.positive(rho=rho)
     schedules = {"streaming": turns.GSADMM, "stored": stored.GSADMM}
     return _method(
         schedules, net, optimizer, batch_size, subnets, cuts, Penalties(rho, alpha, eta),
@@ -160,9 +161,15 @@ def _method(
     delay_power, loss, precision, compute_dtype,
 ) -> Method:  # fmt: skip
     """What gsADMM and gsAM have in common: the checks, the pieces, the schedule."""
-    given = {"alpha": penalties.alpha, "eta": penalties.eta}
-    checks.positive(**{name: a for name, a in given.items() if name == "alpha" or a is not None})
-    checks.count(batch_size=batch_size, sweeps=sweeps)
+    (alpha,) = checks.positive(alpha=penalties.alpha)
+    penalties = penalties._replace(alpha=alpha)
+    if penalties.eta is not None:
+        penalties = penalties._replace(eta=checks.positive(eta=penalties.eta)[0])
+    batch_size, sweeps = checks.count(batch_size=batch_size, sweeps=sweeps)
+    if sweeps > MOST_SWEEPS:
+        raise ValueError(
+            f"sweeps: expected at most {MOST_SWEEPS}, each of which is compiled; got {sweeps}"
+        )
     checks.one_of("schedule", schedule, SCHEDULES)
     checks.precision(precision)
     compute_dtype = checks.compute_dtype(compute_dtype)
@@ -181,13 +188,13 @@ def _method(
     )  # fmt: skip
     if schedule == "stored":
         if weight_steps is not None:
-            checks.count(weight_steps=weight_steps)
+            (weight_steps,) = checks.count(weight_steps=weight_steps)
         pieces = Pieces(net, starts, optimizers, losses.find(loss), compute_dtype)
         return resident.method(
             rules[schedule], pieces, batch_size, penalties, sweeps, precision, weight_steps
         )
     power = DELAY_POWER if delay_power is None else delay_power
-    checks.not_negative(delay_power=power)
+    (power,) = checks.not_negative(delay_power=power)
     pieces = Pieces(net, starts, _slowed(optimizers, power), losses.find(loss), compute_dtype)
     return streaming.method(rules[schedule], pieces, batch_size, penalties, sweeps, precision)
 

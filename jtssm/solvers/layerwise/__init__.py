@@ -123,11 +123,12 @@ def pdadmm(
     rebuild = functools.partial(
         pdadmm, **{name: a for name, a in locals().items() if name != "net"}
     )
-    checks.positive(rho=rho, nu=nu)
-    checks.not_negative(weight_decay=weight_decay)
+    checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")
+    rho, nu = checks.positive(rho=rho, nu=nu)
+    (weight_decay,) = checks.not_negative(weight_decay=weight_decay)
     checks.one_of("steps", steps, STEPS)
     checks.precision(precision)
-    if float_q and grid is None:
+    if checks.flag("float_q", float_q) and grid is None:
         raise ValueError("float_q: expected False without a grid; got True")
     found = losses.find(loss)
     if found.prox is None:
@@ -144,18 +145,20 @@ def pdadmm(
 def _damping(steps: str, damping: float | None) -> float:
     """0 for the exact minimiser."""
     if steps == "damped":
-        checks.positive(damping=DAMPING if damping is None else damping)
-        return DAMPING if damping is None else damping
+        return checks.positive(damping=DAMPING if damping is None else damping)[0]
     if damping is not None:
-        raise ValueError(f"damping: expected None with steps={steps!r}; got {damping!r}")
+        raise ValueError(
+            f"damping: expected None with steps={steps!r}; got {checks.shown(damping)}"
+        )
     return 0.0
 
 
 def _first_length(steps: str, t0: float | None) -> float | None:
-    if t0 is not None:
-        checks.positive(t0=t0)
-        if steps != "gradient":
-            raise ValueError(f"t0: expected None unless steps='gradient'; got {t0!r}")
+    if t0 is None:
+        return None
+    (t0,) = checks.positive(t0=t0)
+    if steps != "gradient":
+        raise ValueError(f"t0: expected None unless steps='gradient'; got {t0!r}")
     return t0
 
 

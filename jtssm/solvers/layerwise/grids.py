@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jtssm import checks
 from jtssm.protocol import Array
 
 BITS = {8: "uint8", 16: "uint16"}
@@ -61,17 +62,21 @@ def grid_of(given: int | Sequence[float] | None) -> Grid | None:
         return None
     if isinstance(given, (int, np.integer)):
         if given not in BITS or isinstance(given, bool):
-            raise ValueError(f"grid: expected 8 or 16 bits, or a list of values; got {given!r}")
+            raise ValueError(
+                f"grid: expected 8 or 16 bits, or a list of values; got {checks.shown(given)}"
+            )
         return Grid(int(given), None)
     try:
-        values = tuple(float(a) for a in given)
-    except (TypeError, ValueError):
+        # one more than there may be: whoever gives a long range does not wait
+        values = tuple(float(a) for a in given[: 2**16 + 1])
+    except (TypeError, ValueError, OverflowError, LookupError):
         raise ValueError(
-            f"grid: expected 8, 16, or rising finite numbers, e.g. range(-1, 21); got {given!r}"
+            f"grid: expected 8, 16, or rising finite numbers, e.g. range(-1, 21); got "
+            f"{checks.shown(given)}"
         ) from None
     rising = all(a < b for a, b in pairwise(values))
     if not 2 <= len(values) <= 2**16 or not rising or not np.isfinite(values).all():
-        shown = f"{len(values)} of them" if len(values) > 2**16 else list(values[:8])
+        shown = f"{len(given)} of them" if len(values) > 2**16 else list(values[:8])
         raise ValueError(
             f"grid: expected 2 to 65536 rising finite numbers, e.g. sorted(values); got {shown}"
         )
