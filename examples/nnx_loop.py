@@ -15,7 +15,7 @@ from flax import nnx
 
 from jtssm import data, network, sharding, solvers
 
-EPOCHS, BATCH = 12, 50
+EPOCHS, BATCH = 10, 50
 
 
 class Block(nnx.Module):
@@ -34,7 +34,7 @@ class Net(nnx.Module):
 
     def __init__(self, rngs):
         ends = (nnx.Linear(64, 64, rngs=rngs), nnx.Linear(64, 10, rngs=rngs))
-        self.blocks = nnx.List([ends[0], *(Block(64, rngs) for _ in range(3)), ends[1]])
+        self.blocks = nnx.List([ends[0], *(Block(64, rngs) for _ in range(2)), ends[1]])
 
     def __call__(self, x):
         for block in self.blocks:

@@ -15,7 +15,7 @@ import jtssm
 from jtssm import data, sharding, solvers
 
 EPOCHS, BATCH = 12, 50
-NET = jtssm.mlp([64, 96, 96, 96, 10])
+NET = jtssm.mlp([64, 96, 96, 10])
 
 
 def schedule(steps):

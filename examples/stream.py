@@ -50,9 +50,9 @@ class Samples:
 
 
 def trained(batches, test):
-    """By gsADMM; sgd, gsam, ist, local_sgd and ensemble stream as well."""
+    """By SGD; gsadmm, gsam, ist, local_sgd and ensemble stream as well."""
     net = jtssm.mlp([64, 96, 96, 10])
-    method = solvers.gsadmm(net, subnets=2, optimizer=optax.adam(2e-3), batch_size=40)
+    method = solvers.sgd(net, optimizer=optax.adam(2e-3), batch_size=40)
     result = jtssm.fit(
         method,
         batches,

@@ -103,7 +103,6 @@ SHORT = (
     ("sgd in every form", "float32"),
     ("sgd in every form", "bfloat16"),
     ("gsadmm", "float32"),
-    ("ist", "bfloat16"),
 )
 
 
@@ -229,7 +228,7 @@ def test_a_users_modules_compute_in_bfloat16():
         nnx.Linear(16, 8, rngs=rngs),
     ]
     net = jtssm.network.from_nnx(modules)
-    method = solvers.gsadmm(net, subnets=2, **batch("bfloat16"))
+    method = solvers.sgd(net, **batch("bfloat16"))
     given, flat = samples(method)
     state = method.init(KEY, *flat)
     assert product_dtypes(jax.make_jaxpr(method.step)(state, *given).jaxpr) == {
@@ -268,7 +267,9 @@ DIGITS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", DIGITS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "gsadmm" else pytest.mark.slow) for n in DIGITS]
+)
 def test_digits_are_learned_as_well_as_in_float32(name):
     """Within 1 % of accuracy on the 597 digits that are held out."""
     train, valid, test = data.load("digits", flat=True)
@@ -276,7 +277,7 @@ def test_digits_are_learned_as_well_as_in_float32(name):
     net, found = jtssm.mlp([64, 96, 96, 10]), []
     for dtype in (None, "bfloat16"):
         method = DIGITS[name](net, dtype)
-        result = jtssm.fit(method, train, epochs=12, key=KEY, validation=held, evaluate_every=12)
+        result = jtssm.fit(method, train, epochs=10, key=KEY, validation=held, evaluate_every=10)
         assert {str(a.dtype) for a in jax.tree.leaves(result.params)} == {"float32"}
         found.append(result.history[-1]["validation_accuracy"])
     assert min(found) > 0.92

@@ -43,7 +43,7 @@ def recorded(method):
     return method._replace(step=step), rows
 
 
-LONG = ("ist", "gsam", "local_sgd", "ensemble")
+LONG = ("gsam", "ist", "local_sgd", "ensemble")
 
 
 @pytest.mark.parametrize(
