@@ -106,12 +106,6 @@ class Folder:
         with self._writing(max(self.steps(), default=0)):
             self._manager.wait_until_finished()
 
-    def left(self, kind: Any, error: Any, _: Any) -> None:
-        """The run is over. After an error in one of several processes the others do not come here."""
-        del error
-        if kind is None or jax.process_count() == 1:
-            self.close()
-
     def close(self) -> None:
         """Let the background work end; errors were raised by `wait`, or another one is on its way."""
         try:

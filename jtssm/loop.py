@@ -173,7 +173,7 @@ def fit(
             shapes = abstract_state(method, init_key, feed.x, feed.y)
             run = fingerprint(method, shapes, (x, y), len(feed.x), key, params, crc)
             folder = Folder(checkpoint, keep, run)
-            stack.push(folder.left)
+            stack.callback(folder.close)
             begun = folder.load(method, shapes, resume)
         if begun is None:
             begun = _begin(method, feed, init_key, params, state)

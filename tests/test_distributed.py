@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import jtssm
-from jtssm import data
+from jtssm import data, sharding
+from jtssm.cli import main
 from tests import distributed_runs as runs
 
 ROOT = Path(__file__).parents[1]
@@ -94,6 +95,46 @@ def by_hand(method, positions: list[tuple]) -> list:
             x[at], y[at] = (a[rows].reshape(b[at].shape) for a, b in ((xs, x), (ys, y)))
         state, _ = step(state, x, y)
     return [a.tolist() for a in jax.tree.leaves(method.params(state))]
+
+
+BAD_MEETINGS = [
+    (("host:1234", 2, None), "expected all three.*got 'host:1234', 2 and None"),
+    ((None, 2, 0), "expected all three"),
+    (("host", 2, 0), "coordinator: expected host:port, e.g. 'host:1234'; got 'host'"),
+    (("host:1234", 0, 0), "num_processes: expected an integer of at least 1; got 0"),
+    (("host:1234", 2, 2), r"process_id: expected one of 0..1, one for each process; got 2"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), BAD_MEETINGS)
+def test_a_meeting_that_cannot_be_is_refused_at_once(given, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.connect(*given)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--distributed"], "--mesh: expected one over the devices of all processes"),
+        (["--distributed", "--process-id", "1"], "--distributed: expected no --coordinator"),
+        (
+            ["--num-processes", "2", "--mesh", "pc=2"],
+            "expected all three, e.g. 'host:1234', 2 and 0",
+        ),
+    ],
+)
+def test_the_command_line_refuses_half_a_meeting(options, message, capsys):
+    assert main(["train", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_shares_of_one_process_are_all_samples():
+    method, _, _ = runs.cases()["sgd"]
+    mine = sharding.ProcessSamples(runs.X, runs.Y)
+    one, other = (
+        runs.numbers(runs.fitted(method, train, None)) for train in (mine, (runs.X, runs.Y))
+    )
+    assert one == other
 
 
 @pytest.fixture(scope="module")

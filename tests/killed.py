@@ -1,0 +1,196 @@
+"""Runs that are killed: `python -m tests.killed FOLDER points | random`, the program of test_checkpointing.
+
+Every method trains in a process of its own, forked from this one before jax has started, so that nothing is
+imported twice. In lives 1 to 3 the process kills itself, SIGKILL, at the point of that life ("random": it is
+killed at any moment); each next life goes on from the checkpoints. The last one trains to the end, and
+compares with the run that nobody killed.
+"""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_disable_most_optimizations", True)
+
+from orbax.checkpoint._src.path import atomicity  # noqa: E402
+
+import jtssm  # noqa: E402
+from jtssm import checkpointing, divergence, feeding, problems, running, sharding, solvers  # noqa: E402
+
+
+def method(name: str) -> jtssm.Method:
+    """Built where it runs: jax must not start before a fork."""
+    net = jtssm.mlp([4, 8, 8, 3])
+    batches = {"optimizer": optax.adam(1e-2), "batch_size": 20}
+    rounds = {"optimizer": optax.adam(1e-2), "batch_size": 7, "local_steps": 2}
+    build = {
+        "sgd": lambda: solvers.sgd(jtssm.mlp([4, 8, 8, 3], dropout=0.1), **batches),
+        "gsadmm": lambda: solvers.gsadmm(net, subnets=3, **batches),
+        "stored": lambda: solvers.gsadmm(net, subnets=2, schedule="stored", **batches),
+        "pdadmm": lambda: solvers.pdadmm(net),
+        "ist": lambda: solvers.ist(net, subnets=2, **rounds),
+        "local_sgd": lambda: solvers.local_sgd(net, workers=2, **rounds),
+    }
+    return build[name]()
+
+
+METHODS = ("sgd", "gsadmm", "stored", "pdadmm", "ist", "local_sgd")
+SIZES = {
+    "gsadmm": (3, 1, 1),
+    "sgd": (1, 1, 2),
+    "ist": (2, 1, 1),
+}  # of their meshes; others have none
+EPOCHS = {"stored": 12, "pdadmm": 12, "ist": 14, "local_sgd": 14}
+PAIRS = (METHODS[:2], METHODS[2:4], METHODS[4:])  # that run side by side
+feeding.CHUNK = 2  # most steps a dispatch: an epoch has several
+
+
+def fit(name: str, folder: Path | None = None, epochs: int | None = None) -> jtssm.Result:
+    """The run of a method, with checkpoints or without."""
+    mesh = sharding.make_mesh(*SIZES[name]) if name in SIZES else None
+    samples = problems.separable(0, 120, 4, 3, np.float64)
+    ways = {} if folder is None else {"checkpoint": folder / name, "every": 3}
+    return jtssm.fit(
+        method(name), samples, epochs=epochs or EPOCHS.get(name, 8), key=jax.random.key(3), mesh=mesh,
+        validation=samples, **ways,
+    )  # fmt: skip
+
+
+class Points:
+    """Where a process kills itself: after its fifth chunk, as a second save begins, before it is whole."""
+
+    def __init__(self, life: int):
+        self.life, self.times = life, {1: 5, 2: 2, 3: 2}
+        judge, save = divergence.Guard.judge, checkpointing.Folder.save
+
+        def judged(guard, *args):
+            outcome = judge(guard, *args)
+            self.meet(1)
+            return outcome
+
+        def saved(folder, *args):
+            save(folder, *args)
+            self.meet(2)
+
+        divergence.Guard.judge, checkpointing.Folder.save = judged, saved
+        for kind in (atomicity.AtomicRenameTemporaryPath, atomicity.CommitFileTemporaryPath):
+            kind.finalize = self.late(kind.finalize)
+
+    def late(self, finalize):
+        async def finalized(path, *args, **options):
+            if Path(path.get_final()).name.isdigit():  # the whole checkpoint, not one of its items
+                self.meet(3)
+            return await finalize(path, *args, **options)
+
+        return finalized
+
+    def meet(self, life: int) -> None:
+        self.times[life] -= 1
+        if life == self.life and self.times[life] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def tell(name: str) -> None:
+    """Print where the runs of this process begin."""
+    start = running.Run.__init__
+
+    def told(run, plan, checkpoint, *args):
+        at = checkpoint.position
+        print("BEGUN", name, at.steps, at.start, at.chunks, flush=True)
+        start(run, plan, checkpoint, *args)
+
+    running.Run.__init__ = told
+
+
+def bits(tree) -> list[bytes]:
+    """Every bit of a tree's arrays."""
+    raw = lambda a: (
+        jax.random.key_data(a) if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key) else a
+    )
+    return [np.asarray(raw(a)).tobytes() for a in jax.tree.leaves(sharding.gathered(tree))]
+
+
+def same(one: jtssm.Result, other: jtssm.Result) -> bool:
+    """Two runs have come to the same bits, by the same history."""
+    lines = [
+        [{k: v for k, v in line.items() if k != "seconds"} for line in run.history]
+        for run in (one, other)
+    ]
+    return bits(one.state) == bits(other.state) and lines[0] == lines[1]
+
+
+def compare(name: str, folder: Path, epochs: int | None = None) -> None:
+    """Let a run end, and print whether it is the one that nobody killed."""
+    on = fit(name, folder, epochs)
+    print("SAME", name, same(on, fit(name, epochs=epochs)), flush=True)
+
+
+def forked(name: str, work: Callable, *args: Any) -> int:
+    """The id of a process that does some work on a method."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        tell(name)
+        work(*args)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)  # never into the parent's loop
+
+
+def lived(name: str, folder: Path, life: int) -> None:
+    """A life that should not come to the end."""
+    Points(life)
+    fit(name, folder)
+
+
+def killed(status: int) -> bool:
+    """Whether SIGKILL ended a process."""
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def at_points(folder: Path) -> None:
+    """Three lives of every method, each killed at its point, and the last one."""
+    for life in (1, 2, 3, 4):
+        for names in PAIRS:
+            work = (lived, life) if life < 4 else (compare, None)
+            ids = {n: forked(n, work[0], n, folder, work[1]) for n in names}
+            ends = {n: os.waitpid(id, 0)[1] for n, id in ids.items()}
+            print(*(f"KILLED {n} {life}" for n in names if killed(ends[n])), sep="\n", flush=True)
+
+
+def at_random(folder: Path) -> None:
+    """20 lives, each killed at any moment of its training, setting up included."""
+    names, rng = list(METHODS), np.random.default_rng(int(time.time()))
+    epochs = {n: 25 * EPOCHS.get(n, 8) for n in names}
+    for i in range(20):
+        name = names[i % len(names)]
+        id = forked(name, fit, name, folder, epochs[name])
+        wait = rng.uniform(0.5, 6.0)
+        time.sleep(wait)
+        os.kill(id, signal.SIGKILL)
+        if killed(os.waitpid(id, 0)[1]):
+            print("KILLED", name, round(wait, 3), flush=True)
+    for name in names:
+        os.waitpid(forked(name, compare, name, folder, epochs[name]), 0)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_compilation_cache_dir", str(Path(sys.argv[1]) / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    {"points": at_points, "random": at_random}[sys.argv[2]](Path(sys.argv[1]))

@@ -1,0 +1,539 @@
+"""Checkpoints, signals, divergence: what a run has reached is not lost."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jtssm
+from jtssm import problems, recording, sharding, solvers
+from jtssm.checkpointing import Folder
+from jtssm.cli import main
+from jtssm.fingerprints import abstract_state, checksums, fingerprint
+from jtssm.positions import Checkpoint, Position
+from tests.killed import METHODS, bits, method, same
+
+NET = jtssm.mlp([4, 8, 8, 4])
+X, Y = problems.separable(0, 120, 4, 4, np.float64)
+KEY = jax.random.key(0)
+
+
+def sgd(rate=0.1, net=NET, **options):
+    return solvers.sgd(net, **{"optimizer": optax.adam(rate), "batch_size": 20} | options)
+
+
+def fit(folder=None, how=None, epochs=3, **options):
+    options |= {} if folder is None else {"checkpoint": folder}
+    return jtssm.fit(how or sgd(), (X, Y), **{"epochs": epochs, "key": KEY} | options)
+
+
+def stopping(after, action=lambda: True):
+    """A callback that acts after an epoch."""
+    return lambda epoch: action() if epoch.record["epoch"] == after else None
+
+
+def fail():
+    raise OSError("broken off")
+
+
+def broken_off(folder, after=2, **options):
+    """A run that an exception ends, its checkpoints in the folder."""
+    with pytest.raises(OSError, match="broken off"):
+        fit(folder, callbacks=[stopping(after + 1, fail)], **{"epochs": after + 2} | options)
+    return sorted(int(path.name) for path in Path(folder).iterdir())
+
+
+def child(kind: str, folder: Path) -> list[list[str]]:
+    """What the program of runs that are killed says, line by line, in words."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.killed", str(folder), kind],
+        capture_output=True, text=True, timeout=550, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return [line.split() for line in run.stdout.splitlines() if line]
+
+
+def test_a_run_killed_at_three_points_comes_to_the_same_bits(tmp_path):
+    lines = child("points", tmp_path)
+    for name in METHODS:
+        told = [line for line in lines if line[1] == name]
+        assert [line[2] for line in told if line[0] == "KILLED"] == ["1", "2", "3"]
+        assert [line for line in told if line[0] == "SAME"] == [["SAME", name, "True"]]
+        # four lives, then the run that nobody killed; the later ones began where a checkpoint was
+        steps = [int(line[2]) for line in told if line[0] == "BEGUN"]
+        assert steps[0] == steps[4] == 0
+        assert 0 <= steps[1] < steps[2] < steps[3]
+    assert any(line[0] == "BEGUN" and int(line[4]) > 0 for line in lines)  # within an epoch
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_comes_to_the_same_bits(tmp_path):
+    lines = child("random", tmp_path)
+    assert sum(line[0] == "KILLED" for line in lines) == 20
+    assert [line[2] for line in lines if line[0] == "SAME"] == ["True"] * len(METHODS)
+
+
+def test_a_complete_run_returns_at_once_and_a_longer_one_goes_on(tmp_path):
+    gsadmm = solvers.gsadmm(NET, subnets=2, optimizer=optax.adam(1e-2), batch_size=20)
+    two, again = (fit(tmp_path, gsadmm, 2, callbacks=[seen.append]) for seen in ([], []))
+    assert same(two, again)
+    calls = []
+    assert same(two, fit(tmp_path, gsadmm, 2, callbacks=[calls.append]))
+    assert calls == []
+    # the minibatches in flight went on: the bits are those of four epochs
+    four, whole = fit(tmp_path, gsadmm, 4), fit(None, gsadmm, 4)
+    assert bits(four.state) == bits(whole.state)
+    assert [line["epoch"] for line in four.history] == [1, 2, 3, 4]
+    with pytest.raises(
+        ValueError, match="epochs: expected at least 4, which the checkpoint has begun; got 3"
+    ):
+        fit(tmp_path, gsadmm, 3)
+
+
+def test_a_run_that_a_callback_stopped_is_complete(tmp_path):
+    stopped = fit(tmp_path, epochs=9, callbacks=[stopping(2)])
+    assert same(stopped, fit(tmp_path, epochs=9))
+    assert [line["epoch"] for line in fit(tmp_path, epochs=10).history][-1] == 10
+
+
+PLACES = {
+    "sgd": ((1, 4, 2), (1, 2, 2)),
+    "gsadmm": ((4, 1, 2), (2, 2, 2)),
+    "stored": ((4, 1, 2), (2, 2, 2)),
+    "pdadmm": ((4, 1, 2), (2, 1, 2)),
+    "ist": ((4, 1, 2), (2, 2, 2)),
+}
+DEEP = jtssm.mlp([4, 8, 8, 8, 8, 4])
+
+
+def deep(name):
+    batches = {"optimizer": optax.adam(1e-2), "batch_size": 20}
+    rounds = {"optimizer": optax.adam(1e-2), "batch_size": 8, "local_steps": 2}
+    return {
+        "sgd": lambda: sgd(net=jtssm.mlp([4, 8, 8, 4], dropout=0.1)),
+        "gsadmm": lambda: solvers.gsadmm(DEEP, subnets=4, **batches),
+        "stored": lambda: solvers.gsadmm(DEEP, subnets=4, schedule="stored", **batches),
+        "pdadmm": lambda: solvers.pdadmm(DEEP),
+        "ist": lambda: solvers.ist(DEEP, subnets=4, **rounds),
+    }[name]()
+
+
+def placed(how, sizes):
+    return how if sizes is None else sharding.place(how, sharding.make_mesh(*sizes))
+
+
+def noisy(state):
+    """A state of other numbers, none of them 0 or 1."""
+    rng = np.random.default_rng(1)
+    draw = lambda a: a + rng.normal(size=a.shape) if np.issubdtype(a.dtype, np.floating) else a
+    return jax.tree.map(draw, jax.tree.map(lambda a: a, sharding.gathered(state)))
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_state_is_the_same_bits_on_another_mesh(name, tmp_path):
+    how, (first, second) = deep(name), PLACES[name]
+    state = noisy(how.init(KEY, X, Y))
+    shapes = abstract_state(how, KEY, X, Y)
+    run = fingerprint(how, shapes, (X, Y), len(X), KEY, None)
+    at = Position(1, 1, 0, 6, 0, {})
+    # from each place to the next: a mesh, another one, one device and a mesh again
+    places = [placed(how, sizes) for sizes in (first, second, None, first)]
+    for i, (one, other) in enumerate(zip(places, places[1:], strict=False)):
+        folder = Folder(tmp_path / str(i), 3, run)
+        folder.save(Checkpoint(one.spread(state), at, None, [], (), 0, 0), one)
+        folder.wait()
+        found = folder.load(other, shapes, None)
+        folder.close()
+        assert found.position == at
+        assert bits(found.state) == bits(state)
+        where = [{d.id for d in a.sharding.device_set} for a in jax.tree.leaves(found.state)]
+        devices = 1 if other.mesh is None else other.mesh.size
+        assert all(len(ids) == devices for ids in where)
+
+
+def steps_agree(name, folder):
+    """A run goes on from one mesh on the next: 5 steps more are those of the first mesh to 1e-5."""
+    first, second = PLACES[name]
+    more = 6 if name == "ist" else 5 if deep(name).resident else 1
+    for one, other in ((first, second), (second, None), (None, second)):
+        to = folder / str(one)
+        fit(to, placed(deep(name), one), more)
+        moved = fit(to, placed(deep(name), other), 2 * more)
+        whole = fit(None, placed(deep(name), one), 2 * more)
+        assert moved.history[-1]["step"] - moved.history[more - 1]["step"] >= 5
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), moved.params, whole.params
+        )
+
+
+def test_on_another_mesh_further_steps_agree(tmp_path):
+    steps_agree("sgd", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in PLACES if name != "sgd"])
+def test_on_another_mesh_further_steps_of_every_method_agree(name, tmp_path):
+    steps_agree(name, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Checkpoints at steps 6 and 12 of a run of 4 epochs."""
+    folder = tmp_path_factory.mktemp("kept")
+    assert broken_off(folder) == [6, 12]
+    return folder
+
+
+def truncate(step):
+    largest(step / "arrays").write_bytes(largest(step / "arrays").read_bytes()[:-9])
+
+
+def flip(step):
+    path = largest(step / "arrays")
+    text = bytearray(path.read_bytes())
+    text[len(text) // 2] ^= 1
+    path.write_bytes(bytes(text))
+
+
+def remove(step):
+    shutil.rmtree(step / "arrays")
+
+
+def change(step):
+    """A number of the document, its checksum left as it was."""
+    path = step / "run" / "metadata"
+    path.write_text(path.read_text().replace('\\"odd\\": 0', '\\"odd\\": 1'))
+
+
+def garble(step):
+    (step / "run" / "metadata").write_text("{")
+
+
+def largest(folder):
+    files = (path for path in folder.rglob("*") if path.is_file() and path.parent.name == "d")
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, remove, change, garble])
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_offered(damage, kept, tmp_path):
+    folder = shutil.copytree(kept, tmp_path / "kept")
+    damage(folder / "12")
+    with pytest.raises(
+        ValueError, match=r"checkpoint: step 12 in .*kept is damaged .*with resume=6"
+    ):
+        fit(folder, epochs=4)
+    assert same(fit(folder, epochs=4, resume=6), fit(epochs=4))
+
+
+def test_where_all_are_damaged_there_is_none_to_offer_and_no_other_step(kept, tmp_path):
+    folder = shutil.copytree(kept, tmp_path / "kept")
+    garble(folder / "6")
+    with pytest.raises(ValueError, match="step 6 in .* is damaged .* there is none before it"):
+        fit(folder, epochs=4, resume=6)
+    with pytest.raises(
+        ValueError, match=r"resume: expected one of \[6, 12\], the steps in .*; got 7"
+    ):
+        fit(folder, epochs=4, resume=7)
+
+
+def test_a_checksum_sees_every_bit_and_every_place_and_no_mesh():
+    a = np.random.default_rng(0).normal(size=(8, 6))
+    one = checksums([a])
+    swapped, flipped = a.copy(), a.copy()
+    swapped[[2, 5]] = a[[5, 2]]
+    flipped.view(np.uint64)[3, 3] ^= 1 << 40
+    assert checksums([swapped]) != one
+    assert checksums([flipped]) != one
+    for x in (a, a.astype(np.float32), a > 0, a.astype(np.int8), a[0, 0:1].reshape(())):
+        spec = jax.P("subnet", "pc") if np.ndim(x) == 2 else jax.P()
+        mesh = sharding.make_mesh(2, 1, 2)
+        there = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+        assert checksums([np.asarray(x)]) == checksums([jnp.asarray(x)]) == checksums([there])
+
+
+@pytest.mark.parametrize(
+    ("changed", "differs"),
+    [
+        ({"how": solvers.gsadmm(NET, subnets=1, optimizer=optax.adam(0.1), batch_size=20)}, "method: sgd there, gsadmm here"),
+        ({"how": sgd(net=jtssm.mlp([4, 8, 6, 4]))}, r"state: weights.*float64\[8, 8\] there, float64\[8, 6\] here"),
+        ({"how": sgd(net=jtssm.mlp([4, 8, 8, 4], activation=jnp.tanh))}, "layers: .*relu.* there, .*tanh.* here"),
+        ({"how": sgd(batch_size=24)}, r"batch: \[20\] there, \[24\] here"),
+        ({"how": sgd(optimizer=optax.sgd(0.1))}, "state: weights.*opt_state.* there, None here"),
+        ({"key": jax.random.key(7)}, "key: .* there, .* here"),
+        ({"params": NET.init(KEY, jnp.float64)}, "params: None there, .* here"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs(changed, differs, kept):
+    with pytest.raises(
+        ValueError,
+        match=f"checkpoint: expected an empty folder or one of the same run; .*{differs}",
+    ):
+        fit(kept, **changed)
+    assert not (kept / "18").exists()
+
+
+def test_other_samples_are_another_run(kept):
+    with pytest.raises(
+        ValueError, match=r"train: float64\[120, 4\] of checksum \d+.* there, .* here"
+    ):
+        jtssm.fit(sgd(), (X + 1e-9, Y), epochs=3, key=KEY, checkpoint=kept)
+
+
+def test_what_may_change_does(kept, tmp_path):
+    folder = shutil.copytree(kept, tmp_path / "kept")
+    on = fit(
+        folder, epochs=5, validation=(X, Y), evaluate_every=2, mesh=sharding.make_mesh(1, 1, 2)
+    )
+    assert [line["epoch"] for line in on.history] == [1, 2, 4, 5]
+    assert "validation_loss" in on.history[-1]
+    whole = fit(epochs=5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), on.params, whole.params)
+
+
+def test_every_counts_steps_and_keep_the_newest(tmp_path, monkeypatch):
+    monkeypatch.setattr("jtssm.feeding.CHUNK", 2)  # ends of chunks: 2, 4, 6, ...
+    fit(tmp_path, every=3, keep=2)
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [16, 18]
+    for options, message in (
+        ({"every": 3}, "every: expected None without a checkpoint; got 3"),
+        ({"resume": 3}, "resume: expected None without a checkpoint; got 3"),
+        ({"checkpoint": tmp_path, "every": 0}, "every: expected an integer of at least 1; got 0"),
+        ({"checkpoint": tmp_path, "keep": 0}, "keep: expected an integer of at least 1; got 0"),
+        ({"on_divergence": "pray"}, "on_divergence: expected one of"),
+        ({"halvings": 0}, "halvings: expected an integer of at least 1; got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(**options)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    seen = []
+    with pytest.raises(
+        OSError, match="checkpoint: expected a folder that can be written; got .*file/run"
+    ):
+        fit(tmp_path / "file" / "run", callbacks=[seen.append])
+    assert seen == []
+
+
+def test_a_full_disk_stops_the_run_with_its_state_in_memory(tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, limit[1]))
+
+    try:
+        with pytest.raises(OSError, match=r"could not be written to .*result\.state") as raised:
+            fit(tmp_path, epochs=6, callbacks=[stopping(2, fill)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    result = raised.value.result
+    reached = len(result.history)
+    assert 2 <= reached <= 4
+    assert bits(result.state) == bits(fit(epochs=reached).state)
+    assert same(fit(tmp_path, epochs=6), fit(epochs=6))  # from the last that was whole
+
+
+def test_without_orbax_a_checkpoint_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    monkeypatch.setitem(sys.modules, "orbax", None)
+    with pytest.raises(ImportError, match=r"pip install 'jtssm\[checkpoint\]'"):
+        fit(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_chunk_writes_a_checkpoint_and_returns(number, tmp_path, monkeypatch):
+    monkeypatch.setattr("jtssm.feeding.CHUNK", 2)
+    before = signal.getsignal(number)
+    judge, left = jtssm.divergence.Guard.judge, iter(range(100))
+
+    def judged(guard, *args):
+        if next(left) == 4:
+            os.kill(os.getpid(), number)
+        return judge(guard, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jtssm.divergence.Guard, "judge", judged)
+        result = fit(tmp_path)
+    assert signal.getsignal(number) is before
+    assert result.interrupted
+    assert result.signal == number
+    assert len(result.history) == 1
+    assert next(left) == 5  # no chunk was begun after it
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [6, 10]
+    on = fit(tmp_path)
+    assert not on.interrupted
+    assert same(on, fit())
+
+
+def test_a_second_ctrl_c_gives_up_at_once(tmp_path):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    result = fit(tmp_path, callbacks=[stopping(2, twice)])
+    assert result.interrupted
+    assert len(result.history) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["6"]
+
+
+def test_in_another_thread_no_handler_is_set(tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(fit(tmp_path, epochs=1)))
+    thread.start()
+    thread.join()
+    assert len(results[0].history) == 1
+
+
+def exploding(loss="squared_error"):
+    """Steps of a length at which training leaves float64 and, halved twice, does not."""
+    return solvers.sgd(NET, optimizer=optax.sgd(RATE), batch_size=20, loss=loss)
+
+
+RATE = 1.5
+TARGETS = np.eye(4)[Y]
+
+
+def explode(**options):
+    given = {"epochs": 40, "key": KEY, "on_divergence": "halve"} | options
+    return jtssm.fit(exploding(), (X, TARGETS), **given)
+
+
+def test_a_rate_that_diverges_is_rescued_by_halved_steps(tmp_path):
+    with pytest.warns(
+        RuntimeWarning, match="is not finite; going on from epoch 0 with halved steps, 1 of 5 times"
+    ):
+        result = explode(callbacks=[recording.HistoryFile(tmp_path / "history.csv")])
+    times = len(result.halvings)
+    assert result.divergence is None
+    assert times >= 1
+    assert float(result.state.pace) == 0.5**times
+    assert [line["epoch"] for line in result.history] == [*range(1, 41)]
+    assert result.history[-1]["halvings"] == times
+    assert result.history[-1]["loss"] < 1
+    epochs = [line.split(",")[0] for line in (tmp_path / "history.csv").read_text().split()]
+    assert epochs == ["epoch", *map(str, range(1, 41))]
+    # what it comes to is what half the rate comes to
+    half = solvers.sgd(
+        NET, optimizer=optax.sgd(RATE * 0.5**times), batch_size=20, loss="squared_error"
+    )
+    if all("from epoch 0" in halving.message for halving in result.halvings):
+        with_less = jtssm.fit(half, (X, TARGETS), epochs=1, key=KEY, state=None)
+        assert np.isfinite(with_less.history[0]["loss"])
+
+
+@pytest.mark.filterwarnings("ignore:step .* is not finite")
+def test_steps_are_halved_at_most_so_often_and_a_checkpoint_makes_no_difference(tmp_path):
+    bounded = explode(halvings=1, epochs=40)
+    whole = explode()
+    if len(whole.halvings) > 1:
+        assert bounded.divergence is not None
+    assert len(bounded.halvings) == 1
+    with pytest.raises(OSError, match="broken off"):
+        explode(checkpoint=tmp_path, every=4, callbacks=[stopping(5, fail)])
+    on = explode(checkpoint=tmp_path, every=4)
+    assert on.halvings == whole.halvings
+    assert same(on, whole)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_pace_multiplies_the_steps_of_every_method(name):
+    """At pace 0 weights stay; at 1/2 they go, in one step of plain descent, half as far."""
+    how = method(name)
+    x, y = problems.separable(0, 120, 4, 3, np.float64)
+    state = how.init(KEY, x, y)
+    if not how.resident:
+        shape = how.batch_shape
+        x, y = x[: np.prod(shape)].reshape(*shape, -1), y[: np.prod(shape)].reshape(shape)
+    still, _ = jax.jit(how.step)(state._replace(pace=jnp.zeros_like(state.pace)), x, y)
+    moved, _ = jax.jit(how.step)(state, x, y)
+    distance = lambda a: max(
+        np.abs(np.asarray(p["W"]) - np.asarray(q["W"])).max()
+        for p, q in zip(how.params(a), how.params(state), strict=True)
+    )
+    assert distance(still) < 1e-14
+    assert distance(moved) > 1e-4
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_history_file_holds_each_epoch_once_over_several_lives(suffix, tmp_path):
+    file = tmp_path / f"history.{suffix}"
+    broken_off(tmp_path / "run", callbacks=[]) if False else None
+    with pytest.raises(OSError, match="broken off"):
+        fit(tmp_path / "run", callbacks=[recording.HistoryFile(file, keep=True), stopping(3, fail)])
+    assert file.read_text().count("\n") == (4 if suffix == "csv" else 3)
+    result = fit(
+        tmp_path / "run",
+        epochs=4,
+        validation=(X, Y),
+        callbacks=[recording.HistoryFile(file, keep=True)],
+    )
+    lines = file.read_text().splitlines()
+    if suffix == "csv":
+        names, *rows = (line.split(",") for line in lines)
+        assert [row[0] for row in rows] == ["1", "2", "3", "4"]
+        assert rows[0][names.index("validation_loss")] == ""
+        assert float(rows[-1][names.index("loss")]) == result.history[-1]["loss"]
+    else:
+        assert [json.loads(line) for line in lines] == result.history
+    fit(tmp_path / "run", epochs=4, callbacks=[recording.HistoryFile(file, keep=True)])
+    assert file.read_text().splitlines() == lines  # complete: nothing was written
+    recording.HistoryFile(file)
+    assert file.read_text() == ""
+
+
+def test_the_bar_shows_rate_and_time_left_and_where_a_run_goes_on(kept, tmp_path, capsys):
+    folder = shutil.copytree(kept, tmp_path / "kept")
+    fit(folder, epochs=4, progress=True)
+    shown = capsys.readouterr().err
+    assert " 12/24 " in shown
+    assert " 24/24 " in shown
+    assert "step/s" in shown or "s/step" in shown
+    assert "[00:0" in shown
+    assert "<" in shown  # time gone < time left
+    fit(epochs=1)
+    assert capsys.readouterr().err == ""
+
+
+SMALL = ["--method", "sgd", "--hidden", "16", "--epochs", "3", "--batch-size", "60"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_command_line_exits_by_signal_and_goes_on(number, code, tmp_path, capsys, monkeypatch):
+    command = [
+        "train",
+        *SMALL,
+        "--out",
+        str(tmp_path / "run"),
+        "--checkpoint",
+        str(tmp_path / "kept"),
+    ]
+    end = stopping(2, lambda: os.kill(os.getpid(), number))
+    with monkeypatch.context() as patch:
+        patch.setattr("jtssm.cli._lines", lambda epochs: [end])
+        assert main(command) == code
+    assert "the same command goes on from" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert main(command) == 0
+    lines = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["epoch", "1", "2", "3"]
+    assert main([*command[:-2], "--every", "3", "--overwrite"]) == 2
+    assert "every: expected None without a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:step .* is not finite")
+def test_the_command_line_halves_steps(tmp_path):
+    options = ["--optimizer", "sgd", "--learning-rate", "1e30", "--rates", "constant"]
+    options += ["--on-divergence", "halve", "--halvings", "2", "--out", str(tmp_path)]
+    assert main(["train", *SMALL, *options]) == 1
