@@ -18,15 +18,10 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from orbax.checkpoint._src.path import atomicity
 
-jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_disable_most_optimizations", True)
-
-from orbax.checkpoint._src.path import atomicity  # noqa: E402
-
-import jtssm  # noqa: E402
-from jtssm import checkpointing, divergence, feeding, problems, running, sharding, solvers  # noqa: E402
+import jtssm
+from jtssm import checkpointing, divergence, feeding, problems, running, sharding, solvers
 
 
 def method(name: str) -> jtssm.Method:
@@ -53,7 +48,6 @@ SIZES = {
 }  # of their meshes; others have none
 EPOCHS = {"stored": 12, "pdadmm": 12, "ist": 14, "local_sgd": 14}
 PAIRS = (METHODS[:2], METHODS[2:4], METHODS[4:])  # that run side by side
-feeding.CHUNK = 2  # most steps a dispatch: an epoch has several
 
 
 def fit(name: str, folder: Path | None = None, epochs: int | None = None) -> jtssm.Result:
@@ -190,6 +184,10 @@ def at_random(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 4)
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_disable_most_optimizations", True)
+    feeding.CHUNK = 2  # most steps a dispatch: an epoch has several
     jax.config.update("jax_compilation_cache_dir", str(Path(sys.argv[1]) / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
