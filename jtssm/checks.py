@@ -311,6 +311,7 @@ def memory(devices: Sequence[Any]) -> float:
     here = [device for device in devices if device.process_index == jax.process_index()]
     if not here or (here[0].platform == "cpu" and not hasattr(os, "sysconf")):  # Windows
         return np.inf
+    found: float
     if here[0].platform == "cpu":
         found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:
