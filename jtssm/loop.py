@@ -215,7 +215,7 @@ def _on_mesh(method: Method, mesh: Any, forms: Any, machine: Any, samples: int) 
         return method
     if not isinstance(mesh, str) or mesh != "auto" or own:
         raise ValueError(
-            f"mesh: expected a jax.sharding.Mesh, or None or 'auto' and then no forms; got "
+            f"mesh: expected a jax.sharding.Mesh, or 'auto' or None and then no forms; got "
             f"{checks.shown(mesh)}, forms {checks.shown(forms)}"
         )
     given = lambda net, subnet, batch: method

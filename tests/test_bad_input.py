@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import losses, sharding, solvers
+from jtssm import images, losses, sharding, solvers
 from jtssm.network import dense, sequence
 
 NET = jtssm.mlp([4, 8, 8, 3])
@@ -346,3 +346,108 @@ def test_a_mesh_without_any_of_our_axes_is_refused():
     method = solvers.sgd(NET, optimizer=optax.sgd(0.1), batch_size=6)
     with pytest.raises(ValueError, match=r"axes: expected a map .*\['x'\].*got none that match"):
         sharding.place(method, mesh)
+
+
+class Unshown:
+    """Has no repr."""
+
+    def __repr__(self):
+        raise KeyError("no")
+
+
+@pytest.mark.parametrize(
+    "name", ["batch_size", "rho", "schedule", "loss", "optimizer", "precision", "cuts"]
+)
+def test_what_cannot_be_shown_or_compared_is_refused_as_well(name):
+    for value in (Unshown(), 10**5000, np.array([1, 2]), {1, 2}, np.bool_(True)):
+        if name == "cuts" and isinstance(value, np.ndarray):
+            continue  # good cuts
+        with pytest.raises(ValueError, match=rf"{name}: expected .*got"):
+            solvers.gsadmm(NET, **{**GOOD, "subnets": None, name: value})
+
+
+def test_numbers_of_numpy_do_what_those_of_python_do():
+    integer, real = np.int8, np.float32
+    wide = jtssm.mlp([integer(100), integer(100), integer(3)], dropout=np.float64(0.5))
+    assert wide.costs() == [10_000, 0, 300]  # 100 * 100 is 16 in 8 bits
+    assert all(type(n) is int for shape in wide.shapes for n in shape)
+    numbers = {"batch_size": integer(6), "subnets": integer(2), "sweeps": integer(2)}
+    given = {"rho": real(0.5), "alpha": integer(2), "delay_power": integer(2)}
+    python = {name: float(a) for name, a in given.items()} | {k: int(a) for k, a in numbers.items()}
+    rate = optax.sgd(0.1)
+    ours, theirs = (solvers.gsadmm(NET, optimizer=rate, **a) for a in (numbers | given, python))
+    states = [m.init(jax.random.key(0), X, Y) for m in (ours, theirs)]
+    pairs = zip((ours, theirs), states, strict=True)
+    states = [jax.jit(m.step)(s, X[:6], Y[:6])[0] for m, s in pairs]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    assert sharding.make_mesh(integer(2), pc=integer(2)).devices.shape == (2, 1, 2)
+    best = jtssm.plan(NET, integer(100), integer(100), "host").best.shape  # overflows 8 bits
+    assert best == jtssm.plan(NET, 100, 100, "host").best.shape
+
+
+HUGE = [[4, 10**12, 3], [4, 10**9, 10**9, 3], [4, 2**62, 3]]
+
+
+@pytest.mark.parametrize("widths", HUGE)
+def test_a_network_that_no_memory_holds_is_refused(widths):
+    method = solvers.sgd(jtssm.mlp(widths), optimizer=optax.sgd(0.1), batch_size=6)
+    placed = sharding.place(method, sharding.make_mesh(1, 1, 2))
+    split = solvers.gsadmm(jtssm.mlp(widths), **GOOD)
+    for m in (method, placed, split, sharding.place(split, sharding.make_mesh(2))):
+        with pytest.raises(ValueError, match=r"net: expected a network whose state fits in .*got"):
+            m.init(jax.random.key(0), X, Y)
+    crew = {**ROUND, "members": 10**12}
+    with pytest.raises(ValueError, match=r"net: expected a network whose state fits"):
+        solvers.ensemble(NET, **crew).init(jax.random.key(0), X, Y)
+
+
+@pytest.mark.parametrize("old", [jax.random.PRNGKey(7), np.array([0, 7], np.uint32)])
+def test_a_key_of_the_old_style_is_as_good_as_a_typed_one(old):
+    method = solvers.sgd(NET, optimizer=optax.sgd(0.1), batch_size=6)
+    for m in (method, sharding.place(method, sharding.make_mesh(1, 2))):
+        one, two = (m.params(m.init(key, X, Y)) for key in (old, jax.random.key(7)))
+        jax.tree.map(np.testing.assert_array_equal, one, two)
+    with pytest.raises(ValueError, match=r"key: expected a single key.*got"):
+        method.init(jax.random.split(jax.random.key(7)), X, Y)
+
+
+def test_a_number_that_divides_nothing_is_told_at_once():
+    with pytest.raises(ValueError, match=r"groups: expected one of \[1, 2, 4, .*, or a larger one"):
+        images.convolution(10**15, 3, groups=3)
+    with pytest.raises(ValueError, match=r"num_devices: expected a number that some mesh fits"):
+        jtssm.plan(NET, 10**12, 64, "host")
+    with pytest.raises(ValueError, match=r"num_devices: expected at most 2\*\*40; got"):
+        jtssm.plan(NET, 2**41, 64, "host")
+
+
+@pytest.mark.parametrize(
+    ("activation", "message"),
+    [
+        (3, r"activation: expected None or a function.*got 3"),
+        (np.tanh, r"activation: expected .*that jax can trace; got <ufunc 'tanh'>, which raised TracerArrayConversionError"),
+        (lambda a: a.sum(), r"activation: expected .*that keeps its shape; got"),
+        (lambda a: a > 0, r"activation: expected .*that gives floats; got"),
+    ],
+)  # fmt: skip
+def test_an_activation_that_is_none_is_refused_where_it_is_given(activation, message):
+    for make in (
+        lambda f: jtssm.mlp([4, 8, 3], f),
+        lambda f: images.convolution(4, 3, activation=f),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(activation)
+
+
+def test_fit_refuses_a_state_of_another_method_or_network():
+    method, other = (
+        solvers.sgd(n, optimizer=optax.sgd(0.1), batch_size=6) for n in (NET, jtssm.mlp([4, 9, 3]))
+    )
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match=r"state: expected arrays of shapes .*, of this network"):
+        jtssm.fit(method, (X, Y), epochs=1, key=key, state=other.init(key, X, Y))
+    with pytest.raises(
+        ValueError, match=r"state: expected one of sgd, as its init or fit return it; got"
+    ):
+        jtssm.fit(
+            method, (X, Y), epochs=1, key=key, state=solvers.gsadmm(NET, **GOOD).init(key, X, Y)
+        )

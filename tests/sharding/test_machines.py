@@ -267,9 +267,15 @@ def test_wrong_fields_of_a_file_are_refused_by_file_and_field(changes, message, 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("flops = 1", r"m.json: expected a JSON object of \['name', 'flops', .*; Expecting value"),
+        (
+            "flops = 1",
+            r"m.json: expected a JSON object of \['name', 'flops', .*; got other text: Expecting value",
+        ),
         ("[1, 2]", r"m.json: expected a JSON object of .*; got \[1, 2\]"),
-        ("\udcff", r"m.json: expected a JSON object of .*; 'utf-8' codec can't decode"),
+        (
+            "\udcff",
+            r"m.json: expected a JSON object of .*; got other text: 'utf-8' codec can't decode",
+        ),
     ],
 )
 def test_files_that_hold_no_machine_are_refused(text, message, tmp_path):
