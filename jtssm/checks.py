@@ -1,11 +1,10 @@
-"""The front door: static misuse and bad samples raise ValueError before anything is computed."""
+"""The front door for arguments: static misuse raises ValueError before anything is computed."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterable, Sequence
-from math import isqrt, prod
+from collections.abc import Sequence
+from math import isqrt
 from numbers import Integral, Real
 from os import PathLike, fspath
 from pathlib import Path
@@ -24,8 +23,6 @@ Loss = Any
 SHOWN = 200  # most characters of a value in a message
 LISTED = 4096  # up to which divisors are listed
 LEAST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-
-EXACT = 2**24  # integers up to it are exact as float32
 
 
 def shown(value: Any) -> str:
@@ -247,185 +244,3 @@ def optimizers(optimizer: Any, num: int) -> tuple[optax.GradientTransformation, 
             f"of them, one a subnetwork; got {shown(optimizer)}"
         )
     return given
-
-
-def steady(network: Network, method: str) -> None:
-    """No layer draws random numbers or is estimated: the method runs layers more often than it trains."""
-    for i, layer in enumerate(network.layers):
-        if layer.random or layer.estimate:
-            raise ValueError(
-                f"net: expected layers without dropout and running statistics for {method}; got layer "
-                f"{i}, {layer.name!r}: use normalisation='batch' or 'layer', or a method that streams "
-                f"minibatches, e.g. gsadmm with schedule='streaming'"
-            )
-
-
-def samples(network: Network, loss: Loss, x: Any, y: Any, values: bool) -> None:
-    """x and y fit the network and the loss; with `values` also: all finite, labels in range.
-
-    Values of tracers (inside jit) cannot be seen and are left unchecked.
-    """
-    array("x", x)
-    array("y", y)
-    x_shape, y_shape = jnp.shape(x), jnp.shape(y)
-    width = prod(network.shapes[0])
-    if not x_shape or prod(x_shape[1:]) != width:
-        raise ValueError(
-            f"x: expected [samples, {width}] or images of {width} numbers; got shape {x_shape}"
-        )
-    if not x_shape[0]:
-        raise ValueError(f"x: expected at least one sample; got shape {x_shape}")
-    _dtype(network, jnp.result_type(x))
-    _labels(network, loss, x_shape[0], y, y_shape)
-    if values and not isinstance(x, jax.core.Tracer) and not isinstance(y, jax.core.Tracer):
-        _values(network, loss, x, y)
-
-
-def _dtype(network: Network, dtype: Any) -> None:
-    if network.integer and not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(f"x: expected integers, as the first layer takes them; got {dtype}")
-    if not network.integer and not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            f"x: expected a floating dtype; got {dtype}: convert, e.g. x.astype('float32') / 255"
-        )
-
-
-def _labels(network: Network, loss: Loss, num: int, y: Any, y_shape: tuple) -> None:
-    kind, expected = (
-        (jnp.integer, (num,)) if loss.labels else (jnp.floating, (num, *network.shapes[-1]))
-    )
-    if y_shape != expected:
-        raise ValueError(f"y: expected shape {expected} for {loss.name}; got {y_shape}")
-    if not jnp.issubdtype(jnp.result_type(y), kind):
-        wanted = "integer labels" if loss.labels else "a floating dtype"
-        raise ValueError(f"y: expected {wanted} for {loss.name}; got {jnp.result_type(y)}")
-
-
-def _values(network: Network, loss: Loss, x: Any, y: Any) -> None:
-    if isinstance(x, jax.ShapeDtypeStruct) or isinstance(y, jax.ShapeDtypeStruct):
-        return
-    if network.integer and not -EXACT <= int(x.min()) <= int(x.max()) <= EXACT:
-        raise ValueError(f"x: expected integers up to {EXACT}; got {int(x.min())}..{int(x.max())}")
-    _finite("x", x)
-    if not loss.labels:
-        _finite("y", y)
-        return
-    classes = network.shapes[-1][-1]
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= classes:
-        raise ValueError(
-            f"y: expected labels 0..{classes - 1}, the network has {classes} outputs; "
-            f"got {low}..{high}"
-        )
-
-
-def _finite(name: str, a: Any) -> None:
-    xp: Any = np if isinstance(a, np.ndarray) else jnp
-    bad = int(xp.size(a) - xp.isfinite(a).sum())
-    if bad:
-        raise ValueError(f"{name}: expected finite numbers; got {bad} that are NaN or infinite")
-
-
-def array(name: str, value: Any) -> None:
-    """The value is an array of numbers, numpy's or jax's, or stands for one."""
-    if isinstance(value, (jax.Array, jax.ShapeDtypeStruct)):
-        return
-    if not isinstance(value, np.ndarray) or not jnp.issubdtype(value.dtype, jnp.number):
-        raise ValueError(
-            f"{name}: expected an array of numbers, numpy's or jax's; got {shown(value)}"
-        )
-
-
-def memory(devices: Sequence[Any]) -> float:
-    """Bytes that jax may take of the memory of the devices together; of CPUs the host's."""
-    here = [device for device in devices if device.process_index == jax.process_index()]
-    if not here or (here[0].platform == "cpu" and not hasattr(os, "sysconf")):  # Windows
-        return np.inf
-    found: float
-    if here[0].platform == "cpu":
-        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:
-        found = sum(_limit(device) for device in here)
-    return found * len(devices) / len(here)
-
-
-def _limit(device: Any) -> float:
-    """Bytes of an accelerator; unlimited where it does not tell, or is not there."""
-    try:
-        return (device.memory_stats() or {}).get("bytes_limit", np.inf)
-    except (RuntimeError, NotImplementedError):
-        return np.inf
-
-
-def fits(state: Any, devices: Iterable[Any] | None = None) -> None:
-    """A state of such shapes fits into the memory of the devices; None: of the default one.
-
-    XLA ends the process, without an exception, over arrays that no memory holds.
-    """
-    devices = [_default_device()] if devices is None else list(devices)
-    size = sum(prod(a.shape) * _itemsize(a.dtype) for a in jax.tree.leaves(state))
-    if size > memory(devices):
-        raise ValueError(
-            f"net: expected a network whose state fits in the {memory(devices):.3g} bytes of memory "
-            f"there are; got one of {size:.3g} bytes: fewer or narrower layers, workers or sweeps"
-        )
-
-
-def _default_device() -> Any:
-    """Where jax puts what is not told where to go."""
-    given = jax.config.values.get("jax_default_device")
-    if given is None or isinstance(given, str):
-        return jax.local_devices(backend=given)[0]
-    return given
-
-
-def _itemsize(dtype: Any) -> int:
-    return 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else np.dtype(dtype).itemsize
-
-
-def weights(given: Any) -> None:
-    """An array of finite real numbers, to start from."""
-    array("params", given)
-    if jnp.issubdtype(given.dtype, jnp.complexfloating):
-        raise ValueError(f"params: expected real numbers; got {given.dtype}")
-    if not isinstance(given, (jax.core.Tracer, jax.ShapeDtypeStruct)):
-        _finite("params", given)
-
-
-def same_dtype(weights: Any, x: Any) -> None:
-    """x has the dtype of the weights, which is that of the samples `init` saw."""
-    dtypes = {a.dtype for a in jax.tree.leaves(weights) if jnp.issubdtype(a.dtype, jnp.floating)}
-    floating = jnp.issubdtype(jnp.result_type(x), jnp.floating)  # integers go with any
-    if dtypes and floating and jnp.result_type(x) not in dtypes:
-        names = " or ".join(sorted(str(dtype) for dtype in dtypes))
-        raise ValueError(f"x: expected {names}, as in init; got {jnp.result_type(x)}: convert x")
-
-
-def batch(batch_size: int, x: Any) -> None:
-    """x holds exactly one minibatch."""
-    if jnp.shape(x)[0] != batch_size:
-        raise ValueError(
-            f"x: expected a minibatch of batch_size={batch_size} samples; got {jnp.shape(x)[0]}"
-        )
-
-
-def leading(name: str, shape: Sequence[int], a: Any) -> None:
-    """The array's first dimensions are those of a round."""
-    array(name, a)
-    if jnp.shape(a)[: len(shape)] != tuple(shape):
-        raise ValueError(
-            f"{name}: expected [local_steps, workers, batch_size, ...] = {[*shape, '...']}; "
-            f"got shape {jnp.shape(a)}"
-        )
-
-
-def strata(batch_size: int, x: Any) -> None:
-    """The samples fall into batch_size strata of equal size."""
-    num = jnp.shape(x)[0]
-    if num == 0 or num % batch_size:
-        fits = num - num % batch_size
-        raise ValueError(
-            f"x: expected a multiple of batch_size={batch_size} samples, since each minibatch of "
-            f"the stored schedule takes one from every stratum; got {num}: leave out "
-            f"{num % batch_size} to have {fits}, or change batch_size"
-        )

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jtssm import checks
+from jtssm import checks, sample_checks
 from jtssm.checkpointing import Folder
 from jtssm.divergence import not_finite
 from jtssm.feeding import Minibatches, Resident, check_shared
@@ -264,7 +264,7 @@ def _pair(name: str, pair: Any) -> tuple[np.ndarray, np.ndarray]:
     except (ValueError, TypeError) as error:  # lists of unequal lengths
         raise ValueError(f"{name}: expected a pair of arrays (x, y); got {error}") from error
     for part, a in (("x", x), ("y", y)):
-        checks.array(f"{name}: {part}", a)
+        sample_checks.array(f"{name}: {part}", a)
         if not a.ndim:
             raise ValueError(f"{name}: {part}: expected [samples, ...]; got a single number, {a}")
     return x, y

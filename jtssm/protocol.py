@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jtssm import checks
+from jtssm import checks, device_memory, sample_checks
 from jtssm.products import PLAIN
 
 Array = jax.Array
@@ -192,7 +192,7 @@ def as_method(parts: Parts) -> Method:
         if params is not None:
             params = jax.tree.map(jnp.asarray, given_params(parts, params, x.dtype))
         y = jnp.asarray(y)
-        checks.fits(jax.eval_shape(start, key, x, y, params))
+        device_memory.fits(jax.eval_shape(start, key, x, y, params))
         return start(key, x, y, params)
 
     def step(state, x, y):
@@ -253,7 +253,7 @@ def given_trees(draw: Callable, params: Any, dtype: Any) -> list[Tree]:
     if expected != got:
         raise ValueError(f"params: expected arrays of shapes {expected}; got {checks.shown(got)}")
     for leaf in jax.tree.leaves(list(params)):
-        checks.weights(leaf)
+        sample_checks.weights(leaf)
     # left where they are: numpy arrays stay in host memory
     return jax.tree.map(lambda a, like: a.astype(like.dtype), list(params), shapes)
 

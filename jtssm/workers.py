@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jtssm import checks
+from jtssm import checks, device_memory, sample_checks
 from jtssm.products import PLAIN, Products
 from jtssm.protocol import Array, Info, Method, as_input, float_dtype, given_trees
 
@@ -80,12 +80,12 @@ class WorkerParts(NamedTuple):
     def check(self, x: Any, y: Any, stage: str, weights: Any = ()) -> None:
         """The front door of `init`, `step` and `fit`; see `jtssm.protocol.Parts.check`."""
         if stage == "step":
-            checks.leading("x", self.batch_shape, x)
-            checks.leading("y", self.batch_shape, y)
+            sample_checks.leading("x", self.batch_shape, x)
+            sample_checks.leading("y", self.batch_shape, y)
             x, y = (jax.ShapeDtypeStruct(self.flat(a), jnp.result_type(a)) for a in (x, y))
-        checks.samples(self.network, self.loss, x, y, values=stage != "step")
+        sample_checks.samples(self.network, self.loss, x, y, values=stage != "step")
         if stage != "values":
-            checks.same_dtype(weights, x)
+            sample_checks.same_dtype(weights, x)
 
     def flat(self, a: Any) -> tuple[int, ...]:
         """The shape of a round's samples in one row."""
@@ -108,7 +108,7 @@ def as_method(parts: WorkerParts) -> Method:
         dtype = float_dtype(x)
         if params is not None:
             params = jax.tree.map(jnp.asarray, given_trees(parts.draw, params, dtype))
-        checks.fits(start.eval_shape(key, dtype, params))
+        device_memory.fits(start.eval_shape(key, dtype, params))
         return start(key, dtype, params)
 
     def step(state, x, y):

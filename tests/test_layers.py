@@ -7,7 +7,8 @@ import jtssm
 
 ROOT = Path(jtssm.__file__).parent
 LEVELS = {
-    "products": 0, "checks": 0,
+    "products": 0, "checks": 0, "device_memory": 0,
+    "sample_checks": 1,
     "protocol": 1,
     "normalisation": 2, "losses": 2,
     "layer": 3,

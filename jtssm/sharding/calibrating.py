@@ -32,7 +32,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jtssm import checks
+from jtssm import checks, device_memory
 from jtssm.sharding.finding import json_path, write_machine
 from jtssm.sharding.machines import Machine
 
@@ -216,7 +216,7 @@ def _one_kind(devices: list) -> list:
 
 def _capacity(devices: Sequence[Any]) -> float:
     """Bytes that jax may take of one device's memory."""
-    return float(checks.memory(devices) / len(devices))
+    return float(device_memory.memory(devices) / len(devices))
 
 
 def _name(devices: Sequence[Any]) -> str:

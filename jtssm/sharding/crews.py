@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jtssm import checks
+from jtssm import checks, device_memory
 from jtssm.products import PLAIN
 from jtssm.protocol import Method, Tree, as_input, float_dtype, given_trees
 from jtssm.sharding import collectives
@@ -129,7 +129,7 @@ class _Crew:
         dtype = float_dtype(x)
         key = put(key, self.mesh, PartitionSpec())
         shapes = jax.eval_shape(partial(first_state, parts, dtype=dtype), key)
-        checks.fits(shapes, devices_of(self.mesh))
+        device_memory.fits(shapes, devices_of(self.mesh))
         shardings = self._shardings(shapes)
         if params is None:
             start = partial(first_state, parts, dtype=dtype)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from jtssm import checks
+from jtssm import checks, device_memory
 from jtssm.protocol import (
     Method,
     Parts,
@@ -196,7 +196,7 @@ class _Placing:
         weights = self._weights_layout(x.dtype)
         exchange = by_collectives(self.at._replace(weights=weights))
         whole = jax.eval_shape(lambda: parts.init(by_index(self.at.num), key, x, y, given))
-        checks.fits(whole, devices_of(self.mesh))
+        device_memory.fits(whole, devices_of(self.mesh))
         rows = None if given is None else self._lay_out(given)
         samples = self._samples if parts.resident else PartitionSpec()
         if not parts.resident:  # only shapes are needed

@@ -17,7 +17,7 @@ import optax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jtssm import checks
+from jtssm import checks, device_memory
 from jtssm.protocol import (
     Exchange,
     Method,
@@ -62,7 +62,7 @@ class _Whole:
         given = None if params is None else given_params(self.parts, params, x.dtype)
         start = lambda key, given: self.parts.init(by_index(1), key, x, y, given)
         whole = jax.eval_shape(start, key, given)
-        checks.fits(whole, devices_of(self.mesh))
+        device_memory.fits(whole, devices_of(self.mesh))
         laid_out = self._shardings(whole)
         if given is not None:
             to = tuple(w.params for w in laid_out.weights)

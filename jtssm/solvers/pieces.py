@@ -10,7 +10,7 @@ import jax
 import optax
 from jax import lax
 
-from jtssm import checks
+from jtssm import checks, sample_checks
 from jtssm.losses import Loss
 from jtssm.network import Network, estimate_layers, keep_estimated, run_layers
 from jtssm.products import Products
@@ -129,16 +129,16 @@ class Pieces(NamedTuple):
         self, batch_size: int | None, resident: bool, x: Any, y: Any, stage: str, weights: Any = ()
     ):
         """The front door of `init`, `step` and `fit`; see `Parts.check`."""
-        checks.samples(self.network, self.loss, x, y, values=stage != "step")
+        sample_checks.samples(self.network, self.loss, x, y, values=stage != "step")
         if stage == "values":
             return
         if batch_size is None:
             checks.count(samples=len(x))
         elif resident:
-            checks.strata(batch_size, x)
+            sample_checks.strata(batch_size, x)
         elif stage == "step":
-            checks.batch(batch_size, x)
-        checks.same_dtype(weights, x)
+            sample_checks.batch(batch_size, x)
+        sample_checks.same_dtype(weights, x)
 
     def parts(self, *, precision: Any, batch_size: int | None, resident: bool, **own: Any) -> Parts:
         """A method's parts: `own` holds what is its own (init, step, moves, ...), pieces the rest.
@@ -147,7 +147,7 @@ class Pieces(NamedTuple):
           ValueError: layers that draw or are estimated, for a method that does not provide for them.
         """
         if "estimate" not in own:
-            checks.steady(self.network, own["name"])
+            sample_checks.steady(self.network, own["name"])
         for function in ("init", "step", "drain"):
             own[function] = precisely(precision, own[function])
         run = lambda exchange, l, weights, p: self.forward(exchange, l, weights.params, p)
