@@ -25,6 +25,9 @@ from jtssm.fingerprints import abstract_state, checksums, fingerprint
 from jtssm.positions import Checkpoint, Position
 from tests.killed import METHODS, bits, method, same
 
+# where reading or writing fails, tensorstore calls an event loop that orbax has closed already
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 NET = jtssm.mlp([4, 8, 8, 4])
 X, Y = problems.separable(0, 120, 4, 4, np.float64)
 KEY = jax.random.key(0)
