@@ -170,11 +170,11 @@ def at_points(folder: Path) -> None:
 def at_random(folder: Path) -> None:
     """20 lives, each killed at any moment of its training, setting up included."""
     names, rng = list(METHODS), np.random.default_rng(int(time.time()))
-    epochs = {n: 25 * EPOCHS.get(n, 8) for n in names}
+    epochs = {n: 10 * EPOCHS.get(n, 8) for n in names}
     for i in range(20):
         name = names[i % len(names)]
         id = forked(name, fit, name, folder, epochs[name])
-        wait = rng.uniform(0.5, 6.0)
+        wait = rng.uniform(0.5, 8.0)
         time.sleep(wait)
         os.kill(id, signal.SIGKILL)
         if killed(os.waitpid(id, 0)[1]):
