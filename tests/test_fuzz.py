@@ -1,87 +1,39 @@
 """Whatever comes in, it works or a named error comes out: nothing from inside jax, and nothing hangs."""
 
 import math
-import signal
-import traceback
 from collections.abc import Mapping
-from contextlib import contextmanager
-from fractions import Fraction
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import jtssm
-from jtssm import architectures, images, network, sharding, solvers
+from jtssm import sharding
 from jtssm.network import Network
 from jtssm.protocol import Method
-
-ROOT = str(Path(jtssm.__file__).parent)
-NET, SGD = jtssm.mlp([4, 8, 8, 3]), optax.sgd(0.1)
-X = np.random.default_rng(0).standard_normal((12, 4)).astype(np.float32)
-Y = np.arange(12, dtype=np.int32) % 3
-KEY = jax.random.key(0)
-
-
-def examples(num):
-    """The same examples in every run; no deadline of hypothesis' own, since a first call compiles."""
-    return settings(derandomize=True, database=None, deadline=None, max_examples=num)
-
-
-@contextmanager
-def limit(seconds=30):
-    """No hang: an exception after so many seconds."""
-
-    def stop(*_):
-        raise RuntimeError(f"took over {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def outcome(call):
-    """What the call returns; None after an error of ours that says what it expected and what it got."""
-    try:
-        with limit():
-            return call()
-    except (ValueError, TypeError) as error:
-        raised = error
-    last = traceback.extract_tb(raised.__traceback__)[-1].filename
-    assert last.startswith(ROOT), f"raised in {last}: {raised}"
-    assert "expected" in str(raised), raised
-    assert "got" in str(raised), raised
-    return None
-
-
-OBJECTS = [
-    None, (), [], {}, {"a": 1}, {1, 2}, object(), float, len, (lambda a: a), (lambda a: a.sum()), 1j, b"x",
-    range(3), Fraction(1, 2), "relu", "auto", "batch", "sgd", "host", np.array(2), np.array([1, 2]), np.array([]),
-    np.array(["a", "b"]), np.array([None]), np.datetime64("2020-01-01"), jnp.arange(3), jnp.float32(1.0), jax.nn.relu,
-    jax.ShapeDtypeStruct((2,), np.float32), SGD, [SGD], [SGD, SGD], NET, jax.devices(), [2.5], ["a"], [None], [[1], [2, 3]],
-]  # fmt: skip
-INTEGERS = st.one_of(
-    st.integers(-2, 13),
-    st.sampled_from([10**5, 10**9, 10**12, 2**62, 2**63, 10**30, -(10**30), 10**400]),
-    st.builds(lambda kind, a: kind(a), st.sampled_from([np.int8, np.uint8, np.int64]), st.integers(0, 13)),
-)  # fmt: skip
-REALS = st.one_of(
-    st.floats(), st.floats(0.0, 2.0), st.builds(np.float32, st.floats(0.0, 2.0)), st.builds(np.float16, st.floats(width=16))
-)  # fmt: skip
-WILD = st.one_of(
-    INTEGERS, REALS, st.booleans(), st.builds(np.bool_, st.booleans()), st.text(max_size=3), st.sampled_from(OBJECTS),
-    st.lists(INTEGERS, max_size=3), st.lists(INTEGERS, max_size=3).map(tuple),
-)  # fmt: skip
+from tests.fuzz_cases import (
+    ARRAYS,
+    AXES,
+    FORMS,
+    GIVEN,
+    KEY,
+    KEYS,
+    LAYERS,
+    METHODS,
+    NET,
+    NUMBERS,
+    OBJECTS,
+    PARAMS,
+    WILD,
+    X,
+    Y,
+    by_name,
+    examples,
+    outcome,
+)
 
 
 def shapes_hold(net: Network):
@@ -117,63 +69,17 @@ def steps(method: Method):
     assert info.loss.shape == ()
 
 
-LAYERS = {
-    "mlp": (jtssm.mlp, {"widths": [4, 8, 3], "activation": jax.nn.relu, "normalisation": None, "dropout": 0.0}),
-    "convnet": (
-        images.convnet,
-        {"in_shape": (8, 8, 1), "classes": 3, "channels": (2,), "hidden": (4,), "size": 3, "activation": jax.nn.relu,
-         "normalisation": None, "dropout": 0.0},
-    ),
-    "sequence": (jtssm.sequence, {"layers": [network.dense(3)], "in_shape": (4,)}),
-    "dense": (
-        lambda **given: jtssm.sequence([network.dense(**given)], (4,)),
-        {"width": 3, "activation": None, "normalisation": None, "affine": True},
-    ),
-    "dropout": (lambda **given: jtssm.sequence([network.dropout_layer(**given)], (4,)), {"rate": 0.5}),
-    "convolution": (
-        lambda **given: jtssm.sequence([images.convolution(**given)], (6, 6, 2)),
-        {"channels": 4, "size": 3, "stride": 1, "padding": "SAME", "activation": None, "normalisation": None, "groups": 1},
-    ),
-    "max_pool": (lambda **given: jtssm.sequence([images.max_pool(**given)], (6, 6, 2)), {"size": 2, "stride": None, "padding": "VALID"}),
-    "mean_pool": (lambda **given: jtssm.sequence([images.mean_pool(**given)], (6, 6, 2)), {"size": 2, "stride": None, "padding": "VALID"}),
-    "resnet": (
-        architectures.resnet,
-        {"blocks": (1,), "classes": 3, "size": 8, "channels": 2, "normalisation": "batch"},
-    ),
-    "transformer": (
-        architectures.transformer,
-        {"blocks": 1, "width": 4, "heads": 2, "sequence": 3, "hidden": None, "classes": 3},
-    ),
-}  # fmt: skip
-SHARED = {"net": NET, "optimizer": SGD, "batch_size": 6, "loss": "cross_entropy", "precision": None}
-SPLIT = SHARED | {
-    "subnets": 2, "cuts": None, "alpha": 1.0, "eta": None, "schedule": "streaming", "sweeps": 1, "weight_steps": None,
-    "delay_power": None,
-}  # fmt: skip
-STORED = {"schedule": "stored", "weight_steps": 1}
-ROUND = SHARED | {"batch_size": 2, "local_steps": 2}
-METHODS = {
-    "gsadmm": (solvers.gsadmm, SPLIT | {"rho": 1.0}),
-    "gsadmm stored": (solvers.gsadmm, SPLIT | STORED | {"rho": 1.0}),
-    "gsam": (solvers.gsam, SPLIT),
-    "gsam stored": (solvers.gsam, SPLIT | STORED | {"order": "parallel"}),
-    "pdadmm": (
-        solvers.pdadmm,
-        {"net": NET, "rho": 1.0, "nu": 0.1, "damping": None, "t0": None, "weight_decay": 0.0, "grid": None,
-         "float_q": False, "steps": "damped", "loss": "cross_entropy", "precision": None},
-    ),
-    "pdadmm gradient": (solvers.pdadmm, {"net": NET, "steps": "gradient", "t0": 0.5, "grid": 8, "float_q": True}),
-    "sgd": (solvers.sgd, SHARED),
-    "ist": (solvers.ist, ROUND | {"subnets": 2, "deal": "stratified", "scale": None}),
-    "local_sgd": (solvers.local_sgd, ROUND | {"workers": 2}),
-    "ensemble": (solvers.ensemble, ROUND | {"members": 2}),
-}  # fmt: skip
-
-
 def changed(draw, given: Mapping, values=WILD):
     """One or two of the arguments are wild."""
     names = draw(st.lists(st.sampled_from(sorted(given)), min_size=1, max_size=2, unique=True))
     return {**given, **{name: draw(values) for name in names}}
+
+
+def one_by_one(call, given: Mapping):
+    """Every argument takes every object and number, the others being good."""
+    for name in given:
+        for value in [*OBJECTS, *NUMBERS]:
+            outcome(partial(call, **{**given, name: value}))
 
 
 def build(draw, table, name, check):
@@ -188,6 +94,11 @@ def build(draw, table, name, check):
 def test_the_arguments_that_are_changed_are_good_ones(name):
     make, good = (LAYERS | METHODS)[name]
     (shapes_hold if name in LAYERS else steps)(make(**good))
+
+
+@pytest.mark.parametrize("name", [*LAYERS, *METHODS])
+def test_every_argument_of_a_constructor_takes_everything(name):
+    one_by_one(*(LAYERS | METHODS)[name])
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -229,44 +140,20 @@ def first_state(name: str, placed: bool = False):
 
 NAMES = ["gsadmm", "gsam stored", "pdadmm", "sgd", "ist", "ensemble"]
 PLACED = ["gsadmm", "sgd", "ist"]
-ARRAYS = st.one_of(
-    WILD,
-    st.builds(
-        lambda shape, kind, fill: np.full(shape, fill).astype(kind),
-        st.sampled_from([(12, 4), (12, 2, 2), (12, 3), (0, 4), (4,), (), (12,), (0,), (12, 3, 1), (2, 2, 2, 4)]),
-        st.sampled_from(["float32", "float16", "int32", "uint8", "bool", "complex64", "U1", "O"]),
-        st.sampled_from([0, 1, 3, 200]),
-    ),
-    st.sampled_from([
-        np.where(np.eye(12, 4) > 0, np.nan, X), np.where(X > 1, np.inf, X), jnp.asarray(X) * np.nan, X.tolist(), Y - 1, Y + 1,
-        Y.tolist(), -Y, Y.astype(float), X[:11], Y[:11], jnp.asarray(X[:, :3]), np.full(12, 2**63, np.uint64),
-    ]),
-)  # fmt: skip
-KEYS = st.sampled_from([
-    KEY, jax.random.key(1, impl="rbg"), jax.random.split(KEY), jax.random.PRNGKey(3), np.array([0, 7], np.uint32),
-    np.array([0, 7]), np.zeros(4, np.uint32), jnp.zeros((2, 2), np.uint32), 0, "0",
-]) | WILD  # fmt: skip
-GOOD_PARAMS = jax.tree.map(np.asarray, NET.init(KEY))
-EACH = lambda change: [p | change(p) for p in GOOD_PARAMS]
-GIVEN = {
-    "good": GOOD_PARAMS, "tuple": tuple(GOOD_PARAMS), "few": GOOD_PARAMS[:2], "many": [*GOOD_PARAMS, {}],
-    "reversed": list(reversed(GOOD_PARAMS)), "empty": [{}, {}, {}], "turned": EACH(lambda p: {"W": p["W"].T}),
-    "words": EACH(lambda p: {"b": "b"}), "texts": EACH(lambda p: {"b": p["b"].astype("U1")}),
-    "complex": EACH(lambda p: {"b": p["b"] + 1j}), "lists": EACH(lambda p: {"W": p["W"].tolist()}),
-    "nan": EACH(lambda p: {"b": p["b"] * np.nan}), "integers": EACH(lambda p: {"b": p["b"].astype(int)}),
-    "doubled": jax.tree.map(lambda a: np.stack([a, a]), GOOD_PARAMS), "mapping": dict(enumerate(GOOD_PARAMS)),
-}  # fmt: skip
-PARAMS = st.sampled_from(sorted(GIVEN)) | WILD
+CASES = [*((name, False) for name in NAMES), *((name, True) for name in PLACED)]
 
 
-def by_name(params):
-    """Parameters by their name in the table, so that a report stays short."""
-    return GIVEN.get(params, params) if isinstance(params, str) else params
+@pytest.mark.parametrize(("name", "placed"), CASES)
+def test_every_argument_of_init_takes_everything(name, placed):
+    method = method_of(name, placed)
+    one_by_one(method.init, {"key": KEY, "x": X, "y": Y, "params": None})
+    fine = {"doubled"} if name == "ensemble" else {"good", "tuple", "integers"}
+    for which, params in GIVEN.items():
+        state = outcome(lambda params=params: method.init(KEY, X, Y, params))
+        assert (state is not None) == (which in fine), which
 
 
-@pytest.mark.parametrize(
-    ("name", "placed"), [*((n, False) for n in NAMES), *((n, True) for n in PLACED)]
-)
+@pytest.mark.parametrize(("name", "placed"), CASES)
 @examples(40)
 @given(data=st.data())
 def test_init_takes_wild_samples_keys_and_parameters(name, placed, data):
@@ -284,9 +171,7 @@ def test_init_takes_wild_samples_keys_and_parameters(name, placed, data):
     assert weights[0]["W"].shape == (*lead, 4, 8)
 
 
-@pytest.mark.parametrize(
-    ("name", "placed"), [*((n, False) for n in NAMES), *((n, True) for n in PLACED)]
-)
+@pytest.mark.parametrize(("name", "placed"), CASES)
 @examples(25)
 @given(data=st.data())
 def test_step_takes_wild_samples(name, placed, data):
@@ -357,15 +242,6 @@ def test_fit_takes_many_more_wild_arguments(data):
     fit(data)
 
 
-AXES = st.dictionaries(
-    st.sampled_from(["subnet", "pr", "pc", "x", 1]),
-    st.sampled_from(["subnet", "pr", "pc", "y", None, 2]),
-)
-FORMS = st.lists(
-    st.sampled_from(["batch", "model", "row", "domain", "paired", "rows", 3]),
-    min_size=2,
-    max_size=4,
-)
 MESHES = st.sampled_from([
     sharding.make_mesh(), sharding.make_mesh(1, 2, 1), sharding.make_mesh(2, 1, 2), sharding.make_mesh(1, 1, 5), sharding.make_mesh(4),
     jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,)), jax.devices()[0],
@@ -384,6 +260,16 @@ def test_place_takes_wild_meshes_axes_and_forms(name, data):
     given = good | {which: data.draw(values)}
     placed = outcome(lambda: sharding.place(**given))
     assert placed is None or placed.mesh is given["mesh"]
+
+
+def test_every_argument_of_place_make_mesh_plan_and_load_takes_everything():
+    mesh = sharding.make_mesh(1, 2, 1)
+    for name in ("sgd", "ist"):
+        placed = {"method": method_of(name), "mesh": mesh, "axes": None, "forms": "auto"}
+        one_by_one(sharding.place, placed)
+    one_by_one(sharding.make_mesh, {"subnet": 1, "pr": 1, "pc": 1, "devices": None})
+    one_by_one(jtssm.plan, PLAN)
+    one_by_one(jtssm.data.load, {"name": "digits", "size": None, "flat": False, "data_dir": None})
 
 
 @examples(100)
