@@ -79,6 +79,7 @@ def test_layer_parallel_admm_runs_and_shows_certificate_and_bytes(small):
     assert images(notebook) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_independent_subnets_run_and_count_what_a_deal_moves(small):
     notebook, shown = executed("03_independent_subnets", small)
@@ -144,6 +145,7 @@ def assert_domain_and_alexnet(shown):
     assert 1 < min(sent, key=sent.get) < 512
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_mesh_shapes_are_planned_counted_and_measured(small):
     notebook, shown = executed("05_mesh_shapes", small)

@@ -155,7 +155,7 @@ def test_on_a_mesh_the_numbers_are_the_same():
 
 
 def test_statistics_are_those_of_the_newest_samples(monkeypatch):
-    monkeypatch.setattr("jtssm.streams.KEPT", 50)
+    monkeypatch.setattr("jtssm.streams.SEEN", 50)
     net = jtssm.mlp([4, 3], normalisation="running")
     method = solvers.sgd(net, optimizer=optax.sgd(0.0), batch_size=20)
     result = jtssm.fit(method, batches(33), epochs=1, key=KEY)

@@ -61,6 +61,7 @@ def numbers(method, state):
 
 RARE = (
     "ensemble",
+    "local_sgd",
     "ist, uneven, running",
     "ist, layer, dropout",
 )  # contract and normalisation have meshes too

@@ -97,7 +97,9 @@ def compiled(name, shape, num=32):
     return program, device_bytes(state.weights), device_bytes(state._replace(weights=()))
 
 
-@pytest.mark.parametrize("name", ["damped", "8 bits", "values, p alone"])
+@pytest.mark.parametrize(
+    "name", ["damped", "8 bits", pytest.param("values, p alone", marks=pytest.mark.slow)]
+)
 def test_what_crosses_a_boundary_is_what_is_declared(name):
     """Counted in the compiled program: two matrices, as the quantised integers where they are."""
     text = compiled(name, (5, 1, 1))[0].as_text()

@@ -97,7 +97,7 @@ def test_pairs_stand_beside_other_forms(grid, forms, batch):
 
 @pytest.mark.parametrize(
     ("grid", "form"),
-    [((2, 2), "batch"), ((4, 2), "gathered"), pytest.param((2, 1), "batch", marks=pytest.mark.slow), pytest.param((2, 1), "gathered", marks=pytest.mark.slow)],
+    [((2, 2), "batch"), pytest.param((4, 2), "gathered", marks=pytest.mark.slow), pytest.param((2, 1), "batch", marks=pytest.mark.slow), pytest.param((2, 1), "gathered", marks=pytest.mark.slow)],
     ids=str,
 )  # fmt: skip
 def test_a_residual_network_gives_the_numbers_of_one_device(grid, form):

@@ -51,7 +51,9 @@ def compiled_for(devices, names, forms):
     return done.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("devices", "programs"), [(16, 10), (64, 14)])
+@pytest.mark.parametrize(
+    ("devices", "programs"), [(16, 10), pytest.param(64, 14, marks=pytest.mark.slow)]
+)
 def test_on_more_devices_the_compiled_programs_agree(devices, programs):
     assert compiled_for(devices, "mlp,alexnet", "auto") == f"{programs} programs agree"
 
