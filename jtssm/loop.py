@@ -157,14 +157,14 @@ def fit(
         check(*pair)
     if state is not None and params is not None:
         raise ValueError("params: expected None with a state, which has its own; got both")
-    if state is not None and not (stream or shared):
-        _check_state(method, state, x, y)
     init_key, order_key = jax.random.split(key)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
     if stream:
         feed: Any = Stream(method, train, steps_per_epoch)
     else:
         feed = (Resident if method.resident else Minibatches)(method, x, y, rng, epochs, shared)
+    if state is not None and not (stream or shared):
+        _check_state(method, state, feed.x, feed.y)
     # the epochs after which a line of the history is due
     lines = [*range(evaluate_every, epochs, evaluate_every), epochs]
     with contextlib.ExitStack() as stack:

@@ -203,6 +203,26 @@ def test_the_stored_schedule_leaves_out_what_does_not_fill_a_minibatch_and_says_
     assert [line["samples"] for line in result.history] == [120, 120]
 
 
+@pytest.mark.parametrize("mesh", [None, (1, 1, 2)])
+def test_a_resident_run_goes_on_from_its_state_where_samples_are_left_out(mesh):
+    """The state is of the samples that stay, not of all that are given."""
+    net = jtssm.mlp([4, 6, 3])
+    method = solvers.gsadmm(
+        net, subnets=2, optimizer=optax.sgd(0.1), batch_size=8, schedule="stored"
+    )
+    rng = np.random.default_rng(0)
+    train = rng.normal(size=(27, 4)), rng.integers(0, 3, 27)
+    given = {"key": jax.random.key(0), "mesh": mesh and sharding.make_mesh(*mesh)}
+
+    def run(epochs, **more):
+        with pytest.warns(UserWarning, match="3 of 27 samples are left out"):
+            return jtssm.fit(method, train, epochs=epochs, **given, **more)
+
+    whole, half = run(2), run(1)
+    rest = run(1, state=half.state)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, rest.params)
+
+
 def test_images_and_a_warm_start():
     net = jtssm.mlp([4, 5, 3])
     params = net.init(jax.random.key(5), jnp.float64)
