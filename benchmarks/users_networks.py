@@ -106,8 +106,6 @@ def transformer(shape: tuple[int, ...], blocks: int, width: int) -> Network:
 def alone(modules: list[Any], x: Any) -> Any:
     """Outputs of trained modules as their libraries run them."""
     for module in modules:
-        if isinstance(module, nnx.Module):
-            module.eval()
         x = module[0].apply(module[1], x) if isinstance(module, tuple) else module(x)
     return x
 
@@ -121,7 +119,11 @@ def train(net: Network, subnets: int, splits: Any, epochs: int) -> dict[str, Any
         else solvers.sgd(net, **shared)
     )
     result = jtssm.fit(method, splits.train, epochs=epochs, key=jax.random.key(0))
-    modules, run = result.module(), jax.jit(lambda x: alone(modules, x))
+    modules = result.module()
+    for module in modules:
+        if isinstance(module, nnx.Module):
+            module.eval()
+    run = jax.jit(lambda x: alone(modules, x))
     x, y = splits.valid
     found = np.concatenate([np.asarray(run(a)) for a in np.array_split(x, max(1, len(x) // 500))])
     return {
@@ -140,8 +142,8 @@ def main() -> None:
     splits = splits._replace(train=data.Split(*(a[:kept] for a in splits.train)))
     shape, size = splits.train.x.shape[1:], (1, 4) if smoke else (24, 8)
     nets = {
-        "residual": residual(shape, *size),
         "transformer": transformer(shape, *((1, 8) if smoke else (6, 64))),
+        "residual": residual(shape, *size),
     }
     report: dict[str, Any] = {}
     for name, net in nets.items():
@@ -149,8 +151,8 @@ def main() -> None:
             found = train(net, subnets, splits, 2 if smoke else EPOCHS)
             report[f"{name}, n = {subnets}"] = found
             print(f"{name}, n = {subnets}  held-out {found['valid_accuracy']:.4f}", flush=True)
-    if not smoke:
-        print(record.write("users_networks", "benchmarks.users_networks", {"results": report}))
+            if not smoke:  # after every run, so that an interruption loses one at most
+                record.write("users_networks", "benchmarks.users_networks", {"results": report})
 
 
 if __name__ == "__main__":

@@ -227,4 +227,4 @@ def test_ranks_of_predictions_are_scored():
 @pytest.mark.slow
 def test_users_networks_runs_small(monkeypatch, capsys):
     lines = [line.split("  ")[0] for line in smoke(monkeypatch, capsys, users_networks)]
-    assert lines == [f"{name}, n = {n}" for name in ("residual", "transformer") for n in (1, 2)]
+    assert lines == [f"{name}, n = {n}" for name in ("transformer", "residual") for n in (1, 2)]
