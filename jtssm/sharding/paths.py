@@ -99,7 +99,8 @@ class Chain:
         starts = layered.parts.starts
         begin = [starts[layered.piece(i)] for i in range(len(net.layers))]
         # whether layers before i in its piece have parameters: then its inputs have a gradient
-        self.trained = [bool(jax.tree.leaves(layered.params[a:i])) for i, a in enumerate(begin)]
+        have = [bool(jax.tree.leaves(params)) for params in layered.params]
+        self.trained = [any(have[a:i]) for i, a in enumerate(begin)]
         # what `jtssm.sharding.memory` counts for weights that are packed in rows
         self.copies = 0 if layered.parts.gradient is not None else 2
 
