@@ -11,10 +11,12 @@ the cases of the tests. Donated arguments share their bytes with outputs: `total
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import jax
 import numpy as np
@@ -120,9 +122,29 @@ def optimizer_words(layered: Layered) -> list[float]:
 
 def _state_words(optimizer: Any, params: Sequence[Tree]) -> float:
     """Words of an optimizer's state for each parameter."""
-    state = jax.eval_shape(optimizer.init, list(params))
-    kept, own = (sum(prod(a.shape) for a in jax.tree.leaves(of)) for of in (state, params))
-    return kept / own if own else 0.0
+    leaves, structure = jax.tree.flatten(list(params))
+    own = sum(prod(a.shape) for a in leaves)
+    return _state_size(optimizer.init, tuple(leaves), structure) / own if own else 0.0
+
+
+@lru_cache(maxsize=64)
+def _state_size(init: Callable, leaves: tuple, structure: Any) -> int:
+    """Words of what an optimizer starts with; a planner asks again and again."""
+    state = jax.eval_shape(init, jax.tree.unflatten(structure, leaves))
+    return sum(prod(a.shape) for a in jax.tree.leaves(state))
+
+
+# shapes of states, by the method's init: a planner asks for the same on every mesh
+_STATES: WeakKeyDictionary[Callable, dict[Any, Any]] = WeakKeyDictionary()
+
+
+def _state_shapes(method: Method, x: Any, y: Any) -> Any:
+    """The state of an unplaced method that starts from samples of these shapes."""
+    known = _STATES.setdefault(method.init, {})
+    if (x, y) not in known:
+        start = lambda x, y: method.init(jax.random.key(0), x, y)
+        known[x, y] = jax.eval_shape(start, x, y)
+    return known[x, y]
 
 
 def placed_step(
@@ -140,7 +162,7 @@ def placed_step(
     lead: Any = method.batch_shape or (samples,)
     x = jax.ShapeDtypeStruct((prod(lead) if method.batch_shape else samples, *shape), np.float32)
     y = jax.ShapeDtypeStruct(x.shape[:1], np.int32)
-    state = jax.eval_shape(lambda x, y: method.init(jax.random.key(0), x, y), x, y)
+    state = _state_shapes(method, x, y)
     sharding = batch_sharding(placed)
     given = [jax.ShapeDtypeStruct((*lead, *of), a.dtype) for of, a in ((shape, x), ((), y))]
     put = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
