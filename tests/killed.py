@@ -168,18 +168,19 @@ def at_points(folder: Path) -> None:
 
 
 def at_random(folder: Path) -> None:
-    """20 lives, each killed at any moment of its training, setting up included."""
-    names, rng = list(METHODS), np.random.default_rng(int(time.time()))
-    epochs = {n: 10 * EPOCHS.get(n, 8) for n in names}
-    for i in range(20):
-        name = names[i % len(names)]
+    """20 lives, each killed at any moment of its training, setting up included, and the last ones."""
+    turns, rng = list(METHODS), np.random.default_rng(int(time.time()))
+    epochs, kills = {n: 20 * EPOCHS.get(n, 8) for n in METHODS}, 0
+    while kills < 20 and turns:
+        name = turns.pop(0)
         id = forked(name, fit, name, folder, epochs[name])
         wait = rng.uniform(0.5, 8.0)
         time.sleep(wait)
         os.kill(id, signal.SIGKILL)
-        if killed(os.waitpid(id, 0)[1]):
+        if killed(os.waitpid(id, 0)[1]):  # else it had come to its end, and has no more turns
             print("KILLED", name, round(wait, 3), flush=True)
-    for name in names:
+            kills, turns = kills + 1, [*turns, name]
+    for name in METHODS:
         os.waitpid(forked(name, compare, name, folder, epochs[name]), 0)
 
 
