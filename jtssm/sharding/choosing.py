@@ -17,6 +17,10 @@ from jtssm.sharding.slabs import Halo
 from jtssm.sharding.traffic import Pass, ring_numbers
 
 WORD = 4  # bytes of a float32
+# multiply-adds that an accelerator does while it sends a byte: 550 of an H100 over NVLink, 2 000 of a
+# TPU v5e over one link (`jtssm.sharding.machines`)
+BALANCE = 1000
+PASSES = 3  # of a layer in a step: forward, and for the gradients of weights and of inputs
 
 
 def choose_forms(
@@ -43,7 +47,8 @@ def choose_forms(
     samples = pr if samples is None else samples
     grid = Grid(net, (), starts[:-1], "pr", pr, (), apart, open_ends)
     share = 1.0 if compute_dtype is None else compute_dtype.itemsize / WORD
-    found = least(Pass(grid, shapes, samples, pc), share)
+    work = Pass(grid, shapes, samples, pc)
+    found = _or_whole(work, least(work, share), share)
     if set(found) == {"batch"} and samples % pr:
         raise ValueError(
             f"pr: expected a size that divides the {samples} samples on a device of pc, the rows of "
@@ -52,17 +57,42 @@ def choose_forms(
     return found
 
 
-def least(work: Pass, share: float = 1.0) -> tuple[str, ...]:
+def _or_whole(work: Pass, forms: tuple[str, ...], share: float) -> tuple[str, ...]:
+    """The forms, or such that leave images that arrive whole as they are.
+
+    Images whose height pr does not divide arrive whole on every device. To deal out their rows then saves
+    work, and sends what the devices already had: not worth it where a saved byte takes fewer than BALANCE
+    multiply-adds. XLA's partitioner repeats the work in any case.
+    """
+    rows = next((i for i, form in enumerate(forms) if form != "domain"), len(forms))
+    chosen = work._replace(grid=work.grid._replace(forms=forms))
+    if not rows or not work.grid.open or chosen.grid.arrives(work.samples) != "whole":
+        return forms
+    other = least(work, share, whole=rows)
+    if set(other) == {"batch"}:
+        return forms
+    moved = (
+        ring_numbers(of.sent(), of.grid.size, of.pc, share)
+        for of in (chosen, chosen._replace(grid=work.grid._replace(forms=other)))
+    )
+    net = work.grid.network
+    adds = sum(net.layers[i].cost(net.shapes[i]) for i in range(rows))
+    more = PASSES * work.samples * adds * (1 - 1 / work.grid.size)
+    return other if more < BALANCE * WORD * (next(moved) - next(moved)) else forms
+
+
+def least(work: Pass, share: float = 1.0, whole: int = 0) -> tuple[str, ...]:
     """The forms that repeat least work on the devices of pr and, of those, move least (rings).
 
     Exact: a dynamic program over (layer, form), since what a layer moves depends on its form and its
-    neighbours' alone.  share: as in `ring_numbers`.
+    neighbours' alone.  share: as in `ring_numbers`.  whole: how many layers are to be "batch" at first.
     """
     net = work.grid.network
     have = [
         [f for f in FORMS if fits(net, i, work.params[i], f, work.grid.size)]
         for i in range(len(net.layers))
     ]
+    have[:whole] = [["batch"]] * whole
     best = {f: (_cost(work, 0, [f], share, entry=True), (f,)) for f in have[0]}
     for i in range(len(net.layers) - 1):
         found: dict = {}

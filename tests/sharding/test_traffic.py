@@ -109,6 +109,28 @@ def test_auto_moves_least_of_all_forms():
         assert moved("auto") == min(tried)
 
 
+@pytest.mark.parametrize(
+    ("size", "channels", "pr", "whole"),
+    [
+        (57, (16, 32), 2, True),
+        (57, (16, 32), 8, True),
+        (56, (16, 32), 8, False),  # arrives split
+        (299, (32, 64, 128), 2, False),  # 2 200 multiply-adds a saved byte
+    ],
+)
+def test_auto_leaves_images_whole_that_arrive_so_where_that_pays(size, channels, pr, whole):
+    net = images.convnet((size, size, 3), 8, channels=channels)
+    method = solvers.sgd(net, optimizer=optax.sgd(0.1), batch_size=8 // pr)
+    mesh = AbstractMesh((pr, 8 // pr), ("pr", "pc"))
+    on_images = 2 * len(channels)
+    forms = sharding.place(method, mesh).forms
+    assert set(forms[:on_images]) == {"batch" if whole else "domain"}
+    assert set(forms[on_images:]) == {"row"}
+    if whole:
+        moved = lambda forms: ring_bytes(cost.step_bytes(method, mesh, forms=forms), mesh.shape)
+        assert moved(forms) < moved(["domain"] * on_images + ["row", "row"])
+
+
 def test_statistics_of_normalisation_by_hand():
     """[c] means and variances over pc: two all-reduces forward, two backward; without gamma three."""
     net = jtssm.mlp([8, 16, 8], normalisation="batch")
