@@ -3,6 +3,8 @@
     python -m examples.stream
 
 `Files` reads one file after the other, in a new order at each pass; whatever `iter` starts anew will do.
+The order depends on the number of the pass alone (`set_epoch`), so that a run with checkpoints may be
+broken off: it goes on with the sample that would have come next.
 With grain (`pip install grain`) the samples are read by index, shuffled over all files, in threads.
 """
 
@@ -23,14 +25,19 @@ class Files:
     """Batches [samples of a file, ...] from npz files, shuffled within each; one is open at a time."""
 
     def __init__(self, paths, seed=0):
-        self.paths, self.rng, self.reads = paths, np.random.default_rng(seed), 0
+        self.paths, self.seed, self.epoch, self.reads = paths, seed, 0, 0
+
+    def set_epoch(self, epoch):
+        """`fit` tells the number of the pass that begins."""
+        self.epoch = epoch
 
     def __iter__(self):
-        for i in self.rng.permutation(len(self.paths)):
+        rng = np.random.default_rng((self.seed, self.epoch))
+        for i in rng.permutation(len(self.paths)):
             with np.load(self.paths[i]) as file:
                 x, y = file["x"], file["y"]
             self.reads += 1
-            order = self.rng.permutation(len(y))
+            order = rng.permutation(len(y))
             yield x[order], y[order]
 
 

@@ -41,7 +41,7 @@ class Minibatches:
         self.x, self.y, self.rng = x, y, rng
         self.at_hand, self.shared = x, shared  # of the samples those on this host
         self.shape: tuple[int, ...] = method.batch_shape or ()
-        self.shares = _shares(batch_sharding(method), self.shape, shared)
+        self.shares = shares_of(batch_sharding(method), self.shape, shared)
         self.size = self.shares.size  # samples that a step takes of those at hand
         self.straddles = len(self.shape) > 1
         self.left = np.zeros(0, int)  # samples of this epoch for a round that ends in the next
@@ -74,6 +74,13 @@ class Minibatches:
         """What decides the order of samples from here on; JSON holds it."""
         return {"rng": self.rng.bit_generator.state, "left": self.left.tolist()}
 
+    def within(self, order: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The same between two chunks of what was drawn in `order`: chunks that are done are skipped."""
+        return order
+
+    def resume(self, order: Mapping[str, Any]) -> None:
+        """Stand where another process stood: `go_to` does."""
+
     def go_to(self, order: Mapping[str, Any]) -> None:
         """Go on with the order of samples as it was."""
         self.rng.bit_generator.state = order["rng"]
@@ -81,7 +88,7 @@ class Minibatches:
 
     def seen(self, method: Method) -> Any:
         """Training samples that statistics are estimated on, the same every time."""
-        return _seen(method, self.at_hand, self.shared)
+        return fixed(method, self.at_hand, self.shared)
 
     def draw(self, epochs: int) -> list[np.ndarray]:
         """Chunks of steps on every sample `epochs` times, each time in a new order."""
@@ -126,7 +133,7 @@ class Resident:
         if size is None:
             size, what = num_splits(method), "pc"
         sharding = batch_sharding(method)
-        num = _shares(sharding, (num_splits(method),), shared).num
+        num = shares_of(sharding, (num_splits(method),), shared).num
         unit = size // gcd(size, num)  # a whole number of minibatches, of all shares together
         kept = len(x) - len(x) % unit
         if 0 < kept < len(x):
@@ -140,7 +147,7 @@ class Resident:
         if method.parts.batch_size is not None:  # strata are drawn once; otherwise order is nothing
             order = rng.permutation(len(x))
         order = order[: kept or None]
-        rows = order[_shares(sharding, (len(order) * num,), shared).mine]
+        rows = order[shares_of(sharding, (len(order) * num,), shared).mine]
         self.at_hand, self.shared = x[order], shared
         stacked = batch_sharding(method, stacked=True)
         # init sees all samples: those of other processes are on devices only
@@ -155,12 +162,19 @@ class Resident:
         """Samples stay where they are."""
         return {}
 
+    def within(self, order: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Samples stay where they are."""
+        return order
+
+    def resume(self, order: Mapping[str, Any]) -> None:
+        """Samples stay where they are."""
+
     def go_to(self, order: Mapping[str, Any]) -> None:
         """Samples stay where they are."""
 
     def seen(self, method: Method) -> Any:
         """Training samples that statistics are estimated on, the same every time."""
-        return _seen(method, self.at_hand, self.shared)
+        return fixed(method, self.at_hand, self.shared)
 
     def draw(self, epochs: int) -> list[int]:
         """That many steps on all samples, in one dispatch."""
@@ -177,7 +191,8 @@ class Resident:
             state = outcome.state
 
 
-def _shares(sharding: NamedSharding | None, shape: Sequence[int], shared: bool) -> Shares:
+def shares_of(sharding: NamedSharding | None, shape: Sequence[int], shared: bool) -> Shares:
+    """The shares of the processes in a step's samples; one where all of them hold everything."""
     return shares(sharding, shape) if shared else whole(prod(shape))
 
 
@@ -195,14 +210,14 @@ def estimator(method: Method, feed: Any) -> Callable:
     return lambda state: estimate(state, feed.seen(method))
 
 
-def _seen(method: Method, x: np.ndarray, shared: bool) -> Any:
+def fixed(method: Method, x: np.ndarray, shared: bool) -> Any:
     """Samples [samples, ...] of all processes, drawn once, split over pc."""
     splits, sharding = num_splits(method), samples_sharding(method)
-    num = _shares(sharding, (splits,), shared).num
+    num = shares_of(sharding, (splits,), shared).num
     unit = splits // num
     here = min(len(x), SEEN // num) // unit * unit
     rows = np.random.default_rng(0).permutation(len(x))[:here]
-    return put_rows(x, rows[_shares(sharding, (here * num,), shared).mine], sharding)
+    return put_rows(x, rows[shares_of(sharding, (here * num,), shared).mine], sharding)
 
 
 def means(infos: Info) -> dict[str, float]:

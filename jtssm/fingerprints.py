@@ -32,23 +32,19 @@ def abstract_state(method: Method, key: Array, x: Any, y: Any) -> Any:
 def fingerprint(
     method: Method,
     state: Any,
-    train: Sequence[np.ndarray],
+    train: str,
     used: int,
     key: Array,
     params: Any,
-    shares: int | None = None,
 ) -> dict[str, Any]:
     """What must be the same for a run to go on from a checkpoint; numbers and names that JSON holds.
 
     Args:
       state: shapes of its unplaced state.
-      train: (x, y).  used: of these samples, how many the method sees.
+      train: `samples` or `stream`.  used: of the samples at hand, how many the method sees.
       params: weights that the run starts from, or None.
-      shares: of `ProcessSamples` a checksum of all processes' samples.
     """
     parts = method.parts
-    crc = lambda a: _crc([a]) if shares is None else f"{shares} of all shares"
-    data = ", ".join(f"{a.dtype}{list(a.shape)} of checksum {crc(a)}" for a in train)
     impl = str(jax.random.key_impl(key))
     return {
         "method": method.name,
@@ -57,7 +53,7 @@ def fingerprint(
         "loss": parts.loss.name,
         "batch": list(method.batch_shape or [parts.batch_size]),
         "samples": used,
-        "train": data,
+        "train": train,
         "key": [impl, np.asarray(jax.random.key_data(key)).tolist()],
         "params": None if params is None else _crc(jax.tree.leaves(params)),
         "state": {
@@ -65,6 +61,18 @@ def fingerprint(
             for path, a in jax.tree_util.tree_leaves_with_path(state)
         },
     }
+
+
+def samples(train: Sequence[np.ndarray], shares: int | None = None) -> str:
+    """What (x, y) are, in words; shares: of `ProcessSamples` a checksum of all processes' samples."""
+    crc = lambda a: _crc([a]) if shares is None else f"{shares} of all shares"
+    return ", ".join(f"{a.dtype}{list(a.shape)} of checksum {crc(a)}" for a in train)
+
+
+def stream(first: Sequence[np.ndarray], steps_per_epoch: int | None) -> str:
+    """What a stream is, in words, by its first sample; its batches have checksums of their own."""
+    each = ", ".join(f"{a.dtype}{list(a.shape[1:])}" for a in first)
+    return f"a stream of {each}; an epoch is {steps_per_epoch or 'a pass, not'} steps"
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -11,11 +11,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jtssm import checks, sample_checks
+from jtssm import checks, fingerprints, sample_checks
 from jtssm.checkpointing import Folder
 from jtssm.divergence import not_finite
 from jtssm.feeding import Minibatches, Resident, check_shared
-from jtssm.fingerprints import abstract_state, fingerprint
 from jtssm.positions import Checkpoint, Position
 from jtssm.progress import Bar
 from jtssm.protocol import Array, Method, as_method
@@ -76,7 +75,8 @@ def fit(
         in memory, an iterable of such pairs of any numbers of samples (a list, a generator, a grain
         DataLoader), for methods that keep no variables of each sample: sgd, gsadmm and gsam with
         schedule="streaming", ist, local_sgd, ensemble. Its samples are taken in the order in which they
-        come; the statistics of layers are estimated on the last 8192 of them.
+        come; the statistics of layers are estimated on the first 8192 of them. Processes give the same
+        pairs, or each its own in `sharding.ProcessBatches(pairs)`.
       epochs: passes over the samples; of a resident method: steps.
       steps_per_epoch: of an iterable of pairs: how many steps are an epoch, wherever a pass ends. None: a
         pass is an epoch, which only what `iter` starts anew can have (no generator).
@@ -101,7 +101,9 @@ def fit(
         stopped, returns at once. Mesh, forms, callbacks, validation, `evaluate_every` and the arguments
         below may change, and `epochs` may grow; anything else that can be seen may not. Nobody sees
         what an optimizer is made with (a learning rate), and the penalties in the state are
-        those of the checkpoint. On one mesh and CPU the results are the same bits; on a GPU with
+        those of the checkpoint. A stream must give the same batches again, or its iterator have
+        `get_state` and `set_state` (`jtssm.rows`); a UserWarning says if it does not. On one mesh and CPU
+        the results are the same bits; on a GPU with
         XLA_FLAGS=--xla_gpu_deterministic_ops=true; on another mesh they agree up to rounding.
         SIGTERM and Ctrl-C let the chunk of steps end (at most 50, of a resident method `evaluate_every`),
         write a checkpoint and return; a second Ctrl-C gives up at once.
@@ -141,7 +143,7 @@ def fit(
     _check_ways(checkpoint, every, keep, resume, on_divergence, halvings)
     stream, shared = is_stream(train), isinstance(train, ProcessSamples)
     if stream:
-        check_streams(method, checkpoint)
+        check_streams(method, train, steps_per_epoch)
     elif steps_per_epoch is not None:
         raise ValueError(
             f"steps_per_epoch: expected None with arrays, all of which are an epoch; got "
@@ -160,9 +162,11 @@ def fit(
     init_key, order_key = jax.random.split(key)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
     if stream:
-        feed: Any = Stream(method, train, steps_per_epoch)
+        feed: Any = Stream(method, train, steps_per_epoch, checkpoint is not None)
+        told = fingerprints.stream((feed.x, feed.y), steps_per_epoch)
     else:
         feed = (Resident if method.resident else Minibatches)(method, x, y, rng, epochs, shared)
+        told = fingerprints.samples((x, y), crc)
     if state is not None and not (stream or shared):
         _check_state(method, state, feed.x, feed.y)
     # the epochs after which a line of the history is due
@@ -170,13 +174,15 @@ def fit(
     with contextlib.ExitStack() as stack:
         folder = begun = None
         if checkpoint is not None:
-            shapes = abstract_state(method, init_key, feed.x, feed.y)
-            run = fingerprint(method, shapes, (x, y), len(feed.x), key, params, crc)
+            shapes = fingerprints.abstract_state(method, init_key, feed.x, feed.y)
+            run = fingerprints.fingerprint(method, shapes, told, len(feed.x), key, params)
             folder = Folder(checkpoint, keep, run)
             stack.callback(folder.close)
             begun = folder.load(method, shapes, resume)
         if begun is None:
             begun = _begin(method, feed, init_key, params, state)
+        else:
+            feed.resume(begun.position.order)
         _check_epochs(epochs, begun.position)
         plan = Plan(
             method, feed, lines, sets, callbacks, folder, every,

@@ -25,7 +25,7 @@ class Plan(NamedTuple):
     """What a run is asked to do."""
 
     method: Method
-    feed: Any  # Minibatches or Resident
+    feed: Any  # Minibatches, Resident or Stream
     lines: Sequence[int]  # the epochs after which a line of the history is due
     sets: Mapping[str, Any]
     callbacks: Sequence[Callable[[Epoch], Any]]
@@ -126,7 +126,7 @@ class Run:
             self._listen()
             if due or self.signal is not None:
                 seen = [joined(seen)]
-                self.at = self.at._replace(infos=seen[0])
+                self.at = self.at._replace(infos=seen[0], order=feed.within(self.at.order))
             if due:
                 self._save()
             if self.signal is not None:

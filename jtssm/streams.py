@@ -9,59 +9,46 @@ shuffled shuffles them. The host holds a batch, a chunk of steps, and what the d
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jtssm import checks
 from jtssm.divergence import Guard, Outcome
-from jtssm.feeding import CHUNK, CHUNK_SAMPLES, SEEN
+from jtssm.feeding import CHUNK, CHUNK_SAMPLES, SEEN, fixed, shares_of
 from jtssm.protocol import Method
-from jtssm.sharding import batch_sharding, num_splits
+from jtssm.rows import Rows, checksum, is_pair
+from jtssm.sharding import batch_sharding
+from jtssm.sharding.processes import ProcessBatches, put_rows, told_by_all
 
 CHUNK_BYTES = 2**27  # most of a chunk's samples, unless one step takes more
-
-Pair = tuple[np.ndarray, np.ndarray]
 
 
 def is_stream(train: Any) -> bool:
     """Whether these are batches, not a pair (x, y) of arrays."""
-    if isinstance(train, (tuple, list)):
-        return bool(train) and all(map(_is_pair, train))
+    if isinstance(train, (tuple, list)) and not isinstance(train, ProcessBatches):
+        return bool(train) and all(map(is_pair, train))
     array = hasattr(train, "shape") or isinstance(train, (str, bytes, Mapping))
     return isinstance(train, Iterable) and not array
 
 
-def _is_pair(batch: Any) -> bool:
-    return isinstance(batch, (tuple, list)) and len(batch) == 2 and all(map(_is_array, batch))
-
-
-def _is_array(a: Any) -> bool:
-    return hasattr(a, "__array__") and hasattr(a, "shape")
-
-
-def check_streams(method: Method, checkpoint: Any) -> None:
-    """The method takes samples as they come, and nothing is asked that needs their place in the stream.
+def check_streams(method: Method, train: Any, steps_per_epoch: Any) -> None:
+    """The method takes samples as they come, and all processes as many.
 
     Raises:
-      ValueError: it keeps all samples, several processes run it, or checkpoints are wanted.
+      ValueError: it keeps all samples; or batches of each process, and epochs that end where a pass does.
     """
     if method.resident:
         raise ValueError(
             f"train: expected arrays (x, y): {method.name} keeps all samples; got an iterator"
         )
-    if jax.process_count() > 1:
+    if isinstance(train, ProcessBatches) and steps_per_epoch is None:
         raise ValueError(
-            f"train: expected arrays (x, y) with several processes; got an iterator in each of "
-            f"{jax.process_count()}"
-        )
-    if checkpoint is not None:
-        raise ValueError(
-            f"checkpoint: expected None with an iterator, whose place no checkpoint keeps; got "
-            f"{checkpoint!r}"
+            "steps_per_epoch: expected a number of steps with ProcessBatches, whose passes need not be "
+            "equally long; got None"
         )
 
 
@@ -72,30 +59,52 @@ class Stream:
     fill a minibatch, and begins the next epoch where it does not fill a round, or the steps are counted.
 
     Args:
-      batches: any iterable of pairs (x [samples, ...], y [samples, ...]).
+      batches: any iterable of pairs (x [samples, ...], y [samples, ...]), the same in every process; or
+        `ProcessBatches`.
       steps_per_epoch: None: a pass over what starts anew.
+      placed: whether checkpoints keep the place in the stream.
 
     Raises:
       ValueError: an iterator without `steps_per_epoch`, no samples, or a bad first batch.
     """
 
-    def __init__(self, method: Method, batches: Iterable, steps_per_epoch: int | None = None):
+    def __init__(
+        self, method: Method, batches: Any, steps_per_epoch: int | None = None, placed: bool = False
+    ):
         if steps_per_epoch is not None:
             checks.count(steps_per_epoch=steps_per_epoch)
-        self.method, self.steps_per_epoch = method, steps_per_epoch
+        self.method, self.steps_per_epoch, self.placed = method, steps_per_epoch, placed
+        self.shared = isinstance(batches, ProcessBatches)
+        batches = batches.batches if self.shared else batches
         self.shape: tuple[int, ...] = method.batch_shape or ()
-        self.size = prod(self.shape)
+        self.shares = shares_of(batch_sharding(method), self.shape, self.shared)
+        self.size = self.shares.size
         self.sharding = batch_sharding(method, stacked=True)
-        self._rows = Rows(method, batches, counted=steps_per_epoch is not None)
+        self._rows = Rows(method, batches, steps_per_epoch is not None, placed)
         self.x, self.y = self._rows.first
+        self._check_processes()
         self._most = max(1, min(CHUNK, CHUNK_SAMPLES // self.size, self._steps_in(CHUNK_BYTES)))
-        self._newest = self.x[:0]
-        self._passes = 0  # over the stream, up to the next line of the history
-        self._epoch, self._ends = 0, {0: 0}  # epochs done; the steps done at the end of each
+        estimated = method.parts.network.estimated
+        self._fixed = self._rows.ahead(SEEN // self.shares.num)[0] if estimated else self.x
+        self._epoch = self._done = 0  # epochs and steps
+        self._begun = 0  # passes of the stream when the epoch began
+        self._ends = {0: 0}  # the steps done at the end of each epoch
+        self._passes = 0  # up to the next line of the history
+        self._place = self._rows.place()
         self._midway = False
 
     def _steps_in(self, num_bytes: int) -> int:
         return num_bytes // (self.size * (self.x.nbytes + self.y.nbytes))
+
+    def _check_processes(self) -> None:
+        """The first batches of all processes are alike; not of shares, the very same."""
+        first = [f"{a.dtype} of {a.shape[1:]}" for a in self._rows.first]
+        said = told_by_all([first, [] if self.shared else [checksum(a) for a in self._rows.first]])
+        if any(other != said[0] for other in said):
+            raise ValueError(
+                f"train: expected the same batches in each process, or ProcessBatches of alike samples; "
+                f"got others in the {len(said)} processes, here {first}"
+            )
 
     def steps(self, epochs: int) -> int | None:
         """Steps that so many epochs make; None: that is not known before they are done."""
@@ -104,19 +113,43 @@ class Stream:
         return self._ends.get(epochs)
 
     def order(self) -> dict[str, Any]:
-        """Where the stream stands: JSON holds it."""
-        return {"epochs": self._epoch}
+        """Where the run and the streams of all processes stand: JSON holds it."""
+        places = told_by_all(self._place) if self.shared else [self._place]
+        return {
+            "epochs": self._epoch, "begun": self._begun, "steps": self._done, "places": places,
+        }  # fmt: skip
+
+    def within(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        """The same within an epoch that began in `order`."""
+        del order
+        return self.order()
 
     def go_to(self, order: Mapping[str, Any]) -> None:
         """Go on after so many epochs: with a new pass, or with what comes next."""
-        if self._midway and self.steps_per_epoch is None:
-            self._rows.restart()
-        self._epoch, self._midway = order["epochs"], False
+        self._epoch, self._done = order["epochs"], order["steps"]
+        if self._midway:
+            if self.steps_per_epoch is None:
+                self._rows.restart()
+            self._place = self._rows.place()
+            self._begun, self._midway = self._place["passes"], False
 
-    def seen(self, method: Method) -> np.ndarray:
-        """Training samples that statistics are estimated on: the newest."""
-        splits = num_splits(method)
-        return self._newest[: len(self._newest) // splits * splits]
+    def resume(self, order: Mapping[str, Any]) -> None:
+        """Stand where another process stood, before any step."""
+        places = order["places"]
+        if self.shared and len(places) != jax.process_count():
+            warnings.warn(
+                f"train: expected the {len(places)} processes of the checkpoint; got "
+                f"{jax.process_count()}: each goes on with the begin of its batches",
+                UserWarning,
+                stacklevel=3,
+            )
+            return
+        self._rows.go_to(places[jax.process_index() if self.shared else 0])
+        self._place, self._begun = self._rows.place(), order["begun"]
+
+    def seen(self, method: Method) -> Any:
+        """Training samples that statistics are estimated on: the first, the same every time."""
+        return fixed(method, self._fixed, self.shared)
 
     def draw(self, epochs: int) -> Sequence[int]:
         """The steps of each chunk in so many epochs; of passes of unknown length, no end of chunks."""
@@ -129,152 +162,44 @@ class Stream:
 
     def run(self, guard: Guard, state: Any, chunks: Sequence[int]) -> Iterator[Outcome]:
         """Take the steps of each chunk; ends after a divergence."""
-        self._midway, done = True, self._ends.get(self._epoch, 0)
+        self._midway = True
         filled = self._chunks(chunks)
         chunk = next(filled, None)
         while chunk is not None:
-            after = guard.dispatch(state, *chunk)
+            after = guard.dispatch(state, *chunk.samples)
             ahead = next(filled, None)  # is read while the device works
-            outcome = guard.judge(state, after, *chunk)
+            outcome = guard.judge(state, after, *chunk.samples)
+            if outcome.divergence is None:
+                self._done, self._place = self._done + len(outcome.infos.loss), chunk.after
             yield outcome
             if outcome.divergence is not None:
                 return
-            done += len(outcome.infos.loss)
             state, chunk = outcome.state, ahead
         self._epoch, self._midway = self._epoch + self._passes, False
-        self._ends[self._epoch] = done
+        self._place = self._rows.place()
+        self._begun = self._place["passes"]
+        self._ends[self._epoch] = self._done
 
-    def _chunks(self, sizes: Sequence[int]) -> Iterator[tuple]:
+    def _chunks(self, sizes: Sequence[int]) -> Iterator[_Chunk]:
         """Chunks on the devices, until the sizes or the passes end."""
-        ended, keep = 0, len(self.shape) > 1 or self.steps_per_epoch is not None
+        keep = len(self.shape) > 1 or self.steps_per_epoch is not None
+        rows, last = self._rows, self._begun + self._passes
         for size in sizes:
-            most = self._most if self.steps_per_epoch is None else size
-            x, y = self._rows.take(most, self.size, keep)
-            if len(x):
-                yield self._put(x, y)
-            ended += self._rows.ended
-            if self.steps_per_epoch is None and ended == self._passes:
+            if self.steps_per_epoch is None and rows.passes == last:
                 return
+            x, y = rows.take(self._most if self.steps_per_epoch is None else size, self.size, keep)
+            if len(x):
+                yield _Chunk(self._put(x, y), rows.place())
 
     def _put(self, x: np.ndarray, y: np.ndarray) -> tuple:
-        if self.method.parts.network.estimated:
-            self._newest = np.concatenate([self._newest, x[-SEEN:]])[-SEEN:]
-        lead = (len(x) // self.size, *self.shape)
-        return tuple(jax.device_put(a.reshape(*lead, *a.shape[1:]), self.sharding) for a in (x, y))
+        steps = len(x) // self.size
+        order = np.arange(len(x)).reshape(steps, self.size)[:, self.shares.mine]
+        order = order.reshape(steps, *self.shape)
+        return tuple(put_rows(a, order, self.sharding) for a in (x, y))
 
 
-class Rows:
-    """The samples of a stream one after the other; each batch is checked as it comes.
+class _Chunk(NamedTuple):
+    """Steps that are taken together."""
 
-    Args:
-      counted: whether steps are counted: then a pass that ends is followed by another within an epoch.
-    """
-
-    def __init__(self, method: Method, batches: Iterable, counted: bool):
-        self.method, self.batches, self.counted = method, batches, counted
-        self._open: Iterator | None = iter(batches)
-        self.again = self._open is not batches  # whether `iter` starts anew
-        if not self.again and not counted:
-            raise ValueError(
-                f"steps_per_epoch: expected a number of steps with an iterator, which does not say where "
-                f"an epoch ends; got None with a {type(batches).__name__}"
-            )
-        self.ended = False  # whether `take` came to the end of a pass
-        self._batch = self._passed = 0  # batches and samples so far in this pass
-        self._like: Pair | None = None
-        self._rest = self._next() or self._none()
-        self.first = self._like = self._rest[0][:1].copy(), self._rest[1][:1].copy()
-
-    def restart(self) -> None:
-        """Drop what is at hand: the next pass begins."""
-        if self.again:
-            self._open, self._batch, self._passed = None, 0, 0
-            self._rest = self.first[0][:0], self.first[1][:0]
-
-    def take(self, steps: int, size: int, keep: bool) -> Pair:
-        """x and y of at most `steps` times `size` samples, whole steps; fewer where a pass ends.
-
-        keep: what a pass leaves over stands before the next one.
-        """
-        x, y = (np.empty((steps * size, *a.shape[1:]), a.dtype) for a in self.first)
-        have, self.ended = 0, False
-        while have < len(x) and self._fetched(size, keep):
-            num = min(len(self._rest[0]), len(x) - have)
-            x[have : have + num], y[have : have + num] = (a[:num] for a in self._rest)
-            self._rest = self._rest[0][num:], self._rest[1][num:]
-            have += num
-        used = have // size * size
-        if self.ended:
-            over = slice(used, have if keep else used)
-            self._rest = x[over].copy(), y[over].copy()
-        return x[:used], y[:used]
-
-    def _fetched(self, size: int, keep: bool) -> bool:
-        """Whether samples are at hand; the next batch is read where none are left."""
-        if len(self._rest[0]):
-            return True
-        batch = self._next()
-        if batch is None and self.counted:
-            batch = self._next_pass()
-        if batch is None:
-            self._check_pass(1 if keep else size)
-            self._open, self._batch, self._passed, self.ended = None, 0, 0, True
-            return False
-        self._rest = batch
-        return True
-
-    def _next_pass(self) -> Pair:
-        """The first batch of another pass, within an epoch."""
-        self._check_pass(1)
-        if not self.again:
-            raise ValueError(
-                f"train: expected an iterator that goes on for all epochs of steps_per_epoch steps; it "
-                f"ended after {self._batch} batches: {self._passed} samples"
-            )
-        self._open, self._batch, self._passed = None, 0, 0
-        return self._next() or self._none()
-
-    def _check_pass(self, least: int) -> None:
-        if self._passed < least:
-            raise ValueError(
-                f"train: expected at least {least} samples in a pass, for a step of {self.method.name}; "
-                f"got {self._passed}"
-            )
-
-    def _none(self) -> Pair:
-        raise ValueError("train: expected batches of samples (x, y); got an iterator without any")
-
-    def _next(self) -> Pair | None:
-        """The next batch that is not empty; None at the end of a pass."""
-        self._open = iter(self.batches) if self._open is None else self._open
-        for batch in self._open:
-            x, y = self._checked(batch)
-            self._batch += 1
-            if len(x):
-                self._passed += len(x)
-                return x, y
-        return None
-
-    def _checked(self, batch: Any) -> Pair:
-        name = f"train, batch {self._batch}"
-        if not _is_pair(batch):
-            inside = f" of {[type(a).__name__ for a in batch]}" if isinstance(batch, tuple) else ""
-            raise ValueError(
-                f"{name}: expected a pair (x, y) of numpy arrays; got {type(batch).__name__}{inside}"
-            )
-        x, y = (np.asarray(a) for a in batch)
-        if strange := [str(a.dtype) for a in (x, y) if a.dtype.kind in "OSUmM"]:
-            raise ValueError(f"{name}: expected arrays of numbers; got one of {strange[0]}")
-        if x.shape[:1] == y.shape[:1] == (0,):
-            return x, y
-        try:
-            self.method.parts.check(x, y, "values")
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        for what, a, like in zip("xy", (x, y), self._like or (x, y), strict=True):
-            if (a.dtype, a.shape[1:]) != (like.dtype, like.shape[1:]):
-                raise ValueError(
-                    f"{name}: {what}: expected {like.dtype} samples of shape {like.shape[1:]}, as in the "
-                    f"first batch; got {a.dtype} of {a.shape[1:]}"
-                )
-        return x, y
+    samples: tuple  # x and y on the devices
+    after: dict[str, Any]  # where the stream stands behind them

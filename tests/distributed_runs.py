@@ -121,6 +121,35 @@ def run_shares(*names: str) -> dict[str, Any]:
     }
 
 
+def batches(x: np.ndarray, y: np.ndarray, size: int) -> list[tuple]:
+    return [(x[i : i + size], y[i : i + size]) for i in range(0, len(x), size)]
+
+
+def streamed(x: np.ndarray, y: np.ndarray, parts: int) -> tuple:
+    """The samples in an order in which a step's rows are those of `parts` shares, one after another."""
+    size = SHARED["batch_size"] // parts
+    rows = [np.arange(len(x))[p::parts].reshape(-1, size) for p in range(parts)]
+    order = np.concatenate(rows, axis=1).reshape(-1)
+    return x[order], y[order]
+
+
+def run_streams(folder: Path, epochs: int = 2) -> dict[str, Any]:
+    """Numbers of streams: the same in each process, or a share in each; with checkpoints."""
+    method, steps = cases()["sgd"][0], 6
+    mine = share(jax.process_index(), jax.process_count())
+    trains = {
+        "same": (batches(X, Y, 20), (1, 2, 4)),
+        "own": (sharding.ProcessBatches(batches(*mine, 7)), (1, 1, DEVICES)),
+    }
+    return {
+        name: numbers(jtssm.fit(
+            method, train, epochs=epochs, key=jax.random.key(0), mesh=sharding.make_mesh(*shape),
+            steps_per_epoch=steps, checkpoint=folder / f"stream {name}", every=2,
+        ))
+        for name, (train, shape) in trains.items()
+    }  # fmt: skip
+
+
 def refusals() -> dict[str, str]:
     """What is said where processes could not work together; all of them must say something."""
     sgd, split = cases()["sgd"][0], (1, 1, DEVICES)
@@ -226,6 +255,8 @@ PROGRAMS: dict[str, Callable[[Path], Any]] = {
     "long": lambda folder: {
         "cases": run_cases(more_cases),
         "shares": run_shares("local_sgd", "pdadmm"),
+        "streams, begun": run_streams(folder, 1),
+        "streams": run_streams(folder),
         "stopped": stopped(),
         "diverged": diverged(),
         "signalled": signalled(folder),

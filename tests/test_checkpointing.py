@@ -21,7 +21,7 @@ import jtssm
 from jtssm import problems, recording, sharding, solvers
 from jtssm.checkpointing import Folder
 from jtssm.cli import main
-from jtssm.fingerprints import abstract_state, checksums, fingerprint
+from jtssm.fingerprints import abstract_state, checksums, fingerprint, samples
 from jtssm.positions import Checkpoint, Position
 from tests.killed import METHODS, bits, method, same
 
@@ -148,7 +148,7 @@ def test_a_state_is_the_same_bits_on_another_mesh(name, tmp_path):
     how, (first, second) = deep(name), PLACES[name]
     state = noisy(how.init(KEY, X, Y))
     shapes = abstract_state(how, KEY, X, Y)
-    run = fingerprint(how, shapes, (X, Y), len(X), KEY, None)
+    run = fingerprint(how, shapes, samples((X, Y)), len(X), KEY, None)
     at = Position(1, 1, 0, 6, 0, {})
     # from each place to the next: a mesh, another one, one device and a mesh again
     places = [placed(how, sizes) for sizes in (first, second, None, first)]

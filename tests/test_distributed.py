@@ -220,6 +220,17 @@ def test_more_forms_shares_stops_and_a_divergence_in_two_processes(tmp_path):
     expected["pdadmm"] = runs.numbers(runs.fitted(method, samples, None))["params"]
     agree({k: v["params"] for k, v in found[0]["shares"].items()}, expected)
     assert found[0]["stopped"] == 2
+    method, ways = runs.cases()["sgd"][0], {"epochs": 2, "steps_per_epoch": 6}
+    whole = {
+        "same": runs.batches(runs.X, runs.Y, 20),
+        "own": runs.batches(*runs.streamed(runs.X, runs.Y, 2), 20),
+    }
+    streams = {
+        name: runs.numbers(jtssm.fit(method, train, key=jax.random.key(0), **ways))
+        for name, train in whole.items()
+    }
+    agree(found[0]["streams"], streams)
+    assert [len(run["history"]) for run in found[0]["streams, begun"].values()] == [1, 1]
     assert found[0]["diverged"] == runs.diverged()
     assert found[0]["signalled"] == [2, True, signal.SIGTERM]
 

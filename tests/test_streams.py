@@ -154,14 +154,15 @@ def test_on_a_mesh_the_numbers_are_the_same():
     np.testing.assert_allclose(one, other, atol=1e-10)
 
 
-def test_statistics_are_those_of_the_newest_samples(monkeypatch):
+def test_statistics_are_those_of_the_first_samples_which_are_trained_on_too(monkeypatch):
     monkeypatch.setattr("jtssm.streams.SEEN", 50)
     net = jtssm.mlp([4, 3], normalisation="running")
-    method = solvers.sgd(net, optimizer=optax.sgd(0.0), batch_size=20)
-    result = jtssm.fit(method, batches(33), epochs=1, key=KEY)
-    found = net.estimate(result.params, jnp.asarray(X[70:120]))
+    method, rows = recorded(solvers.sgd(net, optimizer=optax.sgd(0.0), batch_size=20))
+    result = jtssm.fit(method, iter(batches(33)), epochs=2, steps_per_epoch=3, key=KEY)
+    assert rows() == [bytes(row) for row in X[:120]]
+    found = net.estimate(result.params, jnp.asarray(X[:50]))
     np.testing.assert_allclose(result.params[0]["mean"], found[0]["mean"], atol=1e-12)
-    assert np.abs(found[0]["mean"] - net.estimate(result.params, X[:50])[0]["mean"]).max() > 1e-3
+    assert np.abs(found[0]["mean"] - net.estimate(result.params, X)[0]["mean"]).max() > 1e-3
 
 
 def test_a_divergence_keeps_the_last_finite_state():
@@ -180,9 +181,11 @@ def test_going_back_starts_the_pass_anew(monkeypatch):
     state = method.init(KEY, stream.x, stream.y)
     guard = streams.Guard(method.step, state)
     next(stream.run(guard, state, stream.draw(1)))
-    stream.go_to({"epochs": 0})
+    stream.go_to({"epochs": 0, "steps": 0})
+    (place,) = stream.order()["places"]
+    assert (place["pass"], place["batch"], place["row"]) == (1, 0, 0)
     assert len(list(stream.run(guard, state, stream.draw(1)))) == 3
-    assert stream.order() == {"epochs": 1}
+    assert {"epochs": 1, "steps": 6}.items() <= stream.order().items()
     assert stream.steps(1) == 6
     # two chunks of the first try were at hand: one was judged, of the other nothing was asked
     assert rows() == [bytes(row) for row in [*X[:40], *X[:120]]]
@@ -284,11 +287,11 @@ def test_empty_batches_are_passed_over():
     assert rows() == [bytes(row) for row in X[:120]]
 
 
-def test_other_arguments_that_do_not_go_with_a_stream(tmp_path):
+def test_other_arguments_that_do_not_go_with_a_stream():
     refused("steps_per_epoch: expected an integer of at least 1; got 0", "sgd", batches(33), steps_per_epoch=0)  # fmt: skip
     refused("steps_per_epoch: expected None with arrays.*got 3", "sgd", (X, Y), steps_per_epoch=3)
-    refused("checkpoint: expected None with an iterator", "sgd", batches(33), checkpoint=tmp_path)
-    assert not list(tmp_path.iterdir())
+    shares = sharding.ProcessBatches(batches(33))
+    refused("steps_per_epoch: expected a number of steps with ProcessBatches", "sgd", shares)
 
 
 def test_two_batches_are_batches_and_a_pair_of_lists_is_a_pair():

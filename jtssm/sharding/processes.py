@@ -5,16 +5,19 @@ All of them run the same program on one global mesh; a mesh has devices of every
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import permutations
 from math import prod
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jtssm import checks
 
@@ -87,6 +90,18 @@ def largest(value: int) -> int:
     return int(multihost_utils.process_allgather(np.asarray(value)).max())
 
 
+def told_by_all(value: Any) -> list[Any]:
+    """What each process says, as JSON holds it; all processes must ask."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.asarray(len(text))).reshape(-1)
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(text)] = text
+    said = multihost_utils.process_allgather(padded)
+    return [json.loads(a[:n].tobytes()) for a, n in zip(said, lengths, strict=True)]
+
+
 def check_present(mesh: Mesh) -> None:
     """Every process has devices in the mesh.
 
@@ -104,6 +119,41 @@ def check_present(mesh: Mesh) -> None:
         )
 
 
+def introduce(mesh: Mesh) -> None:
+    """On CPUs let each group of devices of several processes meet alone, before programs with many.
+
+    XLA's CPU client connects a group when its devices first exchange something. Where two processes begin
+    with different groups each waits for the other, and gives up after 30 s.
+    """
+    if not isinstance(mesh, Mesh) or jax.process_count() == 1:
+        return
+    if mesh.devices.flat[0].platform == "cpu":
+        long = [d for d, size in enumerate(mesh.devices.shape) if size > 1]
+        for num in range(1, len(long) + 1):
+            for over in permutations(long, num):
+                rest = [d for d in range(mesh.devices.ndim) if d not in over]
+                size = prod(mesh.devices.shape[d] for d in over)
+                for group in mesh.devices.transpose(*rest, *over).reshape(-1, size):
+                    _meet(tuple(group))
+
+
+@cache
+def _meet(group: tuple) -> None:
+    """Sum one number over devices, of which this process has some and not all."""
+    here = [device for device in group if device.process_index == jax.process_index()]
+    if not 0 < len(here) < len(group):
+        return
+    mesh = Mesh(np.array(group), ("group",))
+    ones = [jax.device_put(np.ones(1, np.float32), device) for device in here]
+    split = NamedSharding(mesh, PartitionSpec("group"))
+    one = jax.make_array_from_single_device_arrays((len(group),), split, ones)
+    total = jax.shard_map(
+        lambda x: jax.lax.psum(x, "group"), mesh=mesh,
+        in_specs=PartitionSpec("group"), out_specs=PartitionSpec(),
+    )  # fmt: skip
+    jax.block_until_ready(jax.jit(total)(one))
+
+
 class ProcessSamples(NamedTuple):
     """Training samples of which each process holds a share of its own; see `jtssm.fit`.
 
@@ -114,6 +164,16 @@ class ProcessSamples(NamedTuple):
 
     x: Any  # [samples of this process, ...]
     y: Any  # [samples of this process, ...]
+
+
+class ProcessBatches(NamedTuple):
+    """A stream of batches that each process has of its own, with samples of which no other need know.
+
+    Every process takes its share of each step from its own. Those of processes whose devices train on
+    the same rows of a minibatch must be the same. In a single process it is the iterable.
+    """
+
+    batches: Any  # any iterable of pairs (x [samples, ...], y [samples, ...])
 
 
 class Shares(NamedTuple):

@@ -1,0 +1,308 @@
+"""The samples of a stream one after the other, and where in the stream the next one stands.
+
+A place is the batch of a pass, and the row in it, where the first sample stands that no step has taken
+yet. To go there in another process the batches before it in its pass are read again and dropped; an
+iterator that has `get_state` and `set_state` (grain's) is put there at once. `set_epoch` of the
+iterable, where it has one, is told the number of each pass before it begins, from 0.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import warnings
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jtssm.protocol import Method
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+class _Batch(NamedTuple):
+    """A batch of which samples are at hand."""
+
+    place: dict[str, Any]  # where it begins
+    size: int
+    left: int  # samples that no step has taken
+
+
+class Rows:
+    """Samples in the order in which they come; each batch is checked as it comes.
+
+    Args:
+      batches: pairs (x [samples, ...], y [samples, ...]).
+      counted: whether steps are counted: then a pass that ends is followed by another within an epoch.
+      placed: whether places are asked for.
+
+    Raises:
+      ValueError: an iterator whose steps are not counted, no samples, or a bad first batch.
+    """
+
+    def __init__(self, method: Method, batches: Iterable, counted: bool, placed: bool = False):
+        self.method, self.batches, self.counted, self.placed = method, batches, counted, placed
+        self.passes = 0  # that have ended
+        self.ended = False  # whether `take` came to the end of a pass
+        self._at_hand: deque[_Batch] = deque()
+        self._open: Iterator | None = None
+        self._begin_pass()
+        self.again = self._open is not batches  # whether `iter` starts anew
+        if not self.again and not counted:
+            raise ValueError(
+                f"steps_per_epoch: expected a number of steps with an iterator, which does not say where "
+                f"an epoch ends; got None with a {type(batches).__name__}"
+            )
+        self._like: Pair | None = None
+        self._rest = self._next() or self._none()
+        self.first = self._like = self._rest[0][:1].copy(), self._rest[1][:1].copy()
+
+    def ahead(self, num: int) -> Pair:
+        """The first samples at hand, `num` or all that the pass has: they are not taken."""
+        while len(self._rest[0]) < num and (batch := self._next()) is not None:
+            self._rest = _joined(self._rest, batch)
+        return self._rest[0][:num].copy(), self._rest[1][:num].copy()
+
+    def restart(self) -> None:
+        """Drop what is at hand: the next pass begins."""
+        if self.again:
+            self.passes += self._open is not None
+            self._leave_pass()
+            self._rest = self._rest[0][:0], self._rest[1][:0]
+            self._at_hand.clear()
+
+    def take(self, steps: int, size: int, keep: bool) -> Pair:
+        """x and y of at most `steps` times `size` samples, whole steps; fewer where a pass ends.
+
+        keep: what a pass leaves over stands before the next one.
+        """
+        x, y = (np.empty((steps * size, *a.shape[1:]), a.dtype) for a in self.first)
+        have, self.ended = 0, False
+        while have < len(x) and self._fetched(size, keep):
+            num = min(len(self._rest[0]), len(x) - have)
+            x[have : have + num], y[have : have + num] = (a[:num] for a in self._rest)
+            self._rest = self._rest[0][num:], self._rest[1][num:]
+            have += num
+        used = have // size * size
+        if self.ended:
+            over = slice(used, have if keep else used)
+            self._rest = x[over].copy(), y[over].copy()
+        self._used(have if self.ended and not keep else used)
+        return x[:used], y[:used]
+
+    def place(self) -> dict[str, Any]:
+        """Where the first sample stands that was not taken; JSON holds it."""
+        if self._at_hand:
+            place, size, left = self._at_hand[0]
+            return place | {"row": size - left, "passes": self.passes}
+        return self._here() | {"row": 0, "passes": self.passes}
+
+    def go_to(self, place: Mapping[str, Any]) -> None:
+        """Stand at a place, of this stream in another process.
+
+        Warns:
+          UserWarning: the batches before it are not those that they were.
+        """
+        if self.again:
+            self._leave_pass()
+            self.passes = place["pass"]
+            self._rest = self._rest[0][:0], self._rest[1][:0]
+            self._at_hand.clear()
+            self._begin_pass()
+        if not (self._set_state(place) or self._reread(place)):
+            warnings.warn(
+                "train: expected the batches that were read before the checkpoint; got others: the run "
+                "goes on with what comes, not as it would have",
+                UserWarning,
+                stacklevel=4,
+            )
+        while self.passes < place["passes"]:  # what earlier passes left over
+            batch = self._next()
+            if batch is None:
+                self._end_pass()
+            else:
+                self._rest = _joined(self._rest, batch)
+
+    def _set_state(self, place: Mapping[str, Any]) -> bool:
+        """Whether the iterator could be put there by its own state."""
+        if place["iterator"] is None or not hasattr(self._open, "set_state"):
+            return False
+        self._open.set_state(_state_of(place["iterator"]))  # type: ignore[union-attr]
+        self._batch, self._passed, self._crc = (place[name] for name in ("batch", "passed", "crc"))
+        self._rest = self._rest[0][:0], self._rest[1][:0]
+        self._at_hand.clear()
+        self._drop(place["row"])
+        return True
+
+    def _reread(self, place: Mapping[str, Any]) -> bool:
+        """Read up to there, and drop it; whether that was what it had been."""
+        while self._batch < place["batch"] and (batch := self._next()) is not None:
+            self._rest = _joined(self._rest, batch)
+            self._drop_before(place["batch"])
+        self._drop_before(place["batch"])
+        here = self._at_hand[0].place if self._at_hand else self._here()
+        self._drop(place["row"])
+        return all(here[name] == place[name] for name in ("batch", "passed", "crc"))
+
+    def _drop_before(self, batch: int) -> None:
+        while self._at_hand and self._at_hand[0].place["batch"] < batch:
+            self._drop(self._at_hand[0].left)
+
+    def _drop(self, num: int) -> None:
+        """Samples that were taken in another process."""
+        if num > len(self._rest[0]) and (batch := self._next()) is not None:
+            self._rest = _joined(self._rest, batch)
+        num = min(num, len(self._rest[0]))
+        self._rest = self._rest[0][num:], self._rest[1][num:]
+        self._used(num)
+
+    def _used(self, num: int) -> None:
+        """So many of the samples at hand are no longer there."""
+        while num:
+            place, size, left = self._at_hand.popleft()
+            if left > num:
+                self._at_hand.appendleft(_Batch(place, size, left - num))
+            num = max(0, num - left)
+
+    def _here(self) -> dict[str, Any]:
+        """Where the next batch begins."""
+        state = _told(self._open) if self.placed else None
+        return {
+            "pass": self.passes, "batch": self._batch, "passed": self._passed, "crc": self._crc,
+            "iterator": state,
+        }  # fmt: skip
+
+    def _begin_pass(self) -> None:
+        if hasattr(self.batches, "set_epoch"):
+            self.batches.set_epoch(self.passes)
+        self._open = iter(self.batches)
+        self._batch = self._passed = self._crc = (
+            0  # batches, samples, their checksum, so far in the pass
+        )
+
+    def _leave_pass(self) -> None:
+        self._open, self._batch, self._passed, self._crc = None, 0, 0, 0
+
+    def _end_pass(self) -> None:
+        self._leave_pass()
+        self.passes += 1
+
+    def _fetched(self, size: int, keep: bool) -> bool:
+        """Whether samples are at hand; the next batch is read where none are left."""
+        if len(self._rest[0]):
+            return True
+        batch = self._next()
+        if batch is None and self.counted:
+            batch = self._next_pass()
+        if batch is None:
+            self._check_pass(1 if keep else size)
+            self._end_pass()
+            self.ended = True
+            return False
+        self._rest = batch
+        return True
+
+    def _next_pass(self) -> Pair:
+        """The first batch of another pass, within an epoch."""
+        self._check_pass(1)
+        if not self.again:
+            raise ValueError(
+                f"train: expected an iterator that goes on for all epochs of steps_per_epoch steps; it "
+                f"ended after {self._batch} batches: {self._passed} samples"
+            )
+        self._end_pass()
+        return self._next() or self._none()
+
+    def _check_pass(self, least: int) -> None:
+        if self._passed < least:
+            raise ValueError(
+                f"train: expected at least {least} samples in a pass, for a step of {self.method.name}; "
+                f"got {self._passed}"
+            )
+
+    def _none(self) -> Pair:
+        raise ValueError("train: expected batches of samples (x, y); got an iterator without any")
+
+    def _next(self) -> Pair | None:
+        """The next batch that is not empty; None at the end of a pass."""
+        if self._open is None:
+            self._begin_pass()
+        while True:
+            place = self._here()
+            try:
+                batch = next(self._open)  # type: ignore[arg-type]
+            except StopIteration:
+                return None
+            x, y = self._checked(batch)
+            self._batch += 1
+            if len(x):
+                self._passed += len(x)
+                self._crc = checksum(y, checksum(x, self._crc)) if self.placed else 0
+                self._at_hand.append(_Batch(place, len(x), len(x)))
+                return x, y
+
+    def _checked(self, batch: Any) -> Pair:
+        name = f"train, batch {self._batch}"
+        if not is_pair(batch):
+            inside = f" of {[type(a).__name__ for a in batch]}" if isinstance(batch, tuple) else ""
+            raise ValueError(
+                f"{name}: expected a pair (x, y) of numpy arrays; got {type(batch).__name__}{inside}"
+            )
+        x, y = (np.asarray(a) for a in batch)
+        if strange := [str(a.dtype) for a in (x, y) if a.dtype.kind in "OSUmM"]:
+            raise ValueError(f"{name}: expected arrays of numbers; got one of {strange[0]}")
+        if x.shape[:1] == y.shape[:1] == (0,):
+            return x, y
+        try:
+            self.method.parts.check(x, y, "values")
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        for what, a, like in zip("xy", (x, y), self._like or (x, y), strict=True):
+            if (a.dtype, a.shape[1:]) != (like.dtype, like.shape[1:]):
+                raise ValueError(
+                    f"{name}: {what}: expected {like.dtype} samples of shape {like.shape[1:]}, as in the "
+                    f"first batch; got {a.dtype} of {a.shape[1:]}"
+                )
+        return x, y
+
+
+def is_pair(batch: Any) -> bool:
+    """Whether this is a batch: (x, y), both arrays."""
+    return isinstance(batch, (tuple, list)) and len(batch) == 2 and all(map(_is_array, batch))
+
+
+def _is_array(a: Any) -> bool:
+    return hasattr(a, "__array__") and hasattr(a, "shape")
+
+
+def _joined(one: Pair, other: Pair) -> Pair:
+    x, y = (
+        np.concatenate(pair) if len(pair[0]) else pair[1] for pair in zip(one, other, strict=True)
+    )
+    return x, y
+
+
+def checksum(a: np.ndarray, crc: int = 0) -> int:
+    """Of an array, going on from that of what stands before it."""
+    return zlib.crc32(np.ascontiguousarray(a).reshape(-1).view(np.uint8).data, crc)
+
+
+def _told(iterator: Any) -> Any:
+    """An iterator's state as JSON holds it; None: it has none."""
+    if not (hasattr(iterator, "get_state") and hasattr(iterator, "set_state")):
+        return None
+    state = iterator.get_state()
+    if isinstance(state, bytes):
+        return {"bytes": base64.b64encode(state).decode()}
+    try:
+        same = json.loads(json.dumps(state)) == state
+    except TypeError:
+        return None
+    return {"json": state} if same else None
+
+
+def _state_of(told: Mapping[str, Any]) -> Any:
+    return base64.b64decode(told["bytes"]) if "bytes" in told else told["json"]
