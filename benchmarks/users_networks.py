@@ -1,7 +1,7 @@
 """Do networks of flax modules train when they are cut? A ResNet-like one and a transformer, n = 2, 3, 4.
 
 The paper's ResNet-like network has 24 residual blocks; here each is two 3 x 3 convolutions of 8 channels
-with `nnx.BatchNorm` (flax nnx modules, `jtssm.network.from_nnx`). The transformer classifier reads an
+on 7 x 7 pixels with `nnx.BatchNorm` (flax nnx modules, `jtssm.network.from_nnx`). The transformer classifier reads an
 image as rows: 6 encoder blocks of width 64 with 4 heads (flax linen, `from_linen`). MNIST 14 x 14, the
 first 5 000 training images, batch 100, 8 epochs; Adam for all, a fifth of the steps of warm-up, then a
 cosine to zero. Its peak rate is chosen out of the same three for every line on the held-out last 5 000
@@ -97,7 +97,7 @@ class Classes(nn.Module):
 def residual(shape: tuple[int, ...], blocks: int, channels: int) -> Network:
     """The ResNet-like network."""
     rngs = nnx.Rngs(0)
-    first = nnx.Conv(shape[-1], channels, (3, 3), rngs=rngs)
+    first = nnx.Conv(shape[-1], channels, (3, 3), strides=2, rngs=rngs)
     inner = [Block(channels, rngs) for _ in range(blocks)]
     modules = [first, nnx.relu, *inner, Pooled(channels, 10, rngs)]
     return network.from_nnx(modules, jnp.zeros((1, *shape)))
