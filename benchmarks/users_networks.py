@@ -1,13 +1,13 @@
 """Do networks of flax modules train when they are cut? A ResNet-like one and a transformer, n = 2, 3, 4.
 
 The paper's ResNet-like network has 24 residual blocks; here each is two 3 x 3 convolutions of 8 channels
-on 7 x 7 pixels with `nnx.BatchNorm` (flax nnx modules, `jtssm.network.from_nnx`). The transformer classifier reads an
-image as rows: 6 encoder blocks of width 64 with 4 heads (flax linen, `from_linen`). MNIST 14 x 14, the
-first 5 000 training images, batch 100, 8 epochs; Adam for all, a fifth of the steps of warm-up, then a
-cosine to zero. Its peak rate is chosen out of the same three for every line on the held-out last 5 000
-training images, with a seed apart from the reported one. Accuracies are those of the user's own modules,
-without jtssm; test images are read once a line. gsADMM streams with one sweep; n = 1 is `solvers.sgd`,
-end to end.
+on 7 x 7 pixels with `nnx.BatchNorm` (flax nnx modules, `jtssm.network.from_nnx`). The transformer
+classifier reads an image as rows: 6 encoder blocks of width 64 with 4 heads (flax linen, `from_linen`).
+MNIST 14 x 14, the first 5 000 training images, batch 100, 8 epochs; Adam for all, a fifth of the steps of
+warm-up, then a cosine to zero. Its peak rate is chosen out of the same three for every line on the
+held-out last 5 000 training images, with a seed apart from the reported one. Accuracies are those of the
+user's own modules, without jtssm; test images are read once a line. gsADMM streams with one sweep; n = 1
+is `solvers.sgd`, end to end.
 
     JTSSM_DATA=FOLDER python -m benchmarks.users_networks [--workers 2] [--smoke]
 
