@@ -25,3 +25,13 @@ def data_dir() -> Path:
     if not (folder / "mnist").is_dir():
         pytest.skip(f"real data: no {folder}/mnist; set JTSSM_DATA to a folder that holds it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory):
+    """Checkpoints at steps 6 and 12 of a run of 4 epochs, `tests.short_runs`."""
+    from tests.short_runs import broken_off
+
+    folder = tmp_path_factory.mktemp("kept")
+    assert broken_off(folder) == [6, 12]
+    return folder

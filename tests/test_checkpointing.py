@@ -1,13 +1,9 @@
 """Checkpoints, signals, divergence: what a run has reached is not lost."""
 
-import json
-import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,44 +14,15 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import problems, recording, sharding, solvers
+from jtssm import sharding, solvers
 from jtssm.checkpointing import Folder
-from jtssm.cli import main
 from jtssm.fingerprints import abstract_state, checksums, fingerprint, samples
 from jtssm.positions import Checkpoint, Position
-from tests.killed import METHODS, bits, method, same
+from tests.killed import METHODS, bits, same
+from tests.short_runs import KEY, NET, X, Y, fit, sgd, stopping
 
 # where reading or writing fails, tensorstore calls an event loop that orbax has closed already
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-NET = jtssm.mlp([4, 8, 8, 4])
-X, Y = problems.separable(0, 120, 4, 4, np.float64)
-KEY = jax.random.key(0)
-
-
-def sgd(rate=0.1, net=NET, **options):
-    return solvers.sgd(net, **{"optimizer": optax.adam(rate), "batch_size": 20} | options)
-
-
-def fit(folder=None, how=None, epochs=3, **options):
-    options |= {} if folder is None else {"checkpoint": folder}
-    return jtssm.fit(how or sgd(), (X, Y), **{"epochs": epochs, "key": KEY} | options)
-
-
-def stopping(after, action=lambda: True):
-    """A callback that acts after an epoch."""
-    return lambda epoch: action() if epoch.record["epoch"] == after else None
-
-
-def fail():
-    raise OSError("broken off")
-
-
-def broken_off(folder, after=2, **options):
-    """A run that an exception ends, its checkpoints in the folder."""
-    with pytest.raises(OSError, match="broken off"):
-        fit(folder, callbacks=[stopping(after + 1, fail)], **{"epochs": after + 2} | options)
-    return sorted(int(path.name) for path in Path(folder).iterdir())
 
 
 def child(kind: str, folder: Path) -> list[list[str]]:
@@ -188,14 +155,6 @@ def test_on_another_mesh_further_steps_agree(tmp_path):
 def test_on_another_mesh_further_steps_of_every_method_agree(name, tmp_path):
     first, second = PLACES[name]
     steps_agree(name, tmp_path, ((first, second), (second, None), (None, second)))
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    """Checkpoints at steps 6 and 12 of a run of 4 epochs."""
-    folder = tmp_path_factory.mktemp("kept")
-    assert broken_off(folder) == [6, 12]
-    return folder
 
 
 def spoil(step, how):
@@ -357,203 +316,3 @@ def test_without_orbax_a_checkpoint_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "orbax", None)
     with pytest.raises(ImportError, match=r"pip install 'jtssm\[checkpoint\]'"):
         fit(tmp_path)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_chunk_writes_a_checkpoint_and_returns(number, tmp_path, monkeypatch):
-    monkeypatch.setattr("jtssm.feeding.CHUNK", 2)
-    before = signal.getsignal(number)
-    judge, left = jtssm.divergence.Guard.judge, iter(range(100))
-
-    def judged(guard, *args):
-        if next(left) == 4:
-            os.kill(os.getpid(), number)
-        return judge(guard, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(jtssm.divergence.Guard, "judge", judged)
-        result = fit(tmp_path)
-    assert signal.getsignal(number) is before
-    assert result.interrupted
-    assert result.signal == number
-    assert len(result.history) == 1
-    assert next(left) == 5  # no chunk was begun after it
-    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [6, 10]
-    on = fit(tmp_path)
-    assert not on.interrupted
-    assert same(on, fit())
-
-
-def test_a_second_ctrl_c_gives_up_at_once(tmp_path):
-    def twice():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    result = fit(tmp_path, callbacks=[stopping(2, twice)])
-    assert result.interrupted
-    assert len(result.history) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["6"]
-
-
-def test_in_another_thread_no_handler_is_set(tmp_path):
-    results = []
-    thread = threading.Thread(target=lambda: results.append(fit(tmp_path, epochs=1)))
-    thread.start()
-    thread.join()
-    assert len(results[0].history) == 1
-
-
-RATE = 5.0  # leaves float32, and halved once too; halved twice it does not
-TARGETS = np.eye(4, dtype=np.float32)[Y]
-
-
-def explode(rate=RATE, **options):
-    how = solvers.sgd(NET, optimizer=optax.sgd(rate), batch_size=20, loss="squared_error")
-    given = {"epochs": 30, "key": KEY} | options
-    return jtssm.fit(how, (X.astype(np.float32), TARGETS), **given)
-
-
-def test_a_rate_that_diverges_is_rescued_by_halved_steps(tmp_path):
-    file = recording.HistoryFile(tmp_path / "history.csv")
-    message = "is not finite; going on from epoch 0 with halved steps, [12] of 5 times"
-    with pytest.warns(RuntimeWarning, match=message) as told:
-        result = explode(on_divergence="halve", callbacks=[file])
-    assert [str(warning.message) for warning in told] == [h.message for h in result.halvings]
-    assert result.divergence is None
-    assert len(result.halvings) == 2
-    assert float(result.state.pace) == 0.25
-    assert [line["epoch"] for line in result.history] == [*range(1, 31)]
-    assert [line["halvings"] for line in result.history] == [2] * 30
-    assert result.history[-1]["loss"] < 0.5
-    epochs = [line.split(",")[0] for line in (tmp_path / "history.csv").read_text().split()]
-    assert epochs == ["epoch", *map(str, range(1, 31))]
-    # it went back to the start: a quarter of the rate comes to the same
-    quarter = explode(rate=RATE / 4, epochs=3)
-    for line, other in zip(result.history, quarter.history, strict=False):
-        np.testing.assert_allclose(line["loss"], other["loss"], rtol=1e-4)
-
-
-@pytest.mark.filterwarnings("ignore:step .* is not finite")
-def test_steps_are_halved_at_most_so_often_and_a_checkpoint_makes_no_difference(tmp_path):
-    bounded = explode(on_divergence="halve", halvings=1)
-    assert len(bounded.halvings) == 1
-    assert bounded.divergence is not None
-    assert all(np.isfinite(a).all() for a in jax.tree.leaves(bounded.params))
-    whole = explode(on_divergence="halve")
-    ways = {"on_divergence": "halve", "checkpoint": tmp_path, "every": 4}
-    with pytest.raises(OSError, match="broken off"):
-        explode(callbacks=[stopping(1, fail)], **ways)  # on the way out, and nobody knows yet
-    on = explode(**ways)
-    assert [h.step for h in on.halvings] == [h.step for h in whole.halvings]
-    assert same(on, whole)
-
-
-def test_a_line_from_which_a_blow_up_begins_is_no_place_to_go_back_to(tmp_path):
-    """Adam's rate jumps in epoch 3 and is soon beyond float32: back to the end of epoch 2."""
-    rates = optax.piecewise_constant_schedule(1e-2, {13: 1e38})
-    how = solvers.sgd(NET, optimizer=optax.adam(rates), batch_size=20)
-    with pytest.warns(RuntimeWarning, match="is not finite"):
-        result = jtssm.fit(
-            how, (X.astype(np.float32), Y), epochs=5, key=KEY, on_divergence="halve", halvings=2
-        )
-    assert ["going on from epoch 2" in h.message for h in result.halvings] == [True, True]
-    assert result.divergence is not None
-    assert [line["epoch"] for line in result.history] == [1, 2]
-    assert result.halvings[0].step >= 13
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_pace_multiplies_the_steps_of_every_method(name):
-    """At pace 0 the matrices stay where they are, at pace 1/2 they go another way than at 1."""
-    how = method(name)
-    x, y = problems.separable(0, 120, 4, 3, np.float64)
-    start = how.init(KEY, x, y)
-    if not how.resident:
-        shape = how.batch_shape
-        x, y = x[: np.prod(shape)].reshape(*shape, -1), y[: np.prod(shape)].reshape(shape)
-
-    @jax.jit
-    def after(pace):
-        state = start._replace(pace=pace)
-        return jax.lax.fori_loop(0, 4, lambda _, s: how.step(s, x, y)[0], state)
-
-    def matrices(state):
-        return [np.asarray(a) for a in jax.tree.leaves(how.params(state)) if a.ndim == 2]
-
-    still, half, whole = (matrices(after(jnp.float64(pace))) for pace in (0.0, 0.5, 1.0))
-    for a, b in zip(still, matrices(start), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-14)
-    for other in (still, half):
-        assert max(np.abs(a - b).max() for a, b in zip(whole, other, strict=True)) > 1e-4
-
-
-@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_a_history_file_holds_each_epoch_once_over_several_lives(suffix, tmp_path):
-    file = tmp_path / f"history.{suffix}"
-    with pytest.raises(OSError, match="broken off"):
-        fit(tmp_path / "run", callbacks=[recording.HistoryFile(file, keep=True), stopping(3, fail)])
-    assert file.read_text().count("\n") == (4 if suffix == "csv" else 3)
-    result = fit(
-        tmp_path / "run",
-        epochs=4,
-        validation=(X, Y),
-        callbacks=[recording.HistoryFile(file, keep=True)],
-    )
-    lines = file.read_text().splitlines()
-    if suffix == "csv":
-        names, *rows = (line.split(",") for line in lines)
-        assert [row[0] for row in rows] == ["1", "2", "3", "4"]
-        assert rows[0][names.index("validation_loss")] == ""
-        assert float(rows[-1][names.index("loss")]) == result.history[-1]["loss"]
-    else:
-        assert [json.loads(line) for line in lines] == result.history
-    fit(tmp_path / "run", epochs=4, callbacks=[recording.HistoryFile(file, keep=True)])
-    assert file.read_text().splitlines() == lines  # complete: nothing was written
-    recording.HistoryFile(file)
-    assert file.read_text() == ""
-
-
-def test_the_bar_shows_rate_and_time_left_and_where_a_run_goes_on(kept, tmp_path, capsys):
-    folder = shutil.copytree(kept, tmp_path / "kept")
-    fit(folder, epochs=4, progress=True)
-    shown = capsys.readouterr().err
-    assert " 12/24 " in shown
-    assert " 24/24 " in shown
-    assert "step/s" in shown or "s/step" in shown
-    assert "[00:0" in shown
-    assert "<" in shown  # time gone < time left
-    fit(epochs=1)
-    assert capsys.readouterr().err == ""
-
-
-SMALL = ["--method", "sgd", "--hidden", "16", "--epochs", "3", "--batch-size", "60"]
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_the_command_line_exits_by_signal_and_goes_on(number, code, tmp_path, capsys, monkeypatch):
-    command = [
-        "train",
-        *SMALL,
-        "--out",
-        str(tmp_path / "run"),
-        "--checkpoint",
-        str(tmp_path / "kept"),
-    ]
-    end = stopping(2, lambda: os.kill(os.getpid(), number))
-    with monkeypatch.context() as patch:
-        patch.setattr("jtssm.cli._lines", lambda epochs: [end])
-        assert main(command) == code
-    assert "the same command goes on from" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "result.json").exists()
-    assert main(command) == 0
-    lines = (tmp_path / "run" / "history.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in lines] == ["epoch", "1", "2", "3"]
-    assert main([*command[:-2], "--every", "3", "--overwrite"]) == 2
-    assert "every: expected None without a checkpoint" in capsys.readouterr().err
-
-
-@pytest.mark.filterwarnings("ignore:step .* is not finite")
-def test_the_command_line_halves_steps(tmp_path):
-    options = ["--optimizer", "sgd", "--learning-rate", "1e30", "--rates", "constant"]
-    options += ["--on-divergence", "halve", "--halvings", "2", "--out", str(tmp_path)]
-    assert main(["train", *SMALL, *options]) == 1

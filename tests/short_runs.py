@@ -1,0 +1,43 @@
+"""Short runs with checkpoints, and ways in which they end, for the tests of checkpoints and signals."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import jtssm
+from jtssm import problems, solvers
+
+NET = jtssm.mlp([4, 8, 8, 4])
+X, Y = problems.separable(0, 120, 4, 4, np.float64)
+KEY = jax.random.key(0)
+
+
+def sgd(rate=0.1, net=NET, **options):
+    return solvers.sgd(net, **{"optimizer": optax.adam(rate), "batch_size": 20} | options)
+
+
+def fit(folder=None, how=None, epochs=3, **options):
+    options |= {} if folder is None else {"checkpoint": folder}
+    return jtssm.fit(how or sgd(), (X, Y), **{"epochs": epochs, "key": KEY} | options)
+
+
+def stopping(after, action=lambda: True):
+    """A callback that acts after an epoch."""
+    return lambda epoch: action() if epoch.record["epoch"] == after else None
+
+
+def fail():
+    raise OSError("broken off")
+
+
+def broken_off(folder, after=2, **options):
+    """A run that an exception ends, its checkpoints in the folder."""
+    with pytest.raises(OSError, match="broken off"):
+        fit(folder, callbacks=[stopping(after + 1, fail)], **{"epochs": after + 2} | options)
+    return sorted(int(path.name) for path in Path(folder).iterdir())
+
+
+SMALL = ["--method", "sgd", "--hidden", "16", "--epochs", "3", "--batch-size", "60"]

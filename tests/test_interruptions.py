@@ -1,0 +1,124 @@
+"""Signals, broken-off runs on the command line, and what they leave: a checkpoint and a whole history."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+
+import pytest
+
+import jtssm
+from jtssm import recording
+from jtssm.cli import main
+from tests.killed import same
+from tests.short_runs import SMALL, X, Y, fail, fit, stopping
+
+# where reading or writing fails, tensorstore calls an event loop that orbax has closed already
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_chunk_writes_a_checkpoint_and_returns(number, tmp_path, monkeypatch):
+    monkeypatch.setattr("jtssm.feeding.CHUNK", 2)
+    before = signal.getsignal(number)
+    judge, left = jtssm.divergence.Guard.judge, iter(range(100))
+
+    def judged(guard, *args):
+        if next(left) == 4:
+            os.kill(os.getpid(), number)
+        return judge(guard, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jtssm.divergence.Guard, "judge", judged)
+        result = fit(tmp_path)
+    assert signal.getsignal(number) is before
+    assert result.interrupted
+    assert result.signal == number
+    assert len(result.history) == 1
+    assert next(left) == 5  # no chunk was begun after it
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [6, 10]
+    on = fit(tmp_path)
+    assert not on.interrupted
+    assert same(on, fit())
+
+
+def test_a_second_ctrl_c_gives_up_at_once(tmp_path):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    result = fit(tmp_path, callbacks=[stopping(2, twice)])
+    assert result.interrupted
+    assert len(result.history) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["6"]
+
+
+def test_in_another_thread_no_handler_is_set(tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(fit(tmp_path, epochs=1)))
+    thread.start()
+    thread.join()
+    assert len(results[0].history) == 1
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_history_file_holds_each_epoch_once_over_several_lives(suffix, tmp_path):
+    file = tmp_path / f"history.{suffix}"
+    with pytest.raises(OSError, match="broken off"):
+        fit(tmp_path / "run", callbacks=[recording.HistoryFile(file, keep=True), stopping(3, fail)])
+    assert file.read_text().count("\n") == (4 if suffix == "csv" else 3)
+    result = fit(
+        tmp_path / "run",
+        epochs=4,
+        validation=(X, Y),
+        callbacks=[recording.HistoryFile(file, keep=True)],
+    )
+    lines = file.read_text().splitlines()
+    if suffix == "csv":
+        names, *rows = (line.split(",") for line in lines)
+        assert [row[0] for row in rows] == ["1", "2", "3", "4"]
+        assert rows[0][names.index("validation_loss")] == ""
+        assert float(rows[-1][names.index("loss")]) == result.history[-1]["loss"]
+    else:
+        assert [json.loads(line) for line in lines] == result.history
+    fit(tmp_path / "run", epochs=4, callbacks=[recording.HistoryFile(file, keep=True)])
+    assert file.read_text().splitlines() == lines  # complete: nothing was written
+    recording.HistoryFile(file)
+    assert file.read_text() == ""
+
+
+def test_the_bar_shows_rate_and_time_left_and_where_a_run_goes_on(kept, tmp_path, capsys):
+    folder = shutil.copytree(kept, tmp_path / "kept")
+    fit(folder, epochs=4, progress=True)
+    shown = capsys.readouterr().err
+    assert " 12/24 " in shown
+    assert " 24/24 " in shown
+    assert "step/s" in shown or "s/step" in shown
+    assert "[00:0" in shown
+    assert "<" in shown  # time gone < time left
+    fit(epochs=1)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_command_line_exits_by_signal_and_goes_on(number, code, tmp_path, capsys, monkeypatch):
+    command = [
+        "train",
+        *SMALL,
+        "--out",
+        str(tmp_path / "run"),
+        "--checkpoint",
+        str(tmp_path / "kept"),
+    ]
+    end = stopping(2, lambda: os.kill(os.getpid(), number))
+    with monkeypatch.context() as patch:
+        patch.setattr("jtssm.cli._lines", lambda epochs: [end])
+        assert main(command) == code
+    assert "the same command goes on from" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert main(command) == 0
+    lines = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["epoch", "1", "2", "3"]
+    assert main([*command[:-2], "--every", "3", "--overwrite"]) == 2
+    assert "every: expected None without a checkpoint" in capsys.readouterr().err
