@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from orbax.checkpoint._src.path import atomicity
 
 import jtssm
 from jtssm import checkpointing, divergence, feeding, problems, running, sharding, solvers
@@ -66,7 +65,7 @@ class Points:
 
     def __init__(self, life: int):
         self.life, self.times = life, {1: 5, 2: 2, 3: 2}
-        judge, save = divergence.Guard.judge, checkpointing.Folder.save
+        judge, save, rename = divergence.Guard.judge, checkpointing.Folder.save, os.rename
 
         def judged(guard, *args):
             outcome = judge(guard, *args)
@@ -77,17 +76,13 @@ class Points:
             save(folder, *args)
             self.meet(2)
 
-        divergence.Guard.judge, checkpointing.Folder.save = judged, saved
-        for kind in (atomicity.AtomicRenameTemporaryPath, atomicity.CommitFileTemporaryPath):
-            kind.finalize = self.late(kind.finalize)
-
-    def late(self, finalize):
-        async def finalized(path, *args, **options):
-            if Path(path.get_final()).name.isdigit():  # the whole checkpoint, not one of its items
+        def renamed(source, target, **options):
+            if Path(target).name.isdigit():  # the whole checkpoint, not one of its items
                 self.meet(3)
-            return await finalize(path, *args, **options)
+            rename(source, target, **options)
 
-        return finalized
+        divergence.Guard.judge, checkpointing.Folder.save = judged, saved
+        os.rename = renamed
 
     def meet(self, life: int) -> None:
         self.times[life] -= 1
