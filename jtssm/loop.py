@@ -102,9 +102,9 @@ def fit(
         below may change, and `epochs` may grow; anything else that can be seen may not. Nobody sees
         what an optimizer is made with (a learning rate), and the penalties in the state are
         those of the checkpoint. A stream must give the same batches again, or its iterator have
-        `get_state` and `set_state` (`jtssm.rows`); a UserWarning says if it does not. On one mesh and CPU
-        the results are the same bits; on a GPU with
-        XLA_FLAGS=--xla_gpu_deterministic_ops=true; on another mesh they agree up to rounding.
+        `get_state` and `set_state` (`jtssm.reading`); a UserWarning says if it does not. On one mesh and
+        CPU the results are the same bits; on a GPU with XLA_FLAGS=--xla_gpu_deterministic_ops=true; on
+        another mesh they agree up to rounding.
         SIGTERM and Ctrl-C let the chunk of steps end (at most 50, of a resident method `evaluate_every`),
         write a checkpoint and return; a second Ctrl-C gives up at once.
       every: least number of steps between two checkpoints, which lie at ends of chunks; None: one at

@@ -20,7 +20,7 @@ from jtssm import checks
 from jtssm.divergence import Guard, Outcome
 from jtssm.feeding import CHUNK, CHUNK_SAMPLES, SEEN, fixed, shares_of
 from jtssm.protocol import Method
-from jtssm.rows import Rows, checksum, is_pair
+from jtssm.reading import Reader, checksum, is_pair
 from jtssm.sharding import batch_sharding
 from jtssm.sharding.processes import ProcessBatches, put_rows, told_by_all
 
@@ -80,17 +80,17 @@ class Stream:
         self.shares = shares_of(batch_sharding(method), self.shape, self.shared)
         self.size = self.shares.size
         self.sharding = batch_sharding(method, stacked=True)
-        self._rows = Rows(method, batches, steps_per_epoch is not None, placed)
-        self.x, self.y = self._rows.first
+        self._reader = Reader(method, batches, steps_per_epoch is not None, placed)
+        self.x, self.y = self._reader.first
         self._check_processes()
         self._most = max(1, min(CHUNK, CHUNK_SAMPLES // self.size, self._steps_in(CHUNK_BYTES)))
         estimated = method.parts.network.estimated
-        self._fixed = self._rows.ahead(SEEN // self.shares.num)[0] if estimated else self.x
+        self._fixed = self._reader.ahead(SEEN // self.shares.num)[0] if estimated else self.x
         self._epoch = self._done = 0  # epochs and steps
         self._begun = 0  # passes of the stream when the epoch began
         self._ends = {0: 0}  # the steps done at the end of each epoch
         self._passes = 0  # up to the next line of the history
-        self._place = self._rows.place()
+        self._place = self._reader.place()
         self._midway = False
 
     def _steps_in(self, num_bytes: int) -> int:
@@ -98,8 +98,10 @@ class Stream:
 
     def _check_processes(self) -> None:
         """The first batches of all processes are alike; not of shares, the very same."""
-        first = [f"{a.dtype} of {a.shape[1:]}" for a in self._rows.first]
-        said = told_by_all([first, [] if self.shared else [checksum(a) for a in self._rows.first]])
+        first = [f"{a.dtype} of {a.shape[1:]}" for a in self._reader.first]
+        said = told_by_all(
+            [first, [] if self.shared else [checksum(a) for a in self._reader.first]]
+        )
         if any(other != said[0] for other in said):
             raise ValueError(
                 f"train: expected the same batches in each process, or ProcessBatches of alike samples; "
@@ -129,8 +131,8 @@ class Stream:
         self._epoch, self._done = order["epochs"], order["steps"]
         if self._midway:
             if self.steps_per_epoch is None:
-                self._rows.restart()
-            self._place = self._rows.place()
+                self._reader.restart()
+            self._place = self._reader.place()
             self._begun, self._midway = self._place["passes"], False
 
     def resume(self, order: Mapping[str, Any]) -> None:
@@ -144,8 +146,8 @@ class Stream:
                 stacklevel=3,
             )
             return
-        self._rows.go_to(places[jax.process_index() if self.shared else 0])
-        self._place, self._begun = self._rows.place(), order["begun"]
+        self._reader.go_to(places[jax.process_index() if self.shared else 0])
+        self._place, self._begun = self._reader.place(), order["begun"]
 
     def seen(self, method: Method) -> Any:
         """Training samples that statistics are estimated on: the first, the same every time."""
@@ -176,20 +178,22 @@ class Stream:
                 return
             state, chunk = outcome.state, ahead
         self._epoch, self._midway = self._epoch + self._passes, False
-        self._place = self._rows.place()
+        self._place = self._reader.place()
         self._begun = self._place["passes"]
         self._ends[self._epoch] = self._done
 
     def _chunks(self, sizes: Sequence[int]) -> Iterator[_Chunk]:
         """Chunks on the devices, until the sizes or the passes end."""
         keep = len(self.shape) > 1 or self.steps_per_epoch is not None
-        rows, last = self._rows, self._begun + self._passes
+        reader, last = self._reader, self._begun + self._passes
         for size in sizes:
-            if self.steps_per_epoch is None and rows.passes == last:
+            if self.steps_per_epoch is None and reader.passes == last:
                 return
-            x, y = rows.take(self._most if self.steps_per_epoch is None else size, self.size, keep)
+            x, y = reader.take(
+                self._most if self.steps_per_epoch is None else size, self.size, keep
+            )
             if len(x):
-                yield _Chunk(self._put(x, y), rows.place())
+                yield _Chunk(self._put(x, y), reader.place())
 
     def _put(self, x: np.ndarray, y: np.ndarray) -> tuple:
         steps = len(x) // self.size

@@ -18,7 +18,7 @@ LEVELS = {
     "images": 8, "workers": 8, "data": 8, "problems": 8,
     "solvers": 9, "sharding": 9, "residual": 9,
     "divergence": 10, "architectures": 10, "trials": 10, "fingerprints": 10, "signals": 10, "progress": 10,
-    "feeding": 11, "positions": 11, "results": 11,
+    "feeding": 11, "positions": 11, "results": 11, "reading": 11,
     "checkpointing": 12, "sweeping": 12, "streams": 12,
     "running": 13,
     "loop": 14, "recording": 14, "plot": 14, "tables": 14,

@@ -5,7 +5,7 @@ import pytest
 
 import jtssm
 from jtssm import problems, solvers
-from jtssm.rows import Rows
+from jtssm.reading import Reader
 from tests.killed import same
 from tests.test_streams import BATCH, KEY, ROUND, X, Y, batches
 
@@ -112,10 +112,10 @@ def test_every_place_is_found_again(size, stream, keep):
     method, make = METHODS["sgd"](), STREAMS[stream][0]
     if size > len(X) and not keep:
         pytest.skip("a pass must hold a step")
-    old = Rows(method, make(), counted=False, placed=True)
+    old = Reader(method, make(), counted=False, placed=True)
     for _ in range(9):
         old.take(1, size, keep)
-        new = Rows(method, make(), counted=False, placed=True)
+        new = Reader(method, make(), counted=False, placed=True)
         new.go_to(old.place())
         assert new.place() == old.place()
         one, other = (rows.take(1, size, keep) for rows in (old, new))

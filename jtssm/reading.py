@@ -31,7 +31,7 @@ class _Batch(NamedTuple):
     left: int  # samples that no step has taken
 
 
-class Rows:
+class Reader:
     """Samples in the order in which they come; each batch is checked as it comes.
 
     Args:
