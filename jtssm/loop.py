@@ -24,7 +24,7 @@ from jtssm.sharding import make_mesh, place, planner
 from jtssm.sharding.finding import present_machine
 from jtssm.sharding.machines import Machine
 from jtssm.sharding.packing import is_rows
-from jtssm.sharding.processes import ProcessSamples
+from jtssm.sharding.processes import ProcessSamples, introduce
 from jtssm.signals import noted
 from jtssm.streams import Stream, check_streams, is_stream
 from jtssm.workers import WorkerParts
@@ -151,6 +151,7 @@ def fit(
         )
     x, y = (np.zeros(0),) * 2 if stream else _pair("train", train)
     method = _on_mesh(method, mesh, forms, machine, len(x))
+    introduce(method.mesh)
     sets = validation if isinstance(validation, Mapping) else {"validation": validation}
     sets = {name: _pair(name, pair) for name, pair in sets.items() if pair is not None}
     check = lambda x, y: method.parts.check(x, y, "values")

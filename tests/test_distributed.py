@@ -236,6 +236,31 @@ def test_more_forms_shares_stops_and_a_divergence_in_two_processes(tmp_path):
 
 
 @pytest.mark.slow
+def test_slurms_variables_are_enough_for_processes_to_meet(tmp_path):
+    """jax reads them; nothing else of SLURM is here."""
+    command = [
+        "train", "--method", "sgd", "--hidden", "16", "--epochs", "1", "--batch-size", "80",
+        "--mesh", "pc=4", "--distributed", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    slurm = {
+        "SLURM_JOB_ID": free_port(), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
+        "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2",
+    }  # fmt: skip
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "jtssm.cli", *command], cwd=ROOT, stdout=subprocess.DEVNULL,
+            env=os.environ | slurm | {"SLURM_PROCID": i, "SLURM_LOCALID": i},
+        )
+        for i in "01"
+    ]  # fmt: skip
+    try:
+        assert [process.wait(timeout=200) for process in started] == [0, 0]
+    finally:
+        end(started)
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.slow
 def test_four_processes_train_to_the_numbers_of_one_process(tmp_path):
     found = together(tmp_path, 4, "cases")
     agree(found[0]["cases"], alone(runs.cases))

@@ -38,7 +38,7 @@ from jtssm.sharding.packing import (
     specs,
     spread,
 )
-from jtssm.sharding.processes import check_present, introduce
+from jtssm.sharding.processes import check_present
 from jtssm.sharding.whole import place_whole
 from jtssm.workers import WorkerParts
 
@@ -80,7 +80,6 @@ def place(
     parts = method.parts
     names = axis_names(mesh, axes)
     check_present(mesh)
-    introduce(mesh)
     if isinstance(parts, WorkerParts):
         if not isinstance(forms, str) or forms != "auto":
             raise ValueError(

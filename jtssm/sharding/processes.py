@@ -119,11 +119,11 @@ def check_present(mesh: Mesh) -> None:
         )
 
 
-def introduce(mesh: Mesh) -> None:
+def introduce(mesh: Any) -> None:
     """On CPUs let each group of devices of several processes meet alone, before programs with many.
 
     XLA's CPU client connects a group when its devices first exchange something. Where two processes begin
-    with different groups each waits for the other, and gives up after 30 s.
+    with different groups each waits for the other, and gives up after 30 s. All processes must ask.
     """
     if not isinstance(mesh, Mesh) or jax.process_count() == 1:
         return
