@@ -73,7 +73,7 @@ class Stream:
     ):
         if steps_per_epoch is not None:
             checks.count(steps_per_epoch=steps_per_epoch)
-        self.method, self.steps_per_epoch, self.placed = method, steps_per_epoch, placed
+        self.method, self.steps_per_epoch = method, steps_per_epoch
         self.shared = isinstance(batches, ProcessBatches)
         batches = batches.batches if self.shared else batches
         self.shape: tuple[int, ...] = method.batch_shape or ()
@@ -141,7 +141,7 @@ class Stream:
         if self.shared and len(places) != jax.process_count():
             warnings.warn(
                 f"train: expected the {len(places)} processes of the checkpoint; got "
-                f"{jax.process_count()}: each goes on with the begin of its batches",
+                f"{jax.process_count()}: each goes on with the start of its batches",
                 UserWarning,
                 stacklevel=3,
             )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import jtssm
-from jtssm import problems, solvers
+from jtssm import problems, sharding, solvers, streams
 from jtssm.reading import Reader
 from tests.killed import same
 from tests.test_streams import BATCH, KEY, ROUND, X, Y, batches
@@ -164,3 +164,12 @@ def test_another_stream_goes_on_with_a_warning(tmp_path):
         fit(METHODS["sgd"](), batches(33, x.astype(np.float32), y), None, tmp_path)
     with pytest.raises(ValueError, match=r"an epoch is 3 steps here"):
         fit(METHODS["sgd"](), batches(33), 3, tmp_path)
+
+
+def test_with_other_processes_each_starts_its_batches_again():
+    make = lambda: streams.Stream(METHODS["sgd"](), sharding.ProcessBatches(batches(33)), 4, True)
+    begun, order = make(), make().order()
+    order = {**order, "steps": 4, "places": 2 * order["places"]}
+    with pytest.warns(UserWarning, match="expected the 2 processes of the checkpoint; got 1"):
+        begun.resume(order)
+    assert begun.order()["places"] == make().order()["places"]

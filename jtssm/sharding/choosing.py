@@ -64,21 +64,20 @@ def _or_whole(work: Pass, forms: tuple[str, ...], share: float) -> tuple[str, ..
     work, and sends what the devices already had: not worth it where a saved byte takes fewer than BALANCE
     multiply-adds. XLA's partitioner repeats the work in any case.
     """
+    grid, net = work.grid, work.grid.network
     rows = next((i for i, form in enumerate(forms) if form != "domain"), len(forms))
-    chosen = work._replace(grid=work.grid._replace(forms=forms))
-    if not rows or not work.grid.open or chosen.grid.arrives(work.samples) != "whole":
+    whole = grid.open and grid._replace(forms=forms).arrives(work.samples) == "whole"
+    other = least(work, share, whole=rows) if rows and whole else forms
+    if set(other) <= {"batch", "gathered"}:
         return forms
-    other = least(work, share, whole=rows)
-    if set(other) == {"batch"}:
-        return forms
-    moved = (
-        ring_numbers(of.sent(), of.grid.size, of.pc, share)
-        for of in (chosen, chosen._replace(grid=work.grid._replace(forms=other)))
-    )
-    net = work.grid.network
+
+    def moved(forms: tuple[str, ...]) -> float:
+        sent = work._replace(grid=grid._replace(forms=forms)).sent()
+        return WORD * ring_numbers(sent, grid.size, work.pc, share)
+
     adds = sum(net.layers[i].cost(net.shapes[i]) for i in range(rows))
-    more = PASSES * work.samples * adds * (1 - 1 / work.grid.size)
-    return other if more < BALANCE * WORD * (next(moved) - next(moved)) else forms
+    more = PASSES * work.samples * adds * (1 - 1 / grid.size)
+    return other if more < BALANCE * (moved(forms) - moved(other)) else forms
 
 
 def least(work: Pass, share: float = 1.0, whole: int = 0) -> tuple[str, ...]:
