@@ -4,14 +4,14 @@ The paper's ResNet-like network has 24 residual blocks; here each is two 3 x 3 c
 on 7 x 7 pixels with `nnx.BatchNorm` (flax nnx modules, `jtssm.network.from_nnx`). The transformer
 classifier reads an image as rows: 6 encoder blocks of width 64 with 4 heads (flax linen, `from_linen`).
 MNIST 14 x 14, the first 5 000 training images, batch 100, 8 epochs; Adam for all, a fifth of the steps of
-warm-up, then a cosine to zero. Its peak rate is chosen out of the same three for every line on the
+warm-up, then a cosine to zero. Its peak rate is chosen out of the same four for every line on the
 held-out last 5 000 training images, with a seed apart from the reported one. Accuracies are those of the
 user's own modules, without jtssm; test images are read once a line. gsADMM streams with one sweep; n = 1
 is `solvers.sgd`, end to end.
 
-    JTSSM_DATA=FOLDER python -m benchmarks.users_networks [--workers 2] [--smoke]
+    JTSSM_DATA=FOLDER python -m benchmarks.users_networks --workers 2 [--smoke]
 
-About an hour on one core. Finished runs are kept in --runs, so an interrupted benchmark goes on where it
+About an hour on 2 cores. Finished runs are kept in --runs, so an interrupted benchmark goes on where it
 was. Last result: benchmarks/results/users_networks.json, in the README.
 """
 
@@ -208,7 +208,7 @@ def _arguments() -> argparse.Namespace:
     add("--workers", type=int, default=1, help="processes, each on a core of its own")
     add("--runs", type=Path, default=Path("run/users_networks.jsonl"), help="finished runs")
     given = parser.parse_args()
-    given.subnets, given.rates, given.epochs = (1, 2, 3, 4), (1e-3, 2e-3, 4e-3), EPOCHS
+    given.subnets, given.rates, given.epochs = (1, 2, 3, 4), (1e-3, 2e-3, 4e-3, 8e-3), EPOCHS
     if given.smoke:
         given.subnets, given.rates, given.epochs = (1, 2), (1e-3,), 2
         given.runs, given.workers = None, 0
