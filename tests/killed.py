@@ -90,13 +90,18 @@ class Points:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def say(*words: object) -> None:
+    """A line, written at once: several processes say theirs."""
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
 def tell(name: str) -> None:
     """Print where the runs of this process begin."""
     start = running.Run.__init__
 
     def told(run, plan, checkpoint, *args):
         at = checkpoint.position
-        print("BEGUN", name, at.steps, at.start, at.chunks, flush=True)
+        say("BEGUN", name, at.steps, at.start, at.chunks)
         start(run, plan, checkpoint, *args)
 
     running.Run.__init__ = told
@@ -122,7 +127,7 @@ def same(one: jtssm.Result, other: jtssm.Result) -> bool:
 def compare(name: str, folder: Path, epochs: int | None = None) -> None:
     """Let a run end, and print whether it is the one that nobody killed."""
     on = fit(name, folder, epochs)
-    print("SAME", name, same(on, fit(name, epochs=epochs)), flush=True)
+    say("SAME", name, same(on, fit(name, epochs=epochs)))
 
 
 def forked(name: str, work: Callable, *args: Any) -> int:
@@ -159,7 +164,9 @@ def at_points(folder: Path) -> None:
             work = (lived, life) if life < 4 else (compare, None)
             ids = {n: forked(n, work[0], n, folder, work[1]) for n in names}
             ends = {n: os.waitpid(id, 0)[1] for n, id in ids.items()}
-            print(*(f"KILLED {n} {life}" for n in names if killed(ends[n])), sep="\n", flush=True)
+            for name in names:
+                if killed(ends[name]):
+                    say("KILLED", name, life)
 
 
 def at_random(folder: Path) -> None:
@@ -173,7 +180,7 @@ def at_random(folder: Path) -> None:
         time.sleep(wait)
         os.kill(id, signal.SIGKILL)
         if killed(os.waitpid(id, 0)[1]):  # else it had come to its end, and has no more turns
-            print("KILLED", name, round(wait, 3), flush=True)
+            say("KILLED", name, round(wait, 3))
             kills, turns = kills + 1, [*turns, name]
     for name in METHODS:
         os.waitpid(forked(name, compare, name, folder, epochs[name]), 0)

@@ -43,6 +43,7 @@ def test_a_run_killed_at_three_points_comes_to_the_same_bits(tmp_path):
         assert [line for line in told if line[0] == "SAME"] == [["SAME", name, "True"]]
         # four lives, then the run that nobody killed; the later ones began where a checkpoint was
         steps = [int(line[2]) for line in told if line[0] == "BEGUN"]
+        assert len(steps) == 5, lines
         assert steps[0] == steps[4] == 0
         assert 0 <= steps[1] < steps[2] < steps[3]
     assert any(line[0] == "BEGUN" and int(line[4]) > 0 for line in lines)  # within an epoch
