@@ -184,30 +184,30 @@ def test_one_device_moves_nothing(method):
     assert found.seconds.total == found.seconds.compute > 0
 
 
-def fastest(run, tries=3):
-    """The least processor time of some runs: a busy machine must not fail a test."""
-    seconds = []
+def takes_less(run, limit, tries=3):
+    """Whether one of some runs takes less processor time: a busy machine must not fail a test."""
     for _ in range(tries):
         start = time.process_time()
         run()
-        seconds.append(time.process_time() - start)
-    return min(seconds)
+        if time.process_time() - start < limit:
+            return True
+    return False
 
 
 def test_4096_devices_and_alexnet_take_less_than_a_second():
     run = lambda: planner.plan(images.alexnet(), 4096, 4096, V5E, method=SGD)
     assert run().best.shape[1] * run().best.shape[2] == 4096
-    assert fastest(run) < 1.0
+    assert takes_less(run, 1.0)
 
 
 def test_a_transformer_of_96_blocks_takes_less_than_five_seconds():
     net = architectures.transformer(96, width=1024, heads=16, sequence=512)
     found = []
     run = lambda **limit: found.append(planner.plan(net, 512, 512, V5E, method=SGD, **limit).best)
-    assert fastest(lambda: run(memory_limit=1e15), 2) < 5.0
+    assert takes_less(lambda: run(memory_limit=1e15), 5.0)
     assert len(found[-1].forms) == 2 * 96 + 2
     # where whole weights do not fit, they are split
-    assert fastest(run, 2) < 5.0
+    assert takes_less(run, 5.0)
     assert found[-1].memory.total <= V5E.capacity
 
 
