@@ -61,9 +61,13 @@ class Reader:
         self.first = self._like = self._rest[0][:1].copy(), self._rest[1][:1].copy()
 
     def ahead(self, num: int) -> Pair:
-        """The first samples at hand, `num` or all that the pass has: they are not taken."""
-        while len(self._rest[0]) < num and (batch := self._next()) is not None:
-            self._rest = _joined(self._rest, batch)
+        """x and y of the first samples at hand, `num` or all that the pass has: they are not taken."""
+        batches, have = [self._rest], len(self._rest[0])
+        while have < num and (batch := self._next()) is not None:
+            batches.append(batch)
+            have += len(batch[0])
+        x, y = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+        self._rest = x, y
         return self._rest[0][:num].copy(), self._rest[1][:num].copy()
 
     def restart(self) -> None:
@@ -179,9 +183,8 @@ class Reader:
         if hasattr(self.batches, "set_epoch"):
             self.batches.set_epoch(self.passes)
         self._open = iter(self.batches)
-        self._batch = self._passed = self._crc = (
-            0  # batches, samples, their checksum, so far in the pass
-        )
+        # batches, samples and their checksum, so far in the pass
+        self._batch = self._passed = self._crc = 0
 
     def _leave_pass(self) -> None:
         self._open, self._batch, self._passed, self._crc = None, 0, 0, 0

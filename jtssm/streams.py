@@ -3,7 +3,8 @@
 An iterable that starts anew (a list, a grain DataLoader, an object with `__iter__`) is passed over once
 an epoch. A plain iterator (a generator) goes on from epoch to epoch, each of `steps_per_epoch` steps.
 Batches of any sizes are cut to what a step takes, in the order in which they come: whoever wants them
-shuffled shuffles them. The host holds a batch, a chunk of steps, and what the device works on.
+shuffled shuffles them. The host holds a batch, a chunk of steps, and what the device works on; where
+layers keep statistics also the first 8192 samples, on which these are estimated.
 """
 
 from __future__ import annotations

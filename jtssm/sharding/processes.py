@@ -170,7 +170,8 @@ class ProcessBatches(NamedTuple):
     """A stream of batches that each process has of its own, with samples of which no other need know.
 
     Every process takes its share of each step from its own. Those of processes whose devices train on
-    the same rows of a minibatch must be the same. In a single process it is the iterable.
+    the same rows of a minibatch must be the same. `fit` needs a mesh and `steps_per_epoch` with it, and
+    raises ValueError without. In a single process it is the iterable.
     """
 
     batches: Any  # any iterable of pairs (x [samples, ...], y [samples, ...])
