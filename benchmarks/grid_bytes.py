@@ -26,8 +26,9 @@ from jax.sharding import Mesh
 
 import jtssm
 from benchmarks import record
-from jtssm import images, sharding, solvers
-from jtssm.network import Network
+from jtssm import sharding, solvers
+from jtssm.nn import images
+from jtssm.nn.network import Network
 from jtssm.protocol import Method
 from jtssm.sharding import cost, counting
 from jtssm.sharding.choosing import misfit

@@ -24,8 +24,9 @@ from jax import lax
 
 import jtssm
 from benchmarks import record
-from jtssm import images, sharding, solvers
-from jtssm.network import Network
+from jtssm import sharding, solvers
+from jtssm.nn import images
+from jtssm.nn.network import Network
 
 STEPS = 4  # in a dispatch
 

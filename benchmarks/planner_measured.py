@@ -29,8 +29,9 @@ from scipy import stats
 
 import jtssm
 from benchmarks import record
-from jtssm import images, sweeping
-from jtssm.network import Network
+from jtssm import sweeping
+from jtssm.nn import images
+from jtssm.nn.network import Network
 from jtssm.sharding.calibrating import calibrate
 from jtssm.sharding.machines import MACHINES, Machine
 

@@ -33,7 +33,8 @@ from typing import Any, NamedTuple
 import optax
 
 from benchmarks import record
-from jtssm import images, solvers
+from jtssm import solvers
+from jtssm.nn import images
 from jtssm.sharding import cost, figures, paths
 from jtssm.sharding.demands import step_demand
 from jtssm.sharding.figures import FIGURES, HALOS_6, SAMPLES, Bar, Figure, Grid, Result

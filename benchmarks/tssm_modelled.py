@@ -23,7 +23,7 @@ import optax
 import jtssm
 from benchmarks import record
 from jtssm import solvers
-from jtssm.sharding import cost
+from jtssm.sharding import cost, machines
 from jtssm.sharding.pipelines import pipeline_seconds
 
 SAMPLES, ADAM, LINE = 55_000, "Adam end to end", "gsADMM streaming, n = {}"
@@ -42,7 +42,7 @@ def main() -> None:
     curves = _curves(given.smoke)
     print("assumptions:", " ".join((cost.__doc__ or "").split()))
     report: dict[str, Any] = {"targets": given.targets}
-    for machine in (cost.MACHINES[name] for name in MACHINES):
+    for machine in (machines.MACHINES[name] for name in MACHINES):
         print(f"\n{machine.name}: {machine.source}")
         small = [_row(machine, 512, 110, d, curves, given.targets) for d in DEVICES]
         wide = [_row(machine, 4096, 1100, d, {}, []) for d in DEVICES]

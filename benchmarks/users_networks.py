@@ -1,7 +1,7 @@
 """Do networks of flax modules train when they are cut? A ResNet-like one and a transformer, n = 2, 3, 4.
 
 The paper's ResNet-like network has 24 residual blocks; here each is two 3 x 3 convolutions of 8 channels
-on 7 x 7 pixels with `nnx.BatchNorm` (flax nnx modules, `jtssm.network.from_nnx`). The transformer
+on 7 x 7 pixels with `nnx.BatchNorm` (flax nnx modules, `jtssm.nn.perceptrons.from_nnx`). The transformer
 classifier reads an image as rows: 6 encoder blocks of width 64 with 4 heads (flax linen, `from_linen`).
 MNIST 14 x 14, the first 5 000 training images, batch 100, 8 epochs; Adam for all, a fifth of the steps of
 warm-up, then a cosine to zero. Its peak rate is chosen out of the same four for every line on the
@@ -31,8 +31,10 @@ from flax import nnx
 import jtssm
 from benchmarks import record
 from benchmarks.running import Runs
-from jtssm import data, feeding, network, solvers
-from jtssm.network import Network
+from jtssm import data, feeding, solvers
+from jtssm.modules.linen_modules import from_linen
+from jtssm.modules.nnx_modules import from_nnx
+from jtssm.nn.network import Network
 
 TRAINED, BATCH, EPOCHS = 5_000, 100, 8
 SEED, TUNING_SEED = 0, 100
@@ -100,13 +102,13 @@ def residual(shape: tuple[int, ...], blocks: int, channels: int) -> Network:
     first = nnx.Conv(shape[-1], channels, (3, 3), strides=2, rngs=rngs)
     inner = [Block(channels, rngs) for _ in range(blocks)]
     modules = [first, nnx.relu, *inner, Pooled(channels, 10, rngs)]
-    return network.from_nnx(modules, jnp.zeros((1, *shape)))
+    return from_nnx(modules, jnp.zeros((1, *shape)))
 
 
 def transformer(shape: tuple[int, ...], blocks: int, width: int) -> Network:
     """The transformer classifier."""
     modules = [Embedded(width), *(Encoder(4) for _ in range(blocks)), Classes(10)]
-    return network.from_linen(modules, jnp.zeros((1, *shape)))
+    return from_linen(modules, jnp.zeros((1, *shape)))
 
 
 def alone(modules: list[Any], x: Any) -> Any:

@@ -13,7 +13,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jtssm import data, network, sharding, solvers
+from jtssm import data, sharding, solvers
+from jtssm.modules.nnx_modules import from_nnx
 
 EPOCHS, BATCH = 10, 50
 
@@ -73,7 +74,7 @@ def with_nnx(model, train, optimizer):
 
 def with_gsadmm(model, train, optimizer):
     """The same loop; the trained blocks go back into the model."""
-    net = network.from_nnx(list(model.blocks))
+    net = from_nnx(list(model.blocks))
     method = solvers.gsadmm(net, subnets=2, optimizer=optimizer, batch_size=BATCH)
     method = sharding.place(method, sharding.make_mesh(subnet=2))
     state = method.init(jax.random.key(0), *train)

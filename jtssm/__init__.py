@@ -1,13 +1,15 @@
 """jtssm: training deep networks by splitting them, on one device or on a mesh."""
 
 from jtssm import data, losses, sharding, solvers
-from jtssm.loop import Result, fit
-from jtssm.network import mlp, sequence
+from jtssm.loop import fit
+from jtssm.nn.network import sequence
+from jtssm.nn.perceptrons import mlp
 from jtssm.protocol import Info, Method
+from jtssm.results import Result
 from jtssm.sweeping import plan, sweep
 
 __all__ = [
-    "Info", "Method", "Result", "data", "fit", "losses", "mlp", "plan", "sequence", "sharding", "solvers",
-    "sweep",
+    "Info", "Method", "Result", "data", "evaluate", "fit", "losses", "mlp", "plan", "sequence",
+    "sharding", "solvers", "sweep",
 ]  # fmt: skip
 __version__ = "0.1.0"

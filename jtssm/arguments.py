@@ -8,8 +8,8 @@ from pathlib import Path
 
 import jtssm
 from jtssm import data, recording, solvers
-from jtssm.architectures import ARCHITECTURES
-from jtssm.normalisation import NORMALISATIONS
+from jtssm.nn.architectures import ARCHITECTURES
+from jtssm.nn.norm import NORMALISATIONS
 from jtssm.sharding.machines import MACHINES
 from jtssm.sharding.mesh import AXES
 from jtssm.sharding.processes import LOST_AFTER

@@ -10,9 +10,10 @@ from typing import Any
 import optax
 
 import jtssm
-from jtssm import checks, images, solvers
+from jtssm import checks, solvers
 from jtssm.arguments import NETS, OPTIMIZERS, RATES
-from jtssm.network import Network
+from jtssm.nn import images
+from jtssm.nn.network import Network
 from jtssm.protocol import Method
 from jtssm.sweeping import LOCAL_STEPS
 

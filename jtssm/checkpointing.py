@@ -24,8 +24,9 @@ from jtssm.divergence import Divergence
 from jtssm.fingerprints import checksums, differences, unplaced
 from jtssm.positions import Checkpoint, Position, Sound
 from jtssm.protocol import Method
-from jtssm.sharding import gathered, place
 from jtssm.sharding.mesh import AXES, axis_size
+from jtssm.sharding.packing import gathered
+from jtssm.sharding.placing import place
 
 FORMAT = 1
 IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")

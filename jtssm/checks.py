@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-# jtssm.network.Network and jtssm.losses.Loss: layers and losses call these checks, so that nothing of
-# theirs is imported here
+# jtssm.nn.perceptrons.Network and jtssm.losses.Loss: layers and losses call these checks, so that
+# nothing of theirs is imported here
 Network = Any
 Loss = Any
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jtssm.protocol import Array
-from jtssm.sharding import gathered
+from jtssm.arrays import Array
+from jtssm.sharding.packing import gathered
 
 
 class Divergence(NamedTuple):

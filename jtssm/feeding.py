@@ -13,8 +13,7 @@ from jax.sharding import NamedSharding
 
 from jtssm.divergence import Guard, Outcome
 from jtssm.protocol import Info, Method
-from jtssm.sharding import batch_sharding, num_splits
-from jtssm.sharding.placing import samples_sharding
+from jtssm.sharding.placing import batch_sharding, num_splits, samples_sharding
 from jtssm.sharding.processes import ProcessSamples, Shares, check_shares, put_rows, shares, whole
 
 CHUNK = 50  # most steps a dispatch

@@ -12,7 +12,8 @@ import numpy as np
 from jax import lax
 
 from jtssm import protocol, workers
-from jtssm.protocol import Array, Method
+from jtssm.arrays import Array
+from jtssm.protocol import Method
 
 PRIME = np.uint32(2654435761)
 

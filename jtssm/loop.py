@@ -12,18 +12,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jtssm import checks, fingerprints, sample_checks
+from jtssm.arrays import Array
 from jtssm.checkpointing import Folder
 from jtssm.divergence import not_finite
 from jtssm.feeding import Minibatches, Resident, check_shared
 from jtssm.positions import Checkpoint, Position
 from jtssm.progress import Bar
-from jtssm.protocol import Array, Method, as_method
+from jtssm.protocol import Method, as_method
 from jtssm.results import Epoch, Result, evaluate
 from jtssm.running import Plan, Run
-from jtssm.sharding import make_mesh, place, planner
+from jtssm.sharding import planner
 from jtssm.sharding.finding import present_machine
 from jtssm.sharding.machines import Machine
+from jtssm.sharding.mesh import make_mesh
 from jtssm.sharding.packing import is_rows
+from jtssm.sharding.placing import place
 from jtssm.sharding.processes import ProcessSamples, introduce
 from jtssm.signals import noted
 from jtssm.streams import Stream, check_streams, is_stream

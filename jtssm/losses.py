@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from jtssm import checks
-from jtssm.protocol import Array
+from jtssm.arrays import Array
 
 
 class Loss(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtssm.network import Network
-from jtssm.protocol import Array, Tree
+from jtssm.arrays import Array, Tree
+from jtssm.nn.network import Network
 
 
 def separable(

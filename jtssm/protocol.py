@@ -11,18 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from math import prod
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jtssm import checks, device_memory, sample_checks
-from jtssm.products import PLAIN
-
-Array = jax.Array
-Tree = Any  # a pytree of arrays
-Carried = Any  # something every piece holds its own of: a tuple of trees, or packed rows on a mesh
+from jtssm.arrays import Array, Tree
+from jtssm.nn.network import as_input
+from jtssm.nn.ops import PLAIN
 
 
 class Info(NamedTuple):
@@ -109,7 +106,7 @@ class Parts(NamedTuple):
     """A method written piece by piece: all that `jtssm.sharding.place` needs of it."""
 
     name: str
-    network: Any  # jtssm.network.Network
+    network: Any  # jtssm.nn.perceptrons.Network
     starts: tuple[int, ...]  # piece l holds the layers starts[l] .. starts[l + 1] - 1
     kinds: dict[str, Any]  # field of State -> kind, or the mesh axes of its dimensions
     init: Callable  # (exchange, key, x, y, params or None) -> State
@@ -213,25 +210,6 @@ def as_method(parts: Parts) -> Method:
         parts.resident, lambda state: parts.drain(exchange, state), parts.moves, parts,
         lambda state: state, estimate,
     )  # fmt: skip
-
-
-def as_input(network: Any, x: Any) -> Array:
-    """Samples in the shape the first layer takes: [samples, *network.shapes[0]].
-
-    Raises:
-      ValueError: x has samples of another size.
-    """
-    x, shape = jnp.asarray(x), network.shapes[0]
-    if x.ndim < 1 or prod(x.shape[1:]) != prod(shape):
-        raise ValueError(f"x: expected [samples, {prod(shape)}] or the like; got shape {x.shape}")
-    # integers travel as floats, which hold them exactly up to 2^24
-    return x.reshape(-1, *shape).astype(float_dtype(x))
-
-
-def float_dtype(x: Any) -> Any:
-    """The dtype of parameters and variables for samples x: theirs, of integers jax's default."""
-    given = jnp.result_type(x)
-    return given if jnp.issubdtype(given, jnp.floating) else jnp.zeros(()).dtype
 
 
 def given_params(parts: Parts, params: Any, dtype: Any) -> tuple:

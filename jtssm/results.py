@@ -10,7 +10,7 @@ import numpy as np
 
 from jtssm.divergence import Divergence
 from jtssm.protocol import Method
-from jtssm.sharding import gathered
+from jtssm.sharding.packing import gathered
 
 ROWS = 8192  # most samples a forward pass of an evaluation
 
@@ -45,7 +45,7 @@ class Result(NamedTuple):
         return self.method.params(self.state)
 
     def module(self) -> list:
-        """The user's own modules, trained; see `jtssm.network.Network.modules`."""
+        """The user's own modules, trained; see `jtssm.nn.perceptrons.Network.modules`."""
         return self.method.parts.network.modules(self.params)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from jtssm.checks import shown
 
-# jtssm.network.Network and jtssm.losses.Loss, which stand above these checks
+# jtssm.nn.perceptrons.Network and jtssm.losses.Loss, which stand above these checks
 Network = Any
 Loss = Any
 

@@ -18,6 +18,7 @@ from jtssm import checks, plot, solvers, sweeping, tables
 from jtssm.arguments import OPTIMIZERS
 from jtssm.sharding.calibrating import calibrate
 from jtssm.sharding.planner import Proposal
+from jtssm.trials import Record
 
 PASSED = ("subnets", "cuts", "local_steps", "schedule", "sweeps")  # to the method, if given
 LISTED = 4  # shapes that do not go
@@ -138,7 +139,7 @@ def _folder(arguments: argparse.Namespace) -> Path:
     return out
 
 
-def _write(out: Path, arguments: argparse.Namespace, records: list[sweeping.Record]) -> None:
+def _write(out: Path, arguments: argparse.Namespace, records: list[Record]) -> None:
     """sweep.csv and sweep.json."""
     names = dict.fromkeys(name for record in records for name in record)
     with (out / "sweep.csv").open("w", newline="") as file:
@@ -152,7 +153,7 @@ def _write(out: Path, arguments: argparse.Namespace, records: list[sweeping.Reco
     (out / "sweep.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-def _show(records: list[sweeping.Record], arguments: argparse.Namespace, out: Path) -> None:
+def _show(records: list[Record], arguments: argparse.Namespace, out: Path) -> None:
     """The table; marks the best."""
     columns = [
         "",
@@ -184,7 +185,7 @@ def _show(records: list[sweeping.Record], arguments: argparse.Namespace, out: Pa
         print(f"jtssm: predicted and counted bytes differ for {', '.join(differ)}", file=sys.stderr)
 
 
-def _sweep_row(record: sweeping.Record, arguments: argparse.Namespace) -> tuple[str, ...]:
+def _sweep_row(record: Record, arguments: argparse.Namespace) -> tuple[str, ...]:
     shown = lambda value: "" if not value else f"{value:.3g}"
     mega = lambda name: f"{record[name] / 1e6:.3f}" if name in record else ""
     compute = record["seconds_products"] + record["seconds_optimizer"]

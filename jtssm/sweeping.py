@@ -16,10 +16,11 @@ import optax
 from tqdm.auto import tqdm
 
 from jtssm import checks, solvers
-from jtssm.architectures import find_architecture
-from jtssm.network import Network
+from jtssm.nn.architectures import find_architecture
+from jtssm.nn.network import Network
 from jtssm.protocol import Method
 from jtssm.sharding import planner
+from jtssm.sharding.demands import Sizes
 from jtssm.sharding.finding import find_machine
 from jtssm.sharding.machines import Machine
 from jtssm.sharding.mesh import AXES, make_mesh
@@ -116,7 +117,7 @@ def plan(
     """The fastest mesh of so many devices, the cuts and each layer's form, by the cost model.
 
     Args:
-      net: a network, or the name of a published one, of `jtssm.architectures.ARCHITECTURES`.
+      net: a network, or the name of a published one, of `jtssm.nn.architectures.ARCHITECTURES`.
       num_devices: all are used.  batch: samples of a step's minibatch, of all devices together.
       machine: a `Machine`, the name of one of `MACHINES`, or the path of a machine file.
       method: the name of a method, or (net, n, batch) -> the unplaced one with n subnetworks or workers.
@@ -215,7 +216,7 @@ class _Sweep:
         self.build, self.overlap, self.samples, self.topology = build, overlap, samples, topology
         self.limit = machine.capacity if limit is None else limit
 
-    def record(self, shape: planner.Sizes, count: bool, measure: bool) -> Record:
+    def record(self, shape: Sizes, count: bool, measure: bool) -> Record:
         """All that is asked of one shape; what fails is told in `error`, and the others go on."""
         record: Record = dict(zip(AXES, shape, strict=True)) | {"mesh": " x ".join(map(str, shape))}
         try:
@@ -237,7 +238,7 @@ class _Sweep:
             record["error"] = f"{type(error).__name__}: {error}"
         return record
 
-    def proposal(self, shape: planner.Sizes) -> Proposal:
+    def proposal(self, shape: Sizes) -> Proposal:
         """The best forms of one shape, checked."""
         method = self.build(self.net, shape[0], self.batch)
         return planner.propose(

@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from jtssm import checks, device_memory, sample_checks
-from jtssm.products import PLAIN, Products
-from jtssm.protocol import Array, Info, Method, as_input, float_dtype, given_trees
+from jtssm.arrays import Array
+from jtssm.nn.network import as_input, float_dtype
+from jtssm.nn.ops import PLAIN, Products
+from jtssm.protocol import Info, Method, given_trees
 
 
 class Meeting(NamedTuple):
@@ -50,7 +52,7 @@ class WorkerParts(NamedTuple):
     """A method of equal workers: all that `jtssm.sharding.place` needs of it."""
 
     name: str
-    network: Any  # jtssm.network.Network
+    network: Any  # jtssm.nn.perceptrons.Network
     num: int  # workers: N
     homes: int  # in how many parts the whole model is stored; 1: not on a mesh
     # field of State -> mesh axes of its leaves' first dimensions
@@ -68,7 +70,7 @@ class WorkerParts(NamedTuple):
     optimizer: Any  # every worker's
     moves: Callable  # number of samples in a local step -> tuple[jtssm.protocol.Move, ...]
     work: Callable  # () -> tuple[jtssm.protocol.Run | MatrixProduct, ...] of one worker in a round
-    # () -> tuple[jtssm.normalisation.Statistics, ...] of one worker in a local step
+    # () -> tuple[jtssm.nn.norm.Statistics, ...] of one worker in a local step
     statistics: Callable
     resident: bool = False
 

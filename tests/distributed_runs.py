@@ -21,7 +21,9 @@ import numpy as np
 import optax
 
 import jtssm
-from jtssm import cli, images, network, problems, sharding, solvers
+from jtssm import cli, problems, sharding, solvers
+from jtssm.nn import images, perceptrons
+from jtssm.nn.network import sequence
 
 DEVICES = 8
 LOST_AFTER = 10  # seconds
@@ -55,8 +57,11 @@ def more_cases() -> dict[str, tuple]:
     sgd = solvers.sgd(DEEP, **SHARED)
     pieces = solvers.gsadmm(DEEP, subnets=3, sweeps=2, **SHARED)
     normal = jtssm.mlp([4, 16, 12, 3], normalisation="running")
-    layers = [*(images.convolution(3, 3, activation=jnp.tanh) for _ in range(2)), network.dense(3)]
-    pictures = network.sequence(layers, (4, 1, 1))
+    layers = [
+        *(images.convolution(3, 3, activation=jnp.tanh) for _ in range(2)),
+        perceptrons.dense(3),
+    ]
+    pictures = sequence(layers, (4, 1, 1))
     return {
         "gathered": (sgd, (1, 8, 1), ("gathered", "batch", "batch")),
         "scattered, row": (sgd, (1, 4, 2), ("scattered", "row", "batch")),

@@ -15,7 +15,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 import jtssm
-from jtssm import architectures, images, network, solvers
+from jtssm import solvers
+from jtssm.nn import architectures, images, perceptrons
+from jtssm.nn.dropout import dropout_layer
 
 ROOT = str(Path(jtssm.__file__).parent)
 NET, SGD = jtssm.mlp([4, 8, 8, 3]), optax.sgd(0.1)
@@ -90,12 +92,12 @@ LAYERS = {
         {"in_shape": (8, 8, 1), "classes": 3, "channels": (2,), "hidden": (4,), "size": 3, "activation": jax.nn.relu,
          "normalisation": None, "dropout": 0.0},
     ),
-    "sequence": (jtssm.sequence, {"layers": [network.dense(3)], "in_shape": (4,)}),
+    "sequence": (jtssm.sequence, {"layers": [perceptrons.dense(3)], "in_shape": (4,)}),
     "dense": (
-        lambda **given: jtssm.sequence([network.dense(**given)], (4,)),
+        lambda **given: jtssm.sequence([perceptrons.dense(**given)], (4,)),
         {"width": 3, "activation": None, "normalisation": None, "affine": True},
     ),
-    "dropout": (lambda **given: jtssm.sequence([network.dropout_layer(**given)], (4,)), {"rate": 0.5}),
+    "dropout": (lambda **given: jtssm.sequence([dropout_layer(**given)], (4,)), {"rate": 0.5}),
     "convolution": (
         lambda **given: jtssm.sequence([images.convolution(**given)], (6, 6, 2)),
         {"channels": 4, "size": 3, "stride": 1, "padding": "SAME", "activation": None, "normalisation": None, "groups": 1},

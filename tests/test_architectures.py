@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtssm import architectures, residual
-from jtssm.architectures import ARCHITECTURES, find_architecture
-from jtssm.network import sequence
-from jtssm.products import PLAIN
+from jtssm.nn import architectures, residual
+from jtssm.nn.architectures import ARCHITECTURES, find_architecture
+from jtssm.nn.network import sequence
+from jtssm.nn.ops import PLAIN
 
 RNG = np.random.default_rng(0)
 # parameters, and multiply-adds of one sample. VGG-16, ResNet-50: torchvision's tables (15.47 and 4.09 G);

@@ -7,8 +7,10 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import images, losses, sharding, solvers
-from jtssm.network import dense, sequence
+from jtssm import losses, sharding, solvers
+from jtssm.nn import images
+from jtssm.nn.network import sequence
+from jtssm.nn.perceptrons import dense
 
 NET = jtssm.mlp([4, 8, 8, 3])
 GOOD = {"optimizer": optax.sgd(0.1), "batch_size": 6, "subnets": 2}

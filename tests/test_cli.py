@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import jtssm
-from jtssm import building, data, images
+from jtssm import building, data
 from jtssm.cli import main
+from jtssm.nn import images
 from tests.test_data import write_mnist
 
 

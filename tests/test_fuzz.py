@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import jtssm
 from jtssm import sharding
-from jtssm.network import Network
+from jtssm.nn.network import Network
 from jtssm.protocol import Method
 from tests.fuzz_cases import (
     ARRAYS,

@@ -7,9 +7,9 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import images
-from jtssm.network import sequence
-from jtssm.products import PLAIN, Window
+from jtssm.nn import images
+from jtssm.nn.network import sequence
+from jtssm.nn.ops import PLAIN, Window
 
 RNG = np.random.default_rng(0)
 

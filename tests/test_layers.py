@@ -45,7 +45,9 @@ def test_imports_point_down_and_solvers_and_sharding_stay_apart():
         for target in imported(path):
             there = top(target)
             unmoved = {here, there} & FLAT
-            assert unmoved or here == there or RANKS[there] < RANKS[here], f"{name} imports {target}"
+            assert unmoved or here == there or RANKS[there] < RANKS[here], (
+                f"{name} imports {target}"
+            )
 
 
 def test_only_the_command_line_prints():

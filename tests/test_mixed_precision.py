@@ -11,8 +11,10 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import AbstractMesh
 
 import jtssm
-from jtssm import checks, data, images, normalisation, sharding, solvers
-from jtssm.products import PLAIN
+from jtssm import checks, data, sharding, solvers
+from jtssm.nn import images
+from jtssm.nn.norm import find
+from jtssm.nn.ops import PLAIN
 from jtssm.sharding import cost, memory
 from jtssm.trials import traced_bytes
 
@@ -190,7 +192,7 @@ def test_auto_moves_the_fewest_bytes_where_gradients_weigh_twice():
 def test_statistics_are_taken_in_float32():
     """Of numbers with a mean of 100 and a deviation of 1, bfloat16 would leave two digits at most."""
     z = jnp.asarray(np.random.default_rng(0).normal(100, 1, (4000, 3)), jnp.bfloat16)
-    norm, exact = normalisation.find("running"), np.asarray(z, np.float64)
+    norm, exact = find("running"), np.asarray(z, np.float64)
     params = norm.init(3, True, jnp.float32)
     found = norm.estimate(params, z, PLAIN)
     assert found["mean"].dtype == found["var"].dtype == jnp.float32
@@ -227,7 +229,7 @@ def test_a_users_modules_compute_in_bfloat16():
         wide,
         nnx.Linear(16, 8, rngs=rngs),
     ]
-    net = jtssm.network.from_nnx(modules)
+    net = jtssm.modules.nnx_modules.from_nnx(modules)
     method = solvers.sgd(net, **batch("bfloat16"))
     given, flat = samples(method)
     state = method.init(KEY, *flat)
@@ -251,7 +253,9 @@ def test_tokens_are_not_rounded():
     """bfloat16 has no 257: two rows of an embedding that would be one."""
     table = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
     look_up = lambda params, x: params["table"][x[:, 0]]
-    net = jtssm.network.layers([({"table": table}, look_up)], jnp.zeros((1, 1), jnp.int32))
+    net = jtssm.modules.functions.layers(
+        [({"table": table}, look_up)], jnp.zeros((1, 1), jnp.int32)
+    )
     method = solvers.sgd(net, **batch("bfloat16"))
     x = np.array([[256], [257], [599]], np.int32)
     state = method.init(KEY, x, np.zeros(3, np.int32))

@@ -9,8 +9,11 @@ from flax import linen as nn
 from flax import nnx
 
 import jtssm
-from jtssm import network, sharding, solvers
-from jtssm.products import PLAIN
+from jtssm import sharding, solvers
+from jtssm.modules.functions import layers
+from jtssm.modules.linen_modules import from_linen
+from jtssm.modules.nnx_modules import from_nnx
+from jtssm.nn.ops import PLAIN
 from jtssm.solvers.pieces import training
 
 SGD = optax.sgd(0.05)
@@ -80,7 +83,7 @@ class Classes(nn.Module):
 
 def transformer(rate=0.0, blocks=2):
     blocks = [Encoder(rate) for _ in range(blocks)]
-    return network.from_linen([Tokens(), *blocks, Classes()], jnp.zeros((1, 7), jnp.int32))
+    return from_linen([Tokens(), *blocks, Classes()], jnp.zeros((1, 7), jnp.int32))
 
 
 def images(num=8):
@@ -129,7 +132,7 @@ def test_sgd_trains_nnx_modules_as_their_own_loop_does(float32):
     modules, (x, y) = residual(), images()
     x = x.astype(np.float32)
     expected = by_hand(modules, x, y, 3)
-    net = network.from_nnx(modules, IMAGE)
+    net = from_nnx(modules, IMAGE)
     method = solvers.sgd(net, optimizer=SGD, batch_size=8, precision="highest")
     state, losses = trained(method, x, y, 3)
     found = net.modules(method.params(state))
@@ -143,7 +146,7 @@ def test_sgd_trains_nnx_modules_as_their_own_loop_does(float32):
 def test_the_modules_come_back_trained_and_predict_without_jtssm():
     modules, (x, y) = residual(), images()
     before = nnx.to_pure_dict(nnx.state(modules[2], nnx.Param))
-    net = network.from_nnx(modules, IMAGE)
+    net = from_nnx(modules, IMAGE)
     result = jtssm.fit(
         solvers.gsadmm(net, subnets=2, optimizer=SGD, batch_size=4), (x, y), epochs=2, key=jax.random.key(1)
     )  # fmt: skip
@@ -172,7 +175,7 @@ def test_functions_are_layers_too():
     params = {"W": jnp.ones((3, 2)) / 3, "b": jnp.zeros(2)}
     affine = lambda p, x: x @ p["W"] + p["b"][None]
     draw = lambda key, x: jax.random.normal(key, (x.shape[-1], 3)) / 2
-    net = network.layers([(draw, lambda W, x: x @ W), jnp.tanh, (params, affine)], np.zeros((1, 4)))
+    net = layers([(draw, lambda W, x: x @ W), jnp.tanh, (params, affine)], np.zeros((1, 4)))
     assert net.shapes == ((4,), (3,), (3,), (2,))
     assert net.costs() == [12, 0, 6]
     x = np.random.default_rng(0).normal(size=(6, 4))
@@ -209,7 +212,7 @@ CASES = [
 def test_a_mesh_gives_the_numbers_of_one_device(kind, name):
     """Means of nnx.BatchNorm over all devices, dropout of each sample, integers as samples."""
     if kind == "images":
-        net, (x, y) = network.from_nnx(residual(1, 0.3), IMAGE), images(8)
+        net, (x, y) = from_nnx(residual(1, 0.3), IMAGE), images(8)
     else:
         net, (x, y) = transformer(0.3 * (name != "sgd"), blocks=1), tokens(8)
     method = builds(net)[name]
@@ -225,7 +228,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(kind, name):
 
 def test_under_gsadmm_a_minibatch_drops_the_same_neurons_on_every_pass():
     """One minibatch through and out again: exactly a step of SGD with the masks it entered with."""
-    net, (x, y) = network.from_nnx(residual(rate=0.4), IMAGE), images()
+    net, (x, y) = from_nnx(residual(rate=0.4), IMAGE), images()
     assert [layer.random for layer in net.layers] == [False, False, True, True, False]
     method = solvers.gsadmm(net, cuts=[3], optimizer=SGD, batch_size=8, delay_power=0)
     state = method.init(jax.random.key(5), x, y)
@@ -252,9 +255,9 @@ def test_statistics_are_those_of_the_samples_under_the_whole_network(flavour):
     """Prediction with them is what training saw on the same samples, whatever the momentum."""
     x, y = images()
     if flavour == "nnx":
-        net = network.from_nnx(residual(), IMAGE)
+        net = from_nnx(residual(), IMAGE)
     else:
-        net = network.from_linen([Normed(), Normed(), Flat()], IMAGE)
+        net = from_linen([Normed(), Normed(), Flat()], IMAGE)
     method = solvers.gsadmm(net, subnets=2, optimizer=SGD, batch_size=8)
     state = jax.jit(method.step)(method.init(jax.random.key(0), x, y), x, y)[0]
     state = method.estimate(method.drain(state), x)
@@ -286,7 +289,7 @@ class Flat(nn.Module):
 @pytest.mark.parametrize("cut", [2, pytest.param(3, marks=pytest.mark.slow), 4])
 def test_networks_cut_in_two_three_and_four_learn(kind, cut):
     if kind == "residual":
-        net, (x, y) = network.from_nnx(residual(), IMAGE), images(16)
+        net, (x, y) = from_nnx(residual(), IMAGE), images(16)
     else:
         net, (x, y) = transformer(), tokens(16)
     method = solvers.gsadmm(net, subnets=cut, optimizer=optax.adam(1e-2), batch_size=16)
@@ -312,35 +315,35 @@ def shared_modules():
     return [one, jax.nn.relu, one]
 
 
-FLAT = network.layers([(jnp.ones((4, 4)), lambda W, x: x @ W)] * 2, np.zeros((1, 4)))
+FLAT = layers([(jnp.ones((4, 4)), lambda W, x: x @ W)] * 2, np.zeros((1, 4)))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: network.from_nnx([], IMAGE), r"modules: expected a list of modules"),
-        (lambda: network.from_nnx(residual()), r"sample_input: expected samples .*Conv"),
+        (lambda: from_nnx([], IMAGE), r"modules: expected a list of modules"),
+        (lambda: from_nnx(residual()), r"sample_input: expected samples .*Conv"),
         (
-            lambda: network.from_nnx([3], IMAGE),
+            lambda: from_nnx([3], IMAGE),
             r"modules: expected nnx modules or functions; got 3",
         ),
         (
-            lambda: network.from_nnx(residual(), jnp.zeros((1, 6, 6, 4))),
+            lambda: from_nnx(residual(), jnp.zeros((1, 6, 6, 4))),
             r"expected that module 0, Conv",
         ),
         (
-            lambda: network.from_nnx(shared_modules()),
+            lambda: from_nnx(shared_modules()),
             r"share nothing; got .* of module 2, which is module 0's",
         ),
-        (lambda: network.from_nnx([Counting()], IMAGE), r"changes other variables"),
+        (lambda: from_nnx([Counting()], IMAGE), r"changes other variables"),
         (
-            lambda: network.from_linen([nn.Dense(3)], jnp.zeros(4)),
+            lambda: from_linen([nn.Dense(3)], jnp.zeros(4)),
             r"sample_input: expected samples",
         ),
-        (lambda: network.layers([(1, 2)], IMAGE), r"functions: expected a function"),
-        (lambda: network.layers([jnp.sum], IMAGE), r"expected that module 0, sum.* samples first"),
+        (lambda: layers([(1, 2)], IMAGE), r"functions: expected a function"),
+        (lambda: layers([jnp.sum], IMAGE), r"expected that module 0, sum.* samples first"),
         (
-            lambda: network.layers([(jnp.ones(3, int), lambda p, x: x)], IMAGE),
+            lambda: layers([(jnp.ones(3, int), lambda p, x: x)], IMAGE),
             r"of floats; got int",
         ),
         (
@@ -353,7 +356,7 @@ FLAT = network.layers([(jnp.ones((4, 4)), lambda W, x: x @ W)] * 2, np.zeros((1,
         ),
         (
             lambda: solvers.gsadmm(
-                network.from_nnx(residual(), IMAGE),
+                from_nnx(residual(), IMAGE),
                 subnets=2,
                 optimizer=SGD,
                 batch_size=2,

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 import jtssm
-from jtssm.network import Layer, balanced_starts, cut, dense, sequence
+from jtssm.nn.cuts import balanced_starts, cut
+from jtssm.nn.layer import Layer
+from jtssm.nn.network import sequence
+from jtssm.nn.perceptrons import dense
 
 
 def test_apply_is_the_product_and_the_activation_of_every_layer():

@@ -7,8 +7,10 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import network, problems, sharding, solvers
-from jtssm.products import PLAIN
+from jtssm import problems, sharding, solvers
+from jtssm.nn import perceptrons
+from jtssm.nn.dropout import dropout_layer
+from jtssm.nn.ops import PLAIN
 
 X, Y = problems.separable(0, 120, 4, 3, np.float64)
 KEY = jax.random.key(0)
@@ -47,7 +49,7 @@ def test_each_normalises_what_its_docstring_says(name):
 
 
 def test_while_training_running_statistics_are_the_minibatchs():
-    batch, running = (network.dense(6, jax.nn.relu, name) for name in ("batch", "running"))
+    batch, running = (perceptrons.dense(6, jax.nn.relu, name) for name in ("batch", "running"))
     params = running.init(KEY, (4,), jnp.float64)
     train = PLAIN._replace(training=True)
     np.testing.assert_array_equal(running.apply(params, X, train), batch.apply(params, X, train))
@@ -85,7 +87,7 @@ def test_fit_estimates_statistics_before_each_evaluation():
 
 
 def test_dropout_keeps_its_share_scales_it_and_is_off_in_prediction():
-    layer = network.dropout_layer(0.25)
+    layer = dropout_layer(0.25)
     keys = jax.random.split(KEY, 2000)
     x = jnp.full((2000, 5), 3.0)
     train = PLAIN._replace(training=True, keys=lambda: keys)

@@ -8,6 +8,7 @@ import pytest
 
 import jtssm
 from jtssm import problems, sharding, solvers, streams
+from jtssm.divergence import Guard
 
 NET = jtssm.mlp([4, 8, 3])
 X, Y = problems.separable(0, 130, 4, 3, np.float64)
@@ -117,7 +118,7 @@ def test_no_more_is_read_ahead_than_a_chunk_and_a_batch(monkeypatch):
     ahead, trained = [], [0]
     method = METHODS["sgd"]
 
-    class Told(streams.Guard):
+    class Told(Guard):
         def judge(self, *given):
             outcome = super().judge(*given)
             trained[0] += 20 * len(outcome.infos.loss)
@@ -179,7 +180,7 @@ def test_going_back_starts_the_pass_anew(monkeypatch):
     method, rows = recorded(METHODS["sgd"])
     stream = streams.Stream(method, batches(33))
     state = method.init(KEY, stream.x, stream.y)
-    guard = streams.Guard(method.step, state)
+    guard = Guard(method.step, state)
     next(stream.run(guard, state, stream.draw(1)))
     stream.go_to({"epochs": 0, "steps": 0})
     (place,) = stream.order()["places"]

@@ -9,8 +9,9 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import architectures, sharding, solvers, sweeping
+from jtssm import sharding, solvers, sweeping
 from jtssm.cli import main
+from jtssm.nn import architectures
 from jtssm.sharding import planner
 from jtssm.sharding.machines import MACHINES
 

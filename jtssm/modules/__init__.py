@@ -1,7 +1,7 @@
 """Networks that users already have: flax modules and plain functions as layers."""
 
-from jtssm.modules.functions import layers as layers
-from jtssm.modules.linen_modules import from_linen as from_linen
-from jtssm.modules.nnx_modules import from_nnx as from_nnx
+from jtssm.modules.functions import layers
+from jtssm.modules.linen_modules import from_linen
+from jtssm.modules.nnx_modules import from_nnx
 
 __all__ = ["from_linen", "from_nnx", "layers"]

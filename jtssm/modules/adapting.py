@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 from jax.interpreters import partial_eval
 
-from jtssm.layer import Layer, Network, Shape, sequence
-from jtssm.products import Products, varying
-from jtssm.protocol import Array, Tree
+from jtssm.arrays import Array, Tree
+from jtssm.nn.layer import Layer, Shape
+from jtssm.nn.network import Network, sequence
+from jtssm.nn.ops import Products, varying
 
 ROWS = 2  # samples in a trace
 

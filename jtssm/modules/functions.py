@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
-from jtssm.layer import Network
+from jtssm.arrays import Array, Tree
 from jtssm.modules.adapting import Adapted, Call, chained, listed, named
-from jtssm.protocol import Array, Tree
+from jtssm.nn.network import Network
 
 
 def layers(functions: Sequence[Any], sample_input: Any) -> Network:

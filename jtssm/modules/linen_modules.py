@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 
-from jtssm.layer import Network
+from jtssm.arrays import Array, Tree
 from jtssm.modules.adapting import Adapted, Call, chained, dropped, listed, need_flax
 from jtssm.modules.functions import of_function
-from jtssm.protocol import Array, Tree
+from jtssm.nn.network import Network
 
 # what modules call the argument that tells training from prediction, and its value while training
 MODES = {

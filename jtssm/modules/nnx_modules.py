@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jtssm.layer import Network
+from jtssm.arrays import Array, Tree
 from jtssm.modules.adapting import Adapted, Call, chained, dropped, listed, need_flax
 from jtssm.modules.functions import of_function
-from jtssm.protocol import Array, Tree
+from jtssm.nn.network import Network
 
 
 def from_nnx(modules: Sequence[Any], sample_input: Any = None) -> Network:

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jtssm.network import Network
-from jtssm.protocol import Tree
-from jtssm.sharding import collectives
+from jtssm.arrays import Tree
+from jtssm.nn.network import Network
+from jtssm.nn.ops import varying
 from jtssm.sharding.grid import Grid
 from jtssm.sharding.mesh import AxisNames
 from jtssm.sharding.packing import Layout, Rows, layout_of, pack, unpack
@@ -102,9 +102,9 @@ class _Result(NamedTuple):
             return jnp.pad(whole, [(0, empty)] + [(0, 0)] * (whole.ndim - 1)) if empty else whole
 
         if self.layout is None:
-            return collectives.varying(jax.tree.map(joined, *runs), axes_of(at, self.kind))
+            return varying(jax.tree.map(joined, *runs), axes_of(at, self.kind))
         return {
-            key: collectives.varying(joined(*(r[key] for r in runs)), axes_of(at, self.kind, key))
+            key: varying(joined(*(r[key] for r in runs)), axes_of(at, self.kind, key))
             for key in self.layout.keys
         }
 

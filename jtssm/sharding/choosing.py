@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 
+from jtssm.arrays import Tree
 from jtssm.checks import shown
-from jtssm.network import Layer, Network
-from jtssm.protocol import Tree
+from jtssm.nn.layer import Layer
+from jtssm.nn.network import Network
 from jtssm.sharding.grid import FORMS, SPLITS, Grid
 from jtssm.sharding.slabs import Halo
 from jtssm.sharding.traffic import Pass, ring_numbers

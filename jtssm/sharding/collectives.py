@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jtssm.products import varying as varying
-from jtssm.protocol import Array, Tree
+from jtssm.arrays import Array, Tree
+from jtssm.nn.ops import varying
 
 
 def gather_columns(x: Array, axis: str | None) -> Array:

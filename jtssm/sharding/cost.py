@@ -41,15 +41,14 @@ from jtssm.sharding.demands import (
     Message,
     Sizes,
     Step,
-    Task,
     message_bytes,
     predicted_bytes,
     step_demand,
     step_samples,
 )
-from jtssm.sharding.machines import MACHINES as MACHINES
 from jtssm.sharding.machines import Machine
 from jtssm.sharding.routes import Route
+from jtssm.sharding.tasks import Task
 from jtssm.workers import WorkerParts
 
 ADAM_WORDS = 7  # reads of gradient, weight and two moments, writes of weight and moments

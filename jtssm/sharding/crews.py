@@ -16,8 +16,10 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jtssm import checks, device_memory
-from jtssm.products import PLAIN
-from jtssm.protocol import Method, Tree, as_input, float_dtype, given_trees
+from jtssm.arrays import Tree
+from jtssm.nn.network import as_input, float_dtype
+from jtssm.nn.ops import PLAIN, varying
+from jtssm.protocol import Method, given_trees
 from jtssm.sharding import collectives
 from jtssm.sharding.mesh import AXES, AxisNames, axis_size, check_split, devices_of, predicted, put
 from jtssm.sharding.packing import gathered
@@ -35,7 +37,7 @@ def by_collectives(num: int, names: AxisNames) -> Meeting:
     )  # pc: and pr, which has no other use here
     size = lax.axis_size(subnet) if subnet else 1
     here = collectives.index(names.subnet) * (num // size) + jnp.arange(num // size)
-    apart = partial(collectives.varying, axes=subnet)
+    apart = partial(varying, axes=subnet)
     turned = partial(_turned, axis=names.subnet)
     copy = lambda a: jnp.broadcast_to(a, (num // size, *a.shape))
     sums = lambda tree: jax.tree.map(lambda a: a.sum(axis=0), tree)
@@ -165,7 +167,7 @@ class _Crew:
         x = as_input(self.parts.network, x)
 
         def forward(state, x):
-            x = collectives.varying(x, self.names.present("pc"))
+            x = varying(x, self.names.present("pc"))
             return self.parts.forward(self._meeting(), state, x)
 
         return predicted(self._mapped, forward, self._specs(state), state, x, self.mesh, self.names)

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import jax
 
 from jtssm import checks
-from jtssm.protocol import MatrixProduct, Method, Move, Run, Tree
+from jtssm.arrays import Tree
+from jtssm.protocol import MatrixProduct, Method, Move, Run
 from jtssm.sharding.grid import Grid
 from jtssm.sharding.routes import Route
 from jtssm.sharding.tasks import (

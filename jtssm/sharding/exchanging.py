@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jtssm.protocol import Exchange, Tree
+from jtssm.arrays import Tree
+from jtssm.nn.ops import varying
+from jtssm.protocol import Exchange
 from jtssm.sharding import collectives, grid
 from jtssm.sharding.branches import Place, axes_of, each, take
 from jtssm.sharding.packing import Rows, layout_of, unpack
@@ -63,7 +65,7 @@ def _chain(at: Place, fn: Callable, *carried: Rows, x: Any, keep: bool = False) 
     size = max(inputs.size(key), outputs.size(key))
     flat = lambda a: jnp.pad(a.reshape(a.shape[0], -1), ((0, 0), (0, size - a[0].size)))
     axes = axes_of(at, "samples")
-    blank = collectives.varying(jnp.zeros((at.local, x.shape[0], size), x.dtype), axes)
+    blank = varying(jnp.zeros((at.local, x.shape[0], size), x.dtype), axes)
 
     def run(device: int, carry):
         h, *kept = carry
@@ -72,7 +74,7 @@ def _chain(at: Place, fn: Callable, *carried: Rows, x: Any, keep: bool = False) 
             f = fn(l, *(take(c.layout, l, slot, c.rows) for c in carried), h)
             kept = [a.at[slot].set(flat(b)) for a, b in zip(kept, (h, f), strict=False)]
             h = f
-        return collectives.varying((flat(h), *kept), axes)
+        return varying((flat(h), *kept), axes)
 
     carry = (blank[0], blank, blank) if keep else (blank[0],)
     for device in range(-(-at.num // at.local)):
@@ -96,7 +98,7 @@ def _chain_shapes(at: Place, fn: Callable, carried: Sequence[Rows], x: Any) -> l
     for l in range(at.num):
 
         def run(l=l, shape=shapes[-1]):
-            p = collectives.varying(jnp.zeros(shape.shape, shape.dtype), axes_of(at, "samples"))
+            p = varying(jnp.zeros(shape.shape, shape.dtype), axes_of(at, "samples"))
             return fn(l, *(take(c.layout, l, 0, c.rows) for c in carried), p)
 
         out = jax.eval_shape(run)

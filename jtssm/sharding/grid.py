@@ -28,9 +28,10 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 
-from jtssm.network import Layer, Network
-from jtssm.products import PLAIN, Products, plain_convolved, plain_dense
-from jtssm.protocol import Array, Tree
+from jtssm.arrays import Array, Tree
+from jtssm.nn.layer import Layer
+from jtssm.nn.network import Network
+from jtssm.nn.ops import PLAIN, Products, plain_convolved, plain_dense, varying
 from jtssm.sharding import collectives
 from jtssm.sharding.layouts import Hop, hops, moved
 from jtssm.sharding.slabs import Halo, Slabs, windowed
@@ -176,7 +177,7 @@ def _gathered(grid: Grid, to: str) -> dict[str, Any]:
 
     def whole(W: Array) -> Array:
         # first made every device's own: then its gradient is scattered before it is summed over pc
-        W = collectives.varying(W, grid.samples)
+        W = varying(W, grid.samples)
         return collectives.gather(W, grid.axis, W.ndim - 1, to=to)
 
     dense = lambda x, W, b: plain_dense(x, whole(W), b)
@@ -226,7 +227,7 @@ def _of_layout(grid: Grid, layout: str, i: int, height: int) -> dict[str, Any]:
         halo = Halo.of(grid.network.layers[i].window, grid.network.shapes[i][0], grid.size)
         return {
             # every device's own before they are used for inner rows and edges: one gradient is summed
-            "weights": lambda p: collectives.varying(p, both),
+            "weights": lambda p: varying(p, both),
             "windowed": partial(windowed, halo, axis, grid.apart),
             "over_samples": lambda a: _mean_of_rows(a, halo.outputs, axis, both, (0, 1, 2)),
             "over_neurons": lambda a: _mean_of_rows(a, halo.outputs, axis, (axis,), (1, 2, 3)),

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from jax import lax
 
-from jtssm.protocol import Array
+from jtssm.arrays import Array
+from jtssm.nn.ops import varying
 from jtssm.sharding import collectives
 from jtssm.sharding.slabs import Slabs
 
@@ -52,7 +53,7 @@ def moved(x: Array, hop: Hop, axis: str, height: int) -> Array:
     source, target = (_dimension(x, layout) for layout in hop[:2])
     if hop.source == "whole":
         if hop.target == "copies":
-            return collectives.varying(x, (axis,))
+            return varying(x, (axis,))
         return _own(x, hop.target, axis, slabs)
     if hop.target in ("whole", "copies"):
         to = "invarying" if hop.target == "whole" else "varying"

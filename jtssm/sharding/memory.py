@@ -22,7 +22,8 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
-from jtssm.protocol import Info, Method, Tree
+from jtssm.arrays import Tree
+from jtssm.protocol import Info, Method
 from jtssm.sharding.demands import Demand, Layered, Sizes, Step
 from jtssm.sharding.mesh import AXES
 from jtssm.sharding.placing import batch_sharding, place

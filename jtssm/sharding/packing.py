@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
-from jtssm.protocol import Array, Tree
+from jtssm.arrays import Array, Tree
 from jtssm.sharding.mesh import AxisNames
 
 KINDS = ("weights", "samples", "line")

@@ -8,7 +8,8 @@ from math import prod
 import jax
 
 from jtssm import checks
-from jtssm.network import Network, balanced_starts
+from jtssm.nn.cuts import balanced_starts
+from jtssm.nn.network import Network
 from jtssm.protocol import Run
 from jtssm.sharding.cost import (
     Seconds,

@@ -12,17 +12,10 @@ import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jtssm import checks, device_memory
-from jtssm.protocol import (
-    Method,
-    Parts,
-    Tree,
-    as_input,
-    by_index,
-    by_piece,
-    given_params,
-    whole_params,
-)
-from jtssm.sharding import collectives
+from jtssm.arrays import Tree
+from jtssm.nn.network import as_input
+from jtssm.nn.ops import varying
+from jtssm.protocol import Method, Parts, by_index, by_piece, given_params, whole_params
 from jtssm.sharding.branches import Place
 from jtssm.sharding.choosing import choose_forms
 from jtssm.sharding.crews import place_workers
@@ -276,7 +269,7 @@ class _Placing:
 
     def _seen(self, x):
         """Samples differ from piece to piece: no gradient of theirs may be summed over subnet."""
-        return collectives.varying(x, self.names.present("subnet", "pc"))
+        return varying(x, self.names.present("subnet", "pc"))
 
     def _weights_layout(self, dtype) -> Layout:
         """Of all pieces' weights and optimizer states, from shapes alone."""

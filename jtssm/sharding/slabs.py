@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jtssm.products import Window
-from jtssm.protocol import Array
+from jtssm.arrays import Array
+from jtssm.nn.ops import Window
 from jtssm.sharding import collectives
 
 

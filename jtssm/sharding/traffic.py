@@ -35,8 +35,8 @@ from typing import NamedTuple
 
 import jax
 
-from jtssm.network import Layer
-from jtssm.protocol import Tree
+from jtssm.arrays import Tree
+from jtssm.nn.layer import Layer
 from jtssm.sharding.grid import SPLITS, Grid
 from jtssm.sharding.layouts import Hop
 from jtssm.sharding.routes import Route, ring_bytes

@@ -18,16 +18,9 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jtssm import checks, device_memory
-from jtssm.protocol import (
-    Exchange,
-    Method,
-    Tree,
-    as_input,
-    by_index,
-    float_dtype,
-    given_params,
-    whole_params,
-)
+from jtssm.arrays import Tree
+from jtssm.nn.network import as_input, float_dtype
+from jtssm.protocol import Exchange, Method, by_index, given_params, whole_params
 from jtssm.sharding import collectives
 from jtssm.sharding.grid import Grid, split_dimensions, whole_grid
 from jtssm.sharding.mesh import AxisNames, axis_size, check_split, devices_of, put

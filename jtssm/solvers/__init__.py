@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from jtssm.protocol import Method
-from jtssm.solvers import layerwise
 from jtssm.solvers.averaging import ensemble, local_sgd
 from jtssm.solvers.descent import sgd
 from jtssm.solvers.layerwise import pdadmm

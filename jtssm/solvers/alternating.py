@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jtssm.protocol import Array
+from jtssm.arrays import Array
 from jtssm.solvers.pieces import Weights
 from jtssm.solvers.resident import Rule, Samples, to_renew_and_to_send
 from jtssm.solvers.updates import Penalties, squared, update_p

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from jtssm import checks, losses
-from jtssm.network import Network, estimate_layers
-from jtssm.protocol import Array, Method, Move, Run, Tree
+from jtssm.arrays import Array, Tree
+from jtssm.nn.network import Network, estimate_layers
+from jtssm.protocol import Method, Move, Run
 from jtssm.solvers.pieces import precisely
 from jtssm.solvers.rounds import Local, composed, local
 from jtssm.workers import Meeting, WorkerParts, as_method, round_info

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtssm.network import Network
-from jtssm.protocol import Array
+from jtssm.arrays import Array
+from jtssm.nn.network import Network
 from jtssm.workers import Meeting
 
 

@@ -17,8 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from jtssm import checks, losses
-from jtssm.network import Network, cut, estimate_layers
-from jtssm.protocol import Array, Info, Method, Run, as_method
+from jtssm.arrays import Array
+from jtssm.nn.cuts import cut
+from jtssm.nn.network import Network, estimate_layers
+from jtssm.protocol import Info, Method, Run, as_method
 from jtssm.solvers.pieces import Pieces, Weights, precisely, training
 
 

@@ -11,10 +11,11 @@ import optax
 from jax import lax
 
 from jtssm import checks, sample_checks
+from jtssm.arrays import Array, Tree
 from jtssm.losses import Loss
-from jtssm.network import Network, estimate_layers, keep_estimated, run_layers
-from jtssm.products import Products
-from jtssm.protocol import Array, Exchange, Move, Parts, Tree, by_piece
+from jtssm.nn.network import Network, estimate_layers, keep_estimated, run_layers
+from jtssm.nn.ops import Products
+from jtssm.protocol import Exchange, Move, Parts, by_piece
 
 
 class Weights(NamedTuple):

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jtssm.protocol import Array, Exchange, Info, Method, Run, as_method
+from jtssm.arrays import Array
+from jtssm.protocol import Exchange, Info, Method, Run, as_method
 from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.updates import Penalties, squared
 

@@ -11,10 +11,10 @@ import optax
 from jax import lax
 
 from jtssm import checks, losses
+from jtssm.arrays import Array, Tree
 from jtssm.losses import Loss
-from jtssm.network import Network, keep_estimated, run_layers
-from jtssm.products import Products
-from jtssm.protocol import Array, Tree
+from jtssm.nn.network import Network, keep_estimated, run_layers
+from jtssm.nn.ops import Products
 from jtssm.solvers.pieces import paced, training
 from jtssm.workers import Meeting
 

@@ -40,7 +40,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from jtssm.protocol import Array, Info, Method, Run, as_method
+from jtssm.arrays import Array
+from jtssm.protocol import Info, Method, Run, as_method
 from jtssm.solvers.pieces import Pieces
 from jtssm.solvers.turns import Kept, Rule, Turn
 from jtssm.solvers.updates import Penalties

@@ -36,10 +36,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtssm import checks, losses
-from jtssm.network import Network, estimate_layers
-from jtssm.normalisation import Statistics
-from jtssm.products import Products, entering, narrowed, widened
-from jtssm.protocol import Array, MatrixProduct, Method, Move, Tree
+from jtssm.arrays import Array, Tree
+from jtssm.nn.network import Network, estimate_layers
+from jtssm.nn.norm import Statistics
+from jtssm.nn.ops import Products, entering, narrowed, widened
+from jtssm.protocol import MatrixProduct, Method, Move
 from jtssm.solvers.dealing import Cut, Stored, cuts_of, stored
 from jtssm.solvers.pieces import precisely
 from jtssm.solvers.rounds import Local, composed, local

@@ -42,8 +42,10 @@ import jax.numpy as jnp
 import optax
 
 from jtssm import checks, losses
-from jtssm.network import Network, cut
-from jtssm.protocol import Array, Method, by_index
+from jtssm.arrays import Array
+from jtssm.nn.cuts import cut
+from jtssm.nn.network import Network
+from jtssm.protocol import Method, by_index
 from jtssm.solvers import alternating, resident, stored, streaming, turns
 from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.streaming import delays

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jtssm.protocol import Array
+from jtssm.arrays import Array
 
 
 class Penalties(NamedTuple):

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jtssm.images import convolution
-from jtssm.network import dense, sequence
-from jtssm.products import Window
+from jtssm.nn.images import convolution
+from jtssm.nn.network import sequence
+from jtssm.nn.ops import Window
+from jtssm.nn.perceptrons import dense
 from jtssm.sharding.grid import FORMS
 from jtssm.sharding.slabs import Halo
 

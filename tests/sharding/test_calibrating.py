@@ -12,6 +12,7 @@ import pytest
 from jtssm.sharding import calibrating, cost
 from jtssm.sharding.calibrating import calibrate, rate_table, ring, seconds_a_pass
 from jtssm.sharding.finding import find_machine
+from jtssm.sharding.machines import Machine
 
 SMALL = calibrating._Sizes(side=64, rows=(1, 16), array=4096, messages=(16, 1024))
 HOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -53,7 +54,7 @@ def test_a_stalled_run_does_not_count(monkeypatch):
 
 
 def test_a_ring_is_found_again_from_its_own_times():
-    machine = cost.Machine("made", 1e12, 1e11, 2e9, 3e-5, 1e-6, "made up")
+    machine = Machine("made", 1e12, 1e11, 2e9, 3e-5, 1e-6, "made up")
     sizes = [1024, 4e6]
     for devices in (2, 5, 8):
         times = [cost.all_reduce_seconds(machine, size, devices) for size in sizes]

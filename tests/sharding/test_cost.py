@@ -8,6 +8,7 @@ import pytest
 import jtssm
 from jtssm import solvers
 from jtssm.sharding import cost
+from jtssm.sharding.machines import MACHINES, Machine
 from jtssm.sharding.pipelines import pipeline_seconds
 from tests.sharding.test_predicted import products
 
@@ -15,7 +16,7 @@ NET = jtssm.mlp([6, 8, 12, 8, 4])
 BATCH = 8
 WIDE = jtssm.mlp([196, *[512] * 9, 10])
 SHARED = {"optimizer": optax.adam(1e-3), "batch_size": BATCH}
-SLOW = cost.Machine("slow", 1e9, 1e9, 1e6, 1e-3, 1e-5, "made up")
+SLOW = Machine("slow", 1e9, 1e9, 1e6, 1e-3, 1e-5, "made up")
 
 
 def sgd(net=NET, batch=BATCH):
@@ -63,7 +64,7 @@ def test_messages_by_hand():
     np.testing.assert_allclose(cost.all_reduce_seconds(SLOW, 4e6, 4), 6e-3 + 6.0, rtol=1e-12)
 
 
-@pytest.mark.parametrize("machine", [*cost.MACHINES.values(), SLOW], ids=lambda m: m.name)
+@pytest.mark.parametrize("machine", [*MACHINES.values(), SLOW], ids=lambda m: m.name)
 def test_more_of_anything_never_costs_more(machine):
     method = solvers.gsadmm(WIDE, subnets=10, optimizer=optax.adam(1e-3), batch_size=110)
     base = cost.step_seconds(method, machine, subnet=5, pc=2).total

@@ -7,7 +7,9 @@ import pytest
 from jax import lax
 from jax.sharding import AbstractMesh
 
-from jtssm.sharding import Route, counting, make_mesh
+from jtssm.sharding import counting
+from jtssm.sharding.mesh import make_mesh
+from jtssm.sharding.routes import Route
 
 LINE = "  %r = f32[{shape}]{{0}} {kind}(%x), channel_id=1, replica_groups={groups}, to_apply=%add\n"
 

@@ -8,9 +8,11 @@ import pytest
 from jax.sharding import AxisType
 
 import jtssm
-from jtssm import images, sharding, solvers
-from jtssm.images import convolution, max_pool
-from jtssm.network import dense, sequence
+from jtssm import sharding, solvers
+from jtssm.nn import images
+from jtssm.nn.images import convolution, max_pool
+from jtssm.nn.network import sequence
+from jtssm.nn.perceptrons import dense
 from jtssm.sharding.slabs import Halo
 from tests.sharding.grid_cases import FACTORS, GRIDS, Case, covering, every
 

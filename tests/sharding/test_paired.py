@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from jtssm import architectures, sharding, solvers
-from jtssm.sharding import cost, counting, ring_bytes
+from jtssm import sharding, solvers
+from jtssm.nn import architectures
+from jtssm.sharding import cost, counting
 from jtssm.sharding.choosing import misfit
-from jtssm.sharding.routes import Route
+from jtssm.sharding.routes import Route, ring_bytes
 from tests.sharding.test_grid import samples, steps
 from tests.sharding.traffic_cases import agree
 

@@ -10,8 +10,9 @@ import pytest
 
 import jtssm
 from jtssm import sharding, solvers
-from jtssm.images import convolution, max_pool
-from jtssm.network import dense, sequence
+from jtssm.nn.images import convolution, max_pool
+from jtssm.nn.network import sequence
+from jtssm.nn.perceptrons import dense
 from jtssm.sharding import traffic
 
 BATCH = 8

@@ -11,7 +11,9 @@ from jax.sharding import AxisType
 
 import jtssm
 from jtssm import sharding, solvers
-from jtssm.network import Layer, dense, sequence
+from jtssm.nn.layer import Layer
+from jtssm.nn.network import sequence
+from jtssm.nn.perceptrons import dense
 from jtssm.sharding import counting
 
 BATCH = 8

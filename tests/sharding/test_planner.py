@@ -12,7 +12,8 @@ import pytest
 from jax.sharding import AbstractMesh
 
 import jtssm
-from jtssm import architectures, images, sharding, solvers
+from jtssm import sharding, solvers
+from jtssm.nn import architectures, images
 from jtssm.sharding import cost, demands, integrated, memory, paths, planner
 from jtssm.sharding.choosing import misfit
 from jtssm.sharding.grid import FORMS

@@ -11,9 +11,11 @@ from jax.extend.core import jaxprs_in_params
 from jax.interpreters import partial_eval
 
 import jtssm
-from jtssm import images, sharding, solvers
+from jtssm import sharding, solvers
+from jtssm.nn import images
 from jtssm.sharding import cost, counting, memory
 from jtssm.sharding.demands import predicted_bytes, step_demand
+from jtssm.sharding.machines import Machine
 from jtssm.trials import traced_bytes
 
 ADAM = optax.adam(1e-3)
@@ -231,7 +233,7 @@ def solves(method):
 
 def test_a_messages_seconds_by_hand():
     """Four devices, 8 MB handed in, 1 MB/s, 1 ms: rings, and the paper's logarithm."""
-    ring = cost.Machine("ring", 1e9, 1e9, 1e6, 1e-3, 1e-5, "made up")
+    ring = Machine("ring", 1e9, 1e9, 1e6, 1e-3, 1e-5, "made up")
     tree = ring._replace(algorithm="logarithmic")
     seconds = lambda machine, kind: cost.collective_seconds(machine, kind, 8e6, {"pr": 2, "pc": 2})
     for kind, latencies, sent in (
@@ -246,7 +248,7 @@ def test_a_messages_seconds_by_hand():
 
 
 def test_a_products_rate_depends_on_its_smallest_dimension():
-    machine = cost.Machine("m", 1e9, 1e18, 1e9, 0.0, 0.0, "made up", rates=((1, 0.1), (100, 1.0)))
+    machine = Machine("m", 1e9, 1e18, 1e9, 0.0, 0.0, "made up", rates=((1, 0.1), (100, 1.0)))
     net = jtssm.mlp([200, 10])
     method = solvers.sgd(net, optimizer=ADAM, batch_size=1000)
     got = cost.step_seconds(method, machine).products
@@ -256,7 +258,7 @@ def test_a_products_rate_depends_on_its_smallest_dimension():
 
 def test_virtual_devices_share_the_host():
     """Eight of them compute as fast as one; messages only add."""
-    machine = cost.Machine("m", 1e9, 1e12, 1e9, 0.0, 0.0, "made up", shared=True)
+    machine = Machine("m", 1e9, 1e12, 1e9, 0.0, 0.0, "made up", shared=True)
     method = solvers.sgd(jtssm.mlp([64, 64, 8]), optimizer=ADAM, batch_size=64)
     one, eight = (cost.step_seconds(method, machine, pc=pc) for pc in (1, 8))
     np.testing.assert_allclose(eight.products, one.products, rtol=1e-12)
@@ -264,7 +266,7 @@ def test_virtual_devices_share_the_host():
 
 
 def test_what_hides_behind_products_is_no_more_than_either():
-    machine = cost.Machine("m", 1e12, 1e12, 1e8, 0.0, 0.0, "made up")
+    machine = Machine("m", 1e12, 1e12, 1e8, 0.0, 0.0, "made up")
     method = solvers.sgd(NET, **BATCH)
     seconds = lambda overlap: cost.step_seconds(method, machine, pc=8, overlap=overlap)
     plain, whole = seconds(0.0), seconds(1.0)

@@ -7,8 +7,9 @@ import pytest
 
 import jtssm
 from benchmarks.grid_bytes import uniform
-from jtssm import architectures, images, sharding, solvers
-from jtssm.normalisation import NORMALISATIONS
+from jtssm import sharding, solvers
+from jtssm.nn import architectures, images
+from jtssm.nn.norm import NORMALISATIONS
 from jtssm.sharding import cost, memory
 from tests.sharding.test_grid import assert_same
 from tests.sharding.traffic_cases import agree

@@ -13,9 +13,11 @@ from jax.sharding import AbstractMesh
 
 import jtssm
 from benchmarks.grid_bytes import UNIFORM
-from jtssm import images, sharding, solvers
-from jtssm.sharding import cost, ring_bytes
-from jtssm.sharding.routes import Route
+from jtssm import sharding, solvers
+from jtssm.nn import images
+from jtssm.sharding import cost
+from jtssm.sharding.grid import FORMS
+from jtssm.sharding.routes import Route, ring_bytes
 from tests.sharding.traffic_cases import check, grids, zeros
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +103,7 @@ def test_auto_moves_least_of_all_forms():
         mesh = AbstractMesh((pr, pc), ("pr", "pc"))
         moved = lambda forms, mesh=mesh: ring_bytes(cost.step_bytes(method, mesh, forms=forms), mesh.shape)  # fmt: skip
         tried = []
-        for forms in product(sharding.grid.FORMS, repeat=3):
+        for forms in product(FORMS, repeat=3):
             try:
                 tried.append(moved(list(forms)))
             except ValueError:

@@ -8,7 +8,8 @@ import optax
 
 import jtssm
 from benchmarks.grid_bytes import abstract, uniform
-from jtssm import images, sharding, solvers
+from jtssm import sharding, solvers
+from jtssm.nn import images
 from jtssm.sharding import cost, counting
 
 NETS = {

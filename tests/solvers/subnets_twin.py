@@ -7,7 +7,7 @@ import numpy as np
 import optax
 
 from jtssm.losses import cross_entropy
-from jtssm.products import PLAIN
+from jtssm.nn.ops import PLAIN
 from jtssm.solvers import dealing
 
 

@@ -10,9 +10,11 @@ import pytest
 
 import jtssm
 from jtssm import data, losses, problems, solvers
-from jtssm.network import dense, sequence
+from jtssm.nn.network import sequence
+from jtssm.nn.perceptrons import dense
 from jtssm.solvers import layerwise
 from jtssm.solvers.layerwise import activations, updates
+from jtssm.solvers.layerwise.activations import RELU
 from tests.solvers import layerwise_twin
 
 NET = jtssm.mlp([9, 5, 7, 6, 3])
@@ -181,7 +183,7 @@ IN_NUMPY = {  # f and its derivative
 
 
 @pytest.mark.parametrize(
-    "activation", [updates.RELU, activations.leaky(0.2), activations.TANH], ids=lambda a: a.name
+    "activation", [RELU, activations.leaky(0.2), activations.TANH], ids=lambda a: a.name
 )
 def test_the_hidden_z_is_the_brute_force_minimum(activation):
     rng = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import losses, solvers
+from jtssm import losses, problems, solvers
 from jtssm.solvers.resident import Strata
 from tests.solvers import twins
 
@@ -125,7 +125,6 @@ def test_an_epoch_draws_every_sample_once():
 
 
 def test_a_small_separable_problem_is_solved():
-    from jtssm import problems
 
     net = jtssm.mlp([4, 16, 16, 3])
     x, y = problems.separable(0, 120, 4, 3, np.float64)

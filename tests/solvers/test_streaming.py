@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import data, losses, solvers
+from jtssm import data, losses, problems, solvers
 from tests.solvers import twins
 
 NET = jtssm.mlp([5, 7, 6, 8, 4, 3])
@@ -241,7 +241,6 @@ def test_an_optimizer_for_each_subnetwork(params):
 
 
 def test_a_network_is_trained_to_squared_targets_too():
-    from jtssm import problems
 
     net = jtssm.mlp([4, 9, 8, 2])
     x, y, _ = problems.taught(net, jax.random.key(5), 60, np.float64)

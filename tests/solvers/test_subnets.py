@@ -7,7 +7,9 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import network, problems, solvers
+from jtssm import problems, solvers
+from jtssm.nn import perceptrons
+from jtssm.nn.dropout import dropout_layer
 from jtssm.solvers import dealing
 
 from . import subnets_twin as twin
@@ -201,7 +203,7 @@ def test_statistics_are_those_of_the_whole_network_and_no_optimizer_moves_them()
 
 def test_subnets_draw_their_own_dropout():
     """All subnets see the same minibatches and, of one home each, equal weights: only dropout differs."""
-    layers = [network.dense(4, jax.nn.relu), network.dropout_layer(0.5), network.dense(3)]
+    layers = [perceptrons.dense(4, jax.nn.relu), dropout_layer(0.5), perceptrons.dense(3)]
     net = jtssm.sequence(layers, (6,))
     method = solvers.ist(net, subnets=2, optimizer=optax.sgd(0.1), local_steps=1, batch_size=40)
     same = jax.tree.map(lambda a: jnp.full_like(a, 0.1), net.init(KEY, jnp.float64))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 def run(net, params, p):
     """The layers of `params` (a list of (index, parameters)) applied to p."""
-    from jtssm.products import PLAIN
+    from jtssm.nn.ops import PLAIN
 
     for i, layer in params:
         p = net.layers[i].apply(layer, p, PLAIN)

@@ -21,8 +21,10 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 import jtssm
-from jtssm import images, sharding, solvers
-from jtssm.network import dense, sequence
+from jtssm import sharding, solvers
+from jtssm.nn import images
+from jtssm.nn.network import sequence
+from jtssm.nn.perceptrons import dense
 from jtssm.sharding import cost, counting, reading
 from jtssm.sharding.mesh import AXES
 from jtssm.sharding.slabs import Halo

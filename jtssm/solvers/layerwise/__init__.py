@@ -50,7 +50,7 @@ from typing import Any
 import optax
 
 from jtssm import checks, losses
-from jtssm.network import Network
+from jtssm.nn.network import Network
 from jtssm.protocol import Method, as_method
 from jtssm.solvers.layerwise import activations
 from jtssm.solvers.layerwise.grids import Grid, Message, grid_of

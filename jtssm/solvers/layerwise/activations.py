@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jtssm.network import Layer
-from jtssm.protocol import Array
+from jtssm.arrays import Array
+from jtssm.nn.layer import Layer
 
 STARTS = 16  # points at which tanh's bracket is looked at
 HALVINGS = 40  # most Newton or bisection steps of tanh's solver

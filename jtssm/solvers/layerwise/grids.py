@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtssm import checks
-from jtssm.protocol import Array
+from jtssm.arrays import Array
 
 BITS = {8: "uint8", 16: "uint16"}
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jtssm.network import Network
+from jtssm.nn.network import Network
 from jtssm.protocol import Method
 from jtssm.solvers.layerwise.stepping import Inbox, State
 from jtssm.solvers.pieces import Weights

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from jtssm.protocol import Array, Method
+from jtssm.arrays import Array
+from jtssm.protocol import Method
 from jtssm.solvers.layerwise import activations
 from jtssm.solvers.layerwise.stepping import Numbers, State
 

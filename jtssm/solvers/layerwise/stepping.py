@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jtssm.protocol import Array, Exchange, Info, MatrixProduct, Move, Parts
+from jtssm.arrays import Array
+from jtssm.protocol import Exchange, Info, MatrixProduct, Move, Parts
 from jtssm.solvers.layerwise import updates
 from jtssm.solvers.layerwise.activations import Activation
 from jtssm.solvers.layerwise.grids import Grid

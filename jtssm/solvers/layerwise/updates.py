@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jtssm.arrays import Array
 from jtssm.losses import Loss, cross_entropy
-from jtssm.protocol import Array
 from jtssm.solvers.layerwise.activations import RELU, Activation
 
 Total = Callable[[Array], Array]

@@ -11,10 +11,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jtssm import checks
-from jtssm import normalisation as normalising
-from jtssm.network import Layer, Network, Shape, dense, dropouts, sequence
-from jtssm.products import Window
-from jtssm.protocol import Array
+from jtssm.arrays import Array
+from jtssm.nn.dropout import dropouts
+from jtssm.nn.layer import Layer, Shape
+from jtssm.nn.network import Network, sequence
+from jtssm.nn.norm import find
+from jtssm.nn.ops import Window
+from jtssm.nn.perceptrons import dense
 
 PADDINGS = ("VALID", "SAME")
 
@@ -31,7 +34,7 @@ def convolution(
 ) -> Layer:
     """activation(x * W + b), W [size, size, in channels / groups, channels], b [channels].
 
-    With a normalisation (`jtssm.normalisation`) gamma and beta [channels] stand in for b.
+    With a normalisation (`jtssm.nn.norm`) gamma and beta [channels] stand in for b.
     Under an activation W starts from He's normal, without one from LeCun's; b starts at 0.
 
     Args:
@@ -48,7 +51,7 @@ def convolution(
     window = _window(size, stride, padding)
     size = window.size
     checks.activation(activation)
-    norm = normalising.find(normalisation)
+    norm = find(normalisation)
     scale = jax.nn.initializers.he_normal if activation else jax.nn.initializers.lecun_normal
 
     def init(key: Array, shape: Shape, dtype: Any) -> dict:

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jtssm import checks
-from jtssm.products import Products, in_full
-from jtssm.protocol import Array, Tree
+from jtssm.arrays import Array, Tree
+from jtssm.nn.ops import Products, in_full
 
 EPSILON = 1e-5
 

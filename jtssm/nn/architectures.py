@@ -1,7 +1,8 @@
 """Published networks, at their full sizes unless told otherwise.
 
-A residual block, or half of a transformer's, is one layer (`jtssm.residual`): a network is cut, and its
-layers' forms on a grid are chosen, between blocks. Blocks of equal shape are one and the same `Layer`.
+A residual block, or half of a transformer's, is one layer (`jtssm.nn.residual`): a network is cut, and
+its layers' forms on a grid are chosen, between blocks. Blocks of equal shape are one and the same
+`Layer`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from difflib import get_close_matches
 
 import jax
 
-from jtssm import checks, network
-from jtssm.images import alexnet, convolution, max_pool, mean_pool
-from jtssm.network import Layer, Network, Shape, dense
-from jtssm.normalisation import NORMALISATIONS
-from jtssm.residual import attention, bottleneck, mean_token, perceptron
+from jtssm import checks
+from jtssm.nn import network, perceptrons
+from jtssm.nn.images import alexnet, convolution, max_pool, mean_pool
+from jtssm.nn.layer import Layer, Shape
+from jtssm.nn.network import Network
+from jtssm.nn.norm import NORMALISATIONS
+from jtssm.nn.perceptrons import dense
+from jtssm.nn.residual import attention, bottleneck, mean_token, perceptron
 
 MOST_BLOCKS = 10_000  # each is a layer of its own in a program
 
@@ -62,7 +66,7 @@ def resnet(
       blocks: of each stage; the first block of every stage but the first halves height and width.
       classes: outputs.  size: height and width of an image.
       channels: of the stem; the blocks of stage s have channels * 2^s inside and 4 times that outside.
-      normalisation: "batch", "running" or "layer" (`jtssm.normalisation`), of every convolution.
+      normalisation: "batch", "running" or "layer" (`jtssm.nn.norm`), of every convolution.
 
     Raises:
       ValueError: no stage or numbers below 1, an unknown normalisation.
@@ -122,7 +126,7 @@ def transformer(
 
 ARCHITECTURES: dict[str, Callable[[], Network]] = {
     "alexnet": alexnet,
-    "mlp": lambda: network.mlp([784, 4096, 4096, 4096, 10]),
+    "mlp": lambda: perceptrons.mlp([784, 4096, 4096, 4096, 10]),
     "resnet50": resnet50,
     "transformer": transformer,
     "vgg16": vgg16,

@@ -1,60 +1,39 @@
-"""What a layer and a network are: pure functions of parameters, one layer after the other."""
+"""Networks: layers one after another, their parameters and their shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jtssm import checks
-from jtssm import normalisation as normalising
-from jtssm.products import PLAIN, Products, Window, entering, narrowed, widened
-from jtssm.protocol import Array, Tree, as_input
+from jtssm.arrays import Array, Tree
+from jtssm.nn import norm
+from jtssm.nn.layer import Layer, Shape
+from jtssm.nn.ops import PLAIN, entering, narrowed, widened
 
-Shape = tuple[int, ...]
+
+def as_input(network: Any, x: Any) -> Array:
+    """Samples in the shape the first layer takes: [samples, *network.shapes[0]].
+
+    Raises:
+      ValueError: x has samples of another size.
+    """
+    x, shape = jnp.asarray(x), network.shapes[0]
+    if x.ndim < 1 or prod(x.shape[1:]) != prod(shape):
+        raise ValueError(f"x: expected [samples, {prod(shape)}] or the like; got shape {x.shape}")
+    # integers travel as floats, which hold them exactly up to 2^24
+    return x.reshape(-1, *shape).astype(float_dtype(x))
 
 
-class Layer(NamedTuple):
-    """One layer. Its products come in as an argument, so that a grid can hand in its own."""
-
-    name: str
-    init: Callable[[Array, Shape, Any], Tree]  # (key, shape of one input sample, dtype) -> params
-    apply: Callable[[Tree, Array, Products], Array]  # (params, x [b, ...], products) -> [b, ...]
-    shape: Callable[[Shape], Shape]  # shape of one input sample -> shape of one output sample
-    cost: Callable[[Shape], int]  # shape of one input sample -> multiply-adds a sample
-    # "gathered", "model" (by its outputs), "row" (by its inputs), "paired" (first by outputs, second by
-    # inputs) -> tree like params: the dimension that this form splits over pr, -1 for none; see
-    # `jtssm.sharding.grid`
-    splits: dict[str, Tree]
-    dense: bool = False  # activation(x W + b) with params {"W", "b"}: what pdADMM can train
-    activation: Callable[[Array], Array] | None = None  # of a dense layer
-    # parameter -> for each of its dimensions "in" or "out", the neurons it belongs to: what independent
-    # subnet training deals; None: the layer cannot be dealt
-    neurons: dict[str, tuple[str, ...]] | None = None
-    scaled: bool = False  # whether the size of its inputs' sum matters: no normalisation follows it
-    random: bool = False  # draws from products.keys while training
-    estimate: Callable[[Tree, Array, Products], Tree] | None = (
-        None  # (params, x, products) -> params
-    )
-    estimated: tuple[str, ...] = ()  # parameters that `estimate` sets and no optimizer moves
-    window: Window | None = None  # what an output pixel sees, where rows of an image may be split
-    mixes: bool = True  # whether an output sees other columns (channels, neurons) than its own
-    groups: int = 1  # of channels that do not see each other
-    # units (heads, neurons) of the columns between its two products, which the form "paired" deals out
-    # over pr; 0: it has no such pair
-    pair: int = 0
-    # whether parameters of its own work on its inputs before the first product
-    prepares: bool = False
-    # means and variances that it takes while training, for what they cost on a mesh
-    statistics: tuple[normalising.Statistics, ...] = ()
-    integer: bool = False  # takes integers, which travel as floats
-    # parameters that keep their dtype where the others are cast to a method's compute_dtype
-    uncast: tuple[str, ...] = ()
-    # parameters -> the user's own module with them; None: the layer is no adapted one
-    module: Callable[[Tree], Any] | None = None
+def float_dtype(x: Any) -> Any:
+    """The dtype of parameters and variables for samples x: theirs, of integers jax's default."""
+    given = jnp.result_type(x)
+    return given if jnp.issubdtype(given, jnp.floating) else jnp.zeros(()).dtype
 
 
 class Network(NamedTuple):
@@ -117,7 +96,7 @@ class Network(NamedTuple):
         return [layer.module(p) for layer, p in zip(self.layers, params, strict=True)]  # type: ignore[misc]
 
     @property
-    def statistics(self) -> tuple[normalising.Statistics, ...]:
+    def statistics(self) -> tuple[norm.Statistics, ...]:
         """Means and variances that its layers take while training."""
         return tuple(each for layer in self.layers for each in layer.statistics)
 

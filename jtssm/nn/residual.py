@@ -18,11 +18,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from jtssm import checks
-from jtssm.images import convolution
-from jtssm.network import Layer, Shape, estimate_layers, run_layers
-from jtssm.normalisation import EPSILON
-from jtssm.products import PLAIN, Products, in_full
-from jtssm.protocol import Array, Tree
+from jtssm.arrays import Array, Tree
+from jtssm.nn.images import convolution
+from jtssm.nn.layer import Layer, Shape
+from jtssm.nn.network import estimate_layers, run_layers
+from jtssm.nn.norm import EPSILON
+from jtssm.nn.ops import PLAIN, Products, in_full
 
 EXPANSION = 4  # a bottleneck block's outputs over its inner channels
 
