@@ -32,8 +32,8 @@ import jtssm
 from benchmarks import record
 from benchmarks.running import Runs
 from jtssm import data, feeding, solvers
-from jtssm.modules.linen_modules import from_linen
-from jtssm.modules.nnx_modules import from_nnx
+from jtssm.nn.interop.linen import from_linen
+from jtssm.nn.interop.nnx import from_nnx
 from jtssm.nn.network import Network
 
 TRAINED, BATCH, EPOCHS = 5_000, 100, 8

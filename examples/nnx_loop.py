@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 
 from jtssm import data, sharding, solvers
-from jtssm.modules.nnx_modules import from_nnx
+from jtssm.nn.interop.nnx import from_nnx
 
 EPOCHS, BATCH = 10, 50
 

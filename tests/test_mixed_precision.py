@@ -229,7 +229,7 @@ def test_a_users_modules_compute_in_bfloat16():
         wide,
         nnx.Linear(16, 8, rngs=rngs),
     ]
-    net = jtssm.modules.nnx_modules.from_nnx(modules)
+    net = jtssm.nn.interop.nnx.from_nnx(modules)
     method = solvers.sgd(net, **batch("bfloat16"))
     given, flat = samples(method)
     state = method.init(KEY, *flat)
@@ -253,7 +253,7 @@ def test_tokens_are_not_rounded():
     """bfloat16 has no 257: two rows of an embedding that would be one."""
     table = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
     look_up = lambda params, x: params["table"][x[:, 0]]
-    net = jtssm.modules.functions.layers(
+    net = jtssm.nn.interop.functions.layers(
         [({"table": table}, look_up)], jnp.zeros((1, 1), jnp.int32)
     )
     method = solvers.sgd(net, **batch("bfloat16"))

@@ -10,9 +10,9 @@ from flax import nnx
 
 import jtssm
 from jtssm import sharding, solvers
-from jtssm.modules.functions import layers
-from jtssm.modules.linen_modules import from_linen
-from jtssm.modules.nnx_modules import from_nnx
+from jtssm.nn.interop.functions import layers
+from jtssm.nn.interop.linen import from_linen
+from jtssm.nn.interop.nnx import from_nnx
 from jtssm.nn.ops import PLAIN
 from jtssm.solvers.pieces import training
 

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 
 from jtssm.arrays import Array, Tree
-from jtssm.modules.adapting import Adapted, Call, chained, dropped, listed, need_flax
-from jtssm.modules.functions import of_function
+from jtssm.nn.interop.adapt import Adapted, Call, chained, dropped, listed, need_flax
+from jtssm.nn.interop.functions import of_function
 from jtssm.nn.network import Network
 
 # what modules call the argument that tells training from prediction, and its value while training
@@ -30,7 +30,8 @@ def from_linen(
 
     Parameters start from `module.init` with the key of the method. An argument of `__call__` named
     train, training or is_training is True while training, one named deterministic, use_running_average or
-    eval is False then. Dropout draws anew in every step; `nn.BatchNorm` trains as `jtssm.modules` says.
+    eval is False then. Dropout draws anew in every step; `nn.BatchNorm` trains as `jtssm.nn.interop`
+    says.
 
     Args:
       modules: linen modules and functions without parameters (jax.nn.relu), called as f(x).

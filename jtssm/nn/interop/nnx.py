@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jtssm.arrays import Array, Tree
-from jtssm.modules.adapting import Adapted, Call, chained, dropped, listed, need_flax
-from jtssm.modules.functions import of_function
+from jtssm.nn.interop.adapt import Adapted, Call, chained, dropped, listed, need_flax
+from jtssm.nn.interop.functions import of_function
 from jtssm.nn.network import Network
 
 

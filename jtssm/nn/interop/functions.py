@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jtssm.arrays import Array, Tree
-from jtssm.modules.adapting import Adapted, Call, chained, listed, named
+from jtssm.nn.interop.adapt import Adapted, Call, chained, listed, named
 from jtssm.nn.network import Network
 
 
