@@ -29,7 +29,7 @@ from benchmarks import record
 from jtssm import sharding, solvers
 from jtssm.nn import images
 from jtssm.nn.network import Network
-from jtssm.protocol import Method
+from jtssm.protocol.method import Method
 from jtssm.sharding import cost, counting
 from jtssm.sharding.choosing import misfit
 from jtssm.sharding.grid import whole_grid

@@ -4,7 +4,7 @@ from jtssm import data, losses, sharding, solvers
 from jtssm.loop import fit
 from jtssm.nn.network import sequence
 from jtssm.nn.perceptrons import mlp
-from jtssm.protocol import Info, Method
+from jtssm.protocol.method import Info, Method
 from jtssm.results import Result
 from jtssm.sweeping import plan, sweep
 

@@ -14,7 +14,7 @@ from jtssm import checks, solvers
 from jtssm.arguments import NETS, OPTIMIZERS, RATES
 from jtssm.nn import images
 from jtssm.nn.network import Network
-from jtssm.protocol import Method
+from jtssm.protocol.method import Method
 from jtssm.sweeping import LOCAL_STEPS
 
 PASSED = (

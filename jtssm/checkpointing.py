@@ -23,7 +23,7 @@ from jax.sharding import AbstractMesh, AxisType
 from jtssm.divergence import Divergence
 from jtssm.fingerprints import checksums, differences, unplaced
 from jtssm.positions import Checkpoint, Position, Sound
-from jtssm.protocol import Method
+from jtssm.protocol.method import Method
 from jtssm.sharding.mesh import AXES, axis_size
 from jtssm.sharding.packing import gathered
 from jtssm.sharding.placing import place

@@ -22,7 +22,7 @@ import jtssm
 from jtssm import building, data, plot, recording, shaping, sharding, solvers, tables
 from jtssm.arguments import parser
 from jtssm.loop import fit
-from jtssm.protocol import Method
+from jtssm.protocol.method import Method
 from jtssm.results import Epoch, Result, evaluate
 from jtssm.sharding.mesh import AXES
 from jtssm.sharding.processes import as_first, is_first

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jtssm.divergence import Guard, Outcome
-from jtssm.protocol import Info, Method
+from jtssm.protocol.method import Info, Method
 from jtssm.sharding.placing import batch_sharding, num_splits, samples_sharding
 from jtssm.sharding.processes import ProcessSamples, Shares, check_shares, put_rows, shares, whole
 

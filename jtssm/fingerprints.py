@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jtssm import protocol, workers
 from jtssm.arrays import Array
-from jtssm.protocol import Method
+from jtssm.protocol import pieces, workers
+from jtssm.protocol.method import Method
 
 PRIME = np.uint32(2654435761)
 
@@ -21,7 +21,7 @@ PRIME = np.uint32(2654435761)
 def unplaced(method: Method) -> Method:
     """The method on one device."""
     crew = isinstance(method.parts, workers.WorkerParts)
-    return (workers if crew else protocol).as_method(method.parts)
+    return (workers if crew else pieces).as_method(method.parts)
 
 
 def abstract_state(method: Method, key: Array, x: Any, y: Any) -> Any:

@@ -11,14 +11,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jtssm import checks, fingerprints, sample_checks
+from jtssm import checks, fingerprints
 from jtssm.arrays import Array
 from jtssm.checkpointing import Folder
 from jtssm.divergence import not_finite
 from jtssm.feeding import Minibatches, Resident, check_shared
 from jtssm.positions import Checkpoint, Position
 from jtssm.progress import Bar
-from jtssm.protocol import Method, as_method
+from jtssm.protocol import sample_checks
+from jtssm.protocol.method import Method
+from jtssm.protocol.pieces import as_method
+from jtssm.protocol.workers import WorkerParts
+from jtssm.protocol.workers import as_method as of_workers
 from jtssm.results import Epoch, Result, evaluate
 from jtssm.running import Plan, Run
 from jtssm.sharding import planner
@@ -30,8 +34,6 @@ from jtssm.sharding.placing import place
 from jtssm.sharding.processes import ProcessSamples, introduce
 from jtssm.signals import noted
 from jtssm.streams import Stream, check_streams, is_stream
-from jtssm.workers import WorkerParts
-from jtssm.workers import as_method as of_workers
 
 __all__ = ["Epoch", "Result", "evaluate", "fit"]
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jtssm.divergence import Divergence
-from jtssm.protocol import Info
+from jtssm.protocol.method import Info
 
 
 class Position(NamedTuple):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jtssm.protocol import Method
+from jtssm.protocol.method import Method
 
 Pair = tuple[np.ndarray, np.ndarray]
 

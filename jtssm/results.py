@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jtssm.divergence import Divergence
-from jtssm.protocol import Method
+from jtssm.protocol.method import Method
 from jtssm.sharding.packing import gathered
 
 ROWS = 8192  # most samples a forward pass of an evaluation

@@ -15,7 +15,7 @@ from jtssm.divergence import Divergence, Guard
 from jtssm.feeding import estimator, joined, means
 from jtssm.positions import Checkpoint, Position, Sound
 from jtssm.progress import Bar
-from jtssm.protocol import Info, Method
+from jtssm.protocol.method import Info, Method
 from jtssm.results import Epoch, Result, evaluate
 from jtssm.sharding.processes import largest
 from jtssm.signals import Wish

@@ -20,7 +20,7 @@ import numpy as np
 from jtssm import checks
 from jtssm.divergence import Guard, Outcome
 from jtssm.feeding import CHUNK, CHUNK_SAMPLES, SEEN, fixed, shares_of
-from jtssm.protocol import Method
+from jtssm.protocol.method import Method
 from jtssm.reading import Reader, checksum, is_pair
 from jtssm.sharding.placing import batch_sharding
 from jtssm.sharding.processes import ProcessBatches, put_rows, told_by_all

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from jtssm import checks, solvers
 from jtssm.nn.architectures import find_architecture
 from jtssm.nn.network import Network
-from jtssm.protocol import Method
+from jtssm.protocol.method import Method
 from jtssm.sharding import planner
 from jtssm.sharding.demands import Sizes
 from jtssm.sharding.finding import find_machine

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import jtssm
 from jtssm import sharding
 from jtssm.nn.network import Network
-from jtssm.protocol import Method
+from jtssm.protocol.method import Method
 from tests.fuzz_cases import (
     ARRAYS,
     AXES,

@@ -32,7 +32,8 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jtssm import checks, device_memory
+from jtssm import checks
+from jtssm.protocol import device_memory
 from jtssm.sharding.finding import json_path, write_machine
 from jtssm.sharding.machines import Machine
 

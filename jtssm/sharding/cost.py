@@ -33,7 +33,8 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from jtssm import checks
-from jtssm.protocol import Method
+from jtssm.protocol.method import Method
+from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.choosing import choose_forms
 from jtssm.sharding.demands import (
     SHOWN,
@@ -49,7 +50,6 @@ from jtssm.sharding.demands import (
 from jtssm.sharding.machines import Machine
 from jtssm.sharding.routes import Route
 from jtssm.sharding.tasks import Task
-from jtssm.workers import WorkerParts
 
 ADAM_WORDS = 7  # reads of gradient, weight and two moments, writes of weight and moments
 

@@ -15,15 +15,16 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jtssm import checks, device_memory
+from jtssm import checks
 from jtssm.arrays import Tree
 from jtssm.nn.network import as_input, float_dtype
 from jtssm.nn.ops import PLAIN, varying
-from jtssm.protocol import Method, given_trees
+from jtssm.protocol import device_memory
+from jtssm.protocol.method import Method, given_trees
+from jtssm.protocol.workers import Meeting, WorkerParts, first_state
 from jtssm.sharding import collectives
 from jtssm.sharding.mesh import AXES, AxisNames, axis_size, check_split, devices_of, predicted, put
 from jtssm.sharding.packing import gathered
-from jtssm.workers import Meeting, WorkerParts, first_state
 
 
 def by_collectives(num: int, names: AxisNames) -> Meeting:

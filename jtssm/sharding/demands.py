@@ -14,7 +14,9 @@ import jax
 
 from jtssm import checks
 from jtssm.arrays import Tree
-from jtssm.protocol import MatrixProduct, Method, Move, Run
+from jtssm.protocol.declared import MatrixProduct, Move, Run
+from jtssm.protocol.method import Method
+from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.grid import Grid
 from jtssm.sharding.routes import Route
 from jtssm.sharding.tasks import (
@@ -27,7 +29,6 @@ from jtssm.sharding.tasks import (
     task,
 )
 from jtssm.sharding.traffic import Pass, Sent, in_compute_dtype
-from jtssm.workers import WorkerParts
 
 
 class Message(NamedTuple):
@@ -114,7 +115,7 @@ def step_samples(method: Method, samples: int | None) -> int:
 class Layered(NamedTuple):
     """A method's pieces on a grid, but for the forms."""
 
-    parts: Any  # jtssm.protocol.Parts
+    parts: Any  # jtssm.protocol.method.Parts
     params: Sequence[Tree]  # shapes, one tree a layer
     grid: Grid
     pc: int

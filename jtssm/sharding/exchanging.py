@@ -16,7 +16,7 @@ from jax import lax
 
 from jtssm.arrays import Tree
 from jtssm.nn.ops import varying
-from jtssm.protocol import Exchange
+from jtssm.protocol.pieces import Exchange
 from jtssm.sharding import collectives, grid
 from jtssm.sharding.branches import Place, axes_of, each, take
 from jtssm.sharding.packing import Rows, layout_of, unpack

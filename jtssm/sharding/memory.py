@@ -23,11 +23,11 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from jtssm.arrays import Tree
-from jtssm.protocol import Info, Method
+from jtssm.protocol.method import Info, Method
+from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.demands import Demand, Layered, Sizes, Step
 from jtssm.sharding.mesh import AXES
 from jtssm.sharding.placing import batch_sharding, place
-from jtssm.workers import WorkerParts
 
 
 class Memory(NamedTuple):

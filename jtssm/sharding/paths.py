@@ -16,7 +16,8 @@ from typing import Any
 import jax
 
 from jtssm import checks
-from jtssm.protocol import Method
+from jtssm.protocol.method import Method
+from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.choosing import fits
 from jtssm.sharding.cost import collective_seconds, demand_seconds, is_gradient
 from jtssm.sharding.demands import Demand, Layered, Sizes, layered_of, step_samples
@@ -25,7 +26,6 @@ from jtssm.sharding.machines import Machine
 from jtssm.sharding.memory import GRADIENTS, WORD, activation_bytes, optimizer_words
 from jtssm.sharding.mesh import AXES
 from jtssm.sharding.tasks import stored_words
-from jtssm.workers import WorkerParts
 
 # seconds less what products hide, seconds less gradients (0 where nothing hides), bytes
 Costs = tuple[int, int, int]

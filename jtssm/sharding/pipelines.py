@@ -10,7 +10,7 @@ import jax
 from jtssm import checks
 from jtssm.nn.cuts import balanced_starts
 from jtssm.nn.network import Network
-from jtssm.protocol import Run
+from jtssm.protocol.declared import Run
 from jtssm.sharding.cost import (
     Seconds,
     all_reduce_seconds,

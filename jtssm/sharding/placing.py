@@ -11,11 +11,14 @@ import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from jtssm import checks, device_memory
+from jtssm import checks
 from jtssm.arrays import Tree
 from jtssm.nn.network import as_input
 from jtssm.nn.ops import varying
-from jtssm.protocol import Method, Parts, by_index, by_piece, given_params, whole_params
+from jtssm.protocol import device_memory
+from jtssm.protocol.method import Method
+from jtssm.protocol.pieces import Parts, by_index, by_piece, given_params, whole_params
+from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.branches import Place
 from jtssm.sharding.choosing import choose_forms
 from jtssm.sharding.crews import place_workers
@@ -33,7 +36,6 @@ from jtssm.sharding.packing import (
 )
 from jtssm.sharding.processes import check_present
 from jtssm.sharding.whole import place_whole
-from jtssm.workers import WorkerParts
 
 
 def place(

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from jtssm import checks
 from jtssm.nn.network import Network
-from jtssm.protocol import Method
+from jtssm.protocol.method import Method
+from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.cost import Seconds, seconds_of
 from jtssm.sharding.demands import Sizes, Step, predicted_bytes, step_demand
 from jtssm.sharding.finding import find_machine
@@ -20,7 +21,6 @@ from jtssm.sharding.machines import Machine
 from jtssm.sharding.memory import Memory, step_memory
 from jtssm.sharding.paths import fastest_forms, held_bytes
 from jtssm.sharding.routes import Route
-from jtssm.workers import WorkerParts
 
 Build = Callable[
     [Network, int, int], Method

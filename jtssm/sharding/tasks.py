@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jtssm.arrays import Tree
-from jtssm.protocol import MatrixProduct, Run
+from jtssm.protocol.declared import MatrixProduct, Run
 from jtssm.sharding.grid import SPLITS, Grid
 from jtssm.sharding.slabs import Halo, Slabs
 from jtssm.sharding.traffic import Pass

@@ -17,10 +17,12 @@ import optax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jtssm import checks, device_memory
+from jtssm import checks
 from jtssm.arrays import Tree
 from jtssm.nn.network import as_input, float_dtype
-from jtssm.protocol import Exchange, Method, by_index, given_params, whole_params
+from jtssm.protocol import device_memory
+from jtssm.protocol.method import Method
+from jtssm.protocol.pieces import Exchange, by_index, given_params, whole_params
 from jtssm.sharding import collectives
 from jtssm.sharding.grid import Grid, split_dimensions, whole_grid
 from jtssm.sharding.mesh import AxisNames, axis_size, check_split, devices_of, put

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from jtssm.protocol import Method
+from jtssm.protocol.method import Method
 from jtssm.solvers.averaging import ensemble, local_sgd
 from jtssm.solvers.descent import sgd
 from jtssm.solvers.layerwise import pdadmm

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 from jtssm import checks, losses
 from jtssm.arrays import Array, Tree
 from jtssm.nn.network import Network, estimate_layers
-from jtssm.protocol import Method, Move, Run
+from jtssm.protocol.declared import Move, Run
+from jtssm.protocol.method import Method
+from jtssm.protocol.workers import Meeting, WorkerParts, as_method, round_info
 from jtssm.solvers.pieces import precisely
 from jtssm.solvers.rounds import Local, composed, local
-from jtssm.workers import Meeting, WorkerParts, as_method, round_info
 
 
 class State(NamedTuple):

@@ -24,7 +24,7 @@ import numpy as np
 
 from jtssm.arrays import Array
 from jtssm.nn.network import Network
-from jtssm.workers import Meeting
+from jtssm.protocol.workers import Meeting
 
 
 class Cut(NamedTuple):

@@ -20,7 +20,9 @@ from jtssm import checks, losses
 from jtssm.arrays import Array
 from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network, estimate_layers
-from jtssm.protocol import Info, Method, Run, as_method
+from jtssm.protocol.declared import Run
+from jtssm.protocol.method import Info, Method
+from jtssm.protocol.pieces import as_method
 from jtssm.solvers.pieces import Pieces, Weights, precisely, training
 
 

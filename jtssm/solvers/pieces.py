@@ -10,12 +10,14 @@ import jax
 import optax
 from jax import lax
 
-from jtssm import checks, sample_checks
+from jtssm import checks
 from jtssm.arrays import Array, Tree
 from jtssm.losses import Loss
 from jtssm.nn.network import Network, estimate_layers, keep_estimated, run_layers
 from jtssm.nn.ops import Products
-from jtssm.protocol import Exchange, Move, Parts, by_piece
+from jtssm.protocol import sample_checks
+from jtssm.protocol.declared import Move
+from jtssm.protocol.pieces import Exchange, Parts, by_piece
 
 
 class Weights(NamedTuple):

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jtssm.arrays import Array
-from jtssm.protocol import Exchange, Info, Method, Run, as_method
+from jtssm.protocol.declared import Run
+from jtssm.protocol.method import Info, Method
+from jtssm.protocol.pieces import Exchange, as_method
 from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.updates import Penalties, squared
 

@@ -15,8 +15,8 @@ from jtssm.arrays import Array, Tree
 from jtssm.losses import Loss
 from jtssm.nn.network import Network, keep_estimated, run_layers
 from jtssm.nn.ops import Products
+from jtssm.protocol.workers import Meeting
 from jtssm.solvers.pieces import paced, training
-from jtssm.workers import Meeting
 
 # states of optax that count steps for a schedule: they run on where the rest starts anew
 SCHEDULES = (

@@ -41,7 +41,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jtssm.arrays import Array
-from jtssm.protocol import Info, Method, Run, as_method
+from jtssm.protocol.declared import Run
+from jtssm.protocol.method import Info, Method
+from jtssm.protocol.pieces import as_method
 from jtssm.solvers.pieces import Pieces
 from jtssm.solvers.turns import Kept, Rule, Turn
 from jtssm.solvers.updates import Penalties

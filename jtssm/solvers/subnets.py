@@ -40,11 +40,12 @@ from jtssm.arrays import Array, Tree
 from jtssm.nn.network import Network, estimate_layers
 from jtssm.nn.norm import Statistics
 from jtssm.nn.ops import Products, entering, narrowed, widened
-from jtssm.protocol import MatrixProduct, Method, Move
+from jtssm.protocol.declared import MatrixProduct, Move
+from jtssm.protocol.method import Method
+from jtssm.protocol.workers import Meeting, WorkerParts, as_method, round_info
 from jtssm.solvers.dealing import Cut, Stored, cuts_of, stored
 from jtssm.solvers.pieces import precisely
 from jtssm.solvers.rounds import Local, composed, local
-from jtssm.workers import Meeting, WorkerParts, as_method, round_info
 
 DEALS = ("stratified", "uniform")
 DEAL = (("pull", "all_to_all"), ("push", "all_to_all"))

@@ -45,7 +45,8 @@ from jtssm import checks, losses
 from jtssm.arrays import Array
 from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network
-from jtssm.protocol import Method, by_index
+from jtssm.protocol.method import Method
+from jtssm.protocol.pieces import by_index
 from jtssm.solvers import alternating, resident, stored, streaming, turns
 from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.streaming import delays

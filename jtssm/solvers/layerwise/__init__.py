@@ -51,7 +51,8 @@ import optax
 
 from jtssm import checks, losses
 from jtssm.nn.network import Network
-from jtssm.protocol import Method, as_method
+from jtssm.protocol.method import Method
+from jtssm.protocol.pieces import as_method
 from jtssm.solvers.layerwise import activations
 from jtssm.solvers.layerwise.grids import Grid, Message, grid_of
 from jtssm.solvers.layerwise.growing import grow

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jtssm.nn.network import Network
-from jtssm.protocol import Method
+from jtssm.protocol.method import Method
 from jtssm.solvers.layerwise.stepping import Inbox, State
 from jtssm.solvers.pieces import Weights
 

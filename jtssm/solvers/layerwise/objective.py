@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jtssm.arrays import Array
-from jtssm.protocol import Method
+from jtssm.protocol.method import Method
 from jtssm.solvers.layerwise import activations
 from jtssm.solvers.layerwise.stepping import Numbers, State
 

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jtssm.arrays import Array
-from jtssm.protocol import Exchange, Info, MatrixProduct, Move, Parts
+from jtssm.protocol.declared import MatrixProduct, Move
+from jtssm.protocol.method import Info
+from jtssm.protocol.pieces import Exchange, Parts
 from jtssm.solvers.layerwise import updates
 from jtssm.solvers.layerwise.activations import Activation
 from jtssm.solvers.layerwise.grids import Grid

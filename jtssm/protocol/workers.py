@@ -1,8 +1,8 @@
 """Methods of equal workers: how one is written, and how its workers meet.
 
-Where `jtssm.protocol.Parts` cuts a network into pieces that pass samples on, these methods give every
-one of N workers a network of the same shape, which trains alone on minibatches of its own for a round
-of R local steps; then the workers exchange weights. One step of such a method is one round.
+Where `jtssm.protocol.method.Parts` cuts a network into pieces that pass samples on, these methods give
+every one of N workers a network of the same shape, which trains alone on minibatches of its own for a
+round of R local steps; then the workers exchange weights. One step of such a method is one round.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jtssm import checks, device_memory, sample_checks
+from jtssm import checks
 from jtssm.arrays import Array
 from jtssm.nn.network import as_input, float_dtype
 from jtssm.nn.ops import PLAIN, Products
-from jtssm.protocol import Info, Method, given_trees
+from jtssm.protocol import device_memory, sample_checks
+from jtssm.protocol.method import Info, Method, given_trees
 
 
 class Meeting(NamedTuple):
@@ -68,8 +69,8 @@ class WorkerParts(NamedTuple):
     batch_size: int  # samples a gradient sees: a worker's
     loss: Any  # jtssm.losses.Loss
     optimizer: Any  # every worker's
-    moves: Callable  # number of samples in a local step -> tuple[jtssm.protocol.Move, ...]
-    work: Callable  # () -> tuple[jtssm.protocol.Run | MatrixProduct, ...] of one worker in a round
+    moves: Callable  # number of samples in a local step -> tuple[jtssm.protocol.method.Move, ...]
+    work: Callable  # () -> tuple[jtssm.protocol.method.Run | MatrixProduct, ...] of one worker in a round
     # () -> tuple[jtssm.nn.norm.Statistics, ...] of one worker in a local step
     statistics: Callable
     resident: bool = False
@@ -80,7 +81,7 @@ class WorkerParts(NamedTuple):
         return self.local_steps, self.num, self.batch_size
 
     def check(self, x: Any, y: Any, stage: str, weights: Any = ()) -> None:
-        """The front door of `init`, `step` and `fit`; see `jtssm.protocol.Parts.check`."""
+        """The front door of `init`, `step` and `fit`; see `jtssm.protocol.method.Parts.check`."""
         if stage == "step":
             sample_checks.leading("x", self.batch_shape, x)
             sample_checks.leading("y", self.batch_shape, y)

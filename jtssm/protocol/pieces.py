@@ -1,10 +1,4 @@
-"""What a method is, and how it meets its neighbours.
-
-A method is a record of pure functions (`Method`). It is written once, as `Parts`: functions whose
-first argument is an `Exchange`, the record through which pieces of a network talk to each other. On
-one device the exchange works by index (`by_index`); `jtssm.sharding.place` hands the same functions
-an exchange made of collectives.
-"""
+"""Methods written piece by piece, and the exchange between neighbours."""
 
 from __future__ import annotations
 
@@ -16,25 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jtssm import checks, device_memory, sample_checks
-from jtssm.arrays import Array, Tree
+from jtssm import checks
 from jtssm.nn.network import as_input
 from jtssm.nn.ops import PLAIN
-
-
-class Info(NamedTuple):
-    """What a person wants to see of one step; scalars. `samples` = 0: nothing was measured yet."""
-
-    loss: Array  # mean loss of the samples that reached the last piece
-    accuracy: Array  # share of them it classified rightly; 0 for a loss without labels
-    samples: Array  # how many they were
-    primal_residual: Array  # sqrt of the mean over samples of sum_l |p_{l+1} - q_l|^2
-    dual_residual: Array  # the same of rho (q_l - q_l before the step)
-    coupling: Array  # the same of q_l - f_l: what Theorem 1 of TSSM bounds the error by
-    objective: Array  # pdADMM: the augmented Lagrangian, mean over samples; elsewhere 0
-    # pdADMM: by how much theory says it fell at least, likewise, if rho > 4 nu and nothing is rounded
-    # (otherwise the same weighted squares of the steps, without a promise); elsewhere 0
-    decrease: Array
+from jtssm.protocol import device_memory
+from jtssm.protocol.method import Method, given_trees
 
 
 class Exchange(NamedTuple):
@@ -62,44 +42,6 @@ class Exchange(NamedTuple):
     num_splits: int  # over how many devices the samples of a batch are split
     # (index of a layer, samples here at the entry of its piece) -> its Products
     products: Callable
-
-
-class Move(NamedTuple):
-    """What a method sends in one step, as data: the cost model and the byte tests read it."""
-
-    what: str
-    shape: tuple[int, ...]  # of the whole matrix; its samples are split over "pc"
-    axis: str  # mesh axis it travels along
-    source: int | None  # piece that sends it; None: every worker does
-    target: int | None  # piece that receives it; equal to source for a reduction inside a piece
-    times: int  # how often in one step
-    itemsize: int | None = None  # bytes of one of its numbers; None: as the samples
-    # "permute" between neighbours, "all_reduce", or "all_to_all": of one worker, an N-th of it to each
-    collective: str = "permute"
-
-
-class Run(NamedTuple):
-    """Passes of one piece, or of a worker's network, over samples in a step: the cost model reads it."""
-
-    samples: int  # in one pass, all devices together
-    forward: int  # how often its layers run forward
-    weights: int  # how often the gradient of its weights is taken, and its optimizer steps
-    inputs: (
-        int  # how often gradients go back through it: to the inputs of every layer but its first
-    )
-    first: bool  # to those of its first layer too
-    unused: int = 0  # of the passes forward: those of whose outputs nothing is made
-
-
-class MatrixProduct(NamedTuple):
-    """[rows, inner] x [inner, columns], or a solve of that many multiply-adds, `times` in a step."""
-
-    rows: int
-    inner: int
-    columns: int
-    times: int = 1
-    split: bool = True  # whether one of the dimensions is of samples, which devices share
-    solve: bool = False
 
 
 class Parts(NamedTuple):
@@ -137,36 +79,6 @@ class Parts(NamedTuple):
     gradient: Callable | None = None  # (exchange, state, x, y) -> (tree like params a piece, Info)
     descend: Callable | None = None  # (state, those trees) -> State; on arrays that jax shards
     compute_dtype: Any = None  # what its layers compute and send in; None: the dtype of the samples
-
-
-class Method(NamedTuple):
-    """A training method as pure functions; jit them yourself.
-
-    Every State has a scalar `pace`, 1 at the start, which the steps are multiplied by; it is traced, so
-    that halving it (`fit(on_divergence="halve")`) costs no compilation. It multiplies an optimizer's
-    updates (gsadmm, gsam, ist, local_sgd, ensemble, sgd), the step length eta of p (gsadmm and gsam, but
-    not in the streaming schedule with one sweep, where eta is no step), and the steps of p and W
-    (pdadmm).
-    """
-
-    name: str
-    init: Callable  # (key, x, y, params=None) -> State; params: one tree a layer, a warm start
-    step: Callable  # (state, x, y) -> (State, Info)
-    predict: Callable  # (state, x) -> outputs of the composed network
-    params: Callable  # state -> list: the whole network's parameters, one tree a layer
-    batch_shape: tuple[int, ...] | None  # leading shape of what a step consumes; None: all samples
-    batch_axes: tuple | None  # how those dimensions lie on the mesh
-    resident: bool  # stores variables for every sample: samples stay in place
-    drain: Callable  # state -> State in which no minibatch is in flight any more
-    moves: Callable  # number of samples in a step -> tuple[Move, ...]
-    parts: Any  # Parts, or jtssm.workers.WorkerParts
-    spread: Callable  # state of the unplaced method -> state of this one: laid out on its mesh
-    # (state, x) -> State in which statistics that layers keep are those of x under the whole network;
-    # the same state where no layer keeps any
-    estimate: Callable
-    mesh: Any = None  # set by place
-    axes: Any = None  # set by place: jtssm.sharding.mesh.AxisNames
-    forms: tuple[str, ...] | None = None  # set by place: of each layer, where layers may be split
 
 
 def as_method(parts: Parts) -> Method:
@@ -215,31 +127,6 @@ def as_method(parts: Parts) -> Method:
 def given_params(parts: Parts, params: Any, dtype: Any) -> tuple:
     """A warm start by pieces; see `given_trees`."""
     return by_piece(given_trees(parts.network.init, params, dtype), parts.starts)
-
-
-def given_trees(draw: Callable, params: Any, dtype: Any) -> list[Tree]:
-    """A warm start, one tree a layer, in the dtype of the samples; draw: (key, dtype) -> such trees.
-
-    Raises:
-      ValueError: not one tree a layer, or trees of another network, or numbers that are not finite.
-    """
-    shapes = jax.eval_shape(lambda: draw(jax.random.key(0), dtype))
-    if not isinstance(params, (list, tuple)) or len(params) != len(shapes):
-        got = len(params) if isinstance(params, (list, tuple)) else checks.shown(params)
-        raise ValueError(f"params: expected {len(shapes)} trees, one a layer; got {got}")
-    expected, got = (jax.tree.map(_shape, list(tree)) for tree in (shapes, params))
-    if expected != got:
-        raise ValueError(f"params: expected arrays of shapes {expected}; got {checks.shown(got)}")
-    for leaf in jax.tree.leaves(list(params)):
-        sample_checks.weights(leaf)
-    # left where they are: numpy arrays stay in host memory
-    return jax.tree.map(lambda a, like: a.astype(like.dtype), list(params), shapes)
-
-
-def _shape(leaf: Any) -> Any:
-    """Of an array; of something else what it is."""
-    shape = getattr(leaf, "shape", None)
-    return shape if isinstance(shape, tuple) else type(leaf).__name__
 
 
 def by_piece(params: Any, starts: tuple[int, ...]) -> tuple:

@@ -1,0 +1,43 @@
+"""What a step declares to the cost model: what it multiplies, what it sends."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Move(NamedTuple):
+    """What a method sends in one step, as data: the cost model and the byte tests read it."""
+
+    what: str
+    shape: tuple[int, ...]  # of the whole matrix; its samples are split over "pc"
+    axis: str  # mesh axis it travels along
+    source: int | None  # piece that sends it; None: every worker does
+    target: int | None  # piece that receives it; equal to source for a reduction inside a piece
+    times: int  # how often in one step
+    itemsize: int | None = None  # bytes of one of its numbers; None: as the samples
+    # "permute" between neighbours, "all_reduce", or "all_to_all": of one worker, an N-th of it to each
+    collective: str = "permute"
+
+
+class Run(NamedTuple):
+    """Passes of one piece, or of a worker's network, over samples in a step: the cost model reads it."""
+
+    samples: int  # in one pass, all devices together
+    forward: int  # how often its layers run forward
+    weights: int  # how often the gradient of its weights is taken, and its optimizer steps
+    inputs: (
+        int  # how often gradients go back through it: to the inputs of every layer but its first
+    )
+    first: bool  # to those of its first layer too
+    unused: int = 0  # of the passes forward: those of whose outputs nothing is made
+
+
+class MatrixProduct(NamedTuple):
+    """[rows, inner] x [inner, columns], or a solve of that many multiply-adds, `times` in a step."""
+
+    rows: int
+    inner: int
+    columns: int
+    times: int = 1
+    split: bool = True  # whether one of the dimensions is of samples, which devices share
+    solve: bool = False
