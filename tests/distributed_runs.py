@@ -21,13 +21,14 @@ import numpy as np
 import optax
 
 import jtssm
-from jtssm import cli, problems, sharding, solvers
+from jtssm import cli, sharding, solvers
+from jtssm.data import synthetic
 from jtssm.nn import images, perceptrons
 from jtssm.nn.network import sequence
 
 DEVICES = 8
 LOST_AFTER = 10  # seconds
-X, Y = problems.separable(0, 96, 4, 3, np.float64)
+X, Y = synthetic.separable(0, 96, 4, 3, np.float64)
 HELD_OUT = (X[:30], Y[:30])  # pc does not divide them
 NET = jtssm.mlp([4, 16, 3])
 DEEP = jtssm.mlp([4, 16, 12, 3])

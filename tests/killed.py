@@ -20,7 +20,8 @@ import numpy as np
 import optax
 
 import jtssm
-from jtssm import checkpointing, divergence, feeding, problems, running, sharding, solvers
+from jtssm import checkpointing, divergence, feeding, running, sharding, solvers
+from jtssm.data import synthetic
 
 
 def method(name: str) -> jtssm.Method:
@@ -52,7 +53,7 @@ PAIRS = (METHODS[:2], METHODS[2:4], METHODS[4:])  # that run side by side
 def fit(name: str, folder: Path | None = None, epochs: int | None = None) -> jtssm.Result:
     """The run of a method, with checkpoints or without."""
     mesh = sharding.make_mesh(*SIZES[name]) if name in SIZES else None
-    samples = problems.separable(0, 120, 4, 3, np.float64)
+    samples = synthetic.separable(0, 120, 4, 3, np.float64)
     ways = {} if folder is None else {"checkpoint": folder / name, "every": 3}
     return jtssm.fit(
         method(name), samples, epochs=epochs or EPOCHS.get(name, 8), key=jax.random.key(3), mesh=mesh,

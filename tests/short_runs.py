@@ -8,10 +8,11 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import problems, solvers
+from jtssm import solvers
+from jtssm.data import synthetic
 
 NET = jtssm.mlp([4, 8, 8, 4])
-X, Y = problems.separable(0, 120, 4, 4, np.float64)
+X, Y = synthetic.separable(0, 120, 4, 4, np.float64)
 KEY = jax.random.key(0)
 
 

@@ -7,11 +7,12 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import problems, sharding, solvers
+from jtssm import sharding, solvers
+from jtssm.data import synthetic
 
 NET = jtssm.mlp([4, 16, 12, 3])
 BATCH = 20
-X, Y = problems.separable(0, 120, 4, 3, np.float64)
+X, Y = synthetic.separable(0, 120, 4, 3, np.float64)
 GSADMM = {"optimizer": optax.adam(1e-2), "batch_size": BATCH}
 ROUND = {"optimizer": optax.adam(1e-2), "batch_size": 10, "local_steps": 2}
 METHODS = {

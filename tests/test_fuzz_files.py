@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jtssm import data, unpacking
+from jtssm import data
+from jtssm.data import archives
 from jtssm.sharding import finding
 from jtssm.sharding.machines import MACHINES, Machine
 from tests.test_data import cifar_batches, tarred, write_cifar, write_mnist
@@ -257,7 +258,7 @@ def test_nothing_in_a_data_file_is_ever_unpickled(tmp_path, how):
 def test_whole_arrays_come_back_as_numpy_wrote_them(tmp_path):
     path = tmp_path / "file.npz"
     path.write_bytes(npz(a=np.asfortranarray(IMAGES[0]), b=LABELS.astype(">i4")))
-    a, b = unpacking.arrays(path, ("a", "b"), "two arrays")
+    a, b = archives.arrays(path, ("a", "b"), "two arrays")
     np.testing.assert_array_equal(a, IMAGES[0])
     np.testing.assert_array_equal(b, LABELS)
 

@@ -7,8 +7,9 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import problems, recording, solvers
+from jtssm import recording, solvers
 from jtssm.cli import main
+from jtssm.data import synthetic
 from tests.killed import METHODS, method, same
 from tests.short_runs import KEY, NET, SMALL, X, Y, fail, stopping
 
@@ -75,7 +76,7 @@ def test_a_line_from_which_a_blow_up_begins_is_no_place_to_go_back_to(tmp_path):
 def test_the_pace_multiplies_the_steps_of_every_method(name):
     """At pace 0 the matrices stay where they are, at pace 1/2 they go another way than at 1."""
     how = method(name)
-    x, y = problems.separable(0, 120, 4, 3, np.float64)
+    x, y = synthetic.separable(0, 120, 4, 3, np.float64)
     start = how.init(KEY, x, y)
     if not how.resident:
         shape = how.batch_shape

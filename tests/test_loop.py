@@ -7,11 +7,12 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import losses, problems, sharding, solvers
+from jtssm import losses, sharding, solvers
+from jtssm.data import synthetic
 from jtssm.feeding import CHUNK
 
 NET = jtssm.mlp([4, 12, 12, 3])
-X, Y = problems.separable(0, 130, 4, 3, np.float64)
+X, Y = synthetic.separable(0, 130, 4, 3, np.float64)
 KEY = jax.random.key(0)
 
 
@@ -242,7 +243,7 @@ def test_a_bar_is_shown_when_asked_for(capsys):
 
 
 def test_a_resident_method_runs_several_steps_a_dispatch_and_shows_its_certificate():
-    x, y = problems.separable(0, 60, 4, 3, np.float64)
+    x, y = synthetic.separable(0, 60, 4, 3, np.float64)
     method = solvers.pdadmm(jtssm.mlp([4, 8, 3]), rho=2.0, nu=0.4)
     run = lambda every, epochs=7, **more: jtssm.fit(
         method, (x, y), epochs=epochs, key=jax.random.key(0), validation=(x, y),
@@ -267,7 +268,7 @@ def test_a_resident_method_runs_several_steps_a_dispatch_and_shows_its_certifica
 
 
 def test_minibatch_methods_take_several_epochs_between_lines():
-    x, y = problems.separable(0, 60, 4, 3, np.float64)
+    x, y = synthetic.separable(0, 60, 4, 3, np.float64)
     method = solvers.sgd(jtssm.mlp([4, 8, 3]), optimizer=optax.sgd(0.1), batch_size=20)
     lines = [
         jtssm.fit(method, (x, y), epochs=5, key=jax.random.key(0), evaluate_every=k).history
@@ -279,7 +280,7 @@ def test_minibatch_methods_take_several_epochs_between_lines():
 
 
 def test_a_divergence_within_a_dispatch_is_found_at_its_step():
-    x, y = problems.separable(0, 60, 4, 3, np.float32)
+    x, y = synthetic.separable(0, 60, 4, 3, np.float32)
     method = solvers.pdadmm(jtssm.mlp([4, 8, 3]), rho=1e-30, nu=1e30, steps="gradient", t0=1e-30)
     with pytest.warns(RuntimeWarning, match=r"step \d+: .* is not finite"):
         result = jtssm.fit(method, (x, y), epochs=40, key=jax.random.key(0), evaluate_every=20)

@@ -7,12 +7,13 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import problems, sharding, solvers
+from jtssm import sharding, solvers
+from jtssm.data import synthetic
 from jtssm.nn import perceptrons
 from jtssm.nn.dropout import dropout_layer
 from jtssm.nn.ops import PLAIN
 
-X, Y = problems.separable(0, 120, 4, 3, np.float64)
+X, Y = synthetic.separable(0, 120, 4, 3, np.float64)
 KEY = jax.random.key(0)
 
 

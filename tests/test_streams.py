@@ -7,11 +7,12 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import problems, sharding, solvers, streams
+from jtssm import sharding, solvers, streams
+from jtssm.data import synthetic
 from jtssm.divergence import Guard
 
 NET = jtssm.mlp([4, 8, 3])
-X, Y = problems.separable(0, 130, 4, 3, np.float64)
+X, Y = synthetic.separable(0, 130, 4, 3, np.float64)
 KEY = jax.random.key(0)
 BATCH = {"optimizer": optax.sgd(0.05), "batch_size": 20}
 ROUND = {"optimizer": optax.sgd(0.05), "batch_size": 10, "local_steps": 2}

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import jtssm
-from jtssm import problems, sharding, solvers, streams
+from jtssm import sharding, solvers, streams
+from jtssm.data import synthetic
 from jtssm.reading import Reader
 from tests.killed import same
 from tests.test_streams import BATCH, KEY, ROUND, X, Y, batches
@@ -157,7 +158,7 @@ def test_grain_is_put_in_its_place_without_reading(tmp_path):
 
 def test_another_stream_goes_on_with_a_warning(tmp_path):
     broken_off(METHODS["sgd"](), batches(33), None, tmp_path, 3)
-    x, y = problems.separable(1, 130, 4, 3, np.float64)
+    x, y = synthetic.separable(1, 130, 4, 3, np.float64)
     with pytest.warns(
         UserWarning, match="expected the batches that were read before the checkpoint"
     ):

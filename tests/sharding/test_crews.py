@@ -11,10 +11,11 @@ import pytest
 from jax.sharding import AxisType
 
 import jtssm
-from jtssm import problems, sharding, solvers
+from jtssm import sharding, solvers
+from jtssm.data import synthetic
 from jtssm.sharding import cost, counting
 
-X, Y = problems.separable(0, 480, 6, 3, np.float64)
+X, Y = synthetic.separable(0, 480, 6, 3, np.float64)
 KEY = jax.random.key(3)
 ROUND = {
     "optimizer": optax.adam(optax.linear_schedule(0.1, 0.01, 20)),

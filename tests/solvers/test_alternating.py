@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import losses, problems, solvers
+from jtssm import losses, solvers
+from jtssm.data import synthetic
 from jtssm.solvers.resident import Strata
 from jtssm.solvers.updates import update_p
 from tests.solvers import twins
@@ -138,7 +139,7 @@ def test_the_orders_differ_and_gsam_stores_less_than_gsadmm(problem):
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_small_separable_problem_is_solved(order):
     net = jtssm.mlp([4, 16, 16, 3])
-    x, y = problems.separable(0, 120, 4, 3, np.float64)
+    x, y = synthetic.separable(0, 120, 4, 3, np.float64)
     method = solvers.gsam(
         net, subnets=3, optimizer=optax.adam(1e-2), batch_size=20, schedule="stored", order=order
     )

@@ -7,9 +7,10 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import problems, solvers
+from jtssm import solvers
+from jtssm.data import synthetic
 
-X, Y = problems.separable(0, 240, 5, 3, np.float64)
+X, Y = synthetic.separable(0, 240, 5, 3, np.float64)
 NET = jtssm.mlp([5, 8, 3], normalisation="batch")
 KEY = jax.random.key(1)
 ADAM = optax.adam(optax.cosine_decay_schedule(0.1, 10))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import jtssm
-from jtssm import data, losses, problems, solvers
+from jtssm import data, losses, solvers
+from jtssm.data import synthetic
 from jtssm.nn.network import sequence
 from jtssm.nn.perceptrons import dense
 from jtssm.solvers import layerwise
@@ -262,7 +263,7 @@ def step_lengths(method, state, x):
 @pytest.mark.parametrize("steps", ["gradient", "damped", "exact"])
 def test_what_the_carried_variables_promise_holds_after_100_float32_iterations(steps):
     """r = p W + b - z and u = nu (q - f(z)), to rounding; the objective is the Lagrangian."""
-    x, y = problems.separable(0, 60, 9, 3, np.float32)
+    x, y = synthetic.separable(0, 60, 9, 3, np.float32)
     net = jtssm.mlp([9, 20, 20, 20, 3])
     method = solvers.pdadmm(
         net, rho=RHO, nu=NU, steps=steps, weight_decay=1e-2, precision="highest"
@@ -303,7 +304,7 @@ def test_above_4_nu_the_lagrangian_falls_by_what_theory_says_every_iteration(ste
 
 
 def test_below_the_condition_nothing_is_promised_and_the_papers_rho_equals_nu_still_learns():
-    x, y = problems.separable(0, 90, 9, 3, np.float64)
+    x, y = synthetic.separable(0, 90, 9, 3, np.float64)
     method = solvers.pdadmm(jtssm.mlp([9, 12, 12, 3]), rho=1e-4, nu=1e-4, steps="gradient")
     result = jtssm.fit(method, (x, y), epochs=60, key=jax.random.key(0), validation=(x, y))
     assert result.history[-1]["validation_accuracy"] > 0.95
@@ -374,7 +375,7 @@ def test_the_state_can_be_donated_and_nothing_calls_the_host():
 
 
 def test_growing_leaves_the_network_and_the_duals_as_they_are():
-    x, y = problems.separable(0, 60, 9, 3, np.float64)
+    x, y = synthetic.separable(0, 60, 9, 3, np.float64)
     shallow, deep = jtssm.mlp([9, 7, 6, 3]), jtssm.mlp([9, 7, 6, 6, 6, 3])
     for options in ({}, {"grid": 8}):
         method = solvers.pdadmm(shallow, rho=RHO, nu=NU, weight_decay=0.02, **options)
@@ -405,7 +406,7 @@ def test_growing_leaves_the_network_and_the_duals_as_they_are():
 
 
 def test_two_stages_beat_the_deep_network_from_a_random_start():
-    x, y = problems.separable(0, 120, 9, 3, np.float64)
+    x, y = synthetic.separable(0, 120, 9, 3, np.float64)
     shallow, deep = jtssm.mlp([9, 16, 3]), jtssm.mlp([9, *[16] * 7, 3])
     options = {"rho": 10.0, "nu": 0.5, "steps": "gradient"}
     method, key = solvers.pdadmm(shallow, **options), jax.random.key(0)

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import data, losses, problems, solvers
+from jtssm import data, losses, solvers
+from jtssm.data import synthetic
 from tests.solvers import twins
 
 NET = jtssm.mlp([5, 7, 6, 8, 4, 3])
@@ -243,7 +244,7 @@ def test_an_optimizer_for_each_subnetwork(params):
 def test_a_network_is_trained_to_squared_targets_too():
 
     net = jtssm.mlp([4, 9, 8, 2])
-    x, y, _ = problems.taught(net, jax.random.key(5), 60, np.float64)
+    x, y, _ = synthetic.taught(net, jax.random.key(5), 60, np.float64)
     method = solvers.gsadmm(
         net, subnets=3, optimizer=optax.adam(1e-2), batch_size=60, loss="squared_error"
     )

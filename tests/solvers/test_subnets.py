@@ -7,14 +7,15 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import problems, solvers
+from jtssm import solvers
+from jtssm.data import synthetic
 from jtssm.nn import perceptrons
 from jtssm.nn.dropout import dropout_layer
 from jtssm.solvers import dealing
 
 from . import subnets_twin as twin
 
-X, Y = problems.separable(0, 720, 6, 3, np.float64)
+X, Y = synthetic.separable(0, 720, 6, 3, np.float64)
 KEY = jax.random.key(5)
 
 

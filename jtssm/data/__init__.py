@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from jtssm import checks, unpacking
+from jtssm import checks
+from jtssm.data import archives
 
 
 class Split(NamedTuple):
@@ -200,11 +201,11 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         dimensions, or another length than the header says.
     """
     again, start = "fetch it again", 4 + 4 * dimensions
-    with unpacking.reading(path) as file:
-        header = unpacking.up_to(file, start)
+    with archives.reading(path) as file:
+        header = archives.up_to(file, start)
         shape = _idx_shape(path, header, dimensions)
         wanted = prod(shape)  # of Python's integers: numpy's would overflow
-        content = unpacking.up_to(file, wanted + 1)
+        content = archives.up_to(file, wanted + 1)
     if len(content) != wanted:
         got = len(content) if len(content) < wanted else "more"
         raise ValueError(f"{path}: expected {wanted} bytes for {shape}; got {got}: {again}")
@@ -239,7 +240,7 @@ def _cifar(folder: Path) -> Splits:
         paths = [_path(folder, file) for file in CIFAR_BATCHES]
         contents = {path: path.read_bytes() for path in paths}
     else:
-        contents = unpacking.members(_path(folder, CIFAR_ARCHIVE), CIFAR_BATCHES)
+        contents = archives.members(_path(folder, CIFAR_ARCHIVE), CIFAR_BATCHES)
     *train, test = (_records(path, content) for path, content in contents.items())
     return _held_out(_pictures(np.concatenate(train)), _pictures(test))
 
@@ -265,7 +266,7 @@ def _pictures(records: np.ndarray) -> Split:
 def _spoken_digits(folder: Path) -> Splits:
     path = _path(folder, "spoken-digits.npz")
     expected = "a spoken digits archive with arrays x [n, 4096], y [n] and index [n]"
-    x, y, take = unpacking.arrays(path, ("x", "y", "index"), expected)
+    x, y, take = archives.arrays(path, ("x", "y", "index"), expected)
     shapes = x.shape, y.shape, take.shape
     if not x.size or x.shape[1:] != (4096,) or not y.shape == take.shape == x.shape[:1]:
         raise ValueError(f"{path}: expected {expected}, n of at least 1; got {shapes}")
