@@ -10,9 +10,9 @@ import jtssm
 from jtssm import data, recording, solvers
 from jtssm.nn.architectures import ARCHITECTURES
 from jtssm.nn.norm import NORMALISATIONS
+from jtssm.sharding.distributed import LOST_AFTER
 from jtssm.sharding.machines import MACHINES
 from jtssm.sharding.mesh import AXES
-from jtssm.sharding.processes import LOST_AFTER
 
 OPTIMIZERS = ("adam", "adamw", "adagrad", "lion", "nadam", "radam", "rmsprop", "sgd")
 RATES = ("warmup-cosine", "constant")

@@ -24,8 +24,8 @@ from jtssm.arguments import parser
 from jtssm.loop import fit
 from jtssm.protocol.method import Method
 from jtssm.results import Epoch, Result, evaluate
+from jtssm.sharding.distributed import as_first, is_first
 from jtssm.sharding.mesh import AXES
-from jtssm.sharding.processes import as_first, is_first
 from jtssm.solvers import layerwise
 
 EVALUATED = 10_000  # training samples on which the composed network is evaluated every epoch

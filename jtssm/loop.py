@@ -26,12 +26,12 @@ from jtssm.protocol.workers import as_method as of_workers
 from jtssm.results import Epoch, Result, evaluate
 from jtssm.running import Plan, Run
 from jtssm.sharding import planner
+from jtssm.sharding.distributed import ProcessSamples, introduce
 from jtssm.sharding.finding import present_machine
 from jtssm.sharding.machines import Machine
 from jtssm.sharding.mesh import make_mesh
 from jtssm.sharding.packing import is_rows
 from jtssm.sharding.placing import place
-from jtssm.sharding.processes import ProcessSamples, introduce
 from jtssm.signals import noted
 from jtssm.streams import Stream, check_streams, is_stream
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tqdm.auto import tqdm
 
 from jtssm import checks
-from jtssm.sharding.processes import is_first
+from jtssm.sharding.distributed import is_first
 
 
 class Bar:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jtssm import checks
 from jtssm.results import Epoch
-from jtssm.sharding.processes import is_first
+from jtssm.sharding.distributed import is_first
 
 FORMATS = ("csv", "jsonl")
 

@@ -17,7 +17,7 @@ from jtssm.positions import Checkpoint, Position, Sound
 from jtssm.progress import Bar
 from jtssm.protocol.method import Info, Method
 from jtssm.results import Epoch, Result, evaluate
-from jtssm.sharding.processes import largest
+from jtssm.sharding.distributed import largest
 from jtssm.signals import Wish
 
 

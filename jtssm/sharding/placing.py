@@ -22,6 +22,7 @@ from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.branches import Place
 from jtssm.sharding.choosing import choose_forms
 from jtssm.sharding.crews import place_workers
+from jtssm.sharding.distributed import check_present
 from jtssm.sharding.exchanging import by_collectives, own_part
 from jtssm.sharding.mesh import axis_names, axis_size, check_split, devices_of, predicted, put
 from jtssm.sharding.packing import (
@@ -34,7 +35,6 @@ from jtssm.sharding.packing import (
     specs,
     spread,
 )
-from jtssm.sharding.processes import check_present
 from jtssm.sharding.whole import place_whole
 
 
