@@ -30,8 +30,9 @@ from jtssm import sharding, solvers
 from jtssm.nn import images
 from jtssm.nn.network import Network
 from jtssm.protocol.method import Method
-from jtssm.sharding import cost, counting
+from jtssm.sharding import counting
 from jtssm.sharding.choosing import misfit
+from jtssm.sharding.cost import seconds
 from jtssm.sharding.grid import whole_grid
 from jtssm.sharding.mesh import put
 from jtssm.sharding.routes import Route, ring_bytes
@@ -97,7 +98,7 @@ def counted(net: Network, batch: int, pr: int, pc: int) -> dict[str, Any]:
     method = solvers.sgd(net, optimizer=optax.sgd(0.1), batch_size=batch)
     sizes = dict(mesh.shape)
     forms = {name: uniform(net, name, pr) for name in UNIFORM} | {"auto": "auto"}
-    routes = {name: cost.step_bytes(method, mesh, forms=given) for name, given in forms.items()}
+    routes = {name: seconds.step_bytes(method, mesh, forms=given) for name, given in forms.items()}
     placed = sharding.place(method, mesh)
     state, x, y = abstract(method, placed, batch)
     program = jax.jit(placed.step).lower(state, x, y).compile()

@@ -32,8 +32,8 @@ from benchmarks import record
 from jtssm import sweeping
 from jtssm.nn import images
 from jtssm.nn.network import Network
-from jtssm.sharding.calibrating import calibrate
-from jtssm.sharding.machines import MACHINES, Machine
+from jtssm.sharding.cost.calibration import calibrate
+from jtssm.sharding.cost.machines import MACHINES, Machine
 
 
 class Case(NamedTuple):

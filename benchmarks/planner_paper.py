@@ -1,13 +1,15 @@
 """Do the published grids come out again, and does our own planner find better ones?
 
 Gholami et al. (arXiv 1712.04432) print the best Pr x Pc grid of AlexNet and its speed-up over pure batch
-parallelism, simulated. Printed beside `jtssm.sharding.integrated`, their formulas in plain numbers: the
-best grid, the speed-up of the total and of communication; and every bar of each figure. Figure 6 twice:
+parallelism, simulated. Printed beside `jtssm.sharding.cost.published`, their formulas in plain
+numbers: the best grid, the speed-up of the total and of communication; and every bar of each figure.
+  Figure 6 twice:
 by equation (8), which it should follow and does not, and by the reading that reproduces it. Figure 10
 twice: halos hidden, which reproduces it, and added, as equation (9) has them. Nothing is measured, and
 the compute was fitted to the paper's bars.
 
-Then Figures 7 to 10 with the forms that `jtssm.sharding.paths` finds, on the same meshes under the same
+Then Figures 7 to 10 with the forms that `jtssm.sharding.cost.search` finds, on the same meshes under
+the same
 assumptions: 4-byte words, the paper's link and latency, ceil(log2 p) latencies a collective. (Forms are
 free in every layer, so Figure 6 would be 7 again.) Messages are all that our step sends, one after
 another (the gradients of all layers in one): biases too, and dX as it is (that of fc6 has 9216 rows, of
@@ -35,11 +37,12 @@ import optax
 from benchmarks import record
 from jtssm import solvers
 from jtssm.nn import images
-from jtssm.sharding import cost, figures, paths
-from jtssm.sharding.demands import step_demand
+from jtssm.sharding import figures
+from jtssm.sharding.cost import search, seconds
+from jtssm.sharding.cost.demand import step_demand
+from jtssm.sharding.cost.machines import Machine
+from jtssm.sharding.cost.published import CORI
 from jtssm.sharding.figures import FIGURES, HALOS_6, SAMPLES, Bar, Figure, Grid, Result
-from jtssm.sharding.integrated import CORI
-from jtssm.sharding.machines import Machine
 
 READINGS = {
     "Figure 6, one grid everywhere, equation (8)": FIGURES[6],
@@ -133,7 +136,7 @@ def planned(figure: Figure, processes: int) -> dict[Grid, Planned]:
     method = solvers.sgd(images.alexnet(), optimizer=optax.sgd(0.01), batch_size=batch)
     steps = SAMPLES / batch
     # a P-th of a step's products takes what the paper's compute is of a step
-    flops = cost.step_flops(method) * steps / processes
+    flops = seconds.step_flops(method) * steps / processes
     flops /= figures.compute_seconds(batch, processes)
     machine = Machine(
         "cori", flops, inf, 4 / CORI.beta, CORI.alpha, 0.0, "arXiv 1712.04432",
@@ -143,9 +146,9 @@ def planned(figure: Figure, processes: int) -> dict[Grid, Planned]:
     found = {}
     for pr, pc in figures.grids(batch, processes):
         sizes = (1, pr, pc)
-        forms = paths.fastest_forms(method, sizes, machine, overlap=overlap)
+        forms = search.fastest_forms(method, sizes, machine, overlap=overlap)
         demand = step_demand(method, sizes, forms, None)
-        step = cost.seconds_of(machine, demand, sizes, overlap=overlap)
+        step = seconds.seconds_of(machine, demand, sizes, overlap=overlap)
         bar = Bar(steps * step.total, steps * (step.messages - step.hidden))
         found[pr, pc] = Planned(forms, steps * step.products, bar)
     return found

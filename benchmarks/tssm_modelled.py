@@ -1,11 +1,12 @@
 """When would splitting pay? Modelled seconds on machines that are not at hand.
 
 Streaming gsADMM against data parallel and against a GPipe and a 1F1B pipeline with the same number of
-microbatches, on 2 to 16 devices, for the machines of `jtssm.sharding.cost`: seconds an epoch, and to
-given held-out accuracies, with the epochs that each method really needed in benchmarks.tssm_tradeoff
-(data parallel and pipelines: those of end-to-end Adam, whose numbers they have). Bytes and products are
-what the methods declare, which tests hold equal to the traced and the compiled program. Also a wide
-network, seconds a step alone. The assumptions are printed. Nothing here was measured on those machines.
+microbatches, on 2 to 16 devices, for the machines of `jtssm.sharding.cost.seconds`: seconds an epoch,
+and to given held-out accuracies, with the epochs that each method really needed in
+benchmarks.tssm_tradeoff (data parallel and pipelines: those of end-to-end Adam, whose numbers they
+have). Bytes and products are what the methods declare, which tests hold equal to the traced and the
+compiled program. Also a wide network, seconds a step alone. The assumptions are printed. Nothing here
+was measured on those machines.
 
     python -m benchmarks.tssm_modelled [--smoke]
 
@@ -23,7 +24,8 @@ import optax
 import jtssm
 from benchmarks import record
 from jtssm import solvers
-from jtssm.sharding import cost, machines
+from jtssm.sharding.cost import machines
+from jtssm.sharding.cost import seconds as cost
 from jtssm.sharding.pipelines import pipeline_seconds
 
 SAMPLES, ADAM, LINE = 55_000, "Adam end to end", "gsADMM streaming, n = {}"

@@ -27,7 +27,8 @@ from jax import lax
 import jtssm
 from benchmarks import record
 from jtssm import sharding, solvers
-from jtssm.sharding import cost, counting
+from jtssm.sharding import counting
+from jtssm.sharding.cost.seconds import step_flops
 
 BATCH, ADAM = 110, "Adam end to end"
 
@@ -81,7 +82,7 @@ def _one_device(net: Any, precision: Any, given: argparse.Namespace) -> dict:
         report[name] = record.spread([s / given.steps for s in seconds[name]]) | {
             "ratio_to_adam": float(np.median(seconds[name]) / adam),
             "product_share": float(alone / np.median(seconds[name])),
-            "product_flops": cost.step_flops(method),
+            "product_flops": step_flops(method),
         }
         print(
             f"{precision or 'default'} {name:16} ratio {report[name]['ratio_to_adam']:.2f}  "

@@ -10,8 +10,8 @@ import jtssm
 from jtssm import data, recording, solvers
 from jtssm.nn.architectures import ARCHITECTURES
 from jtssm.nn.norm import NORMALISATIONS
+from jtssm.sharding.cost.machines import MACHINES
 from jtssm.sharding.distributed import LOST_AFTER
-from jtssm.sharding.machines import MACHINES
 from jtssm.sharding.mesh import AXES
 
 OPTIMIZERS = ("adam", "adamw", "adagrad", "lion", "nadam", "radam", "rmsprop", "sgd")

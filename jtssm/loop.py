@@ -25,10 +25,10 @@ from jtssm.protocol.workers import WorkerParts
 from jtssm.protocol.workers import as_method as of_workers
 from jtssm.results import Epoch, Result, evaluate
 from jtssm.running import Plan, Run
-from jtssm.sharding import planner
+from jtssm.sharding.cost import planner
+from jtssm.sharding.cost.machine_files import present_machine
+from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.distributed import ProcessSamples, introduce
-from jtssm.sharding.finding import present_machine
-from jtssm.sharding.machines import Machine
 from jtssm.sharding.mesh import make_mesh
 from jtssm.sharding.packing import is_rows
 from jtssm.sharding.placing import place

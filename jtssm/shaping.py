@@ -16,8 +16,8 @@ import optax
 import jtssm
 from jtssm import checks, plot, solvers, sweeping, tables
 from jtssm.arguments import OPTIMIZERS
-from jtssm.sharding.calibrating import calibrate
-from jtssm.sharding.planner import Proposal
+from jtssm.sharding.cost.calibration import calibrate
+from jtssm.sharding.cost.planner import Proposal
 from jtssm.trials import Record
 
 PASSED = ("subnets", "cuts", "local_steps", "schedule", "sweeps")  # to the method, if given

@@ -19,12 +19,12 @@ from jtssm import checks, solvers
 from jtssm.nn.architectures import find_architecture
 from jtssm.nn.network import Network
 from jtssm.protocol.method import Method
-from jtssm.sharding import planner
-from jtssm.sharding.demands import Sizes
-from jtssm.sharding.finding import find_machine
-from jtssm.sharding.machines import Machine
+from jtssm.sharding.cost import planner
+from jtssm.sharding.cost.demand import Sizes
+from jtssm.sharding.cost.machine_files import find_machine
+from jtssm.sharding.cost.machines import Machine
+from jtssm.sharding.cost.planner import Build, Plan, Proposal
 from jtssm.sharding.mesh import AXES, make_mesh
-from jtssm.sharding.planner import Build, Plan, Proposal
 from jtssm.trials import Record, column, counted, measured, ring_sent, topology_devices
 
 LOCAL_STEPS = 20  # of a round of workers, unless given
@@ -122,7 +122,7 @@ def plan(
       machine: a `Machine`, the name of one of `MACHINES`, or the path of a machine file.
       method: the name of a method, or (net, n, batch) -> the unplaced one with n subnetworks or workers.
       optimizer, options: of the method, see `builder`.
-      The other arguments: see `jtssm.sharding.planner.plan`.
+      The other arguments: see `jtssm.sharding.cost.planner.plan`.
 
     Raises:
       ValueError: unknown names (with the nearest), bad numbers, no mesh that goes.

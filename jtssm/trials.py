@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 
 from jtssm import checks
 from jtssm.sharding import counting
-from jtssm.sharding.demands import Sizes
-from jtssm.sharding.memory import placed_step
+from jtssm.sharding.cost.demand import Sizes
+from jtssm.sharding.cost.memory import placed_step
+from jtssm.sharding.cost.planner import Proposal
 from jtssm.sharding.mesh import AXES
 from jtssm.sharding.placing import batch_sharding, place
-from jtssm.sharding.planner import Proposal
 from jtssm.sharding.routes import Route, ring_bytes
 from jtssm.sharding.tracing import count_bytes
 

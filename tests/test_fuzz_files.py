@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from jtssm import data
 from jtssm.data import archives
-from jtssm.sharding import finding
-from jtssm.sharding.machines import MACHINES, Machine
+from jtssm.sharding.cost import machine_files
+from jtssm.sharding.cost.machines import MACHINES, Machine
 from tests.test_data import cifar_batches, tarred, write_cifar, write_mnist
 
 CI = settings(
@@ -272,10 +272,10 @@ JSON = st.recursive(
 
 def machine_from(path: Path) -> Machine | None:
     """The machine that a file describes, which can be written again; None after an error that names it."""
-    found = read(path, lambda: finding.find_machine(path))
+    found = read(path, lambda: machine_files.find_machine(path))
     if found is not None:
-        finding.write_machine(found, path)
-        assert finding.find_machine(path) == found
+        machine_files.write_machine(found, path)
+        assert machine_files.find_machine(path) == found
     return found
 
 
@@ -283,7 +283,7 @@ def machine_from(path: Path) -> Machine | None:
 @given(field=st.sampled_from([*Machine._fields, "colour", ""]), value=JSON)
 def test_a_machine_file_with_a_wrong_field_is_named(tmp_path, field, value):
     path = tmp_path / "machine.json"
-    finding.write_machine(MACHINES["host"], path)
+    machine_files.write_machine(MACHINES["host"], path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     machine_from(path)
 
@@ -305,7 +305,7 @@ def test_machine_files_that_parsers_choke_on_are_named(tmp_path, content):
 
 def test_damaged_machine_files_are_named(tmp_path):
     path = tmp_path / "machine.json"
-    finding.write_machine(MACHINES["host"], path)
+    machine_files.write_machine(MACHINES["host"], path)
     whole = path.read_bytes()
     right = 0
     for number in range(200):

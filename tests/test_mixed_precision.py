@@ -15,7 +15,7 @@ from jtssm import checks, data, sharding, solvers
 from jtssm.nn import images
 from jtssm.nn.norm import find
 from jtssm.nn.ops import PLAIN
-from jtssm.sharding import cost, memory
+from jtssm.sharding.cost import memory, seconds
 from jtssm.trials import traced_bytes
 
 NET = jtssm.mlp([24, 32, 48, 32, 8])
@@ -155,9 +155,9 @@ def test_what_layers_send_is_counted_in_the_compute_dtype(name):
     given = {"forms": forms, "samples": 32 if method.resident else None}
     with jax.enable_x64(False):
         placed, state, xy = memory.placed_step(method, sizes, forms, given["samples"], mesh)
-        expected = cost.step_bytes(method, mesh, **given)
+        expected = seconds.step_bytes(method, mesh, **given)
         assert traced_bytes(placed.step, state, *xy) == expected
-    whole = cost.step_bytes(plain, mesh, **given)
+    whole = seconds.step_bytes(plain, mesh, **given)
     assert sum(expected.values()) <= sum(whole.values())
     assert (expected == whole) == (sizes[1] == 1 or name == "ensemble")
 
@@ -166,7 +166,7 @@ def test_bytes_of_a_pair_of_layers_by_hand():
     """model and row: one sum of the outputs in bfloat16; gradients over pc in float32."""
     net, mesh = jtssm.mlp([16, 32, 8]), sharding.make_mesh(1, 2, 4)
     method = solvers.sgd(net, **batch("bfloat16"))
-    found = cost.step_bytes(method, mesh, forms=["model", "row"])
+    found = seconds.step_bytes(method, mesh, forms=["model", "row"])
     Route = sharding.routes.Route
     assert found == {
         Route("all_reduce", ("pr",)): 2 * 4 * 8,
@@ -181,9 +181,9 @@ def test_auto_moves_the_fewest_bytes_where_gradients_weigh_twice():
         method = solvers.sgd(net, **(batch(dtype) | {"batch_size": 96}))
         tried = {}
         for forms in product(("batch", "gathered", "model", "scattered", "row"), repeat=2):
-            moved = cost.step_bytes(method, mesh, forms=list(forms))
+            moved = seconds.step_bytes(method, mesh, forms=list(forms))
             tried[forms] = sharding.ring_bytes(moved, mesh.shape)
-        found[dtype] = cost.method_forms(method, (1, 4, 2), "auto", None)
+        found[dtype] = seconds.method_forms(method, (1, 4, 2), "auto", None)
         assert tried[found[dtype]] == min(tried.values())
     # a gathered weight goes in bfloat16, a whole one's gradient over pr in float32
     assert found == {None: ("model", "batch"), "bfloat16": ("model", "gathered")}

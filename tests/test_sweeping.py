@@ -12,8 +12,8 @@ import jtssm
 from jtssm import sharding, solvers, sweeping
 from jtssm.cli import main
 from jtssm.nn import architectures
-from jtssm.sharding import planner
-from jtssm.sharding.machines import MACHINES
+from jtssm.sharding.cost import planner
+from jtssm.sharding.cost.machines import MACHINES
 
 NET = jtssm.mlp([12, 16, 16, 8])
 V5E = MACHINES["tpu-v5e"]

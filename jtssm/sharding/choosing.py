@@ -19,7 +19,7 @@ from jtssm.sharding.traffic import Pass, ring_numbers
 
 WORD = 4  # bytes of a float32
 # multiply-adds that an accelerator does while it sends a byte: 550 of an H100 over NVLink, 2 000 of a
-# TPU v5e over one link (`jtssm.sharding.machines`)
+# TPU v5e over one link (`jtssm.sharding.cost.machines`)
 BALANCE = 1000
 PASSES = 3  # of a layer in a step: forward, and for the gradients of weights and of inputs
 

@@ -1,6 +1,6 @@
 """The figures of the integrated paper again: seconds an epoch of N = 1.2 million samples.
 
-Source and letters as in `jtssm.sharding.integrated`, whose equations these bars are made of.
+Source and letters as in `jtssm.sharding.cost.published`, whose equations these bars are made of.
 
 How the figures were read, where the paper does not say (found by simulating them again):
 
@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from jtssm import checks
-from jtssm.sharding.integrated import (
+from jtssm.sharding.cost.published import (
     ALEXNET,
     FORMS,
     batch_seconds,

@@ -1,4 +1,4 @@
-"""What synchronous pipelines cost on a machine, with the assumptions of `jtssm.sharding.cost`."""
+"""What synchronous pipelines cost on a machine, with the assumptions of `jtssm.sharding.cost.seconds`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from jtssm import checks
 from jtssm.nn.cuts import balanced_starts
 from jtssm.nn.network import Network
 from jtssm.protocol.declared import Run
-from jtssm.sharding.cost import (
+from jtssm.sharding.cost.demand import Demand
+from jtssm.sharding.cost.machines import Machine
+from jtssm.sharding.cost.products import network_tasks
+from jtssm.sharding.cost.seconds import (
     Seconds,
     all_reduce_seconds,
     message_seconds,
     task_seconds,
     update_seconds,
 )
-from jtssm.sharding.demands import Demand
-from jtssm.sharding.machines import Machine
-from jtssm.sharding.tasks import network_tasks
 
 
 def pipeline_seconds(

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtssm.sharding import calibrating, cost
-from jtssm.sharding.calibrating import calibrate, rate_table, ring, seconds_a_pass
-from jtssm.sharding.finding import find_machine
-from jtssm.sharding.machines import Machine
+from jtssm.sharding.cost import calibration, seconds
+from jtssm.sharding.cost.calibration import calibrate, rate_table, ring, seconds_a_pass
+from jtssm.sharding.cost.machine_files import find_machine
+from jtssm.sharding.cost.machines import Machine
 
-SMALL = calibrating._Sizes(side=64, rows=(1, 16), array=4096, messages=(16, 1024))
+SMALL = calibration._Sizes(side=64, rows=(1, 16), array=4096, messages=(16, 1024))
 HOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -35,7 +35,7 @@ class Clock:
 @pytest.mark.parametrize("each", [1e-8, 1e-6, 1e-3, 0.3, 10.0])
 def test_a_pass_takes_what_it_takes_and_the_budget_holds(each, monkeypatch):
     clock = Clock(start=1e-5, each=each)
-    monkeypatch.setattr(calibrating, "time", clock)
+    monkeypatch.setattr(calibration, "time", clock)
     np.testing.assert_allclose(seconds_a_pass(clock.run, 1.0), each, rtol=2e-3)
     assert clock.now <= 1.5 + 2 * each  # the budget, the run that compiles, one pass more
     assert clock.runs[0] == 1
@@ -48,7 +48,7 @@ def test_a_stalled_run_does_not_count(monkeypatch):
         clock.run(passes)
         clock.now += 0.5 if len(clock.runs) == 5 else 0.0
 
-    monkeypatch.setattr(calibrating, "time", clock)
+    monkeypatch.setattr(calibration, "time", clock)
     np.testing.assert_allclose(seconds_a_pass(run, 2.0), 1e-3, rtol=1e-9)
     assert len(clock.runs) > 5
 
@@ -57,7 +57,7 @@ def test_a_ring_is_found_again_from_its_own_times():
     machine = Machine("made", 1e12, 1e11, 2e9, 3e-5, 1e-6, "made up")
     sizes = [1024, 4e6]
     for devices in (2, 5, 8):
-        times = [cost.all_reduce_seconds(machine, size, devices) for size in sizes]
+        times = [seconds.all_reduce_seconds(machine, size, devices) for size in sizes]
         np.testing.assert_allclose(ring(devices, sizes, times), (2e9, 3e-5), rtol=1e-9)
 
 
@@ -77,7 +77,7 @@ def test_rates_are_shares_of_the_best():
 @pytest.fixture
 def measured(monkeypatch):
     """calibrate with small arrays, where a pass takes what `seconds` says; what was run."""
-    monkeypatch.setattr(calibrating, "_HOST", SMALL)
+    monkeypatch.setattr(calibration, "_HOST", SMALL)
     seen = []
 
     def took(run, budget):
@@ -85,7 +85,7 @@ def measured(monkeypatch):
         seen.append((run, out.copy(), budget))  # the run goes on from it, and uses it up
         return 0.5
 
-    monkeypatch.setattr(calibrating, "seconds_a_pass", took)
+    monkeypatch.setattr(calibration, "seconds_a_pass", took)
     return seen
 
 
@@ -122,7 +122,7 @@ def test_what_is_timed_is_work_that_no_pass_can_skip(measured):
 
 
 def test_a_loop_makes_as_many_passes_as_it_is_told():
-    run = calibrating._loop(lambda x, w: x * w + 1.0, jnp.zeros(()), jnp.asarray(2.0))
+    run = calibration._loop(lambda x, w: x * w + 1.0, jnp.zeros(()), jnp.asarray(2.0))
     assert [float(run(n)) for n in (0, 1, 2, 2)] == [
         0.0,
         1.0,
@@ -144,8 +144,8 @@ def test_one_device_sends_nothing_and_says_so(measured):
 def host(tmp_path_factory):
     path = tmp_path_factory.mktemp("machines") / "host.json"
     with pytest.MonkeyPatch.context() as patch:
-        sizes = calibrating._Sizes(512, (1, 8, 64, 512), 2**20, (2**8, 2**16))
-        patch.setattr(calibrating, "_HOST", sizes)
+        sizes = calibration._Sizes(512, (1, 8, 64, 512), 2**20, (2**8, 2**16))
+        patch.setattr(calibration, "_HOST", sizes)
         return calibrate(path, seconds=0.4), path
 
 

@@ -7,8 +7,8 @@ import pytest
 
 import jtssm
 from jtssm import solvers
-from jtssm.sharding import cost
-from jtssm.sharding.machines import MACHINES, Machine
+from jtssm.sharding.cost import seconds
+from jtssm.sharding.cost.machines import MACHINES, Machine
 from jtssm.sharding.pipelines import pipeline_seconds
 from tests.sharding.test_predicted import products
 
@@ -37,13 +37,13 @@ def test_declared_passes_are_the_products_of_the_traced_step(method):
     x, y = np.zeros((BATCH, 6), np.float32), np.zeros(BATCH, np.int32)
     state = jax.eval_shape(lambda: method.init(jax.random.key(0), x, y))
     jaxpr = jax.make_jaxpr(method.step)(state, x, y).jaxpr
-    assert 2 * products(jaxpr) == cost.step_flops(method)
+    assert 2 * products(jaxpr) == seconds.step_flops(method)
 
 
 def test_a_step_on_one_device_by_hand():
     """2 layers, end to end: forward 2, dW 2, dX 1 product; 7 words a parameter; nothing moves."""
     net = jtssm.mlp([6, 8, 4])
-    got = cost.step_seconds(sgd(net), SLOW)
+    got = seconds.step_seconds(sgd(net), SLOW)
     first = max(2 * 8 * 48 / 1e9, 4 * (8 * 14 + 56) / 1e9) + 1e-5
     second = max(2 * 8 * 32 / 1e9, 4 * (8 * 12 + 36) / 1e9) + 1e-5
     np.testing.assert_allclose(got.products, 2 * first + 3 * second, rtol=1e-12)
@@ -55,31 +55,31 @@ def test_a_step_on_one_device_by_hand():
 def test_messages_by_hand():
     """n = 2 on 2 x 2 devices: f and q - f of 4 samples, width 12; the larger piece's gradient."""
     method = solvers.gsadmm(NET, subnets=2, **SHARED)
-    got = cost.step_seconds(method, SLOW, subnet=2, pc=2)
+    got = seconds.step_seconds(method, SLOW, subnet=2, pc=2)
     np.testing.assert_allclose(got.permute, 2 * (1e-3 + 4 * 12 * 4 / 1e6), rtol=1e-12)
     size = max(6 * 8 + 8 + 8 * 12 + 12, 12 * 8 + 8 + 8 * 4 + 4)
     np.testing.assert_allclose(got.all_reduce, 2 * 1e-3 + 4 * size / 1e6, rtol=1e-12)
-    same = cost.step_seconds(method, SLOW, subnet=1, pc=1)
+    same = seconds.step_seconds(method, SLOW, subnet=1, pc=1)
     assert same.messages == 0
-    np.testing.assert_allclose(cost.all_reduce_seconds(SLOW, 4e6, 4), 6e-3 + 6.0, rtol=1e-12)
+    np.testing.assert_allclose(seconds.all_reduce_seconds(SLOW, 4e6, 4), 6e-3 + 6.0, rtol=1e-12)
 
 
 @pytest.mark.parametrize("machine", [*MACHINES.values(), SLOW], ids=lambda m: m.name)
 def test_more_of_anything_never_costs_more(machine):
     method = solvers.gsadmm(WIDE, subnets=10, optimizer=optax.adam(1e-3), batch_size=110)
-    base = cost.step_seconds(method, machine, subnet=5, pc=2).total
+    base = seconds.step_seconds(method, machine, subnet=5, pc=2).total
     for field in ("flops", "memory", "link"):
         faster = machine._replace(**{field: 2 * getattr(machine, field)})
-        assert cost.step_seconds(method, faster, subnet=5, pc=2).total <= base
+        assert seconds.step_seconds(method, faster, subnet=5, pc=2).total <= base
     for field in ("latency", "kernel"):
         slower = machine._replace(**{field: 2 * getattr(machine, field)})
-        assert cost.step_seconds(method, slower, subnet=5, pc=2).total > base
+        assert seconds.step_seconds(method, slower, subnet=5, pc=2).total > base
 
 
 def test_pieces_on_their_own_devices_take_the_largest_ones_time():
     machine = SLOW._replace(link=1e18, latency=0.0)
     method = solvers.gsadmm(WIDE, subnets=10, optimizer=optax.adam(1e-3), batch_size=110)
-    times = [cost.step_seconds(method, machine, subnet=s).total for s in (1, 2, 5, 10)]
+    times = [seconds.step_seconds(method, machine, subnet=s).total for s in (1, 2, 5, 10)]
     assert times == sorted(times, reverse=True)
     middle = times[0] / 9.8  # ten layers, the first and last cheaper
     assert 0.9 * middle < times[3] < 1.2 * middle
@@ -87,7 +87,7 @@ def test_pieces_on_their_own_devices_take_the_largest_ones_time():
 
 def test_a_pipeline_of_one_stage_and_one_microbatch_is_plain_training():
     one = pipeline_seconds(NET, BATCH, SLOW, stages=1, microbatches=1, recompute=False)
-    np.testing.assert_allclose(one, cost.step_seconds(sgd(), SLOW), rtol=1e-12)
+    np.testing.assert_allclose(one, seconds.step_seconds(sgd(), SLOW), rtol=1e-12)
 
 
 def test_a_pipeline_fills_and_empties_and_gpipe_runs_forward_again():
@@ -112,29 +112,29 @@ def test_pipelines_that_share_a_batch_sum_their_gradients():
     ("call", "message"),
     [
         (
-            lambda: cost.step_seconds(solvers.gsadmm(NET, schedule="stored", **SHARED), SLOW),
+            lambda: seconds.step_seconds(solvers.gsadmm(NET, schedule="stored", **SHARED), SLOW),
             r"samples: expected how many gsadmm keeps, e.g. 55000: it keeps them all; got None",
         ),
         (
-            lambda: cost.step_seconds(solvers.gsadmm(NET, subnets=4, **SHARED), SLOW, subnet=3),
+            lambda: seconds.step_seconds(solvers.gsadmm(NET, subnets=4, **SHARED), SLOW, subnet=3),
             r"subnet: expected one of \[1, 2, 4\], which divide 4 subnetworks; got 3",
         ),
         (
-            lambda: cost.exchanged_bytes(sgd(), 2),
+            lambda: seconds.exchanged_bytes(sgd(), 2),
             r"method: expected one of workers \(ist, local_sgd, ensemble\); got sgd",
         ),
         (
-            lambda: cost.step_seconds(
+            lambda: seconds.step_seconds(
                 solvers.local_sgd(NET, workers=2, local_steps=2, **SHARED), SLOW, subnet=3
             ),
             r"subnet: expected one of \[1, 2\], which divide 2 workers; got 3",
         ),
         (
-            lambda: cost.step_seconds(solvers.pdadmm(NET), SLOW, pr=2, samples=64),
+            lambda: seconds.step_seconds(solvers.pdadmm(NET), SLOW, pr=2, samples=64),
             r"pr: expected 1, pdadmm does not split layers; got 2",
         ),
-        (lambda: cost.step_seconds(sgd(), SLOW, pc=3), r"pc: expected one of \[1, 2, 4, 8\]"),
-        (lambda: cost.step_seconds(sgd(), SLOW, pc=0), r"pc: expected an integer of at least 1"),
+        (lambda: seconds.step_seconds(sgd(), SLOW, pc=3), r"pc: expected one of \[1, 2, 4, 8\]"),
+        (lambda: seconds.step_seconds(sgd(), SLOW, pc=0), r"pc: expected an integer of at least 1"),
         (
             lambda: pipeline_seconds(NET, BATCH, SLOW, stages=2, microbatches=3, recompute=True),
             r"microbatches: expected one of \[1, 2, 4, 8\], which divide 8 samples of a pipeline's batch; got 3",

@@ -5,9 +5,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from jtssm.sharding import figures, integrated
+from jtssm.sharding import figures
+from jtssm.sharding.cost import published
+from jtssm.sharding.cost.published import ALEXNET, Layer, Link
 from jtssm.sharding.figures import FIGURES, HALOS_6
-from jtssm.sharding.integrated import ALEXNET, Layer, Link
 
 LINK = Link(1000.0, 1.0)  # thousands are messages, the rest words
 CONV = Layer("conv", 5 * 3 * 3 * 3, 8 * 6 * 3, 4 * 5 * 3, (8, 6, 3), (4, 5, 3), (5, 3))
@@ -42,59 +43,59 @@ def test_alexnet_has_the_sizes_that_reproduce_the_bars():
 
 
 def test_a_gather_on_three_processes_takes_two_rounds_and_a_reduction_twice_that():
-    assert integrated.gather_seconds(9, 3, LINK) == 2006
-    assert integrated.reduce_seconds(9, 3, LINK) == 4012
+    assert published.gather_seconds(9, 3, LINK) == 2006
+    assert published.reduce_seconds(9, 3, LINK) == 4012
 
 
 def test_each_equation_by_hand():
     """Messages of conv (d 60, |W| 135, halo 36 words of X and 15 of dY a sample) and dense (8, 480)."""
     model = 3 * (2000 + 3 / 4 * 4 * 60) + 3 * (2000 + 3 / 4 * 4 * 8)
-    assert integrated.model_seconds(NET, 4, 4, LINK) == model == 12_612
+    assert published.model_seconds(NET, 4, 4, LINK) == model == 12_612
     conv = 2 * (3000 + 7 / 8 * 135)
-    assert integrated.batch_seconds(NET, 8, LINK) == conv + 2 * (3000 + 7 / 8 * 480) == 13_076.25
-    assert integrated.redistribution_seconds(8, 4, 4, LINK) == 2000 + 3 / 4 * 4 * 8
-    assert integrated.domain_seconds([CONV], 4, 8, LINK) == 1144 + 1060 + conv == 8440.25
+    assert published.batch_seconds(NET, 8, LINK) == conv + 2 * (3000 + 7 / 8 * 480) == 13_076.25
+    assert published.redistribution_seconds(8, 4, 4, LINK) == 2000 + 3 / 4 * 4 * 8
+    assert published.domain_seconds([CONV], 4, 8, LINK) == 1144 + 1060 + conv == 8440.25
     dense = 3 * (1000 + 1 / 2 * 2 * 8) + 2 * (2000 + 3 / 4 * 240)
     both = 3 * (1000 + 1 / 2 * 2 * 60) + 2 * (2000 + 3 / 4 * 67.5) + dense
-    assert integrated.grid_seconds(NET, 8, 2, 4, LINK) == both == 14_665.25
+    assert published.grid_seconds(NET, 8, 2, 4, LINK) == both == 14_665.25
     mixed = (1000 + 2 * 36) + (1000 + 2 * 15) + conv + dense
-    assert integrated.mixed_seconds(NET, ["domain", "model"], 8, 2, 4, LINK) == mixed == 15_722.25
+    assert published.mixed_seconds(NET, ["domain", "model"], 8, 2, 4, LINK) == mixed == 15_722.25
 
 
 def test_one_process_sends_nothing():
-    assert integrated.model_seconds(NET, 4, 1) == integrated.batch_seconds(NET, 1) == 0
-    assert integrated.domain_seconds([CONV], 4, 1) == integrated.grid_seconds(NET, 4, 1, 1) == 0
-    assert integrated.mixed_seconds(NET, ["domain", "model"], 4, 1, 1) == 0
-    assert integrated.redistribution_seconds(8, 4, 1) == 0
+    assert published.model_seconds(NET, 4, 1) == published.batch_seconds(NET, 1) == 0
+    assert published.domain_seconds([CONV], 4, 1) == published.grid_seconds(NET, 4, 1, 1) == 0
+    assert published.mixed_seconds(NET, ["domain", "model"], 4, 1, 1) == 0
+    assert published.redistribution_seconds(8, 4, 1) == 0
 
 
 def test_the_integrated_equations_hold_the_pure_ones():
-    batch, model = integrated.batch_seconds(ALEXNET, 16), integrated.model_seconds(ALEXNET, 32, 16)
-    np.testing.assert_allclose(integrated.grid_seconds(ALEXNET, 32, 1, 16), batch, rtol=1e-12)
-    np.testing.assert_allclose(integrated.grid_seconds(ALEXNET, 32, 16, 1), model, rtol=1e-12)
-    mixed = integrated.mixed_seconds(ALEXNET, ["model"] * 8, 32, 4, 4)
-    np.testing.assert_allclose(mixed, integrated.grid_seconds(ALEXNET, 32, 4, 4), rtol=1e-12)
-    domain = integrated.mixed_seconds(ALEXNET[:5], ["domain"] * 5, 32, 16, 1)
-    np.testing.assert_allclose(domain, integrated.domain_seconds(ALEXNET[:5], 32, 16), rtol=1e-12)
+    batch, model = published.batch_seconds(ALEXNET, 16), published.model_seconds(ALEXNET, 32, 16)
+    np.testing.assert_allclose(published.grid_seconds(ALEXNET, 32, 1, 16), batch, rtol=1e-12)
+    np.testing.assert_allclose(published.grid_seconds(ALEXNET, 32, 16, 1), model, rtol=1e-12)
+    mixed = published.mixed_seconds(ALEXNET, ["model"] * 8, 32, 4, 4)
+    np.testing.assert_allclose(mixed, published.grid_seconds(ALEXNET, 32, 4, 4), rtol=1e-12)
+    domain = published.mixed_seconds(ALEXNET[:5], ["domain"] * 5, 32, 16, 1)
+    np.testing.assert_allclose(domain, published.domain_seconds(ALEXNET[:5], 32, 16), rtol=1e-12)
 
 
 def test_a_one_by_one_convolution_has_no_halo_and_a_one_by_three_half_of_it():
-    assert integrated.halo_seconds([CONV._replace(window=(1, 1))], 4, LINK) == 0
-    assert integrated.halo_seconds([CONV._replace(window=(1, 3))], 4, LINK) == 1060
+    assert published.halo_seconds([CONV._replace(window=(1, 1))], 4, LINK) == 0
+    assert published.halo_seconds([CONV._replace(window=(1, 3))], 4, LINK) == 1060
 
 
 @pytest.mark.parametrize("grid", [(2, 64), (16, 32), (64, 8), (512, 1)])
 def test_the_cheaper_forms_are_the_best_of_all_mixtures(grid):
     convolutions, dense = ALEXNET[2:5], ALEXNET[6:]
     layers = (*convolutions, *dense)
-    mixtures = [(*m, "model", "model") for m in product(integrated.FORMS, repeat=3)]
-    cost = {m: integrated.mixed_seconds(layers, m, 2048, *grid) for m in mixtures}
-    got = integrated.cheaper_forms(layers, 2048, *grid)
+    mixtures = [(*m, "model", "model") for m in product(published.FORMS, repeat=3)]
+    cost = {m: published.mixed_seconds(layers, m, 2048, *grid) for m in mixtures}
+    got = published.cheaper_forms(layers, 2048, *grid)
     assert tuple(got) == min(cost, key=cost.get) == (*["domain"] * 3, "model", "model")
 
 
 def test_a_split_by_batch_alone_leaves_every_layer_in_model_form():
-    assert integrated.cheaper_forms(ALEXNET, 2048, 1, 512) == ["model"] * 8
+    assert published.cheaper_forms(ALEXNET, 2048, 1, 512) == ["model"] * 8
 
 
 @pytest.mark.parametrize(("layers", "batch", "processes"), [(ALEXNET, 2048, 512), (NET, 24, 360)])
@@ -107,16 +108,16 @@ def test_the_closed_form_is_the_minimum_over_real_pr(layers, batch, processes):
     for pr in (processes // batch or 1, processes // 4, processes):
         pc = processes // pr
         if batch % pc == 0:
-            seconds = integrated.grid_seconds(layers, batch, pr, pc, Link(0.0, 1.0))
+            seconds = published.grid_seconds(layers, batch, pr, pc, Link(0.0, 1.0))
             np.testing.assert_allclose(words(pr), seconds, rtol=1e-12)
     fine = np.geomspace(0.1, processes, 200_001)
     best = fine[np.argmin(words(fine))]
-    np.testing.assert_allclose(integrated.closed_form_pr(layers, batch, processes), best, rtol=1e-3)
+    np.testing.assert_allclose(published.closed_form_pr(layers, batch, processes), best, rtol=1e-3)
 
 
 def test_the_closed_form_rounds_to_the_best_grid_of_equation_8():
     for processes in (8, 32, 128, 512):
-        real = max(1.0, integrated.closed_form_pr(ALEXNET, 2048, processes))
+        real = max(1.0, published.closed_form_pr(ALEXNET, 2048, processes))
         (pr, _), *_ = figures.simulated(6, processes)
         assert pr == 2 ** round(np.log2(real))
 
@@ -209,8 +210,8 @@ def test_hiding_hides_no_more_than_the_compute():
     open_, hidden = figures.bars(7, 512), figures.bars(8, 512)
     saved = {grid: open_[grid].total - hidden[grid].total for grid in open_}
     np.testing.assert_allclose([saved[1, 512], saved[2, 256]], compute, rtol=1e-12)
-    dense = 2 * sum(integrated.gather_seconds(layer.weights / 32, 16) for layer in ALEXNET[5:])
-    reduction = 1_200_000 / 2048 * (dense + integrated.batch_seconds(ALEXNET[:5], 512))
+    dense = 2 * sum(published.gather_seconds(layer.weights / 32, 16) for layer in ALEXNET[5:])
+    reduction = 1_200_000 / 2048 * (dense + published.batch_seconds(ALEXNET[:5], 512))
     np.testing.assert_allclose(saved[32, 16], reduction, rtol=1e-12)
 
 
@@ -243,31 +244,31 @@ def test_beyond_the_batch_limit_no_process_is_without_a_sample():
             r"batch: expected one of \[1, 4, 16, 64, 256\] samples a process; got 32, 2048 on 64",
         ),
         (
-            lambda: integrated.grid_seconds(NET, 8, 2, 3),
+            lambda: published.grid_seconds(NET, 8, 2, 3),
             r"pc: expected one of \[1, 2, 4, 8\], which divide 8 samples of a batch; got 3",
         ),
         (
-            lambda: integrated.grid_seconds(NET, 8, 0, 4),
+            lambda: published.grid_seconds(NET, 8, 0, 4),
             r"pr: expected an integer of at least 1; got 0",
         ),
         (
-            lambda: integrated.batch_seconds(NET, 2.5),
+            lambda: published.batch_seconds(NET, 2.5),
             r"p: expected an integer of at least 1; got 2.5",
         ),
         (
-            lambda: integrated.domain_seconds(NET, 8, 4),
+            lambda: published.domain_seconds(NET, 8, 4),
             r"layers: expected convolutions; got 'dense', a dense layer",
         ),
         (
-            lambda: integrated.mixed_seconds(NET, ["domain"], 8, 2, 4),
+            lambda: published.mixed_seconds(NET, ["domain"], 8, 2, 4),
             r"forms: expected 2, one a layer; got 1",
         ),
         (
-            lambda: integrated.mixed_seconds(NET, ["batch", "model"], 8, 2, 4),
+            lambda: published.mixed_seconds(NET, ["batch", "model"], 8, 2, 4),
             r"forms: expected one of \['domain', 'model'\]; got 'batch'",
         ),
         (
-            lambda: integrated.closed_form_pr(NET, 0, 4),
+            lambda: published.closed_form_pr(NET, 0, 4),
             r"batch: expected an integer of at least 1; got 0",
         ),
     ],

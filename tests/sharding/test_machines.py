@@ -8,8 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from jtssm.sharding.finding import KINDS, find_machine, present_machine, read_machine, write_machine
-from jtssm.sharding.machines import MACHINES, Machine
+from jtssm.sharding.cost.machine_files import (
+    KINDS,
+    find_machine,
+    present_machine,
+    read_machine,
+    write_machine,
+)
+from jtssm.sharding.cost.machines import MACHINES, Machine
 
 PLAIN = Machine("plain", 1e12, 1e11, 1e10, 1e-5, 1e-6, "made up")
 ODD = PLAIN._replace(

@@ -14,10 +14,11 @@ from jax.sharding import AbstractMesh
 import jtssm
 from jtssm import sharding, solvers
 from jtssm.nn import architectures, images
-from jtssm.sharding import cost, demands, integrated, memory, paths, planner
 from jtssm.sharding.choosing import misfit
+from jtssm.sharding.cost import demand, memory, planner, published, search
+from jtssm.sharding.cost.machines import MACHINES
+from jtssm.sharding.cost.seconds import seconds_of, step_bytes, step_seconds
 from jtssm.sharding.grid import FORMS
-from jtssm.sharding.machines import MACHINES
 from jtssm.sweeping import builder
 
 SGD, GSADMM = builder("sgd"), builder("gsadmm")
@@ -46,12 +47,12 @@ def test_the_forms_are_the_best_of_all(machine, overlap):
     for batch, sizes in ((16, (1, 4, 2)), (4, (1, 4, 2))):
         method = SGD(SMALL, 1, batch)
         seconds = lambda forms, method=method, sizes=sizes: (
-            cost.step_seconds(
+            step_seconds(
                 method, machine, pr=sizes[1], pc=sizes[2], forms=list(forms), overlap=overlap
             ).total
         )
         best = min(map(seconds, every_forms(SMALL, sizes[1])))
-        found = paths.fastest_forms(method, sizes, machine, overlap=overlap)
+        found = search.fastest_forms(method, sizes, machine, overlap=overlap)
         np.testing.assert_allclose(seconds(found), best, rtol=1e-9)
 
 
@@ -59,19 +60,19 @@ def test_under_a_memory_limit_the_best_that_fits_is_found():
     """By brute force, bytes by the same count; the limit lies between the least and the fastest."""
     method, sizes = SGD(SMALL, 1, 16), (1, 4, 2)
     machine = V5E._replace(link=1e7)
-    layered = demands.layered_of(method, sizes, 16)
-    chain = paths.Chain(layered, sizes, machine, 0.0)
+    layered = demand.layered_of(method, sizes, 16)
+    chain = search.Chain(layered, sizes, machine, 0.0)
     layers = range(len(SMALL.layers))
     held = {f: chain.held(layers, f) for f in every_forms(SMALL, 4)}
-    seconds = lambda forms: cost.step_seconds(method, machine, pr=4, pc=2, forms=list(forms)).total
-    fastest = paths.fastest_forms(method, sizes, machine)
+    seconds = lambda forms: step_seconds(method, machine, pr=4, pc=2, forms=list(forms)).total
+    fastest = search.fastest_forms(method, sizes, machine)
     limit = (min(held.values()) + held[fastest]) / 2
     assert limit < held[fastest]
-    found = paths.fastest_forms(method, sizes, machine, limit=limit)
+    found = search.fastest_forms(method, sizes, machine, limit=limit)
     best = min(seconds(forms) for forms, size in held.items() if size <= limit)
     np.testing.assert_allclose(seconds(found), best, rtol=1e-9)
     with pytest.raises(ValueError, match=r"memory_limit: expected more bytes a device"):
-        paths.fastest_forms(method, sizes, machine, limit=min(held.values()) - 1)
+        search.fastest_forms(method, sizes, machine, limit=min(held.values()) - 1)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +84,9 @@ def test_under_a_memory_limit_a_plan_is_the_best_whose_step_fits(build, widths):
     method, machine = build(net, 1, 16), V5E._replace(link=1e9, latency=1e-4)
     plans = {}
     for forms in every_forms(net, 4):
-        step = demands.step_demand(method, sizes, forms, None)
+        step = demand.step_demand(method, sizes, forms, None)
         held = memory.step_memory(method, sizes, step, forms=list(forms)).total
-        plans[forms] = cost.seconds_of(machine, step, sizes).total, held
+        plans[forms] = seconds_of(machine, step, sizes).total, held
     fastest = plans[planner.propose(method, sizes, machine).forms][1]
     least = min(held for _, held in plans.values())
     assert least < fastest
@@ -101,11 +102,11 @@ def test_subnetworks_take_the_best_forms_of_their_own():
     method, sizes = GSADMM(SMALL, 2, 16), (2, 2, 2)
     machine = V5E._replace(link=1e8)
     seconds = lambda forms: (
-        cost.step_seconds(method, machine, subnet=2, pr=2, pc=2, forms=list(forms)).total
+        step_seconds(method, machine, subnet=2, pr=2, pc=2, forms=list(forms)).total
     )
     best = min(map(seconds, every_forms(SMALL, 2)))
     np.testing.assert_allclose(
-        seconds(paths.fastest_forms(method, sizes, machine)), best, rtol=1e-9
+        seconds(search.fastest_forms(method, sizes, machine)), best, rtol=1e-9
     )
 
 
@@ -127,7 +128,7 @@ def pure(net, devices, batch, machine, form):
     forms = [
         "batch" if misfit(net, i, params[i], form, pr) else form for i in range(len(net.layers))
     ]
-    return cost.step_seconds(SGD(net, 1, batch), machine, pr=pr, pc=pc, forms=forms).total
+    return step_seconds(SGD(net, 1, batch), machine, pr=pr, pc=pc, forms=forms).total
 
 
 @pytest.mark.parametrize("machine", ["tpu-v5e", "h100-ethernet", "cori-knl"])
@@ -139,21 +140,21 @@ def test_a_plan_is_never_worse_than_pure_batch_pure_model_or_the_closed_form(
     found = planner.plan(net, devices, batch, machine, method=SGD, memory_limit=1e12).best
     assert found.seconds.total <= pure(net, devices, batch, machine, "batch")
     assert found.seconds.total <= pure(net, devices, batch, machine, "model")
-    wanted = integrated.closed_form_pr(integrated.ALEXNET, batch, devices)
+    wanted = published.closed_form_pr(published.ALEXNET, batch, devices)
     nearest = 2 ** max(0, round(np.log2(wanted)))
     pr = min(nearest, devices)
     forms = [
         "batch" if misfit(net, i, p, "model", pr) else "model"
         for i, p in enumerate(net.parameter_shapes())
     ]
-    closed = cost.step_seconds(
+    closed = step_seconds(
         SGD(net, 1, batch), machine, pr=pr, pc=devices // pr, forms=forms if pr > 1 else "auto"
     ).total
     assert found.seconds.total <= closed
     assert wanted == pytest.approx(
         sqrt(
-            2 * devices * sum(l.weights for l in integrated.ALEXNET)
-            / (3 * batch * sum(d_out(l) for l in integrated.ALEXNET))
+            2 * devices * sum(l.weights for l in published.ALEXNET)
+            / (3 * batch * sum(d_out(l) for l in published.ALEXNET))
         )
     )  # fmt: skip
 
@@ -219,7 +220,7 @@ def test_what_is_planned_is_what_place_takes():
     assert placed.forms == best.forms
     assert best.cuts == best.method.parts.starts[1:-1]
     mesh = AbstractMesh(best.shape, ("subnet", "pr", "pc"))
-    assert cost.step_bytes(best.method, mesh, forms=list(best.forms)) == best.bytes
+    assert step_bytes(best.method, mesh, forms=list(best.forms)) == best.bytes
 
 
 def test_a_memory_limit_changes_the_plan_or_refuses():

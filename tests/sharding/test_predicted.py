@@ -13,9 +13,17 @@ from jax.interpreters import partial_eval
 import jtssm
 from jtssm import sharding, solvers
 from jtssm.nn import images
-from jtssm.sharding import cost, counting, memory
-from jtssm.sharding.demands import predicted_bytes, step_demand
-from jtssm.sharding.machines import Machine
+from jtssm.sharding import counting
+from jtssm.sharding.cost import memory
+from jtssm.sharding.cost.demand import predicted_bytes, step_demand
+from jtssm.sharding.cost.machines import Machine
+from jtssm.sharding.cost.seconds import (
+    collective_seconds,
+    method_forms,
+    step_bytes,
+    step_flops,
+    step_seconds,
+)
 from jtssm.trials import traced_bytes
 
 ADAM = optax.adam(1e-3)
@@ -40,7 +48,7 @@ class Case(NamedTuple):
 
     @property
     def step(self):
-        chosen = cost.method_forms(self.method, self.sizes, self.forms, self.samples)
+        chosen = method_forms(self.method, self.sizes, self.forms, self.samples)
         return step_demand(self.method, self.sizes, chosen, self.samples)
 
 
@@ -118,7 +126,7 @@ def test_predicted_bytes_are_those_of_the_compiled_program(name, float32):
     expected = counting.moved(compiled.as_text(), placed.mesh)
     assert expected
     assert predicted_bytes(case.step, case.sizes) == expected
-    found = cost.step_bytes(case.method, placed.mesh, forms=case.forms, samples=case.samples)
+    found = step_bytes(case.method, placed.mesh, forms=case.forms, samples=case.samples)
     assert found == expected
 
 
@@ -219,7 +227,7 @@ def test_declared_work_is_the_products_of_the_traced_step(name):
     closed = jax.make_jaxpr(method.step)(state, x, y)
     live, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     traced = products(live)
-    declared = cost.step_flops(method, num) // 2
+    declared = step_flops(method, num) // 2
     assert declared - solves(method) == traced
 
 
@@ -235,7 +243,7 @@ def test_a_messages_seconds_by_hand():
     """Four devices, 8 MB handed in, 1 MB/s, 1 ms: rings, and the paper's logarithm."""
     ring = Machine("ring", 1e9, 1e9, 1e6, 1e-3, 1e-5, "made up")
     tree = ring._replace(algorithm="logarithmic")
-    seconds = lambda machine, kind: cost.collective_seconds(machine, kind, 8e6, {"pr": 2, "pc": 2})
+    seconds = lambda machine, kind: collective_seconds(machine, kind, 8e6, {"pr": 2, "pc": 2})
     for kind, latencies, sent in (
         ("all_gather", 3, 24), ("reduce_scatter", 3, 6), ("all_reduce", 6, 12), ("all_to_all", 3, 6),
     ):  # fmt: skip
@@ -251,7 +259,7 @@ def test_a_products_rate_depends_on_its_smallest_dimension():
     machine = Machine("m", 1e9, 1e18, 1e9, 0.0, 0.0, "made up", rates=((1, 0.1), (100, 1.0)))
     net = jtssm.mlp([200, 10])
     method = solvers.sgd(net, optimizer=ADAM, batch_size=1000)
-    got = cost.step_seconds(method, machine).products
+    got = step_seconds(method, machine).products
     # 1000 x 200 x 10, forward and dW; between 1 and 100 the share rises as the square root
     np.testing.assert_allclose(got, 2 * 2 * 2e6 / 1e9 / (0.1 * 10**0.5), rtol=1e-6)
 
@@ -260,7 +268,7 @@ def test_virtual_devices_share_the_host():
     """Eight of them compute as fast as one; messages only add."""
     machine = Machine("m", 1e9, 1e12, 1e9, 0.0, 0.0, "made up", shared=True)
     method = solvers.sgd(jtssm.mlp([64, 64, 8]), optimizer=ADAM, batch_size=64)
-    one, eight = (cost.step_seconds(method, machine, pc=pc) for pc in (1, 8))
+    one, eight = (step_seconds(method, machine, pc=pc) for pc in (1, 8))
     np.testing.assert_allclose(eight.products, one.products, rtol=1e-12)
     assert eight.total > one.total
 
@@ -268,7 +276,7 @@ def test_virtual_devices_share_the_host():
 def test_what_hides_behind_products_is_no_more_than_either():
     machine = Machine("m", 1e12, 1e12, 1e8, 0.0, 0.0, "made up")
     method = solvers.sgd(NET, **BATCH)
-    seconds = lambda overlap: cost.step_seconds(method, machine, pc=8, overlap=overlap)
+    seconds = lambda overlap: step_seconds(method, machine, pc=8, overlap=overlap)
     plain, whole = seconds(0.0), seconds(1.0)
     assert plain.hidden == 0
     assert whole.hidden == min(plain.products, plain.all_reduce)

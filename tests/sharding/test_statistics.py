@@ -10,7 +10,7 @@ from benchmarks.grid_bytes import uniform
 from jtssm import sharding, solvers
 from jtssm.nn import architectures, images
 from jtssm.nn.norm import NORMALISATIONS
-from jtssm.sharding import cost, memory
+from jtssm.sharding.cost import memory, seconds
 from tests.sharding.test_grid import assert_same
 from tests.sharding.traffic_cases import agree
 
@@ -76,5 +76,5 @@ def test_workers_statistics_move_what_the_formulas_say(sizes, kind):
             solvers.ensemble(convnet, members=4, **given),
         ):
             placed, state, samples = memory.placed_step(method, sizes, "auto", None, sharding.make_mesh(*sizes))  # fmt: skip
-            expected = cost.step_bytes(method, placed.mesh)
+            expected = seconds.step_bytes(method, placed.mesh)
             assert sharding.count_bytes(placed.step, state, *samples) == expected

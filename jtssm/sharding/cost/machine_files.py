@@ -15,7 +15,7 @@ import jax
 
 from jtssm import checks
 from jtssm.checks import shown
-from jtssm.sharding.machines import ALGORITHMS, MACHINES, Machine
+from jtssm.sharding.cost.machines import ALGORITHMS, MACHINES, Machine
 from jtssm.sharding.mesh import AXES
 
 KINDS = {

@@ -1,7 +1,7 @@
 """Which mesh, which cuts, which form for each layer: the plan that a cost model finds fastest.
 
 Every factorisation of the devices into subnet x pr x pc is tried; on each the layers take the forms of
-the shortest path (`jtssm.sharding.paths`).
+the shortest path (`jtssm.sharding.cost.search`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from jtssm import checks
 from jtssm.nn.network import Network
 from jtssm.protocol.method import Method
 from jtssm.protocol.workers import WorkerParts
-from jtssm.sharding.cost import Seconds, seconds_of
-from jtssm.sharding.demands import Sizes, Step, predicted_bytes, step_demand
-from jtssm.sharding.finding import find_machine
-from jtssm.sharding.machines import Machine
-from jtssm.sharding.memory import Memory, step_memory
-from jtssm.sharding.paths import fastest_forms, held_bytes
+from jtssm.sharding.cost.demand import Sizes, Step, predicted_bytes, step_demand
+from jtssm.sharding.cost.machine_files import find_machine
+from jtssm.sharding.cost.machines import Machine
+from jtssm.sharding.cost.memory import Memory, step_memory
+from jtssm.sharding.cost.search import fastest_forms, held_bytes
+from jtssm.sharding.cost.seconds import Seconds, seconds_of
 from jtssm.sharding.routes import Route
 
 Build = Callable[

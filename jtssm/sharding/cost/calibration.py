@@ -34,8 +34,8 @@ from jax.sharding import PartitionSpec as P
 
 from jtssm import checks
 from jtssm.protocol import device_memory
-from jtssm.sharding.finding import json_path, write_machine
-from jtssm.sharding.machines import Machine
+from jtssm.sharding.cost.machine_files import json_path, write_machine
+from jtssm.sharding.cost.machines import Machine
 
 WORD = 4  # bytes of a float32
 _REPEATS = 5

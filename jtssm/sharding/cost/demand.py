@@ -1,7 +1,7 @@
 """What one step of a method asks of the devices of a mesh, as data: products, updates, messages.
 
-Nothing here knows of a machine: `jtssm.sharding.cost` prices a demand. It is made of what a method
-declares (`Parts.work`, `Parts.moves`) and of the formulas of `jtssm.sharding.traffic`.
+Nothing here knows of a machine: `jtssm.sharding.cost.seconds` prices a demand. It is made of what a
+method declares (`Parts.work`, `Parts.moves`) and of the formulas of `jtssm.sharding.traffic`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from jtssm.arrays import Tree
 from jtssm.protocol.declared import MatrixProduct, Move, Run
 from jtssm.protocol.method import Method
 from jtssm.protocol.workers import WorkerParts
-from jtssm.sharding.grid import Grid
-from jtssm.sharding.routes import Route
-from jtssm.sharding.tasks import (
+from jtssm.sharding.cost.products import (
     Task,
     batched,
     matrix_task,
@@ -28,6 +26,8 @@ from jtssm.sharding.tasks import (
     stored_words,
     task,
 )
+from jtssm.sharding.grid import Grid
+from jtssm.sharding.routes import Route
 from jtssm.sharding.traffic import Pass, Sent, in_compute_dtype
 
 

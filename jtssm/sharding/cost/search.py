@@ -19,13 +19,13 @@ from jtssm import checks
 from jtssm.protocol.method import Method
 from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.choosing import fits
-from jtssm.sharding.cost import collective_seconds, demand_seconds, is_gradient
-from jtssm.sharding.demands import Demand, Layered, Sizes, layered_of, step_samples
+from jtssm.sharding.cost.demand import Demand, Layered, Sizes, layered_of, step_samples
+from jtssm.sharding.cost.machines import Machine
+from jtssm.sharding.cost.memory import GRADIENTS, WORD, activation_bytes, optimizer_words
+from jtssm.sharding.cost.products import stored_words
+from jtssm.sharding.cost.seconds import collective_seconds, demand_seconds, is_gradient
 from jtssm.sharding.grid import FORMS
-from jtssm.sharding.machines import Machine
-from jtssm.sharding.memory import GRADIENTS, WORD, activation_bytes, optimizer_words
 from jtssm.sharding.mesh import AXES
-from jtssm.sharding.tasks import stored_words
 
 # seconds less what products hide, seconds less gradients (0 where nothing hides), bytes
 Costs = tuple[int, int, int]
@@ -101,7 +101,7 @@ class Chain:
         # whether layers before i in its piece have parameters: then its inputs have a gradient
         have = [bool(jax.tree.leaves(params)) for params in layered.params]
         self.trained = [any(have[a:i]) for i, a in enumerate(begin)]
-        # what `jtssm.sharding.memory` counts for weights that are packed in rows
+        # what `jtssm.sharding.cost.memory` counts for weights that are packed in rows
         self.copies = 0 if layered.parts.gradient is not None else 2
 
     def fastest(self, layers: range, limit: float) -> tuple[str, ...]:

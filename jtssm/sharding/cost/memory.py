@@ -25,7 +25,7 @@ from jax.sharding import AbstractMesh, AxisType
 from jtssm.arrays import Tree
 from jtssm.protocol.method import Info, Method
 from jtssm.protocol.workers import WorkerParts
-from jtssm.sharding.demands import Demand, Layered, Sizes, Step
+from jtssm.sharding.cost.demand import Demand, Layered, Sizes, Step
 from jtssm.sharding.mesh import AXES
 from jtssm.sharding.placing import batch_sharding, place
 
@@ -74,7 +74,7 @@ def step_memory(
 
     Args:
       method: unplaced.  sizes: of subnet, pr and pc.
-      step: what it asks, `jtssm.sharding.demands.step_demand`.
+      step: what it asks, `jtssm.sharding.cost.demand.step_demand`.
       forms: as in `jtssm.sharding.place`.  samples: that a resident method keeps.
 
     Raises:

@@ -36,7 +36,7 @@ from jtssm import checks
 from jtssm.protocol.method import Method
 from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.choosing import choose_forms
-from jtssm.sharding.demands import (
+from jtssm.sharding.cost.demand import (
     SHOWN,
     Demand,
     Message,
@@ -47,9 +47,9 @@ from jtssm.sharding.demands import (
     step_demand,
     step_samples,
 )
-from jtssm.sharding.machines import Machine
+from jtssm.sharding.cost.machines import Machine
+from jtssm.sharding.cost.products import Task
 from jtssm.sharding.routes import Route
-from jtssm.sharding.tasks import Task
 
 ADAM_WORDS = 7  # reads of gradient, weight and two moments, writes of weight and moments
 

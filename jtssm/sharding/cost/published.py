@@ -7,7 +7,8 @@ p processes alpha ceil(log2 p) + beta (p - 1) / p n, an all-reduce twice that. T
 of communication a step (forward and backward); the figures made of them: `jtssm.sharding.figures`.
 
 The equations stand as printed. They count dX of a layer as d_i rows where it has d_(i-1), and a dX of the
-first layer, which nobody needs; what a compiled program moves is counted in `jtssm.sharding.cost`.
+first layer, which nobody needs; what a compiled program moves is counted in
+`jtssm.sharding.cost.seconds`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""What a step costs: machines, demands, seconds, memory, the search for forms and meshes."""
