@@ -30,12 +30,12 @@ from jtssm import sharding, solvers
 from jtssm.nn import images
 from jtssm.nn.network import Network
 from jtssm.protocol.method import Method
-from jtssm.sharding import counting
 from jtssm.sharding.choosing import misfit
 from jtssm.sharding.cost import seconds
+from jtssm.sharding.count import hlo
+from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.grid import whole_grid
 from jtssm.sharding.mesh import put
-from jtssm.sharding.routes import Route, ring_bytes
 from jtssm.sharding.whole import Samples
 
 DEVICES = 64  # virtual
@@ -102,7 +102,7 @@ def counted(net: Network, batch: int, pr: int, pc: int) -> dict[str, Any]:
     placed = sharding.place(method, mesh)
     state, x, y = abstract(method, placed, batch)
     program = jax.jit(placed.step).lower(state, x, y).compile()
-    compiled = counting.moved(program.as_text(), mesh)
+    compiled = hlo.moved(program.as_text(), mesh)
     if compiled != routes["auto"]:
         raise AssertionError(f"expected {routes['auto']} by formula; got {compiled} compiled")
     found: dict[str, Any] = {name: ring_bytes(given, sizes) for name, given in routes.items()}
@@ -148,7 +148,7 @@ def partitioned(method: Method, state: Any, x: Any, y: Any) -> Any:
 def sent(text: str, mesh: Mesh) -> float:
     """Bytes a device sends on rings, whatever the groups: XLA's need not lie along axes."""
     total = float(max(permuted(text, mesh.size), default=0))
-    for found in counting.collectives(text):
+    for found in hlo.collectives(text):
         size = len(found.groups[0]) if found.groups else mesh.size
         total += found.times * ring_bytes(
             {Route(found.kind, ("group",)): found.bytes}, {"group": size}
@@ -159,7 +159,7 @@ def sent(text: str, mesh: Mesh) -> float:
 def permuted(text: str, devices: int) -> list[int]:
     """Bytes that each device sends by permutes."""
     sends = [0] * devices
-    for found in counting.permutes(text):
+    for found in hlo.permutes(text):
         for source, target in found.pairs:
             sends[source] += found.bytes * (source != target)
     return sends

@@ -27,8 +27,8 @@ from jax import lax
 import jtssm
 from benchmarks import record
 from jtssm import sharding, solvers
-from jtssm.sharding import counting
 from jtssm.sharding.cost.seconds import step_flops
+from jtssm.sharding.count import hlo
 
 BATCH, ADAM = 110, "Adam end to end"
 
@@ -104,7 +104,7 @@ def _meshes(net: Any, given: argparse.Namespace) -> list[dict]:
             line = {
                 "subnets": n, "devices": devices,
                 "steps_a_second": given.steps / float(np.median(seconds)),
-                "boundary_bytes_a_step": counting.permuted_bytes(text),
+                "boundary_bytes_a_step": hlo.permuted_bytes(text),
             }  # fmt: skip
             report.append(line)
             print(line, flush=True)

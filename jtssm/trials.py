@@ -13,14 +13,14 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from jtssm import checks
-from jtssm.sharding import counting
 from jtssm.sharding.cost.demand import Sizes
 from jtssm.sharding.cost.memory import placed_step
 from jtssm.sharding.cost.planner import Proposal
+from jtssm.sharding.count import hlo
+from jtssm.sharding.count.jaxpr import count_bytes
+from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.mesh import AXES
 from jtssm.sharding.placing import batch_sharding, place
-from jtssm.sharding.routes import Route, ring_bytes
-from jtssm.sharding.tracing import count_bytes
 
 Record = dict[str, Any]
 
@@ -41,7 +41,7 @@ def counted(found: Proposal, mesh: Mesh, samples: int | None) -> Record:
         found.method, found.shape, found.forms or "auto", samples, mesh
     )
     program = jax.jit(placed.step, donate_argnums=0).lower(state, *given).compile()
-    moved = counting.moved(program.as_text() or "", mesh)
+    moved = hlo.moved(program.as_text() or "", mesh)
     agrees = moved == found.bytes or (
         _text_misleads(found, moved) and traced_bytes(placed.step, state, *given) == found.bytes
     )

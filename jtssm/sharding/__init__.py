@@ -1,11 +1,11 @@
 """Where things live and what moves: meshes, placement, layers on a grid, bytes counted."""
 
+from jtssm.sharding.count.jaxpr import count_bytes
+from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.distributed import ProcessBatches, ProcessSamples, connect
 from jtssm.sharding.mesh import AxisNames, make_mesh
 from jtssm.sharding.packing import Rows, gathered
 from jtssm.sharding.placing import batch_sharding, num_splits, place
-from jtssm.sharding.routes import Route, ring_bytes
-from jtssm.sharding.tracing import count_bytes
 
 __all__ = [
     "AxisNames",

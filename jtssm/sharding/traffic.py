@@ -37,9 +37,9 @@ import jax
 
 from jtssm.arrays import Tree
 from jtssm.nn.layer import Layer
+from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.grid import SPLITS, Grid
 from jtssm.sharding.layouts import Hop
-from jtssm.sharding.routes import Route, ring_bytes
 from jtssm.sharding.slabs import Halo, Slabs
 
 

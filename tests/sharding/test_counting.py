@@ -7,9 +7,9 @@ import pytest
 from jax import lax
 from jax.sharding import AbstractMesh
 
-from jtssm.sharding import counting
+from jtssm.sharding.count import hlo
+from jtssm.sharding.count.routes import Route
 from jtssm.sharding.mesh import make_mesh
-from jtssm.sharding.routes import Route
 
 LINE = "  %r = f32[{shape}]{{0}} {kind}(%x), channel_id=1, replica_groups={groups}, to_apply=%add\n"
 
@@ -35,16 +35,16 @@ def program(kind, shape, groups):
     ],
 )
 def test_groups_are_read_in_every_spelling(spelled, groups):
-    (found,) = counting.collectives(program("all-reduce", "4,2", spelled))
-    assert found == counting.Collective("all_reduce", 32, groups, 1)
+    (found,) = hlo.collectives(program("all-reduce", "4,2", spelled))
+    assert found == hlo.Collective("all_reduce", 32, groups, 1)
     assert found.moves == (len(groups) < 4)
 
 
 def test_a_gather_counts_what_one_device_hands_in_and_a_scatter_too():
-    (gather,) = counting.collectives(program("all-gather", "8", "{{0,1},{2,3}}"))
-    (scatter,) = counting.collectives(program("reduce-scatter", "8", "{{0,1},{2,3}}"))
+    (gather,) = hlo.collectives(program("all-gather", "8", "{{0,1},{2,3}}"))
+    (scatter,) = hlo.collectives(program("reduce-scatter", "8", "{{0,1},{2,3}}"))
     assert (gather.bytes, scatter.bytes) == (16, 64)
-    (alone,) = counting.collectives(program("all-reduce", "8", "{{0},{1}}"))
+    (alone,) = hlo.collectives(program("all-reduce", "8", "{{0},{1}}"))
     assert not alone.moves
 
 
@@ -60,7 +60,7 @@ def test_loops_within_loops_multiply():
 
     run = jax.shard_map(work, mesh=mesh, in_specs=jax.P("subnet"), out_specs=jax.P("subnet"))
     text = jax.jit(run).lower(np.zeros(8, np.float32)).compile().as_text()
-    found = counting.collectives(text)
+    found = hlo.collectives(text)
     assert sorted((c.kind, c.bytes, c.times) for c in found) == [
         ("all_gather", 8, 1), ("all_reduce", 8, 15),
     ]  # fmt: skip
@@ -90,7 +90,7 @@ def entry(*lines):
 def test_groups_are_the_axes_they_run_along(groups):
     line = f"%r = f32[4,2]{{1,0}} all-reduce(%x), replica_groups={groups}, to_apply=%add"
     axes = GROUPS[groups]
-    assert counting.moved(entry(line), MESH) == ({Route("all_reduce", axes): 32} if axes else {})
+    assert hlo.moved(entry(line), MESH) == ({Route("all_reduce", axes): 32} if axes else {})
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_groups_are_the_axes_they_run_along(groups):
 )
 def test_what_one_device_hands_in_is_read_from_every_form(line, kind, num):
     text = entry(f"%r = {line}, channel_id=1, replica_groups=[4,2]<=[8], dimensions={{0}}")
-    assert counting.moved(text, MESH) == {Route(kind, ("c",)): num}
+    assert hlo.moved(text, MESH) == {Route(kind, ("c",)): num}
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_what_one_device_hands_in_is_read_from_every_form(line, kind, num):
 )  # fmt: skip
 def test_a_permute_runs_along_the_axes_its_pairs_differ_in(line, moved):
     expected = {Route("permute", axes): num for axes, num in moved.items()}
-    assert counting.moved(entry(f"%r = {line}, channel_id=1"), MESH) == expected
+    assert hlo.moved(entry(f"%r = {line}, channel_id=1"), MESH) == expected
 
 
 BODIES = """
@@ -151,8 +151,8 @@ def test_an_asynchronous_call_counts_at_its_start():
         "%u = ((f32[4]), f32[2], u32[]) async-update(%s), calls=%wrapped",
         "%d = f32[2] async-done(%u), calls=%wrapped",
     )
-    assert counting.moved(text, MESH) == {Route("reduce_scatter", ("c",)): 16}
-    assert [c.times for c in counting.collectives(text)] == [1]
+    assert hlo.moved(text, MESH) == {Route("reduce_scatter", ("c",)): 16}
+    assert [c.times for c in hlo.collectives(text)] == [1]
 
 
 @pytest.mark.parametrize(
@@ -161,11 +161,11 @@ def test_an_asynchronous_call_counts_at_its_start():
 )
 def test_of_a_conditional_the_branch_that_moves_most_counts(names):
     text = BODIES + entry(f"%c = f32[4] conditional(%i, %x, %x), {names}")
-    assert counting.moved(text, MESH) == {
+    assert hlo.moved(text, MESH) == {
         Route("all_gather", ("c",)): 16,
         Route("all_reduce", ("c",)): 24,
     }
-    assert len(counting.collectives(text)) == 3  # every branch
+    assert len(hlo.collectives(text)) == 3  # every branch
 
 
 LOOP = """
@@ -199,11 +199,11 @@ ENTRY %main (x: f32[4]) -> f32[4] {{
 def test_trips_are_read_from_the_counter_where_the_program_does_not_say():
     """As in TPU programs: 1, 4, 7, 10 are below 11."""
     text = LOOP.format(direction="LT", known="")
-    assert counting.moved(text, MESH) == {Route("all_reduce", ("c",)): 4 * 16}
-    assert [c.times for c in counting.collectives(text)] == [4]
+    assert hlo.moved(text, MESH) == {Route("all_reduce", ("c",)): 4 * 16}
+    assert [c.times for c in hlo.collectives(text)] == [4]
     known = ', backend_config={"known_trip_count":{"n":"7"}}'
     text = LOOP.format(direction="NE", known=known)
-    assert counting.moved(text, MESH) == {Route("all_reduce", ("c",)): 7 * 16}
+    assert hlo.moved(text, MESH) == {Route("all_reduce", ("c",)): 7 * 16}
 
 
 def test_a_loop_that_does_not_tell_its_trips_is_refused_if_it_moves_something():
@@ -211,9 +211,9 @@ def test_a_loop_that_does_not_tell_its_trips_is_refused_if_it_moves_something():
     with pytest.raises(
         ValueError, match=r"hlo: expected a known number of trips.*: 16\} bytes a trip"
     ):
-        counting.moved(text, MESH)
+        hlo.moved(text, MESH)
     still = text.replace("replica_groups=[4,2]<=[8]", "replica_groups=[8,1]<=[8]")
-    assert counting.moved(still, MESH) == {}
+    assert hlo.moved(still, MESH) == {}
 
 
 def test_the_parts_of_a_collective_done_piece_by_piece_count_once():
@@ -222,13 +222,13 @@ def test_the_parts_of_a_collective_done_piece_by_piece_count_once():
     chain = 'frontend_attributes={chain_id="0"}'
     lines = [part.format(k=k, chain=chain) for k in range(3)]
     text = entry(*lines, part.format(k=3, chain=chain.replace("0", "1")))
-    assert counting.moved(text, MESH) == {Route("all_gather", ("c",)): 2 * 16}
+    assert hlo.moved(text, MESH) == {Route("all_gather", ("c",)): 2 * 16}
 
 
 def test_a_mesh_of_another_size_is_refused():
     text = "HloModule jit_f, is_scheduled=true, num_partitions=4\n\n" + BODIES
     with pytest.raises(ValueError, match=r"mesh: expected the program's 4 devices; got .*'a': 2"):
-        counting.moved(text, MESH)
+        hlo.moved(text, MESH)
 
 
 def test_code_that_the_partitioner_splits_is_counted_in_the_program():
@@ -242,6 +242,6 @@ def test_code_that_the_partitioner_splits_is_counted_in_the_program():
         .compile()
         .as_text()
     )
-    moved = counting.moved(text, mesh)
+    moved = hlo.moved(text, mesh)
     assert {r.collective for r in moved} == {"all_reduce"}
     assert {axis for r in moved for axis in r.axes} == {"subnet", "pc"}

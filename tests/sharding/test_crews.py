@@ -13,8 +13,8 @@ from jax.sharding import AxisType
 import jtssm
 from jtssm import sharding, solvers
 from jtssm.data import synthetic
-from jtssm.sharding import counting
 from jtssm.sharding.cost import seconds
+from jtssm.sharding.count import hlo
 
 X, Y = synthetic.separable(0, 480, 6, 3, np.float64)
 KEY = jax.random.key(3)
@@ -146,7 +146,7 @@ def test_a_deal_moves_a_pull_and_a_push_and_local_steps_nothing(widths, normalis
     net = jtssm.mlp(widths, normalisation=normalisation)
     options = {"optimizer": optax.sgd(0.1), "local_steps": 4, "batch_size": 8}
     method = solvers.ist(net, subnets=8, **options)
-    found = counting.collectives(compiled(method, shape).as_text())
+    found = hlo.collectives(compiled(method, shape).as_text())
     subnet, _, pc = shape
     between = [c for c in found if along_subnet(c, pc)]
     assert {c.times for c in between} == {1}  # none within the loop of local steps
@@ -178,7 +178,7 @@ def test_local_sgd_moves_one_mean_a_round_and_an_ensemble_nothing():
         (solvers.local_sgd(PLAIN, workers=8, **options), size),
         (solvers.ensemble(PLAIN, members=8, **options), 0),
     ):
-        found = counting.collectives(compiled(method, (8, 1, 1)).as_text())
+        found = hlo.collectives(compiled(method, (8, 1, 1)).as_text())
         assert sum(c.bytes * c.times for c in found) == 4 * (expected + 2)
         assert seconds.exchanged_bytes(method, 8)["all_reduce"] == 4 * expected
         assert seconds.exchanged_bytes(method, 1) == {"all_to_all": 0, "all_reduce": 0}
@@ -209,7 +209,7 @@ def test_random_weights_are_drawn_where_they_are_stored():
     placed = sharding.place(method, sharding.make_mesh(8))
     x, y = np.zeros((8, 64), np.float32), np.zeros(8, np.int32)
     run = jax.jit(lambda key: placed.init(key, x, y)).lower(KEY).compile()
-    assert not counting.collectives(run.as_text())
+    assert not hlo.collectives(run.as_text())
     assert run.memory_analysis().temp_size_in_bytes < 4 * 512 * 512
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import jtssm
 from jtssm import sharding, solvers
-from jtssm.sharding import counting
+from jtssm.sharding.count import hlo
 from jtssm.solvers import layerwise
 from tests.sharding.test_placing import assert_same, device_bytes
 
@@ -107,9 +107,9 @@ def test_what_crosses_a_boundary_is_what_is_declared(name):
     moves = solvers.pdadmm(WIDE, **NUMBERS, **OPTIONS[name]).moves(32)
     crossing = [m for m in moves if m.axis == "subnet" and max(m.source, m.target) % 2 == 0]
     size = lambda m: int(np.prod(m.shape)) * (m.itemsize or 4)
-    assert counting.permuted_bytes(text) == sum(size(m) for m in crossing)
+    assert hlo.permuted_bytes(text) == sum(size(m) for m in crossing)
     sent: dict[str, int] = {}
-    for permute in counting.permutes(text):
+    for permute in hlo.permutes(text):
         sent[permute.dtype] = sent.get(permute.dtype, 0) + permute.bytes * len(permute.pairs)
     matrix = 4 * 32 * 32  # numbers over all boundaries
     expected = {

@@ -10,10 +10,10 @@ import pytest
 
 from jtssm import sharding, solvers
 from jtssm.nn import architectures
-from jtssm.sharding import counting
 from jtssm.sharding.choosing import misfit
 from jtssm.sharding.cost import seconds
-from jtssm.sharding.routes import Route, ring_bytes
+from jtssm.sharding.count import hlo
+from jtssm.sharding.count.routes import Route, ring_bytes
 from tests.sharding.test_grid import samples, steps
 from tests.sharding.traffic_cases import agree
 
@@ -54,7 +54,7 @@ def assert_same(of, grid, forms, batch=8):
     state = placed.spread(state)
     step = jax.jit(placed.step).lower(state, x, y).compile()
     assert sharding.count_bytes(placed.step, state, x, y) == moved
-    assert counting.moved(step.as_text(), mesh) == without_equal(moved, net, mesh)
+    assert hlo.moved(step.as_text(), mesh) == without_equal(moved, net, mesh)
     for weights, info in expected:
         state, got = step(state, x, y)
         jax.tree.map(

@@ -14,7 +14,7 @@ from jtssm import sharding, solvers
 from jtssm.nn.layer import Layer
 from jtssm.nn.network import sequence
 from jtssm.nn.perceptrons import dense
-from jtssm.sharding import counting
+from jtssm.sharding.count import hlo
 
 BATCH = 8
 NET = jtssm.mlp([6, 8, 12, 8, 4])
@@ -246,13 +246,13 @@ def test_two_matrices_a_boundary_a_sweep_cross_and_no_more(net, options, shape):
     numbers = sum(int(np.prod(m.shape)) * m.times for m in declared)
     widths = [int(np.prod(net.shapes[s])) for s in method.parts.starts[1:-1]]
     assert numbers == 2 * num * sum(widths) * options.get("sweeps", 1)
-    assert counting.permuted_bytes(program.as_text()) == 4 * numbers
+    assert hlo.permuted_bytes(program.as_text()) == 4 * numbers
 
 
 def test_inside_a_device_nothing_is_sent():
     program, _ = compiled(gsadmm(subnets=4), (2, 1, 1))
     width = 12  # of the one boundary between devices, before the third layer
-    assert counting.permuted_bytes(program.as_text()) == 4 * 2 * BATCH * width
+    assert hlo.permuted_bytes(program.as_text()) == 4 * 2 * BATCH * width
 
 
 def test_permutes_are_read_from_the_text_of_a_program():
@@ -261,10 +261,10 @@ def test_permutes_are_read_from_the_text_of_a_program():
   %s = (bf16[2,3]{1,0}, bf16[2,3]{1,0}) collective-permute-start(%b), source_target_pairs={{0,1}}
   %d = bf16[2,3]{1,0} collective-permute-done(%s)
 """
-    found = counting.permutes(text)
+    found = hlo.permutes(text)
     assert [p.shape for p in found] == [(4, 12), (2, 3)]
     assert found[0].pairs == ((0, 2), (1, 3))
-    assert counting.permuted_bytes(text) == 2 * 4 * 12 * 4 + 2 * 3 * 2
+    assert hlo.permuted_bytes(text) == 2 * 4 * 12 * 4 + 2 * 3 * 2
 
 
 def test_the_step_can_be_scanned_and_donated():

@@ -13,7 +13,6 @@ from jax.interpreters import partial_eval
 import jtssm
 from jtssm import sharding, solvers
 from jtssm.nn import images
-from jtssm.sharding import counting
 from jtssm.sharding.cost import memory
 from jtssm.sharding.cost.demand import predicted_bytes, step_demand
 from jtssm.sharding.cost.machines import Machine
@@ -24,6 +23,7 @@ from jtssm.sharding.cost.seconds import (
     step_flops,
     step_seconds,
 )
+from jtssm.sharding.count import hlo
 from jtssm.trials import traced_bytes
 
 ADAM = optax.adam(1e-3)
@@ -123,7 +123,7 @@ def float32():
 @pytest.mark.parametrize("name", NAMES)
 def test_predicted_bytes_are_those_of_the_compiled_program(name, float32):
     case, (compiled, placed, *_) = CASES[name], program(name)
-    expected = counting.moved(compiled.as_text(), placed.mesh)
+    expected = hlo.moved(compiled.as_text(), placed.mesh)
     assert expected
     assert predicted_bytes(case.step, case.sizes) == expected
     found = step_bytes(case.method, placed.mesh, forms=case.forms, samples=case.samples)

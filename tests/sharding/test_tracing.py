@@ -7,9 +7,9 @@ import pytest
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType
 
+from jtssm.sharding.count.jaxpr import count_bytes
+from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.mesh import make_mesh
-from jtssm.sharding.routes import Route, ring_bytes
-from jtssm.sharding.tracing import count_bytes
 
 P = jax.P
 EVERY = P(("a", "b", "c"))

@@ -10,8 +10,8 @@ import jtssm
 from benchmarks.grid_bytes import abstract, uniform
 from jtssm import sharding, solvers
 from jtssm.nn import images
-from jtssm.sharding import counting
 from jtssm.sharding.cost import seconds
+from jtssm.sharding.count import hlo
 
 NETS = {
     "mlp": (jtssm.mlp([96, 128, 64, 192, 64]), 64),
@@ -40,7 +40,7 @@ def agree(net, batch, pr, pc, forms, *, compiled=True):
     if not compiled:
         return None
     program = jax.jit(placed.step).lower(*given).compile()
-    moved = counting.moved(program.as_text(), mesh)
+    moved = hlo.moved(program.as_text(), mesh)
     assert moved == expected, (pr, pc, forms, "compiled", moved, expected)
     return program, given
 

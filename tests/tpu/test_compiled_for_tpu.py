@@ -25,8 +25,8 @@ from jtssm import sharding, solvers
 from jtssm.nn import images
 from jtssm.nn.network import sequence
 from jtssm.nn.perceptrons import dense
-from jtssm.sharding import counting, reading
 from jtssm.sharding.cost import seconds
+from jtssm.sharding.count import hlo, hlo_text
 from jtssm.sharding.mesh import AXES
 from jtssm.sharding.slabs import Halo
 
@@ -248,9 +248,9 @@ def crossing(topology, name):
     """Bytes that a device hands in along axes of the mesh: {axes: {kind: bytes}}."""
     found, mesh = defaultdict(lambda: defaultdict(int)), program(topology, name).mesh
     text = program(topology, name).text
-    for c in filter(lambda c: c.moves, counting.collectives(text)):
+    for c in filter(lambda c: c.moves, hlo.collectives(text)):
         found[along(mesh, c.groups[0])][c.kind] += c.bytes
-    for p in counting.permutes(text):
+    for p in hlo.permutes(text):
         found[along(mesh, p.pairs[0])]["permute"] += p.bytes
     return found
 
@@ -275,15 +275,15 @@ def assert_same(found, expected, *, besides=0):
 
 def in_branches(text):
     """Lines of all computations that a conditional may run."""
-    bodies, _ = reading.computations(text)
+    bodies, _ = hlo_text.computations(text)
     lines = [line for body in bodies.values() for line in body]
-    todo, seen = [name for line in lines for name in reading.branches(line)], set()
+    todo, seen = [name for line in lines for name in hlo_text.branches(line)], set()
     while todo:
         name = todo.pop()
         if name not in seen:
             seen.add(name)
             todo += [
-                n for line in bodies[name] for n in reading.called(line) + reading.branches(line)
+                n for line in bodies[name] for n in hlo_text.called(line) + hlo_text.branches(line)
             ]
     return "\n".join(line for name in seen for line in bodies[name])
 
@@ -298,10 +298,10 @@ def halos(lines):
 
 def convolved(bodies, line):
     """Shape of what a line gives if it convolves images with weights, else ()."""
-    inside = [line, *(other for name in reading.called(line) for other in bodies[name])]
+    inside = [line, *(other for name in hlo_text.called(line) for other in bodies[name])]
     if "conv_general_dilated" not in line or not any(" convolution(" in each for each in inside):
         return ()
-    return reading.arrays(line)[0][1]
+    return hlo_text.arrays(line)[0][1]
 
 
 @every()
@@ -335,7 +335,7 @@ def test_boundaries_are_crossed_by_the_declared_bytes(topology, name):
         sent = [m for m in sent if m.source // slots != m.target // slots]
     declared = sum(int(np.prod(m.shape)) * m.times * (m.itemsize or 4) for m in sent)
     found = [
-        p for p in counting.permutes(program(topology, name).text)
+        p for p in hlo.permutes(program(topology, name).text)
         if along(mesh, p.pairs[0]) == "subnet"
     ]  # fmt: skip
     assert sum(p.bytes * len(p.pairs) for p in found) == pr * declared
@@ -353,7 +353,7 @@ def test_workers_exchange_the_declared_bytes(topology, name):
 def test_a_device_hands_in_the_bytes_of_the_trace(topology, name):
     """To the byte but for scalars: equal ones are merged, and a norm's sums stand in no trace."""
     compiled, placed, state, samples = program(topology, name)
-    found = by_axes(counting.moved(compiled.as_text(), placed.mesh))
+    found = by_axes(hlo.moved(compiled.as_text(), placed.mesh))
     traced = by_axes(sharding.count_bytes(placed.step, state, *samples))
     assert_same(found, traced, besides=SCALARS)
 
@@ -361,7 +361,7 @@ def test_a_device_hands_in_the_bytes_of_the_trace(topology, name):
 @every([name for name in METHODS if name.startswith("sgd")])
 def test_a_step_of_sgd_moves_what_the_formulas_say(topology, name):
     row, mesh = METHODS[name], program(topology, name).mesh
-    found = by_axes(counting.moved(program(topology, name).text, mesh))
+    found = by_axes(hlo.moved(program(topology, name).text, mesh))
     declared = by_axes(seconds.step_bytes(row.method, mesh, forms=row.forms))
     assert_same(found, declared, besides=SCALARS if name == "sgd, clipped" else 0)
 
@@ -369,7 +369,7 @@ def test_a_step_of_sgd_moves_what_the_formulas_say(topology, name):
 @every()
 def test_no_permute_stands_in_a_branch(topology, name):
     """There it would wait for devices that take another branch, for ever."""
-    assert not counting.permutes(in_branches(program(topology, name).text))
+    assert not hlo.permutes(in_branches(program(topology, name).text))
 
 
 @every(["gsadmm, domain"])
@@ -377,7 +377,7 @@ def test_edges_of_a_subnetworks_images_are_gathered_in_its_branch(topology, name
     """Rows above and below, of 16 x 16 images of 8 channels and, pooled, of 8 x 8 of 16."""
     lines = in_branches(program(topology, name).text).splitlines()
     gathers = [line for line in lines if re.search(r" all-gather(-start)?\(", line)]
-    shapes = {shape[-3:] for line in gathers for _, shape in reading.arrays(line)}
+    shapes = {shape[-3:] for line in gathers for _, shape in hlo_text.arrays(line)}
     assert {(2, 16, 8), (2, 8, 16)} <= shapes
 
 
@@ -421,7 +421,7 @@ def test_edges_travel_while_inner_rows_are_convolved():
     """
     text = program("v5e:2x4", "large images").text
     assert "is_scheduled=true" in text
-    bodies, entry = reading.computations(text)
+    bodies, entry = hlo_text.computations(text)
     sent = list(halos(bodies[entry]))
     forward = [between for line, between in sent if "transpose(" not in line]
     assert (len(forward), len(sent)) == (4, 6)
@@ -433,7 +433,7 @@ def test_edges_travel_while_inner_rows_are_convolved():
 
 def test_in_default_precision_edges_are_sent_as_bfloat16():
     """Half the bytes forward, where only products read them; gradients are added as float32."""
-    sent = counting.permutes(program("v5e:2x4", "large images").text)
+    sent = hlo.permutes(program("v5e:2x4", "large images").text)
     edges = [(8, 1, 64, 32), (8, 1, 32, 32)]
     forward = sorted([("bf16", edge) for edge in edges] * 2)
     assert sorted((p.dtype, p.shape) for p in sent) == [*forward, *[("f32", edges[1])] * 2]

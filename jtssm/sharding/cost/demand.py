@@ -26,8 +26,8 @@ from jtssm.sharding.cost.products import (
     stored_words,
     task,
 )
+from jtssm.sharding.count.routes import Route
 from jtssm.sharding.grid import Grid
-from jtssm.sharding.routes import Route
 from jtssm.sharding.traffic import Pass, Sent, in_compute_dtype
 
 

@@ -20,7 +20,7 @@ from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.memory import Memory, step_memory
 from jtssm.sharding.cost.search import fastest_forms, held_bytes
 from jtssm.sharding.cost.seconds import Seconds, seconds_of
-from jtssm.sharding.routes import Route
+from jtssm.sharding.count.routes import Route
 
 Build = Callable[
     [Network, int, int], Method

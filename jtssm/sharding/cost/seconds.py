@@ -49,7 +49,7 @@ from jtssm.sharding.cost.demand import (
 )
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.products import Task
-from jtssm.sharding.routes import Route
+from jtssm.sharding.count.routes import Route
 
 ADAM_WORDS = 7  # reads of gradient, weight and two moments, writes of weight and moments
 

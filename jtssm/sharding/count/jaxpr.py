@@ -12,9 +12,9 @@ from jax.extend.core import Literal
 from jax.interpreters import partial_eval
 from jax.sharding import Mesh
 
-from jtssm.sharding import counting, routes
-from jtssm.sharding.known import CASTS, Scope, called
-from jtssm.sharding.routes import Count, Sizes
+from jtssm.sharding.count import hlo, routes
+from jtssm.sharding.count.jaxpr_values import CASTS, Scope, called
+from jtssm.sharding.count.routes import Count, Sizes
 
 _KINDS = {
     "psum": "all_reduce",
@@ -80,7 +80,7 @@ def count_bytes(
                 f"count_bytes: expected a mesh and no by_device with compiled=True; got mesh={mesh}, "
                 f"by_device={by_device}"
             )
-        return counting.moved(staged.lower(*args).compile().as_text(), mesh)
+        return hlo.moved(staged.lower(*args).compile().as_text(), mesh)
     closed = staged.trace(*args).jaxpr
     walk = _Walk(None if mesh is None else mesh.shape)
     count = walk.count(Scope(_live(closed), closed.consts, indexed=by_device))

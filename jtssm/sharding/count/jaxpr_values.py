@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.extend.core import Literal
 
-from jtssm.sharding.routes import Sizes
+from jtssm.sharding.count.routes import Sizes
 
 # Inside shard_map these only change how a value is typed.
 CASTS = {"pvary", "preduced", "reduced_vary_cast", "vary_unreduced_cast", "vary_unreduced_cast_p"}

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from jtssm.sharding import reading, routes
-from jtssm.sharding.routes import Count, Route, Sizes
-from jtssm.sharding.trips import loop_of, trips
+from jtssm.sharding.count import hlo_text, routes
+from jtssm.sharding.count.hlo_text import loop_of, trips
+from jtssm.sharding.count.routes import Count, Route, Sizes
 
 _PERMUTE = re.compile(
     r"= (?P<result>.*?) collective-permute(?P<start>-start)?\("
@@ -56,10 +56,10 @@ def permutes(hlo: str) -> list[Permute]:
     found = []
     for match in _PERMUTE.finditer(hlo):
         sent = _operands(match)
-        dtype, shape = reading.arrays(sent)[0]
+        dtype, shape = hlo_text.arrays(sent)[0]
         ends = [int(i) for i in re.findall(r"\d+", match["pairs"])]
         pairs = tuple(zip(ends[::2], ends[1::2], strict=True))
-        found.append(Permute(shape, reading.num_bytes(sent), dtype, pairs))
+        found.append(Permute(shape, hlo_text.num_bytes(sent), dtype, pairs))
     return found
 
 
@@ -73,10 +73,10 @@ def collectives(hlo: str) -> list[Collective]:
 
     Of a conditional every branch is counted.
     """
-    bodies, entry = reading.computations(hlo)
+    bodies, entry = hlo_text.computations(hlo)
     times = _times(bodies, entry)
     return [
-        _collective(line, match, times[name], reading.num_devices(hlo) or 1)
+        _collective(line, match, times[name], hlo_text.num_devices(hlo) or 1)
         for name, lines in bodies.items()
         if times.get(name)
         for line in lines
@@ -99,10 +99,10 @@ def moved(hlo: str, mesh: Mesh) -> dict[Route, int]:
         ValueError: the mesh has another number of devices; a loop that moves something does not
             tell how often it runs.
     """
-    devices = reading.num_devices(hlo)
+    devices = hlo_text.num_devices(hlo)
     if devices not in (None, mesh.size):
         raise ValueError(f"mesh: expected the program's {devices} devices; got {dict(mesh.shape)}")
-    bodies, entry = reading.computations(hlo)
+    bodies, entry = hlo_text.computations(hlo)
     return routes.most(_Program(bodies, mesh.shape).count(entry))
 
 
@@ -129,9 +129,9 @@ class _Program:
             return routes.permuted(permute.bytes, permute.pairs, self.sizes)
         if loop := loop_of(line):
             return self._loop(line, loop, caller)
-        if branches := reading.branches(line):
+        if branches := hlo_text.branches(line):
             return routes.largest(map(self.count, branches))
-        return routes.added(map(self.count, reading.called(line)))
+        return routes.added(map(self.count, hlo_text.called(line)))
 
     def _continued(self, line: str) -> bool:
         """Whether it is a further part of a collective that a TPU does piece by piece between others."""
@@ -181,7 +181,7 @@ def _groups_along(axes: tuple, sizes: Sizes) -> set[frozenset[int]]:
 
 
 def _collective(line: str, match: re.Match, times: int, devices: int) -> Collective:
-    groups, size = reading.groups(line, devices), reading.num_bytes(_operands(match))
+    groups, size = hlo_text.groups(line, devices), hlo_text.num_bytes(_operands(match))
     whole = not (match["start"] and match["result"].startswith("("))
     if match["kind"] == "all-gather" and whole:
         size //= len(groups[0])
@@ -194,7 +194,7 @@ def _operands(match: re.Match) -> str:
     """The type of a collective's results, or of its operands where an asynchronous one names both."""
     result = match["result"]
     names_both = match["start"] and result.startswith("(") and "all-reduce-start" not in match[0]
-    return reading.first(result) if names_both else result
+    return hlo_text.first(result) if names_both else result
 
 
 def _times(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
@@ -204,6 +204,8 @@ def _times(bodies: dict[str, list[str]], entry: str) -> dict[str, int]:
     for name in reversed(bodies):
         for line in bodies[name]:
             runs = trips(line, bodies[name], bodies) or 1
-            for other in filter(times.__contains__, reading.called(line) + reading.branches(line)):
+            for other in filter(
+                times.__contains__, hlo_text.called(line) + hlo_text.branches(line)
+            ):
                 times[other] += times[name] * runs
     return times

@@ -1,0 +1,1 @@
+"""Bytes counted: in a traced step and in a compiled program."""
