@@ -30,11 +30,11 @@ from jtssm import sharding, solvers
 from jtssm.nn import images
 from jtssm.nn.network import Network
 from jtssm.protocol.method import Method
-from jtssm.sharding.choosing import misfit
 from jtssm.sharding.cost import seconds
 from jtssm.sharding.count import hlo
 from jtssm.sharding.count.routes import Route, ring_bytes
-from jtssm.sharding.grid import whole_grid
+from jtssm.sharding.layers.choose import misfit
+from jtssm.sharding.layers.forms import whole_grid
 from jtssm.sharding.mesh import put
 from jtssm.sharding.whole import Samples
 

@@ -22,7 +22,7 @@ class Layer(NamedTuple):
     cost: Callable[[Shape], int]  # shape of one input sample -> multiply-adds a sample
     # "gathered", "model" (by its outputs), "row" (by its inputs), "paired" (first by outputs, second by
     # inputs) -> tree like params: the dimension that this form splits over pr, -1 for none; see
-    # `jtssm.sharding.grid`
+    # `jtssm.sharding.layers.forms`
     splits: dict[str, Tree]
     dense: bool = False  # activation(x W + b) with params {"W", "b"}: what pdADMM can train
     activation: Callable[[Array], Array] | None = None  # of a dense layer

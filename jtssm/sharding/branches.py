@@ -19,7 +19,7 @@ from jax import lax
 from jtssm.arrays import Tree
 from jtssm.nn.network import Network
 from jtssm.nn.ops import varying
-from jtssm.sharding.grid import Grid
+from jtssm.sharding.layers.forms import Grid
 from jtssm.sharding.mesh import AxisNames
 from jtssm.sharding.packing import Layout, Rows, layout_of, pack, unpack
 

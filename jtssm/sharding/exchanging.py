@@ -17,8 +17,9 @@ from jax import lax
 from jtssm.arrays import Tree
 from jtssm.nn.ops import varying
 from jtssm.protocol.pieces import Exchange
-from jtssm.sharding import collectives, grid
+from jtssm.sharding import collectives
 from jtssm.sharding.branches import Place, axes_of, each, take
+from jtssm.sharding.layers import forms
 from jtssm.sharding.packing import Rows, layout_of, unpack
 
 
@@ -147,7 +148,7 @@ def own_part(at: Place, l: int, params: list[Tree], rank: Any = None) -> list[Tr
 
     owned = []
     for i, layer_params in zip(range(at.starts[l], at.starts[l + 1]), params, strict=True):
-        split = grid.split_dimensions(at.network.layers[i], at.forms[i])
+        split = forms.split_dimensions(at.network.layers[i], at.forms[i])
         owned.append(layer_params if split is None else jax.tree.map(part, layer_params, split))
     return owned
 

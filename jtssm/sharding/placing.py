@@ -20,10 +20,10 @@ from jtssm.protocol.method import Method
 from jtssm.protocol.pieces import Parts, by_index, by_piece, given_params, whole_params
 from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.branches import Place
-from jtssm.sharding.choosing import choose_forms
 from jtssm.sharding.crews import place_workers
 from jtssm.sharding.distributed import check_present
 from jtssm.sharding.exchanging import by_collectives, own_part
+from jtssm.sharding.layers.choose import choose_forms
 from jtssm.sharding.mesh import axis_names, axis_size, check_split, devices_of, predicted, put
 from jtssm.sharding.packing import (
     Layout,
@@ -53,8 +53,8 @@ def place(
       axes: our axis -> the mesh's name for it, e.g. {"subnet": "stage", "pc": "data"}; by default
         the axes that bear our names. An axis the mesh lacks has size 1.
       forms: how layers are split over pr, one of `grid.FORMS` for each ("batch", "gathered", "model",
-        "scattered", "row", "domain", "paired"; `jtssm.sharding.grid` says what they are); "auto": those
-        that repeat least work and, of these, move least.
+        "scattered", "row", "domain", "paired"; `jtssm.sharding.layers.forms` says what they are);
+        "auto": those that repeat least work and, of these, move least.
 
     Returns:
       A method whose `params` gathers the weights in host memory (numpy) and whose other functions

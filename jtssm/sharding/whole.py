@@ -24,7 +24,7 @@ from jtssm.protocol import device_memory
 from jtssm.protocol.method import Method
 from jtssm.protocol.pieces import Exchange, by_index, given_params, whole_params
 from jtssm.sharding import collectives
-from jtssm.sharding.grid import Grid, split_dimensions, whole_grid
+from jtssm.sharding.layers.forms import Grid, split_dimensions, whole_grid
 from jtssm.sharding.mesh import AxisNames, axis_size, check_split, devices_of, put
 from jtssm.sharding.packing import gathered
 

@@ -3,9 +3,9 @@
     g <- grad of the mean loss of the minibatch;  W <- optimizer(W, g)
 
 On a mesh the samples are split over "pc" and every layer over "pr" as its form says
-(`jtssm.sharding.grid`): synchronous descent, the same numbers as on one device. The gradient is taken
-inside shard_map; the optimizer sees whole arrays, which jax keeps sharded: clipping by the global norm,
-lamb or muon give what they give on one device.
+(`jtssm.sharding.layers.forms`): synchronous descent, the same numbers as on one device. The gradient
+is taken inside shard_map; the optimizer sees whole arrays, which jax keeps sharded: clipping by the
+global norm, lamb or muon give what they give on one device.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from jtssm.nn.images import convolution
 from jtssm.nn.network import sequence
 from jtssm.nn.ops import Window
 from jtssm.nn.perceptrons import dense
-from jtssm.sharding.grid import FORMS
-from jtssm.sharding.slabs import Halo
+from jtssm.sharding.layers.forms import FORMS
+from jtssm.sharding.layers.halo import Halo
 
 GRIDS = [(r, c) for r, c in product(range(2, 9), range(1, 5)) if r * c <= 8]
 SIZES = [

@@ -13,7 +13,7 @@ from jtssm.nn import images
 from jtssm.nn.images import convolution, max_pool
 from jtssm.nn.network import sequence
 from jtssm.nn.perceptrons import dense
-from jtssm.sharding.slabs import Halo
+from jtssm.sharding.layers.halo import Halo
 from tests.sharding.grid_cases import FACTORS, GRIDS, Case, covering, every
 
 MOMENTUM = optax.sgd(0.05, momentum=0.9)

@@ -10,10 +10,10 @@ import pytest
 
 from jtssm import sharding, solvers
 from jtssm.nn import architectures
-from jtssm.sharding.choosing import misfit
 from jtssm.sharding.cost import seconds
 from jtssm.sharding.count import hlo
 from jtssm.sharding.count.routes import Route, ring_bytes
+from jtssm.sharding.layers.choose import misfit
 from tests.sharding.test_grid import samples, steps
 from tests.sharding.traffic_cases import agree
 

@@ -13,7 +13,7 @@ from jtssm import sharding, solvers
 from jtssm.nn.images import convolution, max_pool
 from jtssm.nn.network import sequence
 from jtssm.nn.perceptrons import dense
-from jtssm.sharding import traffic
+from jtssm.sharding.layers import traffic
 
 BATCH = 8
 MOMENTUM = optax.sgd(0.05, momentum=0.9)

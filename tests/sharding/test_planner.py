@@ -14,11 +14,11 @@ from jax.sharding import AbstractMesh
 import jtssm
 from jtssm import sharding, solvers
 from jtssm.nn import architectures, images
-from jtssm.sharding.choosing import misfit
 from jtssm.sharding.cost import demand, memory, planner, published, search
 from jtssm.sharding.cost.machines import MACHINES
 from jtssm.sharding.cost.seconds import seconds_of, step_bytes, step_seconds
-from jtssm.sharding.grid import FORMS
+from jtssm.sharding.layers.choose import misfit
+from jtssm.sharding.layers.forms import FORMS
 from jtssm.sweeping import builder
 
 SGD, GSADMM = builder("sgd"), builder("gsadmm")

@@ -17,7 +17,7 @@ from jtssm import sharding, solvers
 from jtssm.nn import images
 from jtssm.sharding.cost import seconds
 from jtssm.sharding.count.routes import Route, ring_bytes
-from jtssm.sharding.grid import FORMS
+from jtssm.sharding.layers.forms import FORMS
 from tests.sharding.traffic_cases import check, grids, zeros
 
 ROOT = Path(__file__).parents[2]

@@ -27,8 +27,8 @@ from jtssm.nn.network import sequence
 from jtssm.nn.perceptrons import dense
 from jtssm.sharding.cost import seconds
 from jtssm.sharding.count import hlo, hlo_text
+from jtssm.sharding.layers.halo import Halo
 from jtssm.sharding.mesh import AXES
-from jtssm.sharding.slabs import Halo
 
 
 def missing() -> str:

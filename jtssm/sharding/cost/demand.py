@@ -1,7 +1,7 @@
 """What one step of a method asks of the devices of a mesh, as data: products, updates, messages.
 
 Nothing here knows of a machine: `jtssm.sharding.cost.seconds` prices a demand. It is made of what a
-method declares (`Parts.work`, `Parts.moves`) and of the formulas of `jtssm.sharding.traffic`.
+method declares (`Parts.work`, `Parts.moves`) and of the formulas of `jtssm.sharding.layers.traffic`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from jtssm.sharding.cost.products import (
     task,
 )
 from jtssm.sharding.count.routes import Route
-from jtssm.sharding.grid import Grid
-from jtssm.sharding.traffic import Pass, Sent, in_compute_dtype
+from jtssm.sharding.layers.forms import Grid
+from jtssm.sharding.layers.traffic import Pass, Sent, in_compute_dtype
 
 
 class Message(NamedTuple):

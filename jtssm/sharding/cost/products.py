@@ -9,9 +9,9 @@ import jax
 
 from jtssm.arrays import Tree
 from jtssm.protocol.declared import MatrixProduct, Run
-from jtssm.sharding.grid import SPLITS, Grid
-from jtssm.sharding.slabs import Halo, Slabs
-from jtssm.sharding.traffic import Pass
+from jtssm.sharding.layers.forms import SPLITS, Grid
+from jtssm.sharding.layers.halo import Halo, Slabs
+from jtssm.sharding.layers.traffic import Pass
 
 
 class Task(NamedTuple):

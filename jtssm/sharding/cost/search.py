@@ -18,13 +18,13 @@ import jax
 from jtssm import checks
 from jtssm.protocol.method import Method
 from jtssm.protocol.workers import WorkerParts
-from jtssm.sharding.choosing import fits
 from jtssm.sharding.cost.demand import Demand, Layered, Sizes, layered_of, step_samples
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.memory import GRADIENTS, WORD, activation_bytes, optimizer_words
 from jtssm.sharding.cost.products import stored_words
 from jtssm.sharding.cost.seconds import collective_seconds, demand_seconds, is_gradient
-from jtssm.sharding.grid import FORMS
+from jtssm.sharding.layers.choose import fits
+from jtssm.sharding.layers.forms import FORMS
 from jtssm.sharding.mesh import AXES
 
 # seconds less what products hide, seconds less gradients (0 where nothing hides), bytes

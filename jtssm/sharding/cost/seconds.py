@@ -18,8 +18,8 @@ A step waits for its slowest device, and its messages add up, one for each layer
 gradients of a device: they go in one all-reduce, which may hide behind products (`overlap`). Left out are
 activation functions, the loss, the scalars that a step shows (nothing waits for them), the host and the
 packing of a piece's weights into rows (what our own code does on a mesh). What is multiplied and sent is
-what methods declare, and the formulas of `jtssm.sharding.traffic`, which tests hold equal to the traced
-and the compiled program.
+what methods declare, and the formulas of `jtssm.sharding.layers.traffic`, which tests hold equal to
+the traced and the compiled program.
 
 Sources: Gholami et al., arXiv 1712.04432 (alpha and beta); rings: Thakur, Rabenseifner, Gropp 2005.
 """
@@ -35,7 +35,6 @@ from jax.sharding import Mesh
 from jtssm import checks
 from jtssm.protocol.method import Method
 from jtssm.protocol.workers import WorkerParts
-from jtssm.sharding.choosing import choose_forms
 from jtssm.sharding.cost.demand import (
     SHOWN,
     Demand,
@@ -50,6 +49,7 @@ from jtssm.sharding.cost.demand import (
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.products import Task
 from jtssm.sharding.count.routes import Route
+from jtssm.sharding.layers.choose import choose_forms
 
 ADAM_WORDS = 7  # reads of gradient, weight and two moments, writes of weight and moments
 

@@ -14,8 +14,8 @@ A layer's samples lie over pc always. What it does over pr is its form:
     paired     two products in one layer, W1[I, J_pr] and W2[J_pr, O] (heads of attention, neurons of a
                perceptron), from whole inputs to whole outputs: all-reduces of their sum and of dX
 
-Layouts between layers: `jtssm.sharding.layouts`. Source: Gholami et al., arXiv 1712.04432 (batch, model,
-domain); Shoeybi et al., arXiv 1909.08053 (paired); the others are later work's.
+Layouts between layers: `jtssm.sharding.layers.layouts`. Source: Gholami et al., arXiv 1712.04432
+(batch, model, domain); Shoeybi et al., arXiv 1909.08053 (paired); the others are later work's.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network
 from jtssm.nn.ops import PLAIN, Products, plain_convolved, plain_dense, varying
 from jtssm.sharding import collectives
-from jtssm.sharding.layouts import Hop, hops, moved
-from jtssm.sharding.slabs import Halo, Slabs, windowed
+from jtssm.sharding.layers.halo import Halo, Slabs, windowed
+from jtssm.sharding.layers.layouts import Hop, hops, moved
 
 FORMS = ("batch", "gathered", "model", "scattered", "row", "domain", "paired")
 SPLITS = {

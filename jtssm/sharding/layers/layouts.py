@@ -2,7 +2,7 @@
 
     whole    A[B, H, W, C]       the same on every device
     samples  A[B_pr, H, W, C]    the samples of a minibatch are split over pr too
-    rows     A[B, H_pr, W, C]    the rows of images (`jtssm.sharding.slabs`)
+    rows     A[B, H_pr, W, C]    the rows of images (`jtssm.sharding.layers.halo`)
     columns  A[B, H, W, C_pr]    neurons or channels
     copies   A[B, H, W, C]       as whole, but each device's gradient is a part of the sum
 
@@ -19,7 +19,7 @@ from jax import lax
 from jtssm.arrays import Array
 from jtssm.nn.ops import varying
 from jtssm.sharding import collectives
-from jtssm.sharding.slabs import Slabs
+from jtssm.sharding.layers.halo import Slabs
 
 SPLIT = {"samples": 0, "rows": 1, "columns": -1}  # layout -> the dimension that it splits
 

@@ -38,9 +38,9 @@ import jax
 from jtssm.arrays import Tree
 from jtssm.nn.layer import Layer
 from jtssm.sharding.count.routes import Route, ring_bytes
-from jtssm.sharding.grid import SPLITS, Grid
-from jtssm.sharding.layouts import Hop
-from jtssm.sharding.slabs import Halo, Slabs
+from jtssm.sharding.layers.forms import SPLITS, Grid
+from jtssm.sharding.layers.halo import Halo, Slabs
+from jtssm.sharding.layers.layouts import Hop
 
 
 class Sent(NamedTuple):
