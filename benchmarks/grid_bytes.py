@@ -36,7 +36,7 @@ from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.layers.choose import misfit
 from jtssm.sharding.layers.forms import whole_grid
 from jtssm.sharding.mesh import put
-from jtssm.sharding.whole import Samples
+from jtssm.sharding.placement.whole import Samples
 
 DEVICES = 64  # virtual
 UNIFORM = ("batch", "gathered", "model", "scattered", "paired", "domain")

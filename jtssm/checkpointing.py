@@ -25,8 +25,8 @@ from jtssm.fingerprints import checksums, differences, unplaced
 from jtssm.positions import Checkpoint, Position, Sound
 from jtssm.protocol.method import Method
 from jtssm.sharding.mesh import AXES, axis_size
-from jtssm.sharding.packing import gathered
-from jtssm.sharding.placing import place
+from jtssm.sharding.placement import place
+from jtssm.sharding.placement.packing import gathered
 
 FORMAT = 1
 IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from jtssm.arrays import Array
-from jtssm.sharding.packing import gathered
+from jtssm.sharding.placement.packing import gathered
 
 
 class Divergence(NamedTuple):

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from jtssm.divergence import Guard, Outcome
 from jtssm.protocol.method import Info, Method
 from jtssm.sharding.distributed import ProcessSamples, Shares, check_shares, put_rows, shares, whole
-from jtssm.sharding.placing import batch_sharding, num_splits, samples_sharding
+from jtssm.sharding.placement import batch_sharding, num_splits, samples_sharding
 
 CHUNK = 50  # most steps a dispatch
 SEEN = 8192  # most training samples that statistics are estimated on

@@ -30,8 +30,8 @@ from jtssm.sharding.cost.machine_files import present_machine
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.distributed import ProcessSamples, introduce
 from jtssm.sharding.mesh import make_mesh
-from jtssm.sharding.packing import is_rows
-from jtssm.sharding.placing import place
+from jtssm.sharding.placement import place
+from jtssm.sharding.placement.packing import is_rows
 from jtssm.signals import noted
 from jtssm.streams import Stream, check_streams, is_stream
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jtssm.divergence import Divergence
 from jtssm.protocol.method import Method
-from jtssm.sharding.packing import gathered
+from jtssm.sharding.placement.packing import gathered
 
 ROWS = 8192  # most samples a forward pass of an evaluation
 

@@ -23,7 +23,7 @@ from jtssm.feeding import CHUNK, CHUNK_SAMPLES, SEEN, fixed, shares_of
 from jtssm.protocol.method import Method
 from jtssm.reading import Reader, checksum, is_pair
 from jtssm.sharding.distributed import ProcessBatches, put_rows, told_by_all
-from jtssm.sharding.placing import batch_sharding
+from jtssm.sharding.placement import batch_sharding
 
 CHUNK_BYTES = 2**27  # most of a chunk's samples, unless one step takes more
 

@@ -20,7 +20,7 @@ from jtssm.sharding.count import hlo
 from jtssm.sharding.count.jaxpr import count_bytes
 from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.mesh import AXES
-from jtssm.sharding.placing import batch_sharding, place
+from jtssm.sharding.placement import batch_sharding, place
 
 Record = dict[str, Any]
 

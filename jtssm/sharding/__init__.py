@@ -4,8 +4,8 @@ from jtssm.sharding.count.jaxpr import count_bytes
 from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.distributed import ProcessBatches, ProcessSamples, connect
 from jtssm.sharding.mesh import AxisNames, make_mesh
-from jtssm.sharding.packing import Rows, gathered
-from jtssm.sharding.placing import batch_sharding, num_splits, place
+from jtssm.sharding.placement import batch_sharding, num_splits, place
+from jtssm.sharding.placement.packing import Rows, gathered
 
 __all__ = [
     "AxisNames",

@@ -7,7 +7,15 @@ import pytest
 
 from jtssm import sharding
 from jtssm.sharding.mesh import AxisNames
-from jtssm.sharding.packing import gathered, lay_out, layout_of, pack, specs, spread, unpack
+from jtssm.sharding.placement.packing import (
+    gathered,
+    lay_out,
+    layout_of,
+    pack,
+    specs,
+    spread,
+    unpack,
+)
 
 NAMES = AxisNames("subnet", "pr", "pc")
 

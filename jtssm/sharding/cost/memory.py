@@ -27,7 +27,7 @@ from jtssm.protocol.method import Info, Method
 from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.cost.demand import Demand, Layered, Sizes, Step
 from jtssm.sharding.mesh import AXES
-from jtssm.sharding.placing import batch_sharding, place
+from jtssm.sharding.placement import batch_sharding, place
 
 
 class Memory(NamedTuple):

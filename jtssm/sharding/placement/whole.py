@@ -26,7 +26,7 @@ from jtssm.protocol.pieces import Exchange, by_index, given_params, whole_params
 from jtssm.sharding import collectives
 from jtssm.sharding.layers.forms import Grid, split_dimensions, whole_grid
 from jtssm.sharding.mesh import AxisNames, axis_size, check_split, devices_of, put
-from jtssm.sharding.packing import gathered
+from jtssm.sharding.placement.packing import gathered
 
 
 def place_whole(method: Method, mesh: Mesh, names: AxisNames, forms: tuple[str, ...]) -> Method:

@@ -1,7 +1,7 @@
 """How pieces meet on a mesh: the `Exchange` of collectives, used inside shard_map.
 
-The work of the pieces runs in a `lax.switch` (`jtssm.sharding.branches`); shifts stand outside it, since
-a collective permute inside a divergent branch deadlocks.
+The work of the pieces runs in a `lax.switch` (`jtssm.sharding.placement.switch`); shifts stand outside
+it, since a collective permute inside a divergent branch deadlocks.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from jtssm.arrays import Tree
 from jtssm.nn.ops import varying
 from jtssm.protocol.pieces import Exchange
 from jtssm.sharding import collectives
-from jtssm.sharding.branches import Place, axes_of, each, take
 from jtssm.sharding.layers import forms
-from jtssm.sharding.packing import Rows, layout_of, unpack
+from jtssm.sharding.placement.packing import Rows, layout_of, unpack
+from jtssm.sharding.placement.switch import Place, axes_of, each, take
 
 
 def by_collectives(at: Place) -> Exchange:

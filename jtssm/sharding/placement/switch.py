@@ -21,7 +21,7 @@ from jtssm.nn.network import Network
 from jtssm.nn.ops import varying
 from jtssm.sharding.layers.forms import Grid
 from jtssm.sharding.mesh import AxisNames
-from jtssm.sharding.packing import Layout, Rows, layout_of, pack, unpack
+from jtssm.sharding.placement.packing import Layout, Rows, layout_of, pack, unpack
 
 
 class Place(NamedTuple):
