@@ -54,10 +54,10 @@ from jtssm.nn.network import Network
 from jtssm.protocol.method import Method
 from jtssm.protocol.pieces import as_method
 from jtssm.solvers.layerwise import activations
-from jtssm.solvers.layerwise.grids import Grid, Message, grid_of
 from jtssm.solvers.layerwise.growing import grow
+from jtssm.solvers.layerwise.iteration import STEPS, Inbox, Layered, Numbers, State
 from jtssm.solvers.layerwise.objective import lagrangian
-from jtssm.solvers.layerwise.stepping import STEPS, Inbox, Layered, Numbers, State
+from jtssm.solvers.layerwise.quantise import Grid, Message, grid_of
 from jtssm.solvers.layerwise.updates import (
     minimise_p,
     minimise_W,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jtssm.nn.network import Network
 from jtssm.protocol.method import Method
-from jtssm.solvers.layerwise.stepping import Inbox, State
+from jtssm.solvers.layerwise.iteration import Inbox, State
 from jtssm.solvers.pieces import Weights
 
 

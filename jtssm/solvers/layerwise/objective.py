@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jtssm.arrays import Array
 from jtssm.protocol.method import Method
 from jtssm.solvers.layerwise import activations
-from jtssm.solvers.layerwise.stepping import Numbers, State
+from jtssm.solvers.layerwise.iteration import Numbers, State
 
 
 def lagrangian(

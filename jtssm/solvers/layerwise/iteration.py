@@ -19,7 +19,7 @@ from jtssm.protocol.method import Info
 from jtssm.protocol.pieces import Exchange, Parts
 from jtssm.solvers.layerwise import updates
 from jtssm.solvers.layerwise.activations import Activation
-from jtssm.solvers.layerwise.grids import Grid
+from jtssm.solvers.layerwise.quantise import Grid
 from jtssm.solvers.pieces import Pieces, Weights
 
 STEPS = ("damped", "gradient", "exact")
