@@ -6,9 +6,9 @@ from jtssm.protocol.method import Method
 from jtssm.solvers.averaging import ensemble, local_sgd
 from jtssm.solvers.descent import sgd
 from jtssm.solvers.layerwise import pdadmm
-from jtssm.solvers.streaming import delays
 from jtssm.solvers.subnets import ist
 from jtssm.solvers.tssm import Variables, gsadmm, gsam, lagrangian, variables
+from jtssm.solvers.tssm.streaming import delays
 
 METHODS: dict[str, Callable[..., Method]] = {
     "ensemble": ensemble,

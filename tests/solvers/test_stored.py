@@ -9,7 +9,7 @@ import pytest
 import jtssm
 from jtssm import losses, solvers
 from jtssm.data import synthetic
-from jtssm.solvers.resident import Strata
+from jtssm.solvers.tssm.stored import Strata
 from tests.solvers import twins
 
 NET = jtssm.mlp([5, 7, 6, 8, 3])

@@ -10,7 +10,7 @@ import jtssm
 from jtssm import losses, solvers
 from jtssm.protocol.pieces import by_index
 from jtssm.solvers.pieces import Pieces
-from jtssm.solvers.updates import update_p, update_q, update_u
+from jtssm.solvers.tssm.updates import update_p, update_q, update_u
 
 RHO, ALPHA, ETA = 0.7, 1.9, 0.13
 

@@ -26,8 +26,8 @@ Departs from the paper:
 - Every term is a sum over samples, so that nothing depends on their number M. The paper's form (R
   and Omega means, penalties sums) is reached with rho = M rho_paper and eta = 1 / (M tau_2); u is
   then M u_paper.
-- The schedule "streaming" is ours; see `jtssm.solvers.streaming`. "stored" is the paper's: see
-  `jtssm.solvers.stored` (gsADMM) and `jtssm.solvers.alternating` (gsAM).
+- The schedule "streaming" is ours; see `jtssm.solvers.tssm.streaming`. "stored" is the paper's: see
+  `jtssm.solvers.tssm.stored_gsadmm` (gsADMM) and `jtssm.solvers.tssm.stored_gsam` (gsAM).
 - `delay_power` (streaming): updates of W_l are scaled by (1 + delay of l)^-delay_power, since steps
   that suit a fresh gradient diverge on an old one. The paper's updates: 0.
 """
@@ -47,10 +47,10 @@ from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network
 from jtssm.protocol.method import Method
 from jtssm.protocol.pieces import by_index
-from jtssm.solvers import alternating, resident, stored, streaming, turns
 from jtssm.solvers.pieces import Pieces, Weights
-from jtssm.solvers.streaming import delays
-from jtssm.solvers.updates import Penalties
+from jtssm.solvers.tssm import stored, stored_gsadmm, stored_gsam, streaming, turn
+from jtssm.solvers.tssm.streaming import delays
+from jtssm.solvers.tssm.updates import Penalties
 
 SCHEDULES = ["streaming", "stored"]
 DELAY_POWER = 1.0
@@ -105,7 +105,7 @@ def gsadmm(
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
     """
     (rho,) = checks.positive(rho=rho)
-    schedules = {"streaming": turns.GSADMM, "stored": stored.GSADMM}
+    schedules = {"streaming": turn.GSADMM, "stored": stored_gsadmm.GSADMM}
     return _method(
         schedules, net, optimizer, batch_size, subnets, cuts, Penalties(rho, alpha, eta),
         schedule, sweeps, weight_steps, delay_power, loss, precision, compute_dtype,
@@ -144,14 +144,14 @@ def gsam(
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
     """
     if order is not None:
-        checks.one_of("order", order, list(alternating.ORDERS))
+        checks.one_of("order", order, list(stored_gsam.ORDERS))
     checks.no_use_for(
         "order", order, "whose subnetworks take their turns from the last to the first",
         schedule="streaming", given=schedule,
     )  # fmt: skip
     schedules = {
-        "streaming": turns.GSAM,
-        "stored": alternating.ORDERS[order or "sequential"],
+        "streaming": turn.GSAM,
+        "stored": stored_gsam.ORDERS[order or "sequential"],
     }
     return _method(
         schedules, net, optimizer, batch_size, subnets, cuts, Penalties(None, alpha, eta),
@@ -193,7 +193,7 @@ def _method(
         if weight_steps is not None:
             (weight_steps,) = checks.count(weight_steps=weight_steps)
         pieces = Pieces(net, starts, optimizers, losses.find(loss), compute_dtype)
-        return resident.method(
+        return stored.method(
             rules[schedule], pieces, batch_size, penalties, sweeps, precision, weight_steps
         )
     power = DELAY_POWER if delay_power is None else delay_power

@@ -13,7 +13,7 @@ goes from subnetwork to subnetwork. order="parallel" (ours: a Jacobi sweep) take
 too: nothing waits, and f_{l-1} is at hand from the gradient, which saves that pass.
 
 p starts from a forward pass. Across a boundary go f_{l-1} forward and p_l backward: a subnetwork
-keeps its neighbour's p_{l+1} as its target. How minibatches are drawn: `jtssm.solvers.resident`.
+keeps its neighbour's p_{l+1} as its target. How minibatches are drawn: `jtssm.solvers.tssm.stored`.
 
 Departs from the paper: see `jtssm.solvers.tssm` (sums over samples), and more than one W-step a
 sweep by default (an epoch; the paper's 1 is `weight_steps=1`).
@@ -29,8 +29,8 @@ import jax.numpy as jnp
 
 from jtssm.arrays import Array
 from jtssm.solvers.pieces import Weights
-from jtssm.solvers.resident import Rule, Samples, to_renew_and_to_send
-from jtssm.solvers.updates import Penalties, squared, update_p
+from jtssm.solvers.tssm.stored import Rule, Samples, to_renew_and_to_send
+from jtssm.solvers.tssm.updates import Penalties, squared, update_p
 
 
 class Held(NamedTuple):

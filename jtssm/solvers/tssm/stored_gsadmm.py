@@ -9,7 +9,7 @@ One sweep, all l in parallel (the problem stands in `jtssm.solvers.tssm`):
 
 p and q start from a forward pass, u from 0. u_l is kept by subnetwork l + 1 alone: it sends
 p_{l+1} + u_l / rho backward, which is all that the q-step needs, and gets q_l in return. How
-minibatches are drawn: `jtssm.solvers.resident`.
+minibatches are drawn: `jtssm.solvers.tssm.stored`.
 
 Departs from the paper: see `jtssm.solvers.tssm` (sums over samples), and more than one W-step a
 sweep by default (an epoch; the paper's 1 is `weight_steps=1`).
@@ -24,8 +24,8 @@ import jax.numpy as jnp
 
 from jtssm.arrays import Array
 from jtssm.solvers.pieces import Weights
-from jtssm.solvers.resident import Rule, Samples, to_renew_and_to_send
-from jtssm.solvers.updates import Penalties, squared, update_p, update_q, update_u
+from jtssm.solvers.tssm.stored import Rule, Samples, to_renew_and_to_send
+from jtssm.solvers.tssm.updates import Penalties, squared, update_p, update_q, update_u
 
 
 class Held(NamedTuple):

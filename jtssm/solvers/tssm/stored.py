@@ -19,7 +19,7 @@ from jtssm.protocol.declared import Run
 from jtssm.protocol.method import Info, Method
 from jtssm.protocol.pieces import Exchange, as_method
 from jtssm.solvers.pieces import Pieces, Weights
-from jtssm.solvers.updates import Penalties, squared
+from jtssm.solvers.tssm.updates import Penalties, squared
 
 
 class State(NamedTuple):

@@ -1,4 +1,4 @@
-"""A piece's turn on a minibatch in flight; the updates stand in `jtssm.solvers.streaming`."""
+"""A piece's turn on a minibatch in flight; the updates stand in `jtssm.solvers.tssm.streaming`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jtssm.arrays import Array
 from jtssm.solvers.pieces import Pieces, training
-from jtssm.solvers.updates import Penalties, squared, update_p, update_q, update_u
+from jtssm.solvers.tssm.updates import Penalties, squared, update_p, update_q, update_u
 
 
 class Kept(NamedTuple):

@@ -45,8 +45,8 @@ from jtssm.protocol.declared import Run
 from jtssm.protocol.method import Info, Method
 from jtssm.protocol.pieces import as_method
 from jtssm.solvers.pieces import Pieces
-from jtssm.solvers.turns import Kept, Rule, Turn
-from jtssm.solvers.updates import Penalties
+from jtssm.solvers.tssm.turn import Kept, Rule, Turn
+from jtssm.solvers.tssm.updates import Penalties
 
 
 def delays(num: int) -> list[int]:
