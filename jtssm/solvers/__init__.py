@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from jtssm.protocol.method import Method
-from jtssm.solvers.averaging import ensemble, local_sgd
 from jtssm.solvers.descent import sgd
 from jtssm.solvers.layerwise import pdadmm
-from jtssm.solvers.subnets import ist
 from jtssm.solvers.tssm import Variables, gsadmm, gsam, lagrangian, variables
 from jtssm.solvers.tssm.streaming import delays
+from jtssm.solvers.workers.averaging import ensemble, local_sgd
+from jtssm.solvers.workers.ist import ist
 
 METHODS: dict[str, Callable[..., Method]] = {
     "ensemble": ensemble,

@@ -8,14 +8,14 @@ import optax
 
 from jtssm.losses import cross_entropy
 from jtssm.nn.ops import PLAIN
-from jtssm.solvers import dealing
+from jtssm.solvers.workers import deal
 
 
 def owners(net, subnets, homes, key, round):
     """For the neurons after each layer: one sorted index array a subnet; None where nothing is dealt."""
     key = jax.random.fold_in(jax.random.fold_in(key, round), 0)
     found = []
-    for cut in dealing.cuts_of(net, subnets, homes):
+    for cut in deal.cuts_of(net, subnets, homes):
         if cut is None:
             found.append(None)
             continue

@@ -11,7 +11,7 @@ from jtssm import solvers
 from jtssm.data import synthetic
 from jtssm.nn import perceptrons
 from jtssm.nn.dropout import dropout_layer
-from jtssm.solvers import dealing
+from jtssm.solvers.workers.deal import Cut
 
 from . import subnets_twin as twin
 
@@ -87,7 +87,7 @@ def test_every_neuron_has_one_owner_and_subnets_differ_by_at_most_one(width, sub
     assert sorted(np.concatenate(mine)) == list(range(width))
     sizes = [len(neurons) for neurons in mine]
     assert max(sizes) - min(sizes) <= 1
-    cut = dealing.Cut(0, width, homes, subnets)
+    cut = Cut(0, width, homes, subnets)
     assert cut.slots == homes * int(np.ceil(np.ceil(width / homes) / subnets))
     assert cut.taken.sum() == width
 
@@ -95,7 +95,7 @@ def test_every_neuron_has_one_owner_and_subnets_differ_by_at_most_one(width, sub
 @pytest.mark.parametrize("homes", [1, 3])
 def test_deals_are_fair_and_differ_from_round_to_round(homes):
     """400 deals of 9 neurons to 3: each is everyone's a third of the time; strata share out evenly."""
-    cut = dealing.Cut(0, 9, homes, 3)
+    cut = Cut(0, 9, homes, 3)
     deals = jax.vmap(cut.draw)(jax.random.split(KEY, 400))  # [deals, H, N, share]
     places = np.asarray(jax.vmap(cut.whole)(deals))  # [deals, N, 3]
     often = np.stack([[(places[:, w] == n).any(axis=1).mean() for n in range(9)] for w in range(3)])
@@ -175,7 +175,7 @@ def test_empty_places_hold_zeros_and_nothing_depends_on_them():
     net = jtssm.mlp([6, 13, 3], jax.nn.sigmoid)
     method = solvers.ist(net, subnets=4, optimizer=optax.adamw(0.1), local_steps=2, batch_size=4)
     state, _ = run(method, *batches(2, 2, 4, 4), None)
-    cut = dealing.Cut(0, 13, 4, 4)
+    cut = Cut(0, 13, 4, 4)
     W = np.asarray(state.homes[0]["W"])
     assert W.shape == (4, 4, 6)
     assert (W[~cut.inside] == 0).all()

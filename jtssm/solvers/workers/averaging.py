@@ -22,7 +22,7 @@ from jtssm.protocol.declared import Move, Run
 from jtssm.protocol.method import Method
 from jtssm.protocol.workers import Meeting, WorkerParts, as_method, round_info
 from jtssm.solvers.pieces import precisely
-from jtssm.solvers.rounds import Local, composed, local
+from jtssm.solvers.workers.local_steps import Local, composed, local
 
 
 class State(NamedTuple):

@@ -13,7 +13,7 @@ Source: Yuan, Wolfe, Dun, Tang, Kyrillidis, Jermaine, "Distributed Learning of D
 using Independent Subnet Training", arXiv 1910.02120, PVLDB 15(8) 2022.
 
 Departs from the paper:
-  - A deal is stratified by default (`jtssm.solvers.dealing`): every neuron is as likely in any
+  - A deal is stratified by default (`jtssm.solvers.workers.deal`): every neuron is as likely in any
     subnet, but a subnet takes the same number from each N-th of a layer: shapes are static on a mesh.
   - Widths that N does not divide are dealt as evenly as they go, with empty places.
   - Layers with biases: a bias goes with its neuron, the output layer's is averaged (as GIST does).
@@ -43,9 +43,9 @@ from jtssm.nn.ops import Products, entering, narrowed, widened
 from jtssm.protocol.declared import MatrixProduct, Move
 from jtssm.protocol.method import Method
 from jtssm.protocol.workers import Meeting, WorkerParts, as_method, round_info
-from jtssm.solvers.dealing import Cut, Stored, cuts_of, stored
 from jtssm.solvers.pieces import precisely
-from jtssm.solvers.rounds import Local, composed, local
+from jtssm.solvers.workers.deal import Cut, Stored, cuts_of, stored
+from jtssm.solvers.workers.local_steps import Local, composed, local
 
 DEALS = ("stratified", "uniform")
 DEAL = (("pull", "all_to_all"), ("push", "all_to_all"))

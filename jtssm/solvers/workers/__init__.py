@@ -1,0 +1,1 @@
+"""Methods of equal workers: independent subnets, local SGD, ensembles."""
