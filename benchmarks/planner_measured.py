@@ -29,9 +29,9 @@ from scipy import stats
 
 import jtssm
 from benchmarks import record
-from jtssm import sweeping
 from jtssm.nn import images
 from jtssm.nn.network import Network
+from jtssm.planning import sweeps
 from jtssm.sharding.cost.calibration import calibrate
 from jtssm.sharding.cost.machines import MACHINES, Machine
 
@@ -91,7 +91,7 @@ def main() -> None:
 
 def swept(name: str, case: Case, machine: Machine) -> dict[str, Any]:
     """Every shape of a case, and how predictions rank them."""
-    records = sweeping.sweep(
+    records = sweeps.sweep(
         case.net, jax.device_count(), case.batch, machine, method=case.method,
         optimizer=optax.sgd(1e-3), count=False, measure=True, **case.options,
     )  # fmt: skip

@@ -4,9 +4,10 @@ from jtssm import data, losses, sharding, solvers
 from jtssm.loop import fit
 from jtssm.nn.network import sequence
 from jtssm.nn.perceptrons import mlp
+from jtssm.planning import plan
+from jtssm.planning.sweeps import sweep
 from jtssm.protocol.method import Info, Method
 from jtssm.results import Result
-from jtssm.sweeping import plan, sweep
 
 __all__ = [
     "Info", "Method", "Result", "data", "evaluate", "fit", "losses", "mlp", "plan", "sequence",

@@ -14,8 +14,8 @@ from jtssm import checks, solvers
 from jtssm.arguments import NETS, OPTIMIZERS, RATES
 from jtssm.nn import images
 from jtssm.nn.network import Network
+from jtssm.planning.builders import LOCAL_STEPS
 from jtssm.protocol.method import Method
-from jtssm.sweeping import LOCAL_STEPS
 
 PASSED = (
     "subnets", "cuts", "rho", "alpha", "eta", "schedule", "order", "sweeps", "weight_steps",

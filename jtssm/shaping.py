@@ -14,11 +14,13 @@ import jax
 import optax
 
 import jtssm
-from jtssm import checks, plot, solvers, sweeping, tables
+from jtssm import checks, plot, solvers, tables
 from jtssm.arguments import OPTIMIZERS
+from jtssm.planning import plan, sweeps
+from jtssm.planning.builders import LOCAL_STEPS, WORKERS
+from jtssm.planning.trials import Record
 from jtssm.sharding.cost.calibration import calibrate
 from jtssm.sharding.cost.planner import Proposal
-from jtssm.trials import Record
 
 PASSED = ("subnets", "cuts", "local_steps", "schedule", "sweeps")  # to the method, if given
 LISTED = 4  # shapes that do not go
@@ -28,7 +30,7 @@ CAUSES = ("permute", "all_gather", "reduce_scatter", "all_reduce", "all_to_all")
 def run_plan(arguments: argparse.Namespace) -> int:
     """Print the fastest mesh, those that come next, and the Python that builds it."""
     asked = _asked(arguments)
-    found = sweeping.plan(**asked, runners_up=arguments.runners_up)
+    found = plan(**asked, runners_up=arguments.runners_up)
     rows = [_plan_row(each) for each in (found.best, *found.runners_up)]
     title = f"{_title(arguments)}: predicted for a step"
     columns = ("subnet x pr x pc", "seconds", "compute", *CAUSES, "hidden", "sent MB", "memory MB")
@@ -49,7 +51,7 @@ def _first(refused: dict) -> str:
 def _plan_row(found: Proposal) -> tuple[str, ...]:
     seconds = found.seconds
     parts = (seconds.total, seconds.compute, *(getattr(seconds, c) for c in CAUSES), seconds.hidden)
-    sent = sweeping.sent_bytes(found)
+    sent = sweeps.sent_bytes(found)
     return (
         " x ".join(map(str, found.shape)), *(f"{s:.3g}" if s else "" for s in parts),
         f"{sent / 1e6:.3f}", f"{found.memory.total / 1e6:.1f}",
@@ -68,10 +70,10 @@ def code(found: Proposal, arguments: argparse.Namespace) -> str:
         name: getattr(arguments, name) for name in PASSED if getattr(arguments, name) is not None
     }
     given |= {"batch_size": arguments.batch} if arguments.method != "pdadmm" else {}
-    if arguments.method in sweeping.WORKERS:
+    if arguments.method in WORKERS:
         num = found.method.parts.num
-        given |= {sweeping.WORKERS[arguments.method]: num, "batch_size": arguments.batch // num}
-        given.setdefault("local_steps", sweeping.LOCAL_STEPS)
+        given |= {WORKERS[arguments.method]: num, "batch_size": arguments.batch // num}
+        given.setdefault("local_steps", LOCAL_STEPS)
     elif len(found.method.parts.starts) > 2 and arguments.method != "pdadmm":
         given.pop("subnets", None)
         given["cuts"] = list(found.cuts)
@@ -94,7 +96,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         if arguments.count or arguments.measure:
             jax.config.update("jax_num_cpu_devices", arguments.devices)
     asked = _asked(arguments)
-    records = sweeping.sweep(
+    records = sweeps.sweep(
         **asked, count=arguments.count, measure=arguments.measure, topology=arguments.compile,
         resume=out / "records.jsonl",
     )  # fmt: skip

@@ -15,8 +15,8 @@ from jtssm import checks, data, sharding, solvers
 from jtssm.nn import images
 from jtssm.nn.norm import find
 from jtssm.nn.ops import PLAIN
+from jtssm.planning.trials import traced_bytes
 from jtssm.sharding.cost import memory, seconds
-from jtssm.trials import traced_bytes
 
 NET = jtssm.mlp([24, 32, 48, 32, 8])
 NORMED = jtssm.mlp([24, 32, 48, 8], normalisation="running")

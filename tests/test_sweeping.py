@@ -9,9 +9,11 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import sharding, solvers, sweeping
+from jtssm import sharding, solvers
 from jtssm.cli import main
 from jtssm.nn import architectures
+from jtssm.planning import sweeps
+from jtssm.planning.builders import LOCAL_STEPS, builder
 from jtssm.sharding.cost import planner
 from jtssm.sharding.cost.machines import MACHINES
 
@@ -68,14 +70,14 @@ def test_shapes_are_measured_on_the_devices_at_hand():
 
 
 def test_one_failing_shape_does_not_stop_the_rest(monkeypatch):
-    real = sweeping.counted
+    real = sweeps.counted
 
     def failing(found, mesh, samples):
         if found.shape == (1, 2, 2):
             raise RuntimeError("out of memory")
         return real(found, mesh, samples)
 
-    monkeypatch.setattr(sweeping, "counted", failing)
+    monkeypatch.setattr(sweeps, "counted", failing)
     records = {r["mesh"]: r for r in sweep()}
     assert records["1 x 2 x 2"]["error"] == "RuntimeError: out of memory"
     assert records["1 x 2 x 2"]["seconds"] > 0
@@ -84,7 +86,7 @@ def test_one_failing_shape_does_not_stop_the_rest(monkeypatch):
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(monkeypatch, tmp_path):
-    path, real, calls = tmp_path / "records.jsonl", sweeping.counted, []
+    path, real, calls = tmp_path / "records.jsonl", sweeps.counted, []
 
     def counted(found, mesh, samples):
         calls.append(found.shape)
@@ -92,7 +94,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(monkeypatch, tmp_path):
             raise KeyboardInterrupt
         return real(found, mesh, samples)
 
-    monkeypatch.setattr(sweeping, "counted", counted)
+    monkeypatch.setattr(sweeps, "counted", counted)
     with pytest.raises(KeyboardInterrupt):
         sweep(resume=path)
     path.write_text(path.read_text() + '{"about": {"net"')  # cut off in the middle of a line
@@ -107,10 +109,10 @@ def test_an_interrupted_sweep_goes_on_where_it_was(monkeypatch, tmp_path):
 
 def test_a_fixed_number_of_workers_lies_on_any_number_of_devices():
     """Eight workers of two samples each, on 1, 2 and 4 positions of subnet."""
-    build = sweeping.builder("local_sgd", workers=8)
+    build = builder("local_sgd", workers=8)
     for n in (1, 2, 4):
-        assert build(NET, n, 16).batch_shape == (sweeping.LOCAL_STEPS, 8, 2)
-    assert sweeping.builder("ist")(NET, 4, 16).batch_shape == (sweeping.LOCAL_STEPS, 4, 4)
+        assert build(NET, n, 16).batch_shape == (LOCAL_STEPS, 8, 2)
+    assert builder("ist")(NET, 4, 16).batch_shape == (LOCAL_STEPS, 4, 4)
 
 
 def test_names_are_found_and_the_nearest_is_named():
@@ -126,7 +128,7 @@ def test_names_are_found_and_the_nearest_is_named():
     with pytest.raises(
         ValueError, match=r"topology: expected a name like 'tpu-v5e:4x4'; got 'v5e'"
     ):
-        sweeping.topology_devices("v5e")
+        sweeps.topology_devices("v5e")
 
 
 def test_published_networks_are_planned_and_blocks_count_where_the_grid_runs_them():

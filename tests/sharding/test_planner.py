@@ -14,12 +14,12 @@ from jax.sharding import AbstractMesh
 import jtssm
 from jtssm import sharding, solvers
 from jtssm.nn import architectures, images
+from jtssm.planning.builders import builder
 from jtssm.sharding.cost import demand, memory, planner, published, search
 from jtssm.sharding.cost.machines import MACHINES
 from jtssm.sharding.cost.seconds import seconds_of, step_bytes, step_seconds
 from jtssm.sharding.layers.choose import misfit
 from jtssm.sharding.layers.forms import FORMS
-from jtssm.sweeping import builder
 
 SGD, GSADMM = builder("sgd"), builder("gsadmm")
 V5E = MACHINES["tpu-v5e"]

@@ -13,6 +13,7 @@ from jax.interpreters import partial_eval
 import jtssm
 from jtssm import sharding, solvers
 from jtssm.nn import images
+from jtssm.planning.trials import traced_bytes
 from jtssm.sharding.cost import memory
 from jtssm.sharding.cost.demand import predicted_bytes, step_demand
 from jtssm.sharding.cost.machines import Machine
@@ -24,7 +25,6 @@ from jtssm.sharding.cost.seconds import (
     step_seconds,
 )
 from jtssm.sharding.count import hlo
-from jtssm.trials import traced_bytes
 
 ADAM = optax.adam(1e-3)
 NET = jtssm.mlp([24, 32, 48, 32, 8])

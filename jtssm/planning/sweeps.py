@@ -2,136 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 from tqdm.auto import tqdm
 
-from jtssm import checks, solvers
-from jtssm.nn.architectures import find_architecture
+from jtssm import checks
 from jtssm.nn.network import Network
-from jtssm.protocol.method import Method
+from jtssm.planning.builders import _optimizers, as_network, builder
+from jtssm.planning.trials import Record, column, counted, measured, ring_sent, topology_devices
 from jtssm.sharding.cost import planner
 from jtssm.sharding.cost.demand import Sizes
 from jtssm.sharding.cost.machine_files import find_machine
 from jtssm.sharding.cost.machines import Machine
-from jtssm.sharding.cost.planner import Build, Plan, Proposal
+from jtssm.sharding.cost.planner import Build, Proposal
 from jtssm.sharding.mesh import AXES, make_mesh
-from jtssm.trials import Record, column, counted, measured, ring_sent, topology_devices
-
-LOCAL_STEPS = 20  # of a round of workers, unless given
-WORKERS = {"ist": "subnets", "local_sgd": "workers", "ensemble": "members"}
-
-
-def builder(method: str | Build, *, optimizer: Any = None, **options: Any) -> Build:
-    """(net, n, batch) -> the unplaced method with n subnetworks or workers.
-
-    Args:
-      method: a name of `solvers.METHODS`, or such a function as it is.
-      optimizer: of methods that take one; None: optax.adam(1e-3).
-      options: of the method, as its function takes them. With the number of
-        subnetworks or workers among them (subnets, cuts, workers, members) n only says over how many
-        devices they lie. Workers share the batch evenly.
-
-    Raises:
-      ValueError: an unknown name.
-    """
-    if callable(method):
-        return partial(_own, method)
-    checks.one_of("method", method, list(solvers.METHODS))
-    make = solvers.METHODS[method]
-    _check_options(make, options)
-    _optimizers(optimizer)
-    adam = optax.adam(1e-3) if optimizer is None else optimizer
-    trained = {} if method == "pdadmm" else {"optimizer": adam}
-
-    def build(net: Network, n: int, batch: int) -> Method:
-        if method == "sgd" and n > 1:
-            raise ValueError(f"subnet: expected 1, sgd trains the network as one piece; got {n}")
-        given = trained | options
-        if method in WORKERS:
-            num = given.get(WORKERS[method], n)
-            checks.divides(WORKERS[method], num, batch, "samples of a step")
-            given = {
-                "local_steps": LOCAL_STEPS, "batch_size": batch // num, WORKERS[method]: num,
-            } | given  # fmt: skip
-        elif method != "pdadmm":
-            given = {"batch_size": batch} | given
-        if method in ("gsadmm", "gsam") and not {"subnets", "cuts"} & set(given):
-            given["subnets"] = n
-        return make(net, **given)
-
-    return build
-
-
-def _own(build: Build, net: Network, n: int, batch: int) -> Method:
-    """What the user's function builds, a method."""
-    try:
-        method = build(net, n, batch)
-    except TypeError as error:
-        raise TypeError(
-            f"method: expected a function (net, n, batch) -> Method; got {checks.shown(build)}: {error}"
-        ) from error
-    checks.instance("method", method, Method, "what solvers.sgd(net, ...) returns")
-    return method
-
-
-def _optimizers(optimizer: Any) -> tuple:
-    """Those that are given: none, one for all subnetworks, or one for each."""
-    given = isinstance(optimizer, (list, tuple)) and not hasattr(optimizer, "init")
-    num = len(optimizer) if given else 1
-    return () if optimizer is None else checks.optimizers(optimizer, num)
-
-
-def _check_options(make: Callable, options: Mapping[str, Any]) -> None:
-    known = [name for name in inspect.signature(make).parameters if name != "net"]
-    for name in options:
-        checks.one_of("options", name, known)
-
-
-def as_network(net: Network | str) -> Network:
-    """A network as it is, or a published one by its name.
-
-    Raises:
-      ValueError: an unknown name.
-    """
-    if isinstance(net, str):
-        return find_architecture(net)()
-    checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")
-    return net
-
-
-def plan(
-    net: Network | str, num_devices: int, batch: int, machine: Machine | str, *,
-    method: str | Build = "sgd", optimizer: Any = None, memory_limit: float | None = None,
-    overlap: float = 0.0, samples: int | None = None, runners_up: int = 4, **options: Any,
-) -> Plan:  # fmt: skip
-    """The fastest mesh of so many devices, the cuts and each layer's form, by the cost model.
-
-    Args:
-      net: a network, or the name of a published one, of `jtssm.nn.architectures.ARCHITECTURES`.
-      num_devices: all are used.  batch: samples of a step's minibatch, of all devices together.
-      machine: a `Machine`, the name of one of `MACHINES`, or the path of a machine file.
-      method: the name of a method, or (net, n, batch) -> the unplaced one with n subnetworks or workers.
-      optimizer, options: of the method, see `builder`.
-      The other arguments: see `jtssm.sharding.cost.planner.plan`.
-
-    Raises:
-      ValueError: unknown names (with the nearest), bad numbers, no mesh that goes.
-    """
-    build = builder(method, optimizer=optimizer, **options)
-    return planner.plan(
-        as_network(net), num_devices, batch, machine, method=build, memory_limit=memory_limit,
-        overlap=overlap, samples=samples, runners_up=runners_up,
-    )  # fmt: skip
 
 
 def sweep(

@@ -1,0 +1,36 @@
+"""Which mesh, before it is paid for: `plan` and `sweep`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jtssm.nn.network import Network
+from jtssm.planning.builders import as_network, builder
+from jtssm.sharding.cost import planner
+from jtssm.sharding.cost.machines import Machine
+from jtssm.sharding.cost.planner import Build, Plan
+
+
+def plan(
+    net: Network | str, num_devices: int, batch: int, machine: Machine | str, *,
+    method: str | Build = "sgd", optimizer: Any = None, memory_limit: float | None = None,
+    overlap: float = 0.0, samples: int | None = None, runners_up: int = 4, **options: Any,
+) -> Plan:  # fmt: skip
+    """The fastest mesh of so many devices, the cuts and each layer's form, by the cost model.
+
+    Args:
+      net: a network, or the name of a published one, of `jtssm.nn.architectures.ARCHITECTURES`.
+      num_devices: all are used.  batch: samples of a step's minibatch, of all devices together.
+      machine: a `Machine`, the name of one of `MACHINES`, or the path of a machine file.
+      method: the name of a method, or (net, n, batch) -> the unplaced one with n subnetworks or workers.
+      optimizer, options: of the method, see `builder`.
+      The other arguments: see `jtssm.sharding.cost.planner.plan`.
+
+    Raises:
+      ValueError: unknown names (with the nearest), bad numbers, no mesh that goes.
+    """
+    build = builder(method, optimizer=optimizer, **options)
+    return planner.plan(
+        as_network(net), num_devices, batch, machine, method=build, memory_limit=memory_limit,
+        overlap=overlap, samples=samples, runners_up=runners_up,
+    )  # fmt: skip

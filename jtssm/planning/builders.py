@@ -1,0 +1,97 @@
+"""From a method's name and options to a function that builds it for a mesh."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import optax
+
+from jtssm import checks, solvers
+from jtssm.nn.architectures import find_architecture
+from jtssm.nn.network import Network
+from jtssm.protocol.method import Method
+from jtssm.sharding.cost.planner import Build
+
+LOCAL_STEPS = 20  # of a round of workers, unless given
+WORKERS = {"ist": "subnets", "local_sgd": "workers", "ensemble": "members"}
+
+
+def builder(method: str | Build, *, optimizer: Any = None, **options: Any) -> Build:
+    """(net, n, batch) -> the unplaced method with n subnetworks or workers.
+
+    Args:
+      method: a name of `solvers.METHODS`, or such a function as it is.
+      optimizer: of methods that take one; None: optax.adam(1e-3).
+      options: of the method, as its function takes them. With the number of
+        subnetworks or workers among them (subnets, cuts, workers, members) n only says over how many
+        devices they lie. Workers share the batch evenly.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if callable(method):
+        return partial(_own, method)
+    checks.one_of("method", method, list(solvers.METHODS))
+    make = solvers.METHODS[method]
+    _check_options(make, options)
+    _optimizers(optimizer)
+    adam = optax.adam(1e-3) if optimizer is None else optimizer
+    trained = {} if method == "pdadmm" else {"optimizer": adam}
+
+    def build(net: Network, n: int, batch: int) -> Method:
+        if method == "sgd" and n > 1:
+            raise ValueError(f"subnet: expected 1, sgd trains the network as one piece; got {n}")
+        given = trained | options
+        if method in WORKERS:
+            num = given.get(WORKERS[method], n)
+            checks.divides(WORKERS[method], num, batch, "samples of a step")
+            given = {
+                "local_steps": LOCAL_STEPS, "batch_size": batch // num, WORKERS[method]: num,
+            } | given  # fmt: skip
+        elif method != "pdadmm":
+            given = {"batch_size": batch} | given
+        if method in ("gsadmm", "gsam") and not {"subnets", "cuts"} & set(given):
+            given["subnets"] = n
+        return make(net, **given)
+
+    return build
+
+
+def _own(build: Build, net: Network, n: int, batch: int) -> Method:
+    """What the user's function builds, a method."""
+    try:
+        method = build(net, n, batch)
+    except TypeError as error:
+        raise TypeError(
+            f"method: expected a function (net, n, batch) -> Method; got {checks.shown(build)}: {error}"
+        ) from error
+    checks.instance("method", method, Method, "what solvers.sgd(net, ...) returns")
+    return method
+
+
+def _optimizers(optimizer: Any) -> tuple:
+    """Those that are given: none, one for all subnetworks, or one for each."""
+    given = isinstance(optimizer, (list, tuple)) and not hasattr(optimizer, "init")
+    num = len(optimizer) if given else 1
+    return () if optimizer is None else checks.optimizers(optimizer, num)
+
+
+def _check_options(make: Callable, options: Mapping[str, Any]) -> None:
+    known = [name for name in inspect.signature(make).parameters if name != "net"]
+    for name in options:
+        checks.one_of("options", name, known)
+
+
+def as_network(net: Network | str) -> Network:
+    """A network as it is, or a published one by its name.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if isinstance(net, str):
+        return find_architecture(net)()
+    checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")
+    return net
