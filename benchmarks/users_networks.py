@@ -31,10 +31,11 @@ from flax import nnx
 import jtssm
 from benchmarks import record
 from benchmarks.running import Runs
-from jtssm import data, feeding, solvers
+from jtssm import data, solvers
 from jtssm.nn.interop.linen import from_linen
 from jtssm.nn.interop.nnx import from_nnx
 from jtssm.nn.network import Network
+from jtssm.train import batches
 
 TRAINED, BATCH, EPOCHS = 5_000, 100, 8
 SEED, TUNING_SEED = 0, 100
@@ -134,7 +135,7 @@ def train(run: tuple, epochs: int, smoke: bool) -> dict[str, Any]:
     if not smoke:
         jax.config.update("jax_compilation_cache_dir", str(Path("run/compiled").absolute()))
         # XLA runs the convolutions of a scan on a CPU three times as slowly as those outside
-        feeding.CHUNK = 1
+        batches.CHUNK = 1
     splits = data.load("digits") if smoke else data.load("mnist", size=14)
     x, y = (a[: 400 if smoke else TRAINED] for a in splits.train)
     net = NETWORKS[name](x.shape[1:], *(SMALL if smoke else SIZES)[name])

@@ -1,13 +1,13 @@
 """jtssm: training deep networks by splitting them, on one device or on a mesh."""
 
 from jtssm import data, losses, sharding, solvers
-from jtssm.loop import fit
 from jtssm.nn.network import sequence
 from jtssm.nn.perceptrons import mlp
 from jtssm.planning import plan
 from jtssm.planning.sweeps import sweep
 from jtssm.protocol.method import Info, Method
-from jtssm.results import Result
+from jtssm.train.loop import fit
+from jtssm.train.result import Result, evaluate
 
 __all__ = [
     "Info", "Method", "Result", "data", "evaluate", "fit", "losses", "mlp", "plan", "sequence",

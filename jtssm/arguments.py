@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jtssm
-from jtssm import data, recording, solvers
+from jtssm import data, solvers
 from jtssm.nn.architectures import ARCHITECTURES
 from jtssm.nn.norm import NORMALISATIONS
 from jtssm.sharding.cost.machines import MACHINES
 from jtssm.sharding.distributed import LOST_AFTER
 from jtssm.sharding.mesh import AXES
+from jtssm.train import history
 
 OPTIMIZERS = ("adam", "adamw", "adagrad", "lion", "nadam", "radam", "rmsprop", "sgd")
 RATES = ("warmup-cosine", "constant")
@@ -161,7 +162,7 @@ def _train_parser(commands, run: Callable) -> None:
         help="one of: stop, halve (smaller steps from a line before)",
     )
     add("--halvings", type=int, default=5, help="of --on-divergence halve: at most so many")
-    add("--history", choices=recording.FORMATS, default="csv", help="format of the history")
+    add("--history", choices=history.FORMATS, default="csv", help="format of the history")
     _out_arguments(train)
 
 

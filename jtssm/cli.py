@@ -19,14 +19,15 @@ import jax
 import optax
 
 import jtssm
-from jtssm import building, data, plot, recording, shaping, sharding, solvers, tables
+from jtssm import building, data, plot, shaping, sharding, solvers, tables
 from jtssm.arguments import parser
-from jtssm.loop import fit
 from jtssm.protocol.method import Method
-from jtssm.results import Epoch, Result, evaluate
 from jtssm.sharding.distributed import as_first, is_first
 from jtssm.sharding.mesh import AXES
 from jtssm.solvers import layerwise
+from jtssm.train.history import HistoryFile, save_params
+from jtssm.train.loop import fit
+from jtssm.train.result import Epoch, Result, evaluate
 
 EVALUATED = 10_000  # training samples on which the composed network is evaluated every epoch
 
@@ -181,15 +182,13 @@ def _fit(
         evaluate_every=getattr(arguments, "evaluate_every", 1),
         validation={"train": seen, watched: getattr(splits, watched)},
         callbacks=[
-            recording.HistoryFile(history, keep=checkpoint is not None),
+            HistoryFile(history, keep=checkpoint is not None),
             *_lines(arguments.epochs),
         ],
         checkpoint=checkpoint,
         **ways,
     )
-    recording.save_params(
-        history.with_name(history.stem.replace("history", "params")), result.params
-    )
+    save_params(history.with_name(history.stem.replace("history", "params")), result.params)
     return result
 
 

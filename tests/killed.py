@@ -20,8 +20,11 @@ import numpy as np
 import optax
 
 import jtssm
-from jtssm import checkpointing, divergence, feeding, running, sharding, solvers
+from jtssm import sharding, solvers
 from jtssm.data import synthetic
+from jtssm.train import divergence, trainer
+from jtssm.train.batches import CHUNK
+from jtssm.train.checkpoint import Folder
 
 
 def method(name: str) -> jtssm.Method:
@@ -66,7 +69,7 @@ class Points:
 
     def __init__(self, life: int):
         self.life, self.times = life, {1: 5, 2: 2, 3: 2}
-        judge, save, rename = divergence.Guard.judge, checkpointing.Folder.save, os.rename
+        judge, save, rename = divergence.Guard.judge, Folder.save, os.rename
 
         def judged(guard, *args):
             outcome = judge(guard, *args)
@@ -82,7 +85,7 @@ class Points:
                 self.meet(3)
             rename(source, target, **options)
 
-        divergence.Guard.judge, checkpointing.Folder.save = judged, saved
+        divergence.Guard.judge, Folder.save = judged, saved
         os.rename = renamed
 
     def meet(self, life: int) -> None:
@@ -98,14 +101,14 @@ def say(*words: object) -> None:
 
 def tell(name: str) -> None:
     """Print where the runs of this process begin."""
-    start = running.Run.__init__
+    start = trainer.Run.__init__
 
     def told(run, plan, checkpoint, *args):
         at = checkpoint.position
         say("BEGUN", name, at.steps, at.start, at.chunks)
         start(run, plan, checkpoint, *args)
 
-    running.Run.__init__ = told
+    trainer.Run.__init__ = told
 
 
 def bits(tree) -> list[bytes]:
@@ -191,7 +194,7 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)
-    feeding.CHUNK = 2  # most steps a dispatch: an epoch has several
+    CHUNK = 2  # most steps a dispatch: an epoch has several
     jax.config.update("jax_compilation_cache_dir", str(Path(sys.argv[1]) / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -15,9 +15,9 @@ import pytest
 
 import jtssm
 from jtssm import sharding, solvers
-from jtssm.checkpointing import Folder
-from jtssm.fingerprints import abstract_state, checksums, fingerprint, samples
-from jtssm.positions import Checkpoint, Position
+from jtssm.train.checkpoint import Folder
+from jtssm.train.fingerprint import abstract_state, checksums, fingerprint, samples
+from jtssm.train.position import Checkpoint, Position
 from tests.killed import METHODS, bits, same
 from tests.short_runs import KEY, NET, X, Y, fit, sgd, stopping
 
@@ -269,7 +269,7 @@ def test_what_may_change_does(kept, tmp_path):
 
 
 def test_every_counts_steps_and_keep_the_newest(tmp_path, monkeypatch):
-    monkeypatch.setattr("jtssm.feeding.CHUNK", 2)  # ends of chunks: 2, 4, 6, ...
+    monkeypatch.setattr("jtssm.train.batches.CHUNK", 2)  # ends of chunks: 2, 4, 6, ...
     fit(tmp_path, every=3, keep=2)
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [16, 18]
     for options, message in (

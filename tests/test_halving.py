@@ -7,9 +7,10 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import recording, solvers
+from jtssm import solvers
 from jtssm.cli import main
 from jtssm.data import synthetic
+from jtssm.train import history
 from tests.killed import METHODS, method, same
 from tests.short_runs import KEY, NET, SMALL, X, Y, fail, stopping
 
@@ -24,7 +25,7 @@ def explode(rate=RATE, **options):
 
 
 def test_a_rate_that_diverges_is_rescued_by_halved_steps(tmp_path):
-    file = recording.HistoryFile(tmp_path / "history.csv")
+    file = history.HistoryFile(tmp_path / "history.csv")
     message = "is not finite; going on from epoch 0 with halved steps, [12] of 5 times"
     with pytest.warns(RuntimeWarning, match=message) as told:
         result = explode(on_divergence="halve", callbacks=[file])

@@ -9,8 +9,8 @@ import threading
 import pytest
 
 import jtssm
-from jtssm import recording
 from jtssm.cli import main
+from jtssm.train import history
 from tests.killed import same
 from tests.short_runs import SMALL, X, Y, fail, fit, stopping
 
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_chunk_writes_a_checkpoint_and_returns(number, tmp_path, monkeypatch):
-    monkeypatch.setattr("jtssm.feeding.CHUNK", 2)
+    monkeypatch.setattr("jtssm.train.batches.CHUNK", 2)
     before = signal.getsignal(number)
-    judge, left = jtssm.divergence.Guard.judge, iter(range(100))
+    judge, left = jtssm.train.divergence.Guard.judge, iter(range(100))
 
     def judged(guard, *args):
         if next(left) == 4:
@@ -30,7 +30,7 @@ def test_a_signal_ends_the_chunk_writes_a_checkpoint_and_returns(number, tmp_pat
         return judge(guard, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(jtssm.divergence.Guard, "judge", judged)
+        patch.setattr(jtssm.train.divergence.Guard, "judge", judged)
         result = fit(tmp_path)
     assert signal.getsignal(number) is before
     assert result.interrupted
@@ -66,13 +66,13 @@ def test_in_another_thread_no_handler_is_set(tmp_path):
 def test_a_history_file_holds_each_epoch_once_over_several_lives(suffix, tmp_path):
     file = tmp_path / f"history.{suffix}"
     with pytest.raises(OSError, match="broken off"):
-        fit(tmp_path / "run", callbacks=[recording.HistoryFile(file, keep=True), stopping(3, fail)])
+        fit(tmp_path / "run", callbacks=[history.HistoryFile(file, keep=True), stopping(3, fail)])
     assert file.read_text().count("\n") == (4 if suffix == "csv" else 3)
     result = fit(
         tmp_path / "run",
         epochs=4,
         validation=(X, Y),
-        callbacks=[recording.HistoryFile(file, keep=True)],
+        callbacks=[history.HistoryFile(file, keep=True)],
     )
     lines = file.read_text().splitlines()
     if suffix == "csv":
@@ -82,9 +82,9 @@ def test_a_history_file_holds_each_epoch_once_over_several_lives(suffix, tmp_pat
         assert float(rows[-1][names.index("loss")]) == result.history[-1]["loss"]
     else:
         assert [json.loads(line) for line in lines] == result.history
-    fit(tmp_path / "run", epochs=4, callbacks=[recording.HistoryFile(file, keep=True)])
+    fit(tmp_path / "run", epochs=4, callbacks=[history.HistoryFile(file, keep=True)])
     assert file.read_text().splitlines() == lines  # complete: nothing was written
-    recording.HistoryFile(file)
+    history.HistoryFile(file)
     assert file.read_text() == ""
 
 

@@ -9,7 +9,7 @@ import pytest
 import jtssm
 from jtssm import losses, sharding, solvers
 from jtssm.data import synthetic
-from jtssm.feeding import CHUNK
+from jtssm.train.batches import CHUNK
 
 NET = jtssm.mlp([4, 12, 12, 3])
 X, Y = synthetic.separable(0, 130, 4, 3, np.float64)
@@ -97,7 +97,7 @@ def test_a_run_is_reproducible_from_its_key_and_the_same_on_a_mesh():
 
 def test_chunks_make_no_difference(monkeypatch):
     whole = jtssm.fit(gsadmm(), (X, Y), epochs=2, key=KEY)
-    monkeypatch.setattr("jtssm.feeding.CHUNK", 4)
+    monkeypatch.setattr("jtssm.train.batches.CHUNK", 4)
     parts = jtssm.fit(gsadmm(), (X, Y), epochs=2, key=KEY)
     assert CHUNK > 6
     jax.tree.map(

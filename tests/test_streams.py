@@ -7,9 +7,10 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import sharding, solvers, streams
+from jtssm import sharding, solvers
 from jtssm.data import synthetic
-from jtssm.divergence import Guard
+from jtssm.train.divergence import Guard
+from jtssm.train.stream import Stream, is_stream
 
 NET = jtssm.mlp([4, 8, 3])
 X, Y = synthetic.separable(0, 130, 4, 3, np.float64)
@@ -115,7 +116,7 @@ class Counted:
 
 def test_no_more_is_read_ahead_than_a_chunk_and_a_batch(monkeypatch):
     """4000 samples in chunks of 100: while one is worked on, the next is read."""
-    monkeypatch.setattr("jtssm.streams.CHUNK", 5)
+    monkeypatch.setattr("jtssm.train.stream.CHUNK", 5)
     ahead, trained = [], [0]
     method = METHODS["sgd"]
 
@@ -125,7 +126,7 @@ def test_no_more_is_read_ahead_than_a_chunk_and_a_batch(monkeypatch):
             trained[0] += 20 * len(outcome.infos.loss)
             return outcome
 
-    monkeypatch.setattr("jtssm.running.Guard", Told)
+    monkeypatch.setattr("jtssm.train.trainer.Guard", Told)
     read = Counted(125, 32, lambda start: ahead.append(start + 32 - trained[0]))
     result = jtssm.fit(method, read, epochs=2, key=KEY)
     assert result.history[-1]["step"] == 400
@@ -134,9 +135,9 @@ def test_no_more_is_read_ahead_than_a_chunk_and_a_batch(monkeypatch):
 
 
 def test_large_samples_make_small_chunks(monkeypatch):
-    monkeypatch.setattr("jtssm.streams.CHUNK_BYTES", 2000)
+    monkeypatch.setattr("jtssm.train.stream.CHUNK_BYTES", 2000)
     lengths = []
-    monkeypatch.setattr("jtssm.streams.Stream._put", _noting(lengths, streams.Stream._put))
+    monkeypatch.setattr("jtssm.train.stream.Stream._put", _noting(lengths, Stream._put))
     jtssm.fit(METHODS["sgd"], batches(33), epochs=1, key=KEY)
     each = 20 * (4 * 8 + Y.itemsize)
     assert lengths == [2000 // each * 20] * (120 // (2000 // each * 20))
@@ -157,7 +158,7 @@ def test_on_a_mesh_the_numbers_are_the_same():
 
 
 def test_statistics_are_those_of_the_first_samples_which_are_trained_on_too(monkeypatch):
-    monkeypatch.setattr("jtssm.streams.SEEN", 50)
+    monkeypatch.setattr("jtssm.train.stream.SEEN", 50)
     net = jtssm.mlp([4, 3], normalisation="running")
     method, rows = recorded(solvers.sgd(net, optimizer=optax.sgd(0.0), batch_size=20))
     result = jtssm.fit(method, iter(batches(33)), epochs=2, steps_per_epoch=3, key=KEY)
@@ -177,9 +178,9 @@ def test_a_divergence_keeps_the_last_finite_state():
 
 def test_going_back_starts_the_pass_anew(monkeypatch):
     """After a divergence steps are halved and taken again: on all samples of the pass."""
-    monkeypatch.setattr("jtssm.streams.CHUNK", 2)
+    monkeypatch.setattr("jtssm.train.stream.CHUNK", 2)
     method, rows = recorded(METHODS["sgd"])
-    stream = streams.Stream(method, batches(33))
+    stream = Stream(method, batches(33))
     state = method.init(KEY, stream.x, stream.y)
     guard = Guard(method.step, state)
     next(stream.run(guard, state, stream.draw(1)))
@@ -266,7 +267,7 @@ def test_a_bad_batch_is_named(batch, message):
 
 
 def test_an_iterator_that_ends_early_leaves_what_was_reached(monkeypatch):
-    monkeypatch.setattr("jtssm.streams.CHUNK", 2)
+    monkeypatch.setattr("jtssm.train.stream.CHUNK", 2)
     error = refused(
         r"train: expected an iterator that goes on for all epochs of steps_per_epoch steps; it ended after "
         r"4 batches: 130 samples",
@@ -297,10 +298,10 @@ def test_other_arguments_that_do_not_go_with_a_stream():
 
 
 def test_two_batches_are_batches_and_a_pair_of_lists_is_a_pair():
-    assert streams.is_stream(batches(65))
-    assert streams.is_stream(tuple(batches(65)))
-    assert not streams.is_stream((X.tolist()[:2], [0, 1]))
-    assert not streams.is_stream((X, Y))
+    assert is_stream(batches(65))
+    assert is_stream(tuple(batches(65)))
+    assert not is_stream((X.tolist()[:2], [0, 1]))
+    assert not is_stream((X, Y))
 
 
 def test_a_grain_dataset_streams():

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import jtssm
-from jtssm import sharding, solvers, streams
+from jtssm import sharding, solvers
 from jtssm.data import synthetic
-from jtssm.reading import Reader
+from jtssm.train.stream import Stream
+from jtssm.train.stream_reader import Reader
 from tests.killed import same
 from tests.test_streams import BATCH, KEY, ROUND, X, Y, batches
 
@@ -65,8 +66,8 @@ STREAMS = {
 
 @pytest.fixture(autouse=True)
 def short_chunks(monkeypatch):
-    monkeypatch.setattr("jtssm.streams.CHUNK", 2)
-    monkeypatch.setattr("jtssm.streams.SEEN", 50)
+    monkeypatch.setattr("jtssm.train.stream.CHUNK", 2)
+    monkeypatch.setattr("jtssm.train.stream.SEEN", 50)
 
 
 def fit(method, stream, steps, folder=None, **options):
@@ -171,7 +172,7 @@ def test_another_stream_goes_on_with_a_warning(tmp_path):
 
 
 def test_with_other_processes_each_starts_its_batches_again():
-    make = lambda: streams.Stream(METHODS["sgd"](), sharding.ProcessBatches(batches(33)), 4, True)
+    make = lambda: Stream(METHODS["sgd"](), sharding.ProcessBatches(batches(33)), 4, True)
     begun, order = make(), make().order()
     order = {**order, "steps": 4, "places": 2 * order["places"]}
     with pytest.warns(UserWarning, match="expected the 2 processes of the checkpoint; got 1"):

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jtssm.checkpointing import Folder
-from jtssm.divergence import Divergence, Guard
-from jtssm.feeding import estimator, joined, means
-from jtssm.positions import Checkpoint, Position, Sound
-from jtssm.progress import Bar
 from jtssm.protocol.method import Info, Method
-from jtssm.results import Epoch, Result, evaluate
 from jtssm.sharding.distributed import largest
-from jtssm.signals import Wish
+from jtssm.train.batches import estimator, joined, means
+from jtssm.train.checkpoint import Folder
+from jtssm.train.divergence import Divergence, Guard
+from jtssm.train.position import Checkpoint, Position, Sound
+from jtssm.train.progress import Bar
+from jtssm.train.result import Epoch, Result, evaluate
+from jtssm.train.signals import Wish
 
 
 class Plan(NamedTuple):

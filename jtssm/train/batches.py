@@ -11,10 +11,10 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jtssm.divergence import Guard, Outcome
 from jtssm.protocol.method import Info, Method
 from jtssm.sharding.distributed import ProcessSamples, Shares, check_shares, put_rows, shares, whole
 from jtssm.sharding.placement import batch_sharding, num_splits, samples_sharding
+from jtssm.train.divergence import Guard, Outcome
 
 CHUNK = 50  # most steps a dispatch
 SEEN = 8192  # most training samples that statistics are estimated on

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from jtssm import checks
-from jtssm.results import Epoch
 from jtssm.sharding.distributed import is_first
+from jtssm.train.result import Epoch
 
 FORMATS = ("csv", "jsonl")
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jtssm.divergence import Divergence
 from jtssm.protocol.method import Method
 from jtssm.sharding.placement.packing import gathered
+from jtssm.train.divergence import Divergence
 
 ROWS = 8192  # most samples a forward pass of an evaluation
 

@@ -18,12 +18,12 @@ import jax
 import numpy as np
 
 from jtssm import checks
-from jtssm.divergence import Guard, Outcome
-from jtssm.feeding import CHUNK, CHUNK_SAMPLES, SEEN, fixed, shares_of
 from jtssm.protocol.method import Method
-from jtssm.reading import Reader, checksum, is_pair
 from jtssm.sharding.distributed import ProcessBatches, put_rows, told_by_all
 from jtssm.sharding.placement import batch_sharding
+from jtssm.train.batches import CHUNK, CHUNK_SAMPLES, SEEN, fixed, shares_of
+from jtssm.train.divergence import Guard, Outcome
+from jtssm.train.stream_reader import Reader, checksum, is_pair
 
 CHUNK_BYTES = 2**27  # most of a chunk's samples, unless one step takes more
 

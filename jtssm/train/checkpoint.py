@@ -1,8 +1,8 @@
 """Checkpoints of `fit`: what a run needs to go on, in a folder that orbax writes.
 
 A checkpoint holds the state as it lies on the mesh (no device or host gathers it) and a document: where
-the run stands, its history, what it is (`jtssm.fingerprints`) and a checksum of every array. Checkpoints
-bear the number of steps done, or the next number where steps are done again.
+the run stands, its history, what it is (`jtssm.train.fingerprint`) and a checksum of every array.
+Checkpoints bear the number of steps done, or the next number where steps are done again.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
-from jtssm.divergence import Divergence
-from jtssm.fingerprints import checksums, differences, unplaced
-from jtssm.positions import Checkpoint, Position, Sound
 from jtssm.protocol.method import Method
 from jtssm.sharding.mesh import AXES, axis_size
 from jtssm.sharding.placement import place
 from jtssm.sharding.placement.packing import gathered
+from jtssm.train.divergence import Divergence
+from jtssm.train.fingerprint import checksums, differences, unplaced
+from jtssm.train.position import Checkpoint, Position, Sound
 
 FORMAT = 1
 IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jtssm.divergence import Divergence
 from jtssm.protocol.method import Info
+from jtssm.train.divergence import Divergence
 
 
 class Position(NamedTuple):

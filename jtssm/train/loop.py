@@ -11,20 +11,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jtssm import checks, fingerprints
+from jtssm import checks
 from jtssm.arrays import Array
-from jtssm.checkpointing import Folder
-from jtssm.divergence import not_finite
-from jtssm.feeding import Minibatches, Resident, check_shared
-from jtssm.positions import Checkpoint, Position
-from jtssm.progress import Bar
 from jtssm.protocol import sample_checks
 from jtssm.protocol.method import Method
 from jtssm.protocol.pieces import as_method
 from jtssm.protocol.workers import WorkerParts
 from jtssm.protocol.workers import as_method as of_workers
-from jtssm.results import Epoch, Result, evaluate
-from jtssm.running import Plan, Run
 from jtssm.sharding.cost import planner
 from jtssm.sharding.cost.machine_files import present_machine
 from jtssm.sharding.cost.machines import Machine
@@ -32,10 +25,16 @@ from jtssm.sharding.distributed import ProcessSamples, introduce
 from jtssm.sharding.mesh import make_mesh
 from jtssm.sharding.placement import place
 from jtssm.sharding.placement.packing import is_rows
-from jtssm.signals import noted
-from jtssm.streams import Stream, check_streams, is_stream
-
-__all__ = ["Epoch", "Result", "evaluate", "fit"]
+from jtssm.train import fingerprint
+from jtssm.train.batches import Minibatches, Resident, check_shared
+from jtssm.train.checkpoint import Folder
+from jtssm.train.divergence import not_finite
+from jtssm.train.position import Checkpoint, Position
+from jtssm.train.progress import Bar
+from jtssm.train.result import Epoch, Result
+from jtssm.train.signals import noted
+from jtssm.train.stream import Stream, check_streams, is_stream
+from jtssm.train.trainer import Plan, Run
 
 DIVERGED = ("stop", "halve")
 
@@ -107,9 +106,9 @@ def fit(
         below may change, and `epochs` may grow; anything else that can be seen may not. Nobody sees
         what an optimizer is made with (a learning rate), and the penalties in the state are
         those of the checkpoint. A stream must give the same batches again, or its iterator have
-        `get_state` and `set_state` (`jtssm.reading`); a UserWarning says if it does not. On one mesh and
-        CPU the results are the same bits; on a GPU with XLA_FLAGS=--xla_gpu_deterministic_ops=true; on
-        another mesh they agree up to rounding.
+        `get_state` and `set_state` (`jtssm.train.stream_reader`); a UserWarning says if it does not.
+        On one mesh and CPU the results are the same bits; on a GPU with
+        XLA_FLAGS=--xla_gpu_deterministic_ops=true; on another mesh they agree up to rounding.
         SIGTERM and Ctrl-C let the chunk of steps end (at most 50, of a resident method `evaluate_every`),
         write a checkpoint and return; a second Ctrl-C gives up at once.
       every: least number of steps between two checkpoints, which lie at ends of chunks; None: one at
@@ -169,10 +168,10 @@ def fit(
     rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
     if stream:
         feed: Any = Stream(method, train, steps_per_epoch, checkpoint is not None)
-        told = fingerprints.stream((feed.x, feed.y), steps_per_epoch)
+        told = fingerprint.stream((feed.x, feed.y), steps_per_epoch)
     else:
         feed = (Resident if method.resident else Minibatches)(method, x, y, rng, epochs, shared)
-        told = fingerprints.samples((x, y), crc)
+        told = fingerprint.samples((x, y), crc)
     if state is not None and not (stream or shared):
         _check_state(method, state, feed.x, feed.y)
     # the epochs after which a line of the history is due
@@ -180,8 +179,8 @@ def fit(
     with contextlib.ExitStack() as stack:
         folder = begun = None
         if checkpoint is not None:
-            shapes = fingerprints.abstract_state(method, init_key, feed.x, feed.y)
-            run = fingerprints.fingerprint(method, shapes, told, len(feed.x), key, params)
+            shapes = fingerprint.abstract_state(method, init_key, feed.x, feed.y)
+            run = fingerprint.fingerprint(method, shapes, told, len(feed.x), key, params)
             folder = Folder(checkpoint, keep, run)
             stack.callback(folder.close)
             begun = folder.load(method, shapes, resume)

@@ -1,0 +1,1 @@
+"""fit: the loop, what feeds it, what it keeps."""
