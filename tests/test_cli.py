@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import jtssm
-from jtssm import building, data
-from jtssm.cli import main
+from jtssm import data
+from jtssm.cli import main, train
 from jtssm.nn import images
 from tests.test_data import write_mnist
 
@@ -126,7 +126,7 @@ def test_rates_run_up_and_then_down_to_zero_over_all_steps(options, steps):
     given = {"rates": "warmup-cosine", "learning_rate": 0.1, "batch_size": 60, "epochs": 2}
     given |= {"sweeps": None, "weight_steps": None, "method": "gsadmm"} | options
     given |= dict.fromkeys(("workers", "members"))
-    rate = building.learning_rate(argparse.Namespace(**given), samples=1230)
+    rate = train.learning_rate(argparse.Namespace(**given), samples=1230)
     assert float(rate(0)) == 0
     assert float(rate(steps // 5)) == pytest.approx(0.1)
     assert 0 < float(rate(steps - 1)) < 0.001
@@ -136,7 +136,7 @@ def test_rates_run_up_and_then_down_to_zero_over_all_steps(options, steps):
 def test_rates_of_workers_fall_over_their_local_steps():
     given = {"rates": "warmup-cosine", "learning_rate": 0.1, "batch_size": 10, "epochs": 2}
     given |= {"sweeps": None, "weight_steps": None, "workers": None, "members": None, "subnets": 4}
-    rate = building.learning_rate(argparse.Namespace(method="ist", **given), samples=1200)
+    rate = train.learning_rate(argparse.Namespace(method="ist", **given), samples=1200)
     assert float(rate(59)) > 0
     assert float(rate(60)) == pytest.approx(0, abs=1e-9)
 
@@ -170,7 +170,7 @@ def test_a_convnet_is_trained_on_a_grid(tmp_path, capsys):
 def test_a_convnet_takes_mnist_as_it_is(tmp_path, monkeypatch):
     write_mnist(tmp_path / "mnist", images=240)
     built = []
-    monkeypatch.setattr(building, "build", lambda *given: built.append(given) or 1 / 0)
+    monkeypatch.setattr(train, "build", lambda *given: built.append(given) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["train", "--net", "convnet", "--data", "mnist", "--data-dir", str(tmp_path)])
     ((arguments, shape, classes, samples),) = built

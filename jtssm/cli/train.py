@@ -11,7 +11,7 @@ import optax
 
 import jtssm
 from jtssm import checks, solvers
-from jtssm.arguments import NETS, OPTIMIZERS, RATES
+from jtssm.cli.options import NETS, OPTIMIZERS, RATES
 from jtssm.nn import images
 from jtssm.nn.network import Network
 from jtssm.planning.builders import LOCAL_STEPS

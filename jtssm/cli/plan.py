@@ -14,8 +14,9 @@ import jax
 import optax
 
 import jtssm
-from jtssm import checks, plot, solvers, tables
-from jtssm.arguments import OPTIMIZERS
+from jtssm import checks, plot, solvers
+from jtssm.cli import tables
+from jtssm.cli.options import OPTIMIZERS
 from jtssm.planning import plan, sweeps
 from jtssm.planning.builders import LOCAL_STEPS, WORKERS
 from jtssm.planning.trials import Record

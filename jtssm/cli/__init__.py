@@ -1,4 +1,4 @@
-"""The command line: jtssm train | demo | methods | data, and what `jtssm.shaping` adds."""
+"""The command line: jtssm train | demo | methods | data, and what `jtssm.cli.plan` adds."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ import jax
 import optax
 
 import jtssm
-from jtssm import building, data, plot, shaping, sharding, solvers, tables
-from jtssm.arguments import parser
+from jtssm import data, plot, sharding, solvers
+from jtssm.cli import plan, tables, train
+from jtssm.cli.options import parser
 from jtssm.protocol.method import Method
 from jtssm.sharding.distributed import as_first, is_first
 from jtssm.sharding.mesh import AXES
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     runs = {
         "train": run_train, "demo": run_demo, "methods": run_methods, "data": run_data,
-        "plan": shaping.run_plan, "sweep": shaping.run_sweep, "calibrate": shaping.run_calibrate,
+        "plan": plan.run_plan, "sweep": plan.run_sweep, "calibrate": plan.run_calibrate,
     }  # fmt: skip
     arguments = parser(runs).parse_args(argv)
     try:
@@ -51,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_train(arguments: argparse.Namespace) -> int:
     """Train, write history, weights, figure and result, print a table."""
-    building.complete(arguments)
-    if building.several(arguments):
+    train.complete(arguments)
+    if train.several(arguments):
         _connect(arguments)
     # what jax finds by itself has its devices already: on CPUs JAX_NUM_CPU_DEVICES says how many
     processes = None if arguments.distributed else arguments.num_processes or 1
@@ -60,11 +61,11 @@ def run_train(arguments: argparse.Namespace) -> int:
     size = arguments.size or (14 if flat and "mnist" in arguments.data else None)
     splits = data.load(arguments.data, size=size, flat=flat, data_dir=arguments.data_dir)
     samples, *shape = splits.train.x.shape
-    method = building.build(arguments, shape, int(splits.train.y.max()) + 1, samples)
+    method = train.build(arguments, shape, int(splits.train.y.max()) + 1, samples)
     forms = arguments.forms or "auto"
     placed = method if mesh is None else sharding.place(method, mesh, forms=forms)
     results, state = {}, None
-    shallow = building.shallow(arguments, method)
+    shallow = train.shallow(arguments, method)
     out = _folder(arguments.out, arguments.overwrite)
     if shallow is not None:
         first = shallow if mesh is None else sharding.place(shallow, mesh)
