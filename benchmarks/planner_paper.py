@@ -34,15 +34,14 @@ from typing import Any, NamedTuple
 
 import optax
 
-from benchmarks import record
+from benchmarks import published_figures, record
+from benchmarks.published_figures import FIGURES, HALOS_6, SAMPLES, Bar, Figure, Grid, Result
 from jtssm import solvers
 from jtssm.nn import images
-from jtssm.sharding import figures
 from jtssm.sharding.cost import search, seconds
 from jtssm.sharding.cost.demand import step_demand
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.published import CORI
-from jtssm.sharding.figures import FIGURES, HALOS_6, SAMPLES, Bar, Figure, Grid, Result
 
 READINGS = {
     "Figure 6, one grid everywhere, equation (8)": FIGURES[6],
@@ -79,10 +78,10 @@ def _paper() -> dict[str, Any]:
 def _reading(title: str, figure: Figure) -> dict[int, Any]:
     print(f"\n{title}")
     rows = {}
-    for processes, (printed, simulated) in figures.compare(figure).items():
+    for processes, (printed, simulated) in published_figures.compare(figure).items():
         hide: dict[str, Any] = {"communication": None} if printed.communication is None else {}
         print(f"  P = {processes:4}  {_text(printed):22} | {_text(simulated._replace(**hide))}")
-        bars = figures.bars(figure, processes)
+        bars = published_figures.bars(figure, processes)
         rows[processes] = {
             "batch": figure.batches[processes],
             "printed": printed._asdict(),
@@ -116,7 +115,7 @@ def _beside(title: str, figure: Figure, smoke: bool) -> dict[int, Any]:
     print(f"\n{title}")
     rows = {}
     for processes in sorted(figure.batches)[: 1 if smoke else None]:
-        paper, ours = figures.bars(figure, processes), planned(figure, processes)
+        paper, ours = published_figures.bars(figure, processes), planned(figure, processes)
         theirs = min(paper, key=lambda grid: paper[grid].total)
         best = min(ours, key=lambda grid: ours[grid].bar.total)
         rows[processes] = row = _row(figure, processes, (theirs, paper), (best, ours))
@@ -137,14 +136,14 @@ def planned(figure: Figure, processes: int) -> dict[Grid, Planned]:
     steps = SAMPLES / batch
     # a P-th of a step's products takes what the paper's compute is of a step
     flops = seconds.step_flops(method) * steps / processes
-    flops /= figures.compute_seconds(batch, processes)
+    flops /= published_figures.compute_seconds(batch, processes)
     machine = Machine(
         "cori", flops, inf, 4 / CORI.beta, CORI.alpha, 0.0, "arXiv 1712.04432",
         algorithm="logarithmic",
     )  # fmt: skip
     overlap = 1.0 if figure.hidden == "reduction" else 0.0
     found = {}
-    for pr, pc in figures.grids(batch, processes):
+    for pr, pc in published_figures.grids(batch, processes):
         sizes = (1, pr, pc)
         forms = search.fastest_forms(method, sizes, machine, overlap=overlap)
         demand = step_demand(method, sizes, forms, None)

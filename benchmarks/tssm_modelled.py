@@ -23,10 +23,10 @@ import optax
 
 import jtssm
 from benchmarks import record
+from benchmarks.pipelines import pipeline_seconds
 from jtssm import solvers
 from jtssm.sharding.cost import machines
 from jtssm.sharding.cost import seconds as cost
-from jtssm.sharding.pipelines import pipeline_seconds
 
 SAMPLES, ADAM, LINE = 55_000, "Adam end to end", "gsADMM streaming, n = {}"
 DEVICES = (2, 4, 5, 8, 10, 16)

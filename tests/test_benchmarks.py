@@ -13,13 +13,13 @@ from benchmarks import (
     pdadmm_speed,
     planner_measured,
     planner_paper,
+    published_figures,
     record,
     tssm_modelled,
     tssm_speed,
     tssm_tradeoff,
     users_networks,
 )
-from jtssm.sharding import figures
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +187,7 @@ def test_planner_paper_finds_the_grid_of_figure_7_and_sends_less(monkeypatch, ca
 
 def test_planned_seconds_are_those_of_the_formulas_by_hand():
     """Batch parallel, and dense layers as row, model, row on 4 x 2: all that a step of 2048 sends."""
-    found = planner_paper.planned(figures.FIGURES[7], 8)
+    found = planner_paper.planned(published_figures.FIGURES[7], 8)
     kernels = [(34_848, 96), (307_200, 256), (884_736, 384), (663_552, 384), (442_368, 256)]
     dense = [(9216 * 4096, 4096), (4096 * 4096, 4096), (4096 * 1000, 1000)]
     two, four, eight = (
@@ -202,7 +202,7 @@ def test_planned_seconds_are_those_of_the_formulas_by_hand():
     grid = eight(kernels) + four(1024 * 9216 / 4) + four(1024 * 4096) * 2 + four(1024 * 1000)
     grid += two(dense[0][0] / 4 + 4096 + sum(dense[1]) / 4 + dense[2][0] / 4 + 1000)
     assert found[4, 2].bar.communication == pytest.approx(1.2e6 / 2048 * grid)
-    assert found[4, 2].compute == pytest.approx(figures.compute_seconds(2048, 8))
+    assert found[4, 2].compute == pytest.approx(published_figures.compute_seconds(2048, 8))
 
 
 def test_planner_measured_runs_small(monkeypatch, capsys):

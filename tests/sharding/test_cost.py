@@ -6,10 +6,10 @@ import optax
 import pytest
 
 import jtssm
+from benchmarks.pipelines import pipeline_seconds
 from jtssm import solvers
 from jtssm.sharding.cost import seconds
 from jtssm.sharding.cost.machines import MACHINES, Machine
-from jtssm.sharding.pipelines import pipeline_seconds
 from tests.sharding.test_predicted import products
 
 NET = jtssm.mlp([6, 8, 12, 8, 4])

@@ -5,10 +5,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from jtssm.sharding import figures
+from benchmarks import published_figures
+from benchmarks.published_figures import FIGURES, HALOS_6
 from jtssm.sharding.cost import published
 from jtssm.sharding.cost.published import ALEXNET, Layer, Link
-from jtssm.sharding.figures import FIGURES, HALOS_6
 
 LINK = Link(1000.0, 1.0)  # thousands are messages, the rest words
 CONV = Layer("conv", 5 * 3 * 3 * 3, 8 * 6 * 3, 4 * 5 * 3, (8, 6, 3), (4, 5, 3), (5, 3))
@@ -118,22 +118,27 @@ def test_the_closed_form_is_the_minimum_over_real_pr(layers, batch, processes):
 def test_the_closed_form_rounds_to_the_best_grid_of_equation_8():
     for processes in (8, 32, 128, 512):
         real = max(1.0, published.closed_form_pr(ALEXNET, 2048, processes))
-        (pr, _), *_ = figures.simulated(6, processes)
+        (pr, _), *_ = published_figures.simulated(6, processes)
         assert pr == 2 ** round(np.log2(real))
 
 
 def test_the_fitted_compute_is_13_to_26_percent_above_one_node():
-    more = [seconds / figures.ONE_NODE[b] - 1 for b, seconds in figures.FITTED.items()]
+    more = [
+        seconds / published_figures.ONE_NODE[b] - 1
+        for b, seconds in published_figures.FITTED.items()
+    ]
     assert 0.13 < min(more) < 0.14
     assert 0.25 < max(more) < 0.26
-    assert figures.compute_seconds(2048, 8) == 2237 / 8
-    assert figures.compute_seconds(512, 4096) == 34_870 / 4096  # less than a sample a process
+    assert published_figures.compute_seconds(2048, 8) == 2237 / 8
+    assert (
+        published_figures.compute_seconds(512, 4096) == 34_870 / 4096
+    )  # less than a sample a process
 
 
 def test_pure_batch_parallelism_by_hand():
     """P = 512: 586 steps an epoch, each an all-reduce of 61 million 4-byte words at 6 GiB/s."""
     step = 2 * (8 * 9 * 2e-6 + 511 / 512 * 60_954_656 * 4 / (6 * 2**30))
-    total, communication = figures.bars(7, 512)[1, 512]
+    total, communication = published_figures.bars(7, 512)[1, 512]
     np.testing.assert_allclose(communication, 1_200_000 / 2048 * step, rtol=1e-12)
     np.testing.assert_allclose(total, communication + 11_485 / 512, rtol=1e-12)
 
@@ -145,7 +150,7 @@ def test_the_bars_of_figure_7(processes):
     The totals are no independent check: compute was fitted to these bars. Communication is one, of the
     formulas, the layers' sizes and the two constants of the network.
     """
-    found = figures.bars(7, processes)
+    found = published_figures.bars(7, processes)
     for pr, (total, communication) in FIGURE_7[processes].items():
         bar = found[pr, processes // pr]
         np.testing.assert_allclose(bar.total, total, rtol=0.02)
@@ -155,7 +160,7 @@ def test_the_bars_of_figure_7(processes):
 @pytest.mark.parametrize("figure", [7, 8, 9, 10])
 def test_the_printed_grids_and_speedups(figure):
     """Totals within 0.1; those of communication, printed for Figure 7 alone, within 0.1 too."""
-    for processes, (printed, got) in figures.compare(figure).items():
+    for processes, (printed, got) in published_figures.compare(figure).items():
         assert got.grid == printed.grid, processes
         assert abs(got.speedup - printed.speedup) < 0.1
         if printed.communication is not None:
@@ -180,7 +185,7 @@ def test_what_is_printed_stands_in_the_table():
 
 def test_figure_6_does_not_follow_equation_8():
     """Printed: 4 x 8, 8 x 16 and 16 x 32, 2.1 (5.0) at P = 512. (8) gives other grids and less."""
-    found = {p: got for p, (_, got) in figures.compare(6).items()}
+    found = {p: got for p, (_, got) in published_figures.compare(6).items()}
     assert [got.grid for got in found.values()] == [(1, 8), (1, 32), (2, 64), (4, 128)]
     np.testing.assert_allclose(found[512][1:], (1.58, 2.24), atol=0.005)
     np.testing.assert_allclose(found[128][1:], (1.15, 1.32), atol=0.005)
@@ -188,17 +193,17 @@ def test_figure_6_does_not_follow_equation_8():
 
 def test_figure_6_follows_convolutions_with_halos_to_two_neighbours():
     """The domain terms of (9), each halo sent twice: an explanation of the print, not its text."""
-    for printed, got in figures.compare(HALOS_6).values():
+    for printed, got in published_figures.compare(HALOS_6).values():
         assert got.grid == printed.grid
         assert abs(got.speedup - printed.speedup) < 0.06
         assert abs(got.communication - printed.communication) < 0.12
-    once = figures.simulated(HALOS_6._replace(neighbours=1), 8)
+    once = published_figures.simulated(HALOS_6._replace(neighbours=1), 8)
     assert once.grid == (2, 4)  # printed: 1 x 8
 
 
 def test_figure_10_does_not_follow_halos_added_to_the_rest():
     """(9) as it stands: the best Pr of two of the four is half the printed one, and all gain less."""
-    found = figures.compare(FIGURES[10]._replace(hidden="nothing")).values()
+    found = published_figures.compare(FIGURES[10]._replace(hidden="nothing")).values()
     assert [got.grid[0] for _, got in found] == [32, 64, 64, 128]
     less = [printed.speedup - got.speedup for printed, got in found]
     np.testing.assert_allclose(less, (0.13, 0.22, 0.14, 0.13), atol=0.006)
@@ -207,7 +212,7 @@ def test_figure_10_does_not_follow_halos_added_to_the_rest():
 def test_hiding_hides_no_more_than_the_compute():
     """Figure 8 is Figure 7 at P = 512 less the shorter of compute and the weights' all-reduce."""
     compute = 11_485 / 512
-    open_, hidden = figures.bars(7, 512), figures.bars(8, 512)
+    open_, hidden = published_figures.bars(7, 512), published_figures.bars(8, 512)
     saved = {grid: open_[grid].total - hidden[grid].total for grid in open_}
     np.testing.assert_allclose([saved[1, 512], saved[2, 256]], compute, rtol=1e-12)
     dense = 2 * sum(published.gather_seconds(layer.weights / 32, 16) for layer in ALEXNET[5:])
@@ -216,31 +221,34 @@ def test_hiding_hides_no_more_than_the_compute():
 
 
 def test_beyond_the_batch_limit_no_process_is_without_a_sample():
-    assert figures.grids(512, 512)[0] == (1, 512)
-    assert next(iter(figures.bars(10, 4096))) == (8, 512)
-    assert len(figures.bars(10, 4096)) == 10
+    assert published_figures.grids(512, 512)[0] == (1, 512)
+    assert next(iter(published_figures.bars(10, 4096))) == (8, 512)
+    assert len(published_figures.bars(10, 4096)) == 10
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: figures.bars(5, 8), r"figure: expected one of \[6, 7, 8, 9, 10\]; got 5"),
         (
-            lambda: figures.bars(7, 64),
+            lambda: published_figures.bars(5, 8),
+            r"figure: expected one of \[6, 7, 8, 9, 10\]; got 5",
+        ),
+        (
+            lambda: published_figures.bars(7, 64),
             r"processes: expected one of \[8, 32, 128, 512\]; got 64",
         ),
         (
-            lambda: figures.compare(FIGURES[7]._replace(convolutions="paired")),
+            lambda: published_figures.compare(FIGURES[7]._replace(convolutions="paired")),
             r"convolutions: expected one of \['batch', 'domain', 'model'\]; got 'paired'",
         ),
         (
-            lambda: figures.bars(FIGURES[7]._replace(hidden="all"), 8),
+            lambda: published_figures.bars(FIGURES[7]._replace(hidden="all"), 8),
             r"hidden: expected one of \['halos', 'nothing', 'reduction'\]; got 'all'",
         ),
-        (lambda: figures.grids(2048, 12), r"processes: expected a power of two; got 12"),
-        (lambda: figures.grids(100, 4), r"batch: expected a power of two; got 100"),
+        (lambda: published_figures.grids(2048, 12), r"processes: expected a power of two; got 12"),
+        (lambda: published_figures.grids(100, 4), r"batch: expected a power of two; got 100"),
         (
-            lambda: figures.compute_seconds(2048, 64),
+            lambda: published_figures.compute_seconds(2048, 64),
             r"batch: expected one of \[1, 4, 16, 64, 256\] samples a process; got 32, 2048 on 64",
         ),
         (

@@ -4,7 +4,7 @@ Source: Gholami, Azad, Jin, Keutzer, Buluc, "Integrated model, batch and domain 
 neural networks" (arXiv 1712.04432, SPAA 2018). P = Pr Pc processes: Pr splits a layer's weights or its
 images, Pc the batch of B samples. A message of n words takes alpha + beta n seconds, an all-gather over
 p processes alpha ceil(log2 p) + beta (p - 1) / p n, an all-reduce twice that. The equations give seconds
-of communication a step (forward and backward); the figures made of them: `jtssm.sharding.figures`.
+of communication a step (forward and backward); the figures made of them: `benchmarks.published_figures`.
 
 The equations stand as printed. They count dX of a layer as d_i rows where it has d_(i-1), and a dX of the
 first layer, which nobody needs; what a compiled program moves is counted in
