@@ -26,26 +26,17 @@ from jax.sharding import Mesh
 
 import jtssm
 from benchmarks import record
-from jtssm import sharding, solvers
-from jtssm.nn import images
-from jtssm.nn.network import Network
-from jtssm.protocol.method import Method
-from jtssm.sharding.cost import seconds
-from jtssm.sharding.count import hlo
-from jtssm.sharding.count.routes import Route, ring_bytes
-from jtssm.sharding.layers.choose import misfit
-from jtssm.sharding.layers.forms import whole_grid
-from jtssm.sharding.mesh import put
-from jtssm.sharding.placement.whole import Samples
+from jtssm import nn, sharding, solvers
+from jtssm.sharding import count
 
 DEVICES = 64  # virtual
 UNIFORM = ("batch", "gathered", "model", "scattered", "paired", "domain")
 
 
-def cases(smoke: bool) -> list[tuple[str, Network, int, Sequence[int]]]:
+def cases(smoke: bool) -> list[tuple[str, nn.Network, int, Sequence[int]]]:
     """(name, network, batch, numbers of devices)."""
     if smoke:
-        small = images.convnet((8, 8, 1), 8, channels=(8,), hidden=(16,))
+        small = nn.convnet((8, 8, 1), 8, channels=(8,), hidden=(16,))
         return [("mlp", jtssm.mlp([64, 32, 32, 8]), 16, [8]), ("convnet", small, 16, [8])]
     return [
         (
@@ -55,11 +46,11 @@ def cases(smoke: bool) -> list[tuple[str, Network, int, Sequence[int]]]:
             [8, 16, 64],
         ),
         ("mlp 784-512-512-512-10, batch 2048", jtssm.mlp([784, 512, 512, 512, 10]), 2048, [8]),
-        ("convnet 28 x 28, batch 64", images.convnet((28, 28, 1), 10), 64, [8]),
-        ("AlexNet, batch 256", images.alexnet(), 256, [8, 16, 64]),
+        ("convnet 28 x 28, batch 64", nn.convnet((28, 28, 1), 10), 64, [8]),
+        ("AlexNet, batch 256", nn.alexnet(), 256, [8, 16, 64]),
         # fewer samples than devices; on AlexNet's groups XLA's partitioner then aborts (jax 0.10)
-        ("convnet 64 x 64, batch 4", images.convnet((64, 64, 3), 8, channels=(16, 32, 64)), 4, [8]),
-        ("convnet 57 x 57, batch 4", images.convnet((57, 57, 3), 8, channels=(16, 32, 64)), 4, [8]),
+        ("convnet 64 x 64, batch 4", nn.convnet((64, 64, 3), 8, channels=(16, 32, 64)), 4, [8]),
+        ("convnet 57 x 57, batch 4", nn.convnet((57, 57, 3), 8, channels=(16, 32, 64)), 4, [8]),
     ]
 
 
@@ -92,20 +83,22 @@ def main() -> None:
     sys.exit(bool(worse))
 
 
-def counted(net: Network, batch: int, pr: int, pc: int) -> dict[str, Any]:
+def counted(net: nn.Network, batch: int, pr: int, pc: int) -> dict[str, Any]:
     """Bytes a device sends in a step, by form; of "auto" the compiled program must agree."""
     mesh = sharding.make_mesh(1, pr, pc)
     method = solvers.sgd(net, optimizer=optax.sgd(0.1), batch_size=batch)
     sizes = dict(mesh.shape)
     forms = {name: uniform(net, name, pr) for name in UNIFORM} | {"auto": "auto"}
-    routes = {name: seconds.step_bytes(method, mesh, forms=given) for name, given in forms.items()}
+    routes = {name: sharding.step_bytes(method, mesh, forms=given) for name, given in forms.items()}
     placed = sharding.place(method, mesh)
     state, x, y = abstract(method, placed, batch)
     program = jax.jit(placed.step).lower(state, x, y).compile()
-    compiled = hlo.moved(program.as_text(), mesh)
+    compiled = count.moved(program.as_text(), mesh)
     if compiled != routes["auto"]:
         raise AssertionError(f"expected {routes['auto']} by formula; got {compiled} compiled")
-    found: dict[str, Any] = {name: ring_bytes(given, sizes) for name, given in routes.items()}
+    found: dict[str, Any] = {
+        name: sharding.ring_bytes(given, sizes) for name, given in routes.items()
+    }
     other = partitioned(method, state, x, y)
     return found | {
         "xla": sent(other.as_text(), mesh),
@@ -115,30 +108,34 @@ def counted(net: Network, batch: int, pr: int, pc: int) -> dict[str, Any]:
     }
 
 
-def uniform(net: Network, name: str, pr: int) -> list[str]:
+def uniform(net: nn.Network, name: str, pr: int) -> list[str]:
     """The form for every layer that can have it; "paired": model and row in turns. Else batch."""
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     forms, turn = [], 0
     for i in range(len(net.layers)):
         wanted = ("model", "row")[turn % 2] if name == "paired" else name
-        fits = not misfit(net, i, shapes[i], wanted, pr)
+        fits = not sharding.misfit(net, i, shapes[i], wanted, pr)
         turn += fits and net.layers[i].mixes
         forms.append(wanted if fits else "batch")
     return forms
 
 
-def abstract(method: Method, placed: Method, batch: int) -> tuple[Any, Any, Any]:
+def abstract(method: jtssm.Method, placed: jtssm.Method, batch: int) -> tuple[Any, Any, Any]:
     """The placed state and a minibatch as a step takes them: shapes and shardings."""
     net, sizes = method.parts.network, placed.mesh.shape
-    grid = whole_grid(net, placed.forms, sizes["pr"], sizes["pc"])
-    at = Samples(grid, batch // sizes["pc"])
+    grid = sharding.whole_grid(net, placed.forms, sizes["pr"], sizes["pc"])
+    at = sharding.Samples(grid, batch // sizes["pc"])
     x = jax.ShapeDtypeStruct((batch, *net.shapes[0]), np.float32)
     y = jax.ShapeDtypeStruct((batch,), np.int32)
     state = jax.eval_shape(lambda x, y: method.init(jax.random.key(0), x, y), x, y)
-    return placed.spread(state), put(x, placed.mesh, at.inputs), put(y, placed.mesh, at.outputs)
+    return (
+        placed.spread(state),
+        sharding.put(x, placed.mesh, at.inputs),
+        sharding.put(y, placed.mesh, at.outputs),
+    )
 
 
-def partitioned(method: Method, state: Any, x: Any, y: Any) -> Any:
+def partitioned(method: jtssm.Method, state: Any, x: Any, y: Any) -> Any:
     """The program that XLA's partitioner makes of the step of one device."""
     laid_out = jax.tree.map(lambda a: a.sharding, state)
     step = jax.jit(method.step, out_shardings=(laid_out, None))
@@ -148,10 +145,10 @@ def partitioned(method: Method, state: Any, x: Any, y: Any) -> Any:
 def sent(text: str, mesh: Mesh) -> float:
     """Bytes a device sends on rings, whatever the groups: XLA's need not lie along axes."""
     total = float(max(permuted(text, mesh.size), default=0))
-    for found in hlo.collectives(text):
+    for found in count.collectives(text):
         size = len(found.groups[0]) if found.groups else mesh.size
-        total += found.times * ring_bytes(
-            {Route(found.kind, ("group",)): found.bytes}, {"group": size}
+        total += found.times * sharding.ring_bytes(
+            {sharding.Route(found.kind, ("group",)): found.bytes}, {"group": size}
         )
     return total
 
@@ -159,7 +156,7 @@ def sent(text: str, mesh: Mesh) -> float:
 def permuted(text: str, devices: int) -> list[int]:
     """Bytes that each device sends by permutes."""
     sends = [0] * devices
-    for found in hlo.permutes(text):
+    for found in count.permutes(text):
         for source, target in found.pairs:
             sends[source] += found.bytes * (source != target)
     return sends

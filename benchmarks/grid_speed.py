@@ -24,24 +24,22 @@ from jax import lax
 
 import jtssm
 from benchmarks import record
-from jtssm import sharding, solvers
-from jtssm.nn import images
-from jtssm.nn.network import Network
+from jtssm import nn, sharding, solvers
 
 STEPS = 4  # in a dispatch
 
 
-def cases(smoke: bool) -> list[tuple[str, Network, int, int]]:
+def cases(smoke: bool) -> list[tuple[str, nn.Network, int, int]]:
     """(name, network, batch, repeats: the shorter a step, the more)."""
     if smoke:
-        return [("convnet", images.convnet((8, 8, 1), 10, channels=(4,), hidden=(8,)), 8, 2)]
+        return [("convnet", nn.convnet((8, 8, 1), 10, channels=(4,), hidden=(8,)), 8, 2)]
     found = [
         ("mlp 784-512-512-512-10, batch 128", jtssm.mlp([784, 512, 512, 512, 10]), 128, 200),
-        ("convnet 28 x 28, batch 64", images.convnet((28, 28, 1), 10), 64, 60),
-        ("AlexNet / 4, batch 16", images.alexnet(10, divide=4), 16, 10),
+        ("convnet 28 x 28, batch 64", nn.convnet((28, 28, 1), 10), 64, 60),
+        ("AlexNet / 4, batch 16", nn.alexnet(10, divide=4), 16, 10),
     ]
     if jax.default_backend() == "gpu":
-        found.append(("AlexNet, batch 256", images.alexnet(), 256, 20))
+        found.append(("AlexNet, batch 256", nn.alexnet(), 256, 20))
     return found
 
 
@@ -63,7 +61,7 @@ def main() -> None:
         print(record.write("grid_speed", "benchmarks.grid_speed", content))
 
 
-def measure(net: Network, batch: int, repeats: int) -> dict[str, Any]:
+def measure(net: nn.Network, batch: int, repeats: int) -> dict[str, Any]:
     """Seconds of some steps in a dispatch, and the median ratio to plain ones taken in the same turn."""
     optimizer = optax.sgd(0.01, momentum=0.9)
     method = solvers.sgd(net, optimizer=optimizer, batch_size=batch)
@@ -86,7 +84,7 @@ def measure(net: Network, batch: int, repeats: int) -> dict[str, Any]:
     return {"seconds": {k: record.spread(v) for k, v in seconds.items()}, "ratio": ratio}
 
 
-def plain(net: Network, optimizer: Any) -> Callable:
+def plain(net: nn.Network, optimizer: Any) -> Callable:
     """A training step as a user of jax and optax writes it."""
 
     def mean_loss(params, x, y):

@@ -44,7 +44,7 @@ import jtssm
 from benchmarks import record
 from benchmarks.running import Runs
 from jtssm import data, losses, plot, solvers
-from jtssm.sharding.cost.seconds import sent_bytes
+from jtssm.sharding import cost
 
 WIDTH, LOCAL_STEPS = 512, 20
 SETTINGS = {"mnist": (128, 10, 14), "spoken-digits": (16, 20, None)}  # batch, epochs, size
@@ -116,7 +116,7 @@ def build(entry: Entry, widths: list[int], samples: int, batch: int, rate: float
         size = batch if alone else n * batch
         method = solvers.sgd(net, optimizer=optimizer, batch_size=size)
     local = 1 if method.name == "sgd" else LOCAL_STEPS
-    sent = 0.0 if alone else sent_bytes(method, n)
+    sent = 0.0 if alone else cost.sent_bytes(method, n)
     return Trained(method, local, sent)
 
 

@@ -29,17 +29,13 @@ from scipy import stats
 
 import jtssm
 from benchmarks import record
-from jtssm.nn import images
-from jtssm.nn.network import Network
-from jtssm.planning import sweeps
-from jtssm.sharding.cost.calibration import calibrate
-from jtssm.sharding.cost.machines import MACHINES, Machine
+from jtssm import nn, sharding
 
 
 class Case(NamedTuple):
     """What is swept."""
 
-    net: Network
+    net: nn.Network
     method: str
     batch: int
     options: dict[str, Any]
@@ -50,7 +46,7 @@ def cases(smoke: bool) -> dict[str, Case]:
     if smoke:
         return {"mlp": Case(jtssm.mlp([16, 32, 32, 8]), "sgd", 16, {})}
     mlp, wide = jtssm.mlp([784, 512, 512, 512, 10]), jtssm.mlp([784, 2048, 2048, 10])
-    convnet = images.convnet((28, 28, 1), 10)
+    convnet = nn.convnet((28, 28, 1), 10)
     return {
         "mlp 784-512-512-512-10, sgd, batch 64": Case(mlp, "sgd", 64, {}),
         "mlp 784-512-512-512-10, sgd, batch 2048": Case(mlp, "sgd", 2048, {}),
@@ -80,7 +76,7 @@ def main() -> None:
     given = parse.parse_args()
     with suppress(RuntimeError):  # jax is in use: it keeps the devices it has
         jax.config.update("jax_num_cpu_devices", given.devices)
-    machine = MACHINES["host"] if given.smoke else calibrate()
+    machine = sharding.MACHINES["host"] if given.smoke else sharding.calibrate()
     print(f"{machine.name}: {machine.source}")
     report = {name: swept(name, case, machine) for name, case in cases(given.smoke).items()}
     print("\n" + _summary(report))
@@ -89,9 +85,9 @@ def main() -> None:
         print(record.write("planner_measured", "benchmarks.planner_measured", content))
 
 
-def swept(name: str, case: Case, machine: Machine) -> dict[str, Any]:
+def swept(name: str, case: Case, machine: sharding.Machine) -> dict[str, Any]:
     """Every shape of a case, and how predictions rank them."""
-    records = sweeps.sweep(
+    records = jtssm.sweep(
         case.net, jax.device_count(), case.batch, machine, method=case.method,
         optimizer=optax.sgd(1e-3), count=False, measure=True, **case.options,
     )  # fmt: skip

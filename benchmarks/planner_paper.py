@@ -36,12 +36,8 @@ import optax
 
 from benchmarks import published_figures, record
 from benchmarks.published_figures import FIGURES, HALOS_6, SAMPLES, Bar, Figure, Grid, Result
-from jtssm import solvers
-from jtssm.nn import images
-from jtssm.sharding.cost import search, seconds
-from jtssm.sharding.cost.demand import step_demand
-from jtssm.sharding.cost.machines import Machine
-from jtssm.sharding.cost.published import CORI
+from jtssm import nn, sharding, solvers
+from jtssm.sharding import cost, published
 
 READINGS = {
     "Figure 6, one grid everywhere, equation (8)": FIGURES[6],
@@ -132,22 +128,22 @@ def _beside(title: str, figure: Figure, smoke: bool) -> dict[int, Any]:
 def planned(figure: Figure, processes: int) -> dict[Grid, Planned]:
     """Every grid of a figure with our forms."""
     batch = figure.batches[processes]
-    method = solvers.sgd(images.alexnet(), optimizer=optax.sgd(0.01), batch_size=batch)
+    method = solvers.sgd(nn.alexnet(), optimizer=optax.sgd(0.01), batch_size=batch)
     steps = SAMPLES / batch
     # a P-th of a step's products takes what the paper's compute is of a step
-    flops = seconds.step_flops(method) * steps / processes
+    flops = cost.step_flops(method) * steps / processes
     flops /= published_figures.compute_seconds(batch, processes)
-    machine = Machine(
-        "cori", flops, inf, 4 / CORI.beta, CORI.alpha, 0.0, "arXiv 1712.04432",
+    machine = sharding.Machine(
+        "cori", flops, inf, 4 / published.CORI.beta, published.CORI.alpha, 0.0, "arXiv 1712.04432",
         algorithm="logarithmic",
     )  # fmt: skip
     overlap = 1.0 if figure.hidden == "reduction" else 0.0
     found = {}
     for pr, pc in published_figures.grids(batch, processes):
         sizes = (1, pr, pc)
-        forms = search.fastest_forms(method, sizes, machine, overlap=overlap)
-        demand = step_demand(method, sizes, forms, None)
-        step = seconds.seconds_of(machine, demand, sizes, overlap=overlap)
+        forms = cost.fastest_forms(method, sizes, machine, overlap=overlap)
+        demand = cost.step_demand(method, sizes, forms, None)
+        step = cost.seconds_of(machine, demand, sizes, overlap=overlap)
         bar = Bar(steps * step.total, steps * (step.messages - step.hidden))
         found[pr, pc] = Planned(forms, steps * step.products, bar)
     return found

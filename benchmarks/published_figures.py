@@ -22,16 +22,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from jtssm import checks
-from jtssm.sharding.cost.published import (
-    ALEXNET,
-    FORMS,
-    batch_seconds,
-    halo_seconds,
-    model_seconds,
-    redistribution_seconds,
-    weights_seconds,
-)
+from jtssm import checks, sharding
+from jtssm.sharding import published
 
 SAMPLES = 1_200_000  # N, of ImageNet
 
@@ -148,7 +140,7 @@ def _figure(figure: int | Figure) -> Figure:
         if figure not in FIGURES:
             raise ValueError(f"figure: expected one of {sorted(FIGURES)}; got {figure!r}")
         figure = FIGURES[figure]
-    checks.one_of("convolutions", figure.convolutions, (*FORMS, "batch"))
+    checks.one_of("convolutions", figure.convolutions, (*sharding.FORMS, "batch"))
     checks.one_of("hidden", figure.hidden, ("nothing", "reduction", "halos"))
     checks.count(neighbours=figure.neighbours)
     return figure
@@ -165,16 +157,19 @@ def _bar(figure: Figure, batch: int, grid: Grid) -> Bar:
 
 def _parts(figure: Figure, batch: int, pr: int, pc: int) -> dict[str, float]:
     """Seconds a step: activations gathered and reduced, weights' reduction, halos."""
-    apart = [layer for layer in ALEXNET if layer.window and figure.convolutions != "model"]
-    layers = [layer for layer in ALEXNET if layer not in apart]
-    gathers = model_seconds(layers, batch // pc, pr)
+    apart = [
+        layer for layer in published.ALEXNET if layer.window and figure.convolutions != "model"
+    ]
+    layers = [layer for layer in published.ALEXNET if layer not in apart]
+    gathers = published.model_seconds(layers, batch // pc, pr)
     if apart:
-        gathers += redistribution_seconds(layers[0].d_out, batch // pc, pr)
+        gathers += published.redistribution_seconds(layers[0].d_out, batch // pc, pr)
     halos = pr > 1 and figure.convolutions == "domain"
     return {
         "gathers": gathers,
-        "reduction": weights_seconds(layers, pr, pc) + batch_seconds(apart, pr * pc),
-        "halos": figure.neighbours * halo_seconds(apart, batch // pc) if halos else 0.0,
+        "reduction": published.weights_seconds(layers, pr, pc)
+        + published.batch_seconds(apart, pr * pc),
+        "halos": figure.neighbours * published.halo_seconds(apart, batch // pc) if halos else 0.0,
     }
 
 

@@ -24,9 +24,8 @@ import optax
 import jtssm
 from benchmarks import record
 from benchmarks.pipelines import pipeline_seconds
-from jtssm import solvers
-from jtssm.sharding.cost import machines
-from jtssm.sharding.cost import seconds as cost
+from jtssm import sharding, solvers
+from jtssm.sharding import cost
 
 SAMPLES, ADAM, LINE = 55_000, "Adam end to end", "gsADMM streaming, n = {}"
 DEVICES = (2, 4, 5, 8, 10, 16)
@@ -42,9 +41,9 @@ def main() -> None:
     parse.add_argument("--targets", type=float, nargs="+", default=[0.97, 0.98])
     given = parse.parse_args()
     curves = _curves(given.smoke)
-    print("assumptions:", " ".join((cost.__doc__ or "").split()))
+    print("assumptions:", " ".join((cost.seconds.__doc__ or "").split()))
     report: dict[str, Any] = {"targets": given.targets}
-    for machine in (machines.MACHINES[name] for name in MACHINES):
+    for machine in (sharding.MACHINES[name] for name in MACHINES):
         print(f"\n{machine.name}: {machine.source}")
         small = [_row(machine, 512, 110, d, curves, given.targets) for d in DEVICES]
         wide = [_row(machine, 4096, 1100, d, {}, []) for d in DEVICES]
@@ -80,16 +79,16 @@ def _row(machine, width, batch, devices, curves, targets) -> dict:
 def _lines(net, batch, machine, devices):
     shared = {"optimizer": optax.adam(1e-3), "batch_size": batch}
     plain = solvers.sgd(net, **shared)
-    yield _line("one device", "1 x 1", cost.step_seconds(plain, machine))
+    yield _line("one device", "1 x 1", sharding.step_seconds(plain, machine))
     if batch % devices == 0:
-        seconds = cost.step_seconds(plain, machine, pc=devices)
+        seconds = sharding.step_seconds(plain, machine, pc=devices)
         yield _line("data parallel", f"1 x {devices}", seconds)
     for pc in (p for p in range(1, devices + 1) if devices % p == 0 and batch % p == 0):
         stages, mesh = devices // pc, f"{devices // pc} x {pc}"
         if not 2 <= stages <= len(net.layers):
             continue
         method = solvers.gsadmm(net, subnets=stages, **shared)
-        seconds = cost.step_seconds(method, machine, subnet=stages, pc=pc)
+        seconds = sharding.step_seconds(method, machine, subnet=stages, pc=pc)
         delay = max(solvers.delays(stages))
         yield _line("gsADMM", mesh, seconds, epochs_of=LINE.format(stages), delay=delay)
         for m in (m for m in range(2, 23) if batch // pc % m == 0):

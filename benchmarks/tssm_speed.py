@@ -27,8 +27,7 @@ from jax import lax
 import jtssm
 from benchmarks import record
 from jtssm import sharding, solvers
-from jtssm.sharding.cost.seconds import step_flops
-from jtssm.sharding.count import hlo
+from jtssm.sharding import cost, count
 
 BATCH, ADAM = 110, "Adam end to end"
 
@@ -82,7 +81,7 @@ def _one_device(net: Any, precision: Any, given: argparse.Namespace) -> dict:
         report[name] = record.spread([s / given.steps for s in seconds[name]]) | {
             "ratio_to_adam": float(np.median(seconds[name]) / adam),
             "product_share": float(alone / np.median(seconds[name])),
-            "product_flops": step_flops(method),
+            "product_flops": cost.step_flops(method),
         }
         print(
             f"{precision or 'default'} {name:16} ratio {report[name]['ratio_to_adam']:.2f}  "
@@ -104,7 +103,7 @@ def _meshes(net: Any, given: argparse.Namespace) -> list[dict]:
             line = {
                 "subnets": n, "devices": devices,
                 "steps_a_second": given.steps / float(np.median(seconds)),
-                "boundary_bytes_a_step": hlo.permuted_bytes(text),
+                "boundary_bytes_a_step": count.permuted_bytes(text),
             }  # fmt: skip
             report.append(line)
             print(line, flush=True)

@@ -1,7 +1,7 @@
 """Do networks of flax modules train when they are cut? A ResNet-like one and a transformer, n = 2, 3, 4.
 
 The paper's ResNet-like network has 24 residual blocks; here each is two 3 x 3 convolutions of 8 channels
-on 7 x 7 pixels with `nnx.BatchNorm` (flax nnx modules, `jtssm.nn.perceptrons.from_nnx`). The transformer
+on 7 x 7 pixels with `nnx.BatchNorm` (flax nnx modules, `jtssm.nn.from_nnx`). The transformer
 classifier reads an image as rows: 6 encoder blocks of width 64 with 4 heads (flax linen, `from_linen`).
 MNIST 14 x 14, the first 5 000 training images, batch 100, 8 epochs; Adam for all, a fifth of the steps of
 warm-up, then a cosine to zero. Its peak rate is chosen out of the same four for every line on the
@@ -25,16 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
-from flax import nnx
+from flax import linen, nnx
 
 import jtssm
 from benchmarks import record
 from benchmarks.running import Runs
-from jtssm import data, solvers
-from jtssm.nn.interop.linen import from_linen
-from jtssm.nn.interop.nnx import from_nnx
-from jtssm.nn.network import Network
+from jtssm import data, nn, solvers
 from jtssm.train import batches
 
 TRAINED, BATCH, EPOCHS = 5_000, 100, 8
@@ -64,52 +60,52 @@ class Pooled(nnx.Module):
         return self.out(x.mean(axis=(1, 2)))
 
 
-class Embedded(nn.Module):
+class Embedded(linen.Module):
     """Rows of an image as tokens, with what tells their places."""
 
     width: int
 
-    @nn.compact
+    @linen.compact
     def __call__(self, x: Any) -> Any:
-        x = nn.Dense(self.width)(x.reshape(*x.shape[:2], -1))
-        return x + self.param("places", nn.initializers.normal(0.02), x.shape[1:])[None]
+        x = linen.Dense(self.width)(x.reshape(*x.shape[:2], -1))
+        return x + self.param("places", linen.initializers.normal(0.02), x.shape[1:])[None]
 
 
-class Encoder(nn.Module):
+class Encoder(linen.Module):
     """A transformer's block, normalised first."""
 
     heads: int
 
-    @nn.compact
+    @linen.compact
     def __call__(self, x: Any) -> Any:
         width = x.shape[-1]
-        x = x + nn.MultiHeadDotProductAttention(self.heads)(nn.LayerNorm()(x))
-        return x + nn.Dense(width)(nn.gelu(nn.Dense(2 * width)(nn.LayerNorm()(x))))
+        x = x + linen.MultiHeadDotProductAttention(self.heads)(linen.LayerNorm()(x))
+        return x + linen.Dense(width)(linen.gelu(linen.Dense(2 * width)(linen.LayerNorm()(x))))
 
 
-class Classes(nn.Module):
+class Classes(linen.Module):
     """A product of the mean token."""
 
     classes: int
 
-    @nn.compact
+    @linen.compact
     def __call__(self, x: Any) -> Any:
-        return nn.Dense(self.classes)(nn.LayerNorm()(x).mean(axis=1))
+        return linen.Dense(self.classes)(linen.LayerNorm()(x).mean(axis=1))
 
 
-def residual(shape: tuple[int, ...], blocks: int, channels: int) -> Network:
+def residual(shape: tuple[int, ...], blocks: int, channels: int) -> nn.Network:
     """The ResNet-like network."""
     rngs = nnx.Rngs(0)
     first = nnx.Conv(shape[-1], channels, (3, 3), strides=2, rngs=rngs)
     inner = [Block(channels, rngs) for _ in range(blocks)]
     modules = [first, nnx.relu, *inner, Pooled(channels, 10, rngs)]
-    return from_nnx(modules, jnp.zeros((1, *shape)))
+    return nn.from_nnx(modules, jnp.zeros((1, *shape)))
 
 
-def transformer(shape: tuple[int, ...], blocks: int, width: int) -> Network:
+def transformer(shape: tuple[int, ...], blocks: int, width: int) -> nn.Network:
     """The transformer classifier."""
     modules = [Embedded(width), *(Encoder(4) for _ in range(blocks)), Classes(10)]
-    return from_linen(modules, jnp.zeros((1, *shape)))
+    return nn.from_linen(modules, jnp.zeros((1, *shape)))
 
 
 def alone(modules: list[Any], x: Any) -> Any:

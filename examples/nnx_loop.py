@@ -13,8 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jtssm import data, sharding, solvers
-from jtssm.nn.interop.nnx import from_nnx
+from jtssm import data, nn, sharding, solvers
 
 EPOCHS, BATCH = 10, 50
 
@@ -74,7 +73,7 @@ def with_nnx(model, train, optimizer):
 
 def with_gsadmm(model, train, optimizer):
     """The same loop; the trained blocks go back into the model."""
-    net = from_nnx(list(model.blocks))
+    net = nn.from_nnx(list(model.blocks))
     method = solvers.gsadmm(net, subnets=2, optimizer=optimizer, batch_size=BATCH)
     method = sharding.place(method, sharding.make_mesh(subnet=2))
     state = method.init(jax.random.key(0), *train)

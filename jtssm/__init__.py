@@ -1,8 +1,7 @@
 """jtssm: training deep networks by splitting them, on one device or on a mesh."""
 
-from jtssm import data, losses, sharding, solvers
-from jtssm.nn.network import sequence
-from jtssm.nn.perceptrons import mlp
+from jtssm import data, losses, nn, plot, sharding, solvers
+from jtssm.nn import mlp, sequence
 from jtssm.planning import plan
 from jtssm.planning.sweeps import sweep
 from jtssm.protocol.method import Info, Method
@@ -10,7 +9,7 @@ from jtssm.train.loop import fit
 from jtssm.train.result import Result, evaluate
 
 __all__ = [
-    "Info", "Method", "Result", "data", "evaluate", "fit", "losses", "mlp", "plan", "sequence",
-    "sharding", "solvers", "sweep",
+    "Info", "Method", "Result", "data", "evaluate", "fit", "losses", "mlp", "nn", "plan", "plot",
+    "sequence", "sharding", "solvers", "sweep",
 ]  # fmt: skip
 __version__ = "0.1.0"

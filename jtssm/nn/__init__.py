@@ -1,1 +1,37 @@
-"""What is trained: layers, networks, cuts."""
+"""What is trained: layers, networks, where they are cut; flax modules and functions as layers."""
+
+from jtssm.nn.architectures import ARCHITECTURES, find_architecture, resnet50, transformer, vgg16
+from jtssm.nn.cuts import balanced_starts, cut
+from jtssm.nn.images import alexnet, convnet, convolution, max_pool, mean_pool
+from jtssm.nn.interop import from_linen, from_nnx, layers
+from jtssm.nn.layer import Layer
+from jtssm.nn.network import Network, sequence
+from jtssm.nn.perceptrons import dense, mlp
+from jtssm.nn.residual import attention, bottleneck, mean_token, perceptron
+
+__all__ = [
+    "ARCHITECTURES",
+    "Layer",
+    "Network",
+    "alexnet",
+    "attention",
+    "balanced_starts",
+    "bottleneck",
+    "convnet",
+    "convolution",
+    "cut",
+    "dense",
+    "find_architecture",
+    "from_linen",
+    "from_nnx",
+    "layers",
+    "max_pool",
+    "mean_pool",
+    "mean_token",
+    "mlp",
+    "perceptron",
+    "resnet50",
+    "sequence",
+    "transformer",
+    "vgg16",
+]

@@ -1,24 +1,53 @@
-"""Where things live and what moves: meshes, placement, layers on a grid, bytes counted."""
+"""Where things live, what moves and what it costs: meshes, placement, forms, bytes, the cost model."""
 
-from jtssm.sharding.count.jaxpr import count_bytes
-from jtssm.sharding.count.routes import Route, ring_bytes
+from jtssm.sharding import cost, count
+from jtssm.sharding.cost import (
+    MACHINES,
+    Machine,
+    calibrate,
+    find_machine,
+    present_machine,
+    published,
+    step_bytes,
+    step_seconds,
+)
+from jtssm.sharding.count import Route, count_bytes, ring_bytes
 from jtssm.sharding.distributed import ProcessBatches, ProcessSamples, connect
-from jtssm.sharding.mesh import AxisNames, make_mesh
+from jtssm.sharding.layers import FORMS, Slabs, misfit, whole_grid
+from jtssm.sharding.mesh import AXES, AxisNames, make_mesh, put
 from jtssm.sharding.placement import batch_sharding, num_splits, place
 from jtssm.sharding.placement.packing import Rows, gathered
+from jtssm.sharding.placement.whole import Samples
 
 __all__ = [
+    "AXES",
+    "FORMS",
+    "MACHINES",
     "AxisNames",
+    "Machine",
     "ProcessBatches",
     "ProcessSamples",
     "Route",
     "Rows",
+    "Samples",
+    "Slabs",
     "batch_sharding",
+    "calibrate",
     "connect",
+    "cost",
+    "count",
     "count_bytes",
+    "find_machine",
     "gathered",
     "make_mesh",
+    "misfit",
     "num_splits",
     "place",
+    "present_machine",
+    "published",
+    "put",
     "ring_bytes",
+    "step_bytes",
+    "step_seconds",
+    "whole_grid",
 ]

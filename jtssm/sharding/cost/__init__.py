@@ -1,1 +1,65 @@
-"""What a step costs: machines, demands, seconds, memory, the search for forms and meshes."""
+"""What a step costs by the model: machines, demands, seconds, memory, the search for forms and meshes.
+
+Assumptions: `seconds`. Measured is here only what `calibration` writes into a machine file.
+"""
+
+from jtssm.protocol.declared import MatrixProduct, Run
+from jtssm.sharding.cost.calibration import calibrate
+from jtssm.sharding.cost.demand import Demand, predicted_bytes, step_demand
+from jtssm.sharding.cost.machine_files import (
+    find_machine,
+    present_machine,
+    read_machine,
+    write_machine,
+)
+from jtssm.sharding.cost.machines import MACHINES, Machine
+from jtssm.sharding.cost.memory import Memory, step_memory
+from jtssm.sharding.cost.planner import Plan, Proposal, propose
+from jtssm.sharding.cost.products import network_tasks
+from jtssm.sharding.cost.search import fastest_forms
+from jtssm.sharding.cost.seconds import (
+    Seconds,
+    all_reduce_seconds,
+    exchanged_bytes,
+    message_seconds,
+    seconds_of,
+    sent_bytes,
+    step_bytes,
+    step_flops,
+    step_seconds,
+    task_seconds,
+    update_seconds,
+)
+
+__all__ = [
+    "MACHINES",
+    "Demand",
+    "Machine",
+    "MatrixProduct",
+    "Memory",
+    "Plan",
+    "Proposal",
+    "Run",
+    "Seconds",
+    "all_reduce_seconds",
+    "calibrate",
+    "exchanged_bytes",
+    "fastest_forms",
+    "find_machine",
+    "message_seconds",
+    "network_tasks",
+    "predicted_bytes",
+    "present_machine",
+    "propose",
+    "read_machine",
+    "seconds_of",
+    "sent_bytes",
+    "step_bytes",
+    "step_demand",
+    "step_flops",
+    "step_memory",
+    "step_seconds",
+    "task_seconds",
+    "update_seconds",
+    "write_machine",
+]

@@ -13,7 +13,7 @@ from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.distributed import check_present
 from jtssm.sharding.layers.choose import choose_forms
 from jtssm.sharding.mesh import axis_names, axis_size
-from jtssm.sharding.placement.pieces import _check_elementwise, _Placing
+from jtssm.sharding.placement.pieces import Placing, check_elementwise
 from jtssm.sharding.placement.switch import Place
 from jtssm.sharding.placement.whole import place_whole
 from jtssm.sharding.placement.workers import place_workers
@@ -77,8 +77,8 @@ def place(
     alike = parts.alike or tuple(range(len(parts.starts) - 1))
     at = Place(net, parts.starts, forms, names, sizes, alike)
     for l, optimizer in enumerate(parts.optimizers if sizes[1] > 1 else ()):
-        _check_elementwise(at, l, optimizer, shapes)
-    return _Placing(parts, mesh, at).method(method)
+        check_elementwise(at, l, optimizer, shapes)
+    return Placing(parts, mesh, at).method(method)
 
 
 def _check_sizes(parts: Parts, sizes: Sequence[int]) -> None:

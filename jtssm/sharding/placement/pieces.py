@@ -32,7 +32,7 @@ from jtssm.sharding.placement.packing import (
 from jtssm.sharding.placement.switch import Place
 
 
-def _check_elementwise(at: Place, l: int, optimizer: Any, shapes: list) -> None:
+def check_elementwise(at: Place, l: int, optimizer: Any, shapes: list) -> None:
     """Run the optimizer on a toy of piece l, whole and as two halves: the numbers must agree."""
     half = at._replace(sizes=(at.sizes[0], 2, at.sizes[2]))
     layers = shapes[at.starts[l] : at.starts[l + 1]]
@@ -66,7 +66,7 @@ def _two_steps(optimizer: optax.GradientTransformation, params: Tree) -> Tree:
     return params
 
 
-class _Placing:
+class Placing:
     """A method's parts on a mesh; its functions become those of the placed method."""
 
     def __init__(self, parts: Parts, mesh: Mesh, at: Place):
