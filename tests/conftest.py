@@ -29,8 +29,8 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def kept(tmp_path_factory):
-    """Checkpoints at steps 6 and 12 of a run of 4 epochs, `tests.short_runs`."""
-    from tests.short_runs import broken_off
+    """Checkpoints at steps 6 and 12 of a run of 4 epochs, `tests.train.short_runs`."""
+    from tests.train.short_runs import broken_off
 
     folder = tmp_path_factory.mktemp("kept")
     assert broken_off(folder) == [6, 12]

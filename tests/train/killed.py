@@ -1,4 +1,4 @@
-"""Runs that are killed: `python -m tests.killed FOLDER points | random`, the program of test_checkpointing.
+"""Runs that are killed: `python -m tests.train.killed FOLDER points | random`, the program of test_checkpointing.
 
 Every method trains in a process of its own, forked from this one before jax has started, so that nothing is
 imported twice. In lives 1 to 3 the process kills itself, SIGKILL, at the point of that life ("random": it is

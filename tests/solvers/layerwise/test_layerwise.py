@@ -16,7 +16,7 @@ from jtssm.nn.perceptrons import dense
 from jtssm.solvers import layerwise
 from jtssm.solvers.layerwise import activations, updates
 from jtssm.solvers.layerwise.activations import RELU
-from tests.solvers import layerwise_twin
+from tests.solvers.layerwise import twin
 
 NET = jtssm.mlp([9, 5, 7, 6, 3])
 LEAKY = functools.partial(jax.nn.leaky_relu, negative_slope=0.2)
@@ -192,7 +192,7 @@ def test_the_hidden_z_is_the_brute_force_minimum(activation):
     z, m, q = (np.concatenate([grid, 2 * rng.normal(size=(100, 3))])[:, i][None] for i in range(3))
     cost = lambda a: (a - m) ** 2 + (q - np.asarray(activation.f(a))) ** 2 + (a - z) ** 2
     found = np.asarray(layerwise.update_z(z, m, q, nu=NU, activation=activation))
-    best = layerwise_twin.brute_force_z(*IN_NUMPY[activation.name], z, m, q)
+    best = twin.brute_force_z(*IN_NUMPY[activation.name], z, m, q)
     np.testing.assert_allclose(cost(found), cost(best), rtol=1e-9, atol=1e-12)
     low = layerwise.update_z(
         *(jnp.asarray(a, np.float32) for a in (z, m, q)), nu=NU, activation=activation
@@ -221,25 +221,25 @@ def test_iterations_equal_the_papers_trial_by_trial(activation, numbers):
     method = solvers.pdadmm(net, rho=rho, nu=nu, steps="gradient", t0=t0, weight_decay=0.01)
     params = net.init(jax.random.key(3), jnp.float64)
     f = IN_NUMPY[activations.find(0, net.layers[0]).name]
-    twin = layerwise_twin.Twin(params, x, y, *f, rho=rho, nu=nu, t0=t0, weight_decay=0.01)
+    slow = twin.Twin(params, x, y, *f, rho=rho, nu=nu, t0=t0, weight_decay=0.01)
     state = method.init(jax.random.key(0), x, y, params)
     step = jax.jit(method.step)
     doubled = set()
     for _ in range(6):
         lengths = step_lengths(method, state, x)
         state, _ = step(state, x, y)
-        twin.iteration()
-        assert lengths == twin.lengths
+        slow.iteration()
+        assert lengths == slow.lengths
         doubled |= {round(np.log2(t / t0)) for pair in lengths for t in pair if t}
         for l in range(3):
             layer = state.weights[l].params[0]
-            for a, b in ((layer["W"], twin.W[l]), (layer["b"], twin.b[l]), (state.z[l], twin.z[l])):
+            for a, b in ((layer["W"], slow.W[l]), (layer["b"], slow.b[l]), (state.z[l], slow.z[l])):
                 np.testing.assert_allclose(a, b, atol=1e-8)
         for l in range(2):
             triples = (
-                (state.p[l + 1], twin.p[l + 1]),
-                (state.q[l], twin.q[l]),
-                (state.u[l], twin.u[l]),
+                (state.p[l + 1], slow.p[l + 1]),
+                (state.q[l], slow.q[l]),
+                (state.u[l], slow.u[l]),
             )
             for a, b in triples:
                 np.testing.assert_allclose(a, b, atol=1e-8)

@@ -12,7 +12,7 @@ import jtssm
 from jtssm import data
 from jtssm.cli import main, train
 from jtssm.nn import images
-from tests.test_data import write_mnist
+from tests.data.test_data import write_mnist
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,8 +11,8 @@ from jtssm import solvers
 from jtssm.cli import main
 from jtssm.data import synthetic
 from jtssm.train import history
-from tests.killed import METHODS, method, same
-from tests.short_runs import KEY, NET, SMALL, X, Y, fail, stopping
+from tests.train.killed import METHODS, method, same
+from tests.train.short_runs import KEY, NET, SMALL, X, Y, fail, stopping
 
 RATE = 5.0  # leaves float32, and halved once too; halved twice it does not
 TARGETS = np.eye(4, dtype=np.float32)[Y]

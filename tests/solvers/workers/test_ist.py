@@ -13,7 +13,7 @@ from jtssm.nn import perceptrons
 from jtssm.nn.dropout import dropout_layer
 from jtssm.solvers.workers.deal import Cut
 
-from . import subnets_twin as twin
+from . import ist_twin as twin
 
 X, Y = synthetic.separable(0, 720, 6, 3, np.float64)
 KEY = jax.random.key(5)

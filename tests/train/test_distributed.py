@@ -16,9 +16,9 @@ import pytest
 import jtssm
 from jtssm import data, sharding
 from jtssm.cli import main
-from tests import distributed_runs as runs
+from tests.train import distributed_runs as runs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def free_port() -> str:
@@ -30,7 +30,7 @@ def free_port() -> str:
 def start(folder: Path, processes: int, what: str) -> list[subprocess.Popen]:
     """A program of distributed_runs in so many processes."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.distributed_runs", what, str(folder), free_port()]
+    command = [sys.executable, "-m", "tests.train.distributed_runs", what, str(folder), free_port()]
     started = []
     for i in range(processes):
         with (folder / f"stderr-{i}.txt").open("w") as errors:

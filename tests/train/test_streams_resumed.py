@@ -8,8 +8,8 @@ from jtssm import sharding, solvers
 from jtssm.data import synthetic
 from jtssm.train.stream import Stream
 from jtssm.train.stream_reader import Reader
-from tests.killed import same
-from tests.test_streams import BATCH, KEY, ROUND, X, Y, batches
+from tests.train.killed import same
+from tests.train.test_stream import BATCH, KEY, ROUND, X, Y, batches
 
 NET = jtssm.mlp([4, 8, 3], dropout=0.1, normalisation="running")
 METHODS = {

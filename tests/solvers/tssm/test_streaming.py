@@ -11,7 +11,7 @@ import pytest
 import jtssm
 from jtssm import data, losses, solvers
 from jtssm.data import synthetic
-from tests.solvers import twins
+from tests.solvers.tssm import twins
 
 NET = jtssm.mlp([5, 7, 6, 8, 4, 3])
 BATCH = 6

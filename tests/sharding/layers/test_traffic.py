@@ -18,9 +18,9 @@ from jtssm.nn import images
 from jtssm.sharding.cost import seconds
 from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.layers.forms import FORMS
-from tests.sharding.traffic_cases import check, grids, zeros
+from tests.sharding.layers.traffic_cases import check, grids, zeros
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("form", [*UNIFORM, "auto"])
@@ -48,7 +48,14 @@ def test_the_whole_alexnet_is_traced_in_every_form(grid, form):
 
 
 def compiled_for(devices, names, forms):
-    command = [sys.executable, "-m", "tests.sharding.traffic_cases", str(devices), names, forms]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.sharding.layers.traffic_cases",
+        str(devices),
+        names,
+        forms,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.splitlines()[-1]

@@ -10,7 +10,7 @@ from benchmarks.pipelines import pipeline_seconds
 from jtssm import solvers
 from jtssm.sharding.cost import seconds
 from jtssm.sharding.cost.machines import MACHINES, Machine
-from tests.sharding.test_predicted import products
+from tests.sharding.cost.test_predicted import products
 
 NET = jtssm.mlp([6, 8, 12, 8, 4])
 BATCH = 8

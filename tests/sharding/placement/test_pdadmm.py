@@ -12,7 +12,7 @@ import jtssm
 from jtssm import sharding, solvers
 from jtssm.sharding.count import hlo
 from jtssm.solvers import layerwise
-from tests.sharding.test_placing import assert_same, device_bytes
+from tests.sharding.placement.test_pieces import assert_same, device_bytes
 
 NET = jtssm.mlp([6, 8, 8, 8, 5, 4])
 NUMBERS = {"rho": 2.0, "nu": 0.4, "weight_decay": 0.02}

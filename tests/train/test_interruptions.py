@@ -11,8 +11,8 @@ import pytest
 import jtssm
 from jtssm.cli import main
 from jtssm.train import history
-from tests.killed import same
-from tests.short_runs import SMALL, X, Y, fail, fit, stopping
+from tests.train.killed import same
+from tests.train.short_runs import SMALL, X, Y, fail, fit, stopping
 
 # where reading or writing fails, tensorstore calls an event loop that orbax has closed already
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

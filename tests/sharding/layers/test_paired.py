@@ -14,8 +14,8 @@ from jtssm.sharding.cost import seconds
 from jtssm.sharding.count import hlo
 from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.layers.choose import misfit
-from tests.sharding.test_grid import samples, steps
-from tests.sharding.traffic_cases import agree
+from tests.sharding.layers.test_forms import samples, steps
+from tests.sharding.layers.traffic_cases import agree
 
 MOMENTUM = optax.sgd(0.05, momentum=0.9)
 TOKENS = architectures.transformer(1, width=8, heads=4, sequence=3, hidden=12, classes=4)

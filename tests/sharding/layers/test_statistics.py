@@ -11,8 +11,8 @@ from jtssm import sharding, solvers
 from jtssm.nn import architectures, images
 from jtssm.nn.norm import NORMALISATIONS
 from jtssm.sharding.cost import memory, seconds
-from tests.sharding.test_grid import assert_same
-from tests.sharding.traffic_cases import agree
+from tests.sharding.layers.test_forms import assert_same
+from tests.sharding.layers.traffic_cases import agree
 
 KINDS = list(NORMALISATIONS)
 GRIDS = [(1, 4), (2, 2), (4, 1)]  # pr, pc

@@ -18,8 +18,8 @@ from jtssm import sharding, solvers
 from jtssm.train.checkpoint import Folder
 from jtssm.train.fingerprint import abstract_state, checksums, fingerprint, samples
 from jtssm.train.position import Checkpoint, Position
-from tests.killed import METHODS, bits, same
-from tests.short_runs import KEY, NET, X, Y, fit, sgd, stopping
+from tests.train.killed import METHODS, bits, same
+from tests.train.short_runs import KEY, NET, X, Y, fit, sgd, stopping
 
 # where reading or writing fails, tensorstore calls an event loop that orbax has closed already
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 def child(kind: str, folder: Path) -> list[list[str]]:
     """What the program of runs that are killed says, line by line, in words."""
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.killed", str(folder), kind],
-        capture_output=True, text=True, timeout=550, cwd=Path(__file__).parents[1],
+        [sys.executable, "-W", "ignore", "-m", "tests.train.killed", str(folder), kind],
+        capture_output=True, text=True, timeout=550, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     return [line.split() for line in run.stdout.splitlines() if line]

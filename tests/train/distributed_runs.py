@@ -1,6 +1,6 @@
-"""What each of several processes runs for tests/test_distributed.py, which compares it with one process.
+"""What each of several processes runs for tests/train/test_distributed.py, which compares it with one process.
 
-As a program: python -m tests.distributed_runs WHAT FOLDER PORT PROCESSES ID; 8 devices in all.
+As a program: python -m tests.train.distributed_runs WHAT FOLDER PORT PROCESSES ID; 8 devices in all.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from jtssm import losses, solvers
 from jtssm.data import synthetic
 from jtssm.solvers.tssm.stored import Strata
 from jtssm.solvers.tssm.updates import update_p
-from tests.solvers import twins
+from tests.solvers.tssm import twins
 
 NET = jtssm.mlp([5, 7, 6, 8, 3])
 M, BATCH = 12, 4

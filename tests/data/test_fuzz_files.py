@@ -20,7 +20,7 @@ from jtssm import data
 from jtssm.data import archives
 from jtssm.sharding.cost import machine_files
 from jtssm.sharding.cost.machines import MACHINES, Machine
-from tests.test_data import cifar_batches, tarred, write_cifar, write_mnist
+from tests.data.test_data import cifar_batches, tarred, write_cifar, write_mnist
 
 CI = settings(
     derandomize=True, database=None, deadline=None, max_examples=100,

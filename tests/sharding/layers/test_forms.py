@@ -14,7 +14,7 @@ from jtssm.nn.images import convolution, max_pool
 from jtssm.nn.network import sequence
 from jtssm.nn.perceptrons import dense
 from jtssm.sharding.layers.halo import Halo
-from tests.sharding.grid_cases import FACTORS, GRIDS, Case, covering, every
+from tests.sharding.layers.form_cases import FACTORS, GRIDS, Case, covering, every
 
 MOMENTUM = optax.sgd(0.05, momentum=0.9)
 
