@@ -1,0 +1,432 @@
+"""Tables of results, drawn from benchmarks/results/*.json: no number of them is copied by hand.
+
+A table is a function of the JSON named before its colon; `TABLES` has them by the name that stands in
+a marker. Only the standard library: the numbers were made long before.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+TABLES: dict[str, Callable[[], str]] = {}
+
+
+def load(name: str) -> dict[str, Any]:
+    """A result by the name of its file."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def draws(name: str, source: str) -> Callable:
+    """Enters a function of a result among the tables."""
+
+    def enter(table: Callable[[dict], str]) -> Callable:
+        TABLES[name] = lambda: table(load(source))
+        return table
+
+    return enter
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A table in markdown."""
+    line = lambda cells: "| " + " | ".join(map(str, cells)) + " |"
+    head = list(head)
+    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
+
+
+def accuracy(value: float) -> str:
+    """0.98356 -> .9836"""
+    text = f"{value:.4f}"
+    return text[1:] if text.startswith("0") else text
+
+
+def extent(values: list[float], show: Callable[[float], str] = accuracy) -> str:
+    """Smallest to largest; a dash for one value."""
+    return f"{show(min(values))} – {show(max(values))}" if len(values) > 1 else "–"
+
+
+def points(value: float, baseline: float) -> str:
+    """How far behind a baseline, in points."""
+    return f"{100 * (baseline - value):.2f}"
+
+
+def quartiles(found: dict, scale: float, digits: int) -> str:
+    """The quartiles of a measurement."""
+    return extent(found["quartiles"], lambda a: f"{scale * a:.{digits}f}")
+
+
+def about(name: str) -> str:
+    """Command, date, commit, versions and device of a result, in a sentence."""
+    found = load(name)
+    versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items() if k != "jaxlib")
+    seeds = f"; seeds {', '.join(map(str, found['seeds']))}" if "seeds" in found else ""
+    return (
+        f"Command, on {found['date']}: `{found['command']}` (commit {found['commit'][:9]}; {versions}; "
+        f"{found['device']}, {found['cores']} cores{seeds}; {duration(name).lower()}). "
+        f"[{name}.json](/results/{name}.json)"
+    )
+
+
+def duration(name: str) -> str:
+    """How long a benchmark takes, as its docstring says."""
+    text = " ".join(docstring(ROOT / "benchmarks" / f"{name}.py").split("\n\n")[-1].split())
+    return re.split(r"[;.]", text)[0]
+
+
+def docstring(path: Path) -> str:
+    """The docstring of a module that is not imported."""
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
+def reproduce() -> str:
+    """Every result: question, command, date, time, device."""
+    rows = []
+    for path in sorted(RESULTS.glob("*.json")):
+        name, found = path.stem, load(path.stem)
+        question = docstring(ROOT / "benchmarks" / f"{name}.py").split("\n")[0]
+        data = "MNIST" if "JTSSM_DATA" in docstring(ROOT / "benchmarks" / f"{name}.py") else "–"
+        data += " and spoken digits" if name == "ist_tradeoff" else ""
+        command = found["command"].replace("|", "\\|")
+        rows.append((f"[{name}](/results/{name}.json)", question, f"`{command}`", data,
+                     duration(name), found["date"], found["device"]))  # fmt: skip
+    return markdown(("result", "question", "command", "data", "time", "date", "device"), rows)
+
+
+TABLES["reproduce"] = reproduce
+
+
+def readme() -> str:
+    """The one table of the README."""
+    head = ("network", "method", "test accuracy", "baseline", "its accuracy", "behind, points")
+    return markdown(head, [*_readme_tssm(), *_readme_users(), *_readme_pdadmm(), *_readme_ist()])
+
+
+TABLES["readme"] = readme
+
+
+def _against(network: str, method: str, value: float, baseline: str, its: float) -> tuple:
+    shown = accuracy(value), baseline, accuracy(its), points(value, its)
+    return (network, method, *shown)
+
+
+def _readme_tssm():
+    found = load("tssm_tradeoff")["results"]
+    mean_of = lambda name: mean(found[name]["test_accuracy"])
+    names = [f"gsADMM streaming, n = {n}" for n in (2, 3, 5, 10)] + ["gsADMM stored, n = 2"]
+    for name in names:
+        adam = mean_of("Adam end to end")
+        yield _against("perceptron, 9 × 512", name, mean_of(name), "Adam end to end", adam)
+
+
+def _readme_users():
+    found = load("users_networks")["results"]
+    networks = (("residual", "24 residual blocks, 5 000 images"), ("transformer", "transformer, 5 000 images"))  # fmt: skip
+    for kind, network in networks:
+        one = found[f"{kind}, n = 1"]["test_accuracy"]
+        for n in (2, 4):
+            value = found[f"{kind}, n = {n}"]["test_accuracy"]
+            yield _against(network, f"gsADMM streaming, n = {n}", value, "Adam end to end", one)
+
+
+def _readme_pdadmm():
+    found = load("pdadmm_accuracy")
+    value, adam = found["reported"]["deep"], found["Adam, minibatch"]
+    yield _against(
+        "perceptron, 9 × 500", "pdADMM, 100 + 100 iterations", value["test_accuracy"],
+        "Adam, minibatches", adam["test_accuracy"],
+    )  # fmt: skip
+
+
+def _readme_ist():
+    found = load("ist_tradeoff")["results"]
+    for n in (2, 4, 8):
+        ist, local = (
+            mean(found[f"mnist, 2 hidden, {kind}, N = {n}"]["test_accuracy"])
+            for kind in ("IST", "local SGD")
+        )
+        yield _against("perceptron, 2 × 512", f"IST, N = {n}", ist, f"local SGD, N = {n}", local)
+
+
+@draws("tssm_tradeoff", "tssm_tradeoff")
+def tssm_tradeoff(found: dict) -> str:
+    """Accuracy at every n."""
+    adam = mean(found["results"]["Adam end to end"]["test_accuracy"])
+    rows = []
+    for name, line in found["results"].items():
+        seen = line["test_accuracy"]
+        method, n = name.partition(", n = ")[0], line["subnets"]
+        behind = points(mean(seen), adam) if n > 1 else "–"
+        coupling, seeds = f"{line['coupling']:.2g}", len(seen)
+        rows.append((method, n, accuracy(mean(seen)), extent(seen), seeds, behind, coupling))
+    head = ("method", "n", "test accuracy", "range", "seeds", "behind Adam, points", "coupling")
+    return markdown(head, rows)
+
+
+@draws("tssm_one_device", "tssm_speed")
+def tssm_one_device(found: dict) -> str:
+    """What a step costs on one device."""
+    lines = found["one_device_by_precision"]["None"]
+    own = lines["Adam end to end"]["product_flops"]
+    rows = [
+        (name, f"{1e3 * a['median']:.1f}", quartiles(a, 1e3, 1), f"{a['ratio_to_adam']:.2f}",
+         f"{a['product_flops'] / own:.2f}", f"{a['product_share']:.2f}")
+        for name, a in lines.items()
+    ]  # fmt: skip
+    head = ("", "step, ms", "quartiles", "against Adam's", "products, against Adam's", "share of its own products")  # fmt: skip
+    return markdown(head, rows)
+
+
+@draws("tssm_meshes", "tssm_speed")
+def tssm_meshes(found: dict) -> str:
+    """Steps a second and bytes over boundaries, by n and devices."""
+    cells = {(a["subnets"], a["devices"]): a for a in found["meshes"]}
+    devices = sorted({d for _, d in cells})
+
+    def cell(n, d):
+        seen = cells.get((n, d))
+        if seen is None:
+            return "–"
+        sent = f" ({seen['boundary_bytes_a_step'] / 1e6:.2f} MB)" if d > 1 else ""
+        return f"{seen['steps_a_second']:.0f}{sent}"
+
+    rows = [(n, *(cell(n, d) for d in devices)) for n in sorted({n for n, _ in cells})]
+    return markdown(("n", *(f"{d} device{'s' * (d > 1)}" for d in devices)), rows)
+
+
+KINDS = ("one device", "data parallel", "GPipe", "1F1B", "gsADMM")
+
+
+def _modelled(found: dict, network: str) -> str:
+    rows = [
+        (machine, row["devices"], *_fastest(row["lines"]))
+        for machine, networks in found.items()
+        if isinstance(networks, dict) and network in networks
+        for row in networks[network]
+    ]
+    return markdown(("machine", "devices", *KINDS), rows)
+
+
+TABLES["tssm_modelled"] = lambda: _modelled(load("tssm_modelled"), "512 wide, batch 110")
+TABLES["tssm_modelled_wide"] = lambda: _modelled(load("tssm_modelled"), "4096 wide, batch 1100")
+
+
+def _fastest(lines: list[dict]) -> list[str]:
+    """The fastest mesh of each kind; GPipe at the mesh and the microbatches that suit 1F1B best."""
+    of = lambda kind: [line for line in lines if line["kind"] == kind]
+    best = {k: min(of(k), key=lambda a: a["step_seconds"], default=None) for k in KINDS}
+    if best["1F1B"]:
+        same = lambda a: all(a[k] == best["1F1B"][k] for k in ("mesh", "microbatches"))
+        best["GPipe"] = next(filter(same, of("GPipe")), None)
+    return [_modelled_cell(best[kind]) for kind in KINDS]
+
+
+def _modelled_cell(line: dict | None) -> str:
+    if line is None:
+        return "–"
+    parts = [f"{1e3 * line['step_seconds']:.3f} ms"]
+    seconds = line.get("seconds_to_0.97")
+    if seconds is not None:
+        parts.append(f"{seconds:.2f} s")
+    parts += [line["mesh"].replace("x", "×")] * (line["kind"] in ("1F1B", "gsADMM"))
+    parts += [f"m = {line['microbatches']}"] * (line["microbatches"] is not None)
+    return ", ".join(parts)
+
+
+@draws("pdadmm_accuracy", "pdadmm_accuracy")
+def pdadmm_accuracy(found: dict) -> str:
+    """pdADMM and Adam on MNIST."""
+    lines = (
+        ("pdADMM, one hidden layer", "100", found["reported"]["shallow"]),
+        ("pdADMM, grown to nine", "100 + 100", found["reported"]["deep"]),
+        ("Adam, full batch", "100", found["Adam, full batch"]),
+        ("Adam, minibatches of 110", "10 epochs", found["Adam, minibatch"]),
+    )
+    shown = lambda a: (a["valid_accuracy"][-1], a["test_accuracy"], a["train_accuracy"])
+    rows = [(name, count, *map(accuracy, shown(a))) for name, count, a in lines]
+    return markdown(("", "iterations", "held-out", "test", "train"), rows)
+
+
+@draws("pdadmm_settings", "pdadmm_accuracy")
+def pdadmm_settings(found: dict) -> str:
+    """What was tried for the shallow stage, and on the digits."""
+    rows = [
+        (name, accuracy(a["valid_accuracy"][-1]), accuracy(found["digits"][name]["test_accuracy"]))
+        for name, a in found["shallow_stage"].items()
+    ]
+    return markdown(("steps", "shallow, MNIST", "digits"), rows)
+
+
+@draws("pdadmm_deep", "pdadmm_accuracy")
+def pdadmm_deep(found: dict) -> str:
+    """What was tried for the deep stage."""
+    rows = [(k, accuracy(a["valid_accuracy"][-1])) for k, a in found["deep_stage"].items()]
+    return markdown(("deep stage", "held-out"), rows)
+
+
+@draws("pdadmm_rounded", "pdadmm_accuracy")
+def pdadmm_rounded(found: dict) -> str:
+    """Rounded exchange."""
+    rows = [
+        (name, f"{a['bytes_of_float32']:.3f}", accuracy(a["valid_accuracy"][-1]))
+        for name, a in found["rounded_exchange"].items()
+    ]
+    return markdown(("exchanged", "bytes, share of float32", "held-out accuracy"), rows)
+
+
+@draws("pdadmm_speed", "pdadmm_speed")
+def pdadmm_speed(found: dict) -> str:
+    """What an iteration costs."""
+    names = {
+        "gradient": "gradient, exact line search", "gradient, t0": "gradient, the paper's doubling",
+        "damped": "damped", "literal": "the paper's text, trial by trial",
+    }  # fmt: skip
+    rows = [
+        (names[name], f"{a['median']:.2f}", quartiles(a, 1, 2), f"{a['product_flops'] / 1e9:.0f}",
+         f"{a['to_products']:.2f}" if "to_products" in a else "–")
+        for name, a in found["None"].items()
+    ]  # fmt: skip
+    head = ("", "iteration, s", "quartiles", "product GFLOP", "against its own products alone")
+    return markdown(head, rows)
+
+
+IST_KINDS = {
+    "IST": "IST", "local SGD": "local SGD", "data parallel": "data parallel",
+    "dropout": "dropout 1 − 1/N", "narrow": "one narrow net", "ensemble": "ensemble",
+}  # fmt: skip
+
+
+@draws("ist_tradeoff", "ist_tradeoff")
+def ist_tradeoff(found: dict) -> str:
+    """IST, its baselines and its controls."""
+    results = found["results"]
+    cell = lambda a: f"{accuracy(mean(a))} ({extent(a)})"
+    rows = []
+    for data, depth in dict.fromkeys((a["data"], a["depth"]) for a in results.values()):
+        start = f"{data}, {depth} hidden"
+        one = cell(results[f"{start}, plain SGD, N = 1"]["test_accuracy"])
+        rows.append((start, 1, f"{one}, plain SGD: all are the same", *[""] * 5))
+        for n in (2, 4, 8):
+            seen = (results[f"{start}, {kind}, N = {n}"]["test_accuracy"] for kind in IST_KINDS)
+            rows.append((start, n, *map(cell, seen)))
+    return markdown(("data, hidden layers", "N", *IST_KINDS.values()), rows)
+
+
+@draws("ist_normalisation", "ist_tradeoff")
+def ist_normalisation(found: dict) -> str:
+    """IST at N = 4 with other normalisations."""
+    rows = []
+    for kind in ("batch", "running", "layer", "none"):
+        end = "" if kind == "batch" else f", {kind}"
+        names = (f"mnist, {depth} hidden, IST, N = 4{end}" for depth in (1, 2))
+        rows.append((kind, *(accuracy(mean(found["results"][n]["test_accuracy"])) for n in names)))
+    return markdown(("normalisation", "one hidden layer", "two hidden layers"), rows)
+
+
+@draws("ist_speed", "ist_speed")
+def ist_speed(found: dict) -> str:
+    """A round against its products, and the share of a deal."""
+    rows = [
+        (name, f"{a['round']['median']:.3f}", f"{a['products']['median']:.3f}",
+         f"{a['against_products']:.2f}",
+         f"{100 * a['deal_share']['median']:.1f} % ({quartiles(a['deal_share'], 100, 1)})")
+        for name, a in found["results"].items()
+    ]  # fmt: skip
+    head = ("inputs, normalisation", "round, s", "its products, s", "round / products", "deal / round (quartiles)")  # fmt: skip
+    return markdown(head, rows)
+
+
+FORMS = ("batch", "gathered", "model", "scattered", "paired", "domain")
+
+
+def _grid_bytes(devices: int) -> str:
+    rows = []
+    for name, seen in load("grid_bytes")["bytes"].items():
+        network, grid = name.rsplit(", ", 1)
+        pr, pc = map(int, grid.split(" x "))
+        if pr * pc != devices:
+            continue
+        cells = [f"{seen[form] / 1e6:.2f}" if form in seen else "–" for form in FORMS]
+        auto = f"**{seen['auto'] / 1e6:.2f}**"
+        rows.append((network, f"{pr} × {pc}", *cells, auto, *_partitioned(seen)))
+    return markdown(("network", "pr × pc", *FORMS, "auto", "XLA", "its work"), rows)
+
+
+def _partitioned(seen: dict) -> tuple[str, str]:
+    if seen.get("xla") is None:
+        return "–", "–"
+    return f"{seen['xla'] / 1e6:.2f}", f"{seen['xla_work']:.2f}"
+
+
+for _devices in (8, 16, 64):
+    TABLES[f"grid_bytes_{_devices}"] = lambda devices=_devices: _grid_bytes(devices)
+
+
+@draws("grid_speed", "grid_speed")
+def grid_speed(found: dict) -> str:
+    """A placed step on one device over plain jax and optax."""
+    steps = found["steps_a_dispatch"]
+    rows = [
+        (name, f"{1e3 * a['seconds']['plain']['median'] / steps:.2f}", f"{a['ratio']['sgd']:.2f}",
+         f"{a['ratio']['placed']:.2f}", a["repeats"])
+        for name, a in found["results"].items()
+    ]  # fmt: skip
+    return markdown(("network", "plain jax and optax, ms", "sgd", "sgd, placed", "turns"), rows)
+
+
+@draws("planner_published", "planner_paper")
+def planner_published(found: dict) -> str:
+    """The paper's grids and speed-ups, printed and simulated."""
+    shown = lambda a: f"{a['grid'][0]} × {a['grid'][1]}, {a['speedup']:.2f}"
+    rows = [
+        (figure, processes, shown(a["printed"]), shown(a["simulated"]))
+        for figure, lines in found["paper"].items()
+        for processes, a in lines.items()
+    ]
+    return markdown(("figure", "P", "printed grid, speed-up", "simulated"), rows)
+
+
+@draws("planner_paper", "planner_paper")
+def planner_paper(found: dict) -> str:
+    """The paper's best grids against those of this planner, under the paper's assumptions."""
+    grid = lambda a: f"{a['grid'][0]} × {a['grid'][1]}"
+    digits = lambda a: 2 if a["total"] < 10 else 1
+    seconds = lambda a: "{total:.{d}f} ({communication:.{d}f})".format(d=digits(a), **a)
+    rows = [
+        (f"{figure}, P = {processes}", grid(a["paper"]), seconds(a["paper"]),
+         grid(a["ours"]), seconds(a["ours"]), f"{a['faster']:.2f}")
+        for figure, lines in found["planned"].items()
+        for processes, a in lines.items()
+    ]  # fmt: skip
+    head = ("case", "paper's best", "seconds an epoch (communication)", "ours", "seconds (communication)", "paper / ours")  # fmt: skip
+    return markdown(head, rows)
+
+
+@draws("planner_measured", "planner_measured")
+def planner_measured(found: dict) -> str:
+    """How predicted seconds meet measured ones."""
+    rows = [
+        (name, len(a["shapes"]), f"{a['least_ratio']:.1f} to {a['largest_ratio']:.1f}",
+         f"{a['spearman']:.2f}", f"{a['planned_to_fastest']:.2f}", f"{a['slowest_to_fastest']:.2f}")
+        for name, a in found["results"].items()
+    ]  # fmt: skip
+    head = ("case", "shapes", "measured / predicted", "rank agreement (Spearman)", "planned", "spread")  # fmt: skip
+    return markdown(head, rows)
+
+
+@draws("users_networks", "users_networks")
+def users_networks(found: dict) -> str:
+    """flax networks cut at every n."""
+    names = {
+        "residual": "24 residual blocks of two convolutions (`nnx.BatchNorm`)",
+        "transformer": "transformer, 6 encoder blocks (flax linen)",
+    }
+    cell = lambda kind, n: accuracy(found["results"][f"{kind}, n = {n}"]["test_accuracy"])
+    rows = [(shown, *(cell(kind, n) for n in (1, 2, 3, 4))) for kind, shown in names.items()]
+    return markdown(("network", "n = 1", "n = 2", "n = 3", "n = 4"), rows)
