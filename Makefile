@@ -4,7 +4,7 @@ VENV ?= .venv
 VENV_TPU ?= .venv-tpu
 BIN = $(VENV)/bin
 
-.PHONY: demo test slow test-tpu lint format clean
+.PHONY: demo test slow test-tpu docs serve-docs lint format clean
 
 demo: $(VENV)/ready
 	$(BIN)/jtssm demo --out run/demo --overwrite
@@ -19,6 +19,13 @@ slow: $(VENV)/ready
 test-tpu: $(VENV_TPU)/ready
 	JTSSM_TPU=1 JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
 		$(VENV_TPU)/bin/python -m pytest tests/tpu
+
+# the site, in site/; notebooks are executed in their small mode; a broken link or reference fails
+docs: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+serve-docs: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -45,4 +52,4 @@ $(VENV_TPU)/ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV_TPU) run .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV_TPU) run site build .pytest_cache .ruff_cache .mypy_cache

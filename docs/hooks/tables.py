@@ -1,6 +1,7 @@
 """Puts tables of results where a page has a marker; a hook of mkdocs.
 
     <!-- table: tssm_tradeoff -->      the table of that name in `result_tables.TABLES`
+    <!-- table indented: NAME -->      the same, inside an admonition
     <!-- about: tssm_tradeoff -->      command, date, commit, versions, device of benchmarks/results/NAME.json
 
     python docs/hooks/tables.py README.md     # rewrites what stands between such a marker and the next
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from pathlib import Path
 from posixpath import dirname, relpath
 from typing import Any
 
 import result_tables
 
-MARKER = re.compile(r"<!-- (table|about): (\S+) -->")
+MARKER = re.compile(r"<!-- (table|about)( indented)?: (\S+) -->")
 FILLED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -32,7 +34,7 @@ def filled(text: str, uri: str = "index.md") -> str:
     Raises:
       ValueError: a marker that names no table and no result.
     """
-    shown = MARKER.sub(lambda found: drawn(*found.groups()), text)
+    shown = MARKER.sub(lambda found: indented(drawn(found[1], found[3]), bool(found[2])), text)
     return re.sub(r"\]\(/", f"]({relpath('.', dirname(uri) or '.')}/", shown)
 
 
@@ -44,6 +46,11 @@ def drawn(kind: str, name: str) -> str:
         return result_tables.TABLES[name]()
     known = sorted(result_tables.TABLES if kind == "table" else result_names())
     raise ValueError(f"<!-- {kind}: {name} -->: expected one of {known}; got {name!r}")
+
+
+def indented(text: str, deeper: bool) -> str:
+    """The text, by four columns where it stands in an admonition."""
+    return textwrap.indent(text, "    ") if deeper else text
 
 
 def result_names() -> list[str]:
