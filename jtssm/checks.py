@@ -15,11 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-# jtssm.nn.perceptrons.Network and jtssm.losses.Loss: layers and losses call these checks, so that
-# nothing of theirs is imported here
-Network = Any
-Loss = Any
-
 SHOWN = 200  # most characters of a value in a message
 LISTED = 4096  # up to which divisors are listed
 LEAST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)

@@ -1,210 +1,287 @@
-"""The options of the command line."""
+"""The options of the commands: parsers that share them, one parser a method."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
 
-import jtssm
 from jtssm import data, solvers
+from jtssm.cli.constructors import add_options, prose, summary, takes
+from jtssm.cli.readers import forms, integer, integers, mesh, number, one_of
 from jtssm.nn.architectures import ARCHITECTURES
 from jtssm.nn.norm import NORMALISATIONS
+from jtssm.planning.builders import LOCAL_STEPS, workers_argument
 from jtssm.sharding.cost.machines import MACHINES
 from jtssm.sharding.distributed import LOST_AFTER
-from jtssm.sharding.mesh import AXES
 from jtssm.train import history
 
 OPTIMIZERS = ("adam", "adamw", "adagrad", "lion", "nadam", "radam", "rmsprop", "sgd")
+BATCH_SIZE = 110
 RATES = ("warmup-cosine", "constant")
 NETS = ("mlp", "convnet")
+DATA_DIR = "folder that holds one folder a data set; default: JTSSM_DATA"
+METHOD_OF = {"train": "gsadmm", "plan": "sgd", "sweep": "sgd"}  # without a method
+# of what a command needs; where nothing stands here, a number
+EXAMPLES = {"--machine": "--machine tpu-v5e", "file": "here.json", "command": "train"}
+Run = Callable[[argparse.Namespace], int]
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
-def parser(runs: Mapping[str, Callable]) -> argparse.ArgumentParser:
-    """The parser of all commands; runs: what each of them does."""
-    top = argparse.ArgumentParser(prog="jtssm", description=jtssm.__doc__)
-    top.add_argument("--version", action="version", version=jtssm.__version__)
-    commands = top.add_subparsers(required=True, metavar="command")
-    _train_parser(commands, runs["train"])
-    demo = commands.add_parser("demo", help="2 subnetworks against Adam on the embedded digits")
-    demo.add_argument("--epochs", type=int, default=30)
-    _out_arguments(demo)
-    demo.set_defaults(run=runs["demo"])
-    commands.add_parser("methods", help="the training methods").set_defaults(run=runs["methods"])
-    show = commands.add_parser("data", help="the data sets: which are there, how to get the others")
-    show.add_argument("--data-dir")
-    show.set_defaults(run=runs["data"])
-    _plan_parser(commands, runs["plan"])
-    _sweep_parser(commands, runs["sweep"])
-    measure = commands.add_parser("calibrate", help="measure these devices, write a machine file")
+class Parser(argparse.ArgumentParser):
+    """One that raises what it refuses, as all checks do, and knows no abbreviations."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**{"allow_abbrev": False} | settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError: the command, the option and what is wrong with it."""
+        where = self.prog.removeprefix("jtssm").strip()
+        raise ValueError(": ".join(filter(None, (where, _plainly(message)))))
+
+
+def _plainly(message: str) -> str:
+    """What argparse says, as the checks of the package say it."""
+    if lacking := re.fullmatch("the following arguments are required: (.*)", message):
+        names = lacking[1].split(", ")
+        example = " ".join(EXAMPLES.get(name, f"{name} 4") for name in names)
+        return f"expected {lacking[1]}, which it needs, e.g. {example}; got none"
+    message = message.removeprefix("argument ")
+    message = message.replace("expected one argument", "expected a value; got none")
+    unknown = r"invalid choice: (.*) \(choose from (.*)\)"
+    return re.sub(unknown, r"expected one of \2; got \1", message)
+
+
+def _group(title: str, told: str | None = None) -> tuple[Parser, Callable[..., argparse.Action]]:
+    """A parser for others to share, and what adds an option to its only group."""
+    shared = Parser(add_help=False)
+    return shared, shared.add_argument_group(title, told).add_argument
+
+
+def _words(known: Collection[str]) -> str:
+    return "one of: " + ", ".join(known)
+
+
+def add_train(commands: Commands, run: Run) -> None:
+    """`jtssm train METHOD`."""
+    methods = _with_methods(
+        commands, "train", "train a perceptron or a small convolutional network"
+    )
+    whole = [_data(), _network(), _training(), _mesh()]
+    last = [_processes(), _checkpoints(), _results()]
+    for name, make in solvers.METHODS.items():
+        own = Parser(add_help=False)
+        add_options(own, make, {"local_steps": LOCAL_STEPS, "batch_size": BATCH_SIZE})
+        some = [_optimizer(RATES)] if takes(make, "optimizer") else []
+        # workers keep their layers whole
+        some += [] if takes(make, "local_steps") else [_forms()]
+        some += [_shallow()] if make is solvers.pdadmm else []
+        method = _add_method(methods, name, [own, *whole, *some, *last])
+        method.set_defaults(run=run, forms=None, shallow=None)
+
+
+def add_plan(commands: Commands, run: Run) -> None:
+    """`jtssm plan METHOD`."""
+    shown, add = _group("results")
+    add("--runners-up", type=integer, default=4, help="how many other meshes to show; default: 4")
+    _add_planned(
+        commands, "plan", "the fastest mesh by the cost model, and its Python", run, [shown]
+    )
+
+
+def add_sweep(commands: Commands, run: Run) -> None:
+    """`jtssm sweep METHOD`."""
+    told = "every mesh shape: predicted, counted and measured"
+    _add_planned(commands, "sweep", told, run, [_measures(), _results()])
+
+
+def add_demo(commands: Commands, run: Run) -> None:
+    """`jtssm demo`."""
+    told = "2 subnetworks against Adam on the embedded digits"
+    demo = commands.add_parser("demo", help=told, description=told, parents=[_results()])
+    demo.add_argument("--epochs", type=integer, default=30, help="of each; default: 30")
+    demo.set_defaults(run=run)
+
+
+def add_data(commands: Commands, run: Run) -> None:
+    """`jtssm data`."""
+    told = "the data sets: which are there, how to get the others"
+    shown = commands.add_parser("data", help=told, description=told)
+    shown.add_argument("--data-dir", help=DATA_DIR)
+    shown.set_defaults(run=run)
+
+
+def add_calibrate(commands: Commands, run: Run) -> None:
+    """`jtssm calibrate`."""
+    told = "measure these devices, write a machine file"
+    measure = commands.add_parser("calibrate", help=told, description=told)
     measure.add_argument("file", type=Path, help="of the machine, e.g. here.json")
-    measure.add_argument("--devices", type=int, help="virtual devices of a CPU")
-    measure.set_defaults(run=runs["calibrate"])
-    return top
+    measure.add_argument("--devices", type=integer, help="virtual devices of a CPU; default: 1")
+    measure.set_defaults(run=run)
 
 
-def _plan_parser(commands, run: Callable) -> None:
-    plan = commands.add_parser("plan", help="the fastest mesh by the cost model, and its Python")
-    plan.set_defaults(run=run)
-    _shape_arguments(plan)
-    plan.add_argument("--runners-up", type=int, default=4, help="how many other meshes to show")
+def _add_planned(commands: Commands, command: str, told: str, run: Run, own: list[Parser]) -> None:
+    """A command that asks the cost model about each method."""
+    methods = _with_methods(commands, command, told)
+    shared = [_architecture(), _machine()]
+    for name, make in solvers.METHODS.items():
+        found = {workers_argument(make) or "subnets": "as many as the subnet axis is long"}
+        found["local_steps"] = str(LOCAL_STEPS)
+        its = Parser(add_help=False)
+        add_options(its, make, {}, found, but="batch_size")
+        optimizer = [_optimizer()] if takes(make, "optimizer") else []
+        method = _add_method(methods, name, [its, *shared, *optimizer, *own])
+        method.set_defaults(run=run)
 
 
-def _sweep_parser(commands, run: Callable) -> None:
-    sweep = commands.add_parser("sweep", help="every mesh shape: predicted, counted and measured")
-    sweep.set_defaults(run=run)
-    _shape_arguments(sweep)
-    add = sweep.add_argument
-    add("--no-count", dest="count", action="store_false", help="predict only: nothing is compiled")
-    add("--measure", action="store_true", help="run each shape on the present devices, too")
-    add("--compile", help="also for TPUs that need not be there, e.g. tpu-v5e:4x4 (needs libtpu)")
-    add("--resume", action="store_true", help="go on with the sweep that stands in --out")
-    _out_arguments(sweep)
-
-
-def _shape_arguments(command) -> None:
-    """What a network and a machine are."""
-    add = command.add_argument
-    add("--net", default="mlp", help="one of: " + ", ".join(sorted(ARCHITECTURES)))
-    add("--widths", type=_integers, help="instead, of a perceptron: inputs, hidden..., outputs")
-    add("--devices", type=int, required=True, help="how many; all are used")
-    add("--batch", type=int, required=True, help="samples of a step, of all devices together")
-    add("--machine", required=True, help="one of: " + ", ".join(MACHINES) + "; or a machine file")
-    add("--method", default="sgd", help="one of: " + ", ".join(solvers.METHODS))
-    add("--optimizer", default="adam", help="one of: " + ", ".join(OPTIMIZERS))
-    add(
-        "--subnets",
-        type=int,
-        help="of gsadmm, gsam, ist; default: as many as the subnet axis is long",
+def _with_methods(commands: Commands, command: str, told: str) -> Commands:
+    """A command that has one of its own for each method."""
+    parser = commands.add_parser(
+        command, help=told, description=f"{told}. Without a METHOD: {METHOD_OF[command]}."
     )
-    add("--cuts", type=_integers, help="first layers of the subnetworks after the first, e.g. 2,3")
-    add("--local-steps", type=int, help="of ist, local_sgd, ensemble: steps a round; default: 20")
-    add("--schedule", help="of gsadmm, gsam, one of: streaming, stored")
-    add("--sweeps", type=int, help="of gsadmm, gsam")
-    add(
-        "--samples",
-        type=int,
-        help="that a method keeps which takes no minibatches (pdadmm, stored)",
-    )
-    add(
-        "--memory-limit",
-        type=float,
-        help="bytes a device may hold; default: the machine's capacity",
-    )
-    add(
-        "--overlap",
-        type=float,
-        default=0.0,
-        help="share of the products' time that hides gradients' sums",
-    )
+    return parser.add_subparsers(dest="method", required=True, metavar="METHOD")
 
 
-def _train_parser(commands, run: Callable) -> None:
-    train = commands.add_parser("train", help="train a perceptron or a small convolutional network")
-    train.set_defaults(run=run)
-    add = train.add_argument
-    add("--method", default="gsadmm", help="one of: " + ", ".join(solvers.METHODS))
-    add("--data", default="digits", help="one of: " + ", ".join(data.SOURCES))
-    add("--data-dir", help="folder that holds one folder a data set; default: JTSSM_DATA")
-    add("--size", type=int, help="zoom images to SIZE x SIZE; default: mlp, MNIST family: 14")
-    add("--net", default=NETS[0], help="one of: " + ", ".join(NETS))
-    add("--hidden", type=_integers, help="hidden widths; default: mlp: 512,512,512, convnet: 128")
-    add("--channels", type=_integers, help="of convnet's convolutions; default: 16,32")
-    add("--subnets", type=int, help="number of subnetworks")
-    add("--cuts", type=_integers, help="first layers of the subnetworks after the first, e.g. 2,3")
-    add("--mesh", type=_mesh, help="e.g. subnet=2,pc=2; default: one device")
-    _process_arguments(train)
-    add("--forms", type=_forms, help="how layers are split over pr: auto, or a form a layer")
-    add("--epochs", type=int, default=10, help="of pdadmm: iterations over all samples")
-    add("--evaluate-every", type=int, default=1, help="epochs between two lines of the history")
-    add("--batch-size", type=int, default=110, help="samples a gradient sees; of a worker, if any")
-    add("--optimizer", default="adam", help="one of: " + ", ".join(OPTIMIZERS))
-    add("--learning-rate", type=float, default=1e-3)
-    add("--rates", default=RATES[0], help="how the learning rate runs: one of " + ", ".join(RATES))
-    add("--normalisation", help="of every layer, one of: " + ", ".join(NORMALISATIONS))
-    add("--dropout", type=float, default=0.0, help="of every hidden layer, while training")
-    add("--workers", type=int, help="of local_sgd: whole networks that are averaged")
-    add("--members", type=int, help="of ensemble: networks that never talk")
-    add("--local-steps", type=int, help="of ist, local_sgd, ensemble: steps a round; default: 20")
-    add("--deal", help="of ist, one of: stratified, uniform (on one device)")
+def _add_method(methods: Commands, name: str, parents: list[Parser]) -> Parser:
+    make = solvers.METHODS[name]
+    return methods.add_parser(name, parents=parents, help=summary(make), description=prose(make))
+
+
+def _data() -> Parser:
+    shared, add = _group("data")
+    add("--data", default="digits", help=f"{_words(data.SOURCES)}; default: digits")
+    add("--data-dir", help=DATA_DIR)
+    add("--size", type=integer, help="zoom images to SIZE x SIZE; default: mlp, MNIST family: 14")
+    return shared
+
+
+def _network() -> Parser:
+    shared, add = _group("network")
+    add("--net", type=one_of(NETS), default=NETS[0], help=f"{_words(NETS)}; default: {NETS[0]}")
+    add("--hidden", type=integers, help="hidden widths; default: mlp: 512,512,512, convnet: 128")
+    add("--channels", type=integers, help="of convnet's convolutions; default: 16,32")
+    add("--normalisation", help=f"of every layer, {_words(NORMALISATIONS)}; default: none")
+    add("--dropout", type=number, default=0.0, help="of hidden layers, while training; default: 0")
+    return shared
+
+
+def _training() -> Parser:
+    shared, add = _group("training")
     add(
-        "--scale",
-        type=float,
-        help="of ist: what unnormalised layers take of a dealt input is scaled by",
-    )
-    add("--rho", type=float)
-    add("--alpha", type=float)
-    add("--eta", type=float)
-    add("--schedule", help="one of: streaming, stored")
-    add("--sweeps", type=int)
-    add("--order", help="of gsam's stored sweep, one of: sequential, parallel")
-    add("--weight-steps", type=int)
-    add("--delay-power", type=float, help="updates fall with (1 + delay)^-power; default: 1")
-    add("--nu", type=float, help="of pdadmm, as the following: weight of its quadratic terms")
-    add("--steps", help="one of: damped, gradient, exact")
-    add("--damping", type=float, help="of the damped W-step")
-    add("--t0", type=float, help="first step length of gradient steps; default: exact line search")
-    add("--weight-decay", type=float)
-    add("--grid", type=int, choices=(8, 16), help="bits that p and q are rounded to")
-    add("--float-q", action="store_true", default=None, help="round p alone")
-    add("--shallow", type=int, help="train that many hidden layers first, then insert the others")
-    add("--precision", help="of the products, e.g. highest")
-    add("--compute-dtype", help="what layers compute in, e.g. bfloat16; state stays float32")
-    add("--seed", type=int, default=0)
-    add("--checkpoint", type=Path, help="folder of checkpoints; the same command goes on from them")
-    add(
-        "--every", type=int, help="steps between two checkpoints; default: each line of the history"
-    )
-    add("--resume", type=int, help="go on from that checkpoint; default: the newest")
+        "--epochs", type=integer, default=10,
+        help="passes over the samples; of pdadmm: iterations over all of them; default: 10",
+    )  # fmt: skip
+    add("--seed", type=integer, default=0, help="of weights, order and dropout; default: 0")
     add(
         "--on-divergence",
         default="stop",
         help="one of: stop, halve (smaller steps from a line before)",
     )
-    add("--halvings", type=int, default=5, help="of --on-divergence halve: at most so many")
-    add("--history", choices=history.FORMATS, default="csv", help="format of the history")
-    _out_arguments(train)
+    add("--halvings", type=integer, default=5, help="of --on-divergence halve: at most; default: 5")
+    return shared
 
 
-def _process_arguments(command) -> None:
-    """Where several processes share the mesh; each is started with the same command."""
-    add = command.add_argument
+def _optimizer(rates: Collection[str] = ()) -> Parser:
+    """rates: where the optimizer is also told its step lengths."""
+    shared, add = _group("training")
     add(
-        "--coordinator",
-        help="host:port of process 0, with the next two: a run of several processes",
+        "--optimizer", type=one_of(OPTIMIZERS), default=OPTIMIZERS[0],
+        help=f"of optax, {_words(OPTIMIZERS)}; default: {OPTIMIZERS[0]}",
+    )  # fmt: skip
+    if rates:
+        add("--learning-rate", type=number, default=1e-3, help="the highest; default: 0.001")
+        add(
+            "--rates", type=one_of(rates), default=RATES[0],
+            help=f"how the learning rate runs, {_words(rates)}; default: {RATES[0]}",
+        )  # fmt: skip
+    return shared
+
+
+def _shallow() -> Parser:
+    shared, add = _group("training")
+    told = "train that many hidden layers first, then insert the others; default: all at once"
+    add("--shallow", type=integer, help=told)
+    return shared
+
+
+def _mesh() -> Parser:
+    shared, add = _group("mesh")
+    add("--mesh", type=mesh, help="e.g. subnet=2,pc=2; default: one device")
+    return shared
+
+
+def _forms() -> Parser:
+    shared, add = _group("mesh")
+    add("--forms", type=forms, help="how layers are split over pr: auto, or a form a layer")
+    return shared
+
+
+def _processes() -> Parser:
+    shared, add = _group(
+        "processes", "Several share the mesh; each is started with the same command."
     )
-    add("--num-processes", type=int, help="how many there are; the mesh is over the devices of all")
-    add("--process-id", type=int, help="which of them this is, from 0")
+    add("--coordinator", help="host:port of process 0, with the next two: several processes")
+    add("--num-processes", type=integer, help="how many; the mesh is over the devices of all")
+    add("--process-id", type=integer, help="which of them this is, from 0")
     add("--distributed", action="store_true", help="instead: as jax finds them (SLURM, Cloud TPU)")
     add(
-        "--lost-after",
-        type=int,
-        default=LOST_AFTER,
-        help="seconds until a dead process ends the others",
+        "--lost-after", type=integer, default=LOST_AFTER,
+        help=f"seconds until a dead process ends the others; default: {LOST_AFTER}",
+    )  # fmt: skip
+    return shared
+
+
+def _checkpoints() -> Parser:
+    shared, add = _group("results")
+    add(
+        "--evaluate-every", type=integer, default=1, help="epochs a line of the history; default: 1"
     )
+    add(
+        "--history", type=one_of(history.FORMATS), default="csv",
+        help=f"its format, {_words(history.FORMATS)}; default: csv",
+    )  # fmt: skip
+    add("--checkpoint", type=Path, help="folder of checkpoints; the same command goes on from them")
+    add(
+        "--every", type=integer, help="steps between checkpoints; default: each line of the history"
+    )
+    add("--resume", type=integer, help="go on from that checkpoint; default: the newest")
+    return shared
 
 
-def _out_arguments(command) -> None:
-    command.add_argument("--out", type=Path, default=Path("run"), help="folder for the results")
-    command.add_argument("--overwrite", action="store_true", help="replace an earlier run there")
+def _results() -> Parser:
+    shared, add = _group("results")
+    add("--out", type=Path, default=Path("run"), help="folder for the results; default: run")
+    add("--overwrite", action="store_true", help="replace an earlier run there")
+    return shared
 
 
-def _integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+def _architecture() -> Parser:
+    shared, add = _group("network")
+    add("--net", default="mlp", help=f"{_words(sorted(ARCHITECTURES))}; default: mlp")
+    add("--widths", type=integers, help="instead, of a perceptron: inputs, hidden..., outputs")
+    add("--batch", type=integer, required=True, help="samples of a step, of all devices together")
+    add("--samples", type=integer, help="that a method keeps without minibatches (pdadmm, stored)")
+    return shared
 
 
-def _forms(text: str) -> str | list[str]:
-    return text if text == "auto" else text.split(",")
+def _machine() -> Parser:
+    shared, add = _group("machine")
+    add("--devices", type=integer, required=True, help="how many; all are used")
+    add("--machine", required=True, help=f"{_words(MACHINES)}; or a machine file")
+    add("--memory-limit", type=number, help="bytes a device may hold; default: all the machine's")
+    add(
+        "--overlap", type=number, default=0.0,
+        help="share of the products' time that hides gradients' sums; default: 0",
+    )  # fmt: skip
+    return shared
 
 
-def _mesh(text: str) -> dict[str, int]:
-    pairs = (part.split("=") for part in text.split(","))
-    try:
-        sizes = {name: int(size) for name, size in pairs}
-    except ValueError:
-        sizes = {"": 0}
-    if not set(sizes) <= set(AXES) or min(sizes.values()) < 1:
-        raise argparse.ArgumentTypeError(
-            f"expected sizes of subnet, pr and pc, e.g. subnet=2,pc=2; got {text!r}"
-        )
-    return sizes
+def _measures() -> Parser:
+    shared, add = _group("results")
+    add("--no-count", dest="count", action="store_false", help="predict only: nothing is compiled")
+    add("--measure", action="store_true", help="run each shape on the present devices, too")
+    add("--compile", help="also for TPUs that need not be there, e.g. tpu-v5e:4x4 (needs libtpu)")
+    add("--resume", action="store_true", help="go on with the sweep that stands in --out")
+    return shared

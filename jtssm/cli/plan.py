@@ -1,4 +1,4 @@
-"""The commands jtssm plan | sweep | calibrate: which mesh shape, before a machine is paid for."""
+"""jtssm plan METHOD | sweep METHOD | calibrate: which mesh shape, before a machine is paid for."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ import jax
 import optax
 
 import jtssm
-from jtssm import checks, plot, solvers
+from jtssm import plot, solvers
 from jtssm.cli import tables
-from jtssm.cli.options import OPTIMIZERS
+from jtssm.cli.constructors import given, takes
 from jtssm.planning import plan, sweeps
-from jtssm.planning.builders import LOCAL_STEPS, WORKERS
+from jtssm.planning.builders import LOCAL_STEPS, workers_argument
 from jtssm.planning.trials import Record
 from jtssm.sharding.cost.calibration import calibrate
 from jtssm.sharding.cost.planner import Proposal
 
-PASSED = ("subnets", "cuts", "local_steps", "schedule", "sweeps")  # to the method, if given
 LISTED = 4  # shapes that do not go
 CAUSES = ("permute", "all_gather", "reduce_scatter", "all_reduce", "all_to_all")
 
@@ -61,33 +60,37 @@ def _plan_row(found: Proposal) -> tuple[str, ...]:
 
 def code(found: Proposal, arguments: argparse.Namespace) -> str:
     """Python that builds the method on its mesh."""
-    named = arguments.widths is None
     net = (
-        f'architectures.find_architecture("{arguments.net}")()'
-        if named
+        f'nn.find_architecture("{arguments.net}")()'
+        if arguments.widths is None
         else f"jtssm.mlp({arguments.widths})"
     )
-    given = {
-        name: getattr(arguments, name) for name in PASSED if getattr(arguments, name) is not None
-    }
-    given |= {"batch_size": arguments.batch} if arguments.method != "pdadmm" else {}
-    if arguments.method in WORKERS:
-        num = found.method.parts.num
-        given |= {WORKERS[arguments.method]: num, "batch_size": arguments.batch // num}
-        given.setdefault("local_steps", LOCAL_STEPS)
-    elif len(found.method.parts.starts) > 2 and arguments.method != "pdadmm":
-        given.pop("subnets", None)
-        given["cuts"] = list(found.cuts)
-    options = [f"{name}={value!r}" for name, value in given.items()]
-    if arguments.method != "pdadmm":
+    options = [f"{name}={value!r}" for name, value in _options(found, arguments).items()]
+    if takes(solvers.METHODS[arguments.method], "optimizer"):
         options.insert(0, f"optimizer=optax.{arguments.optimizer}(1e-3)")
     forms = f", forms={list(found.forms)}" if found.forms and found.shape[1] > 1 else ""
     return (
-        "import jtssm\nimport optax\nfrom jtssm import architectures, sharding, solvers\n\n"
-        f"net = {net}\nmethod = solvers.{arguments.method}(net, {', '.join(options)})\n"
+        "import jtssm\nimport optax\nfrom jtssm import nn, sharding, solvers\n\n"
+        f"net = {net}\nmethod = solvers.{arguments.method}({', '.join(['net', *options])})\n"
         f"mesh = sharding.make_mesh{found.shape}\n"
         f"placed = sharding.place(method, mesh{forms})\n"
     )
+
+
+def _options(found: Proposal, arguments: argparse.Namespace) -> dict[str, object]:
+    """What the constructor is called with: what is given, and what the mesh says."""
+    make = solvers.METHODS[arguments.method]
+    options: dict[str, object] = given(arguments, make)
+    if workers := workers_argument(make):
+        num = found.method.parts.num
+        options |= {workers: num, "batch_size": arguments.batch // num}
+        return {"local_steps": LOCAL_STEPS} | options
+    if takes(make, "batch_size"):
+        options["batch_size"] = arguments.batch
+    if takes(make, "cuts") and len(found.method.parts.starts) > 2:
+        options.pop("subnets", None)
+        options["cuts"] = list(found.cuts)
+    return options
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
@@ -108,17 +111,16 @@ def run_sweep(arguments: argparse.Namespace) -> int:
 
 
 def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
-    checks.one_of("--optimizer", arguments.optimizer, OPTIMIZERS)
-    checks.one_of("--method", arguments.method, list(solvers.METHODS))
-    options = {
-        name: getattr(arguments, name) for name in PASSED if getattr(arguments, name) is not None
-    }
+    """What `plan` and `sweep` are called with."""
+    make = solvers.METHODS[arguments.method]
+    asked = given(arguments, make)
+    if takes(make, "optimizer"):
+        asked["optimizer"] = getattr(optax, arguments.optimizer)(1e-3)
     net = arguments.net if arguments.widths is None else jtssm.mlp(arguments.widths)
-    return {
+    return asked | {
         "net": net, "num_devices": arguments.devices, "batch": arguments.batch,
-        "machine": arguments.machine, "method": arguments.method,
-        "optimizer": getattr(optax, arguments.optimizer)(1e-3), "memory_limit": arguments.memory_limit,
-        "overlap": arguments.overlap, "samples": arguments.samples, **options,
+        "machine": arguments.machine, "method": arguments.method, "overlap": arguments.overlap,
+        "memory_limit": arguments.memory_limit, "samples": arguments.samples,
     }  # fmt: skip
 
 
@@ -157,28 +159,15 @@ def _write(out: Path, arguments: argparse.Namespace, records: list[Record]) -> N
 
 
 def _show(records: list[Record], arguments: argparse.Namespace, out: Path) -> None:
-    """The table; marks the best."""
+    """The table, with the best marked, and the shapes that do not go."""
     columns = [
-        "",
-        "subnet x pr x pc",
-        "predicted s",
-        "compute",
-        *CAUSES,
-        "sent MB",
-        "counted MB",
-        "memory MB",
-    ]
+        "", "subnet x pr x pc", "predicted s", "compute", *CAUSES, "sent MB", "counted MB", "memory MB",
+    ]  # fmt: skip
     columns += ["compiled MB"] if arguments.count else []
     columns += ["measured s"] if arguments.measure else []
     columns += [f"{arguments.compile} MB", "its MB sent"] if arguments.compile else []
-    rows, failed = [], []
-    for record in records:
-        if "seconds" not in record:
-            failed.append(f"{record['mesh']}: {record['error']}")
-            continue
-        rows.append(_sweep_row(record, arguments))
-        if "error" in record:
-            failed.append(f"{record['mesh']}: {record['error']}")
+    rows = [_sweep_row(record, arguments) for record in records if "seconds" in record]
+    failed = [f"{record['mesh']}: {record['error']}" for record in records if "error" in record]
     tables.show(f"{_title(arguments)} ({out}/sweep.csv, .json, .png)", columns, rows)
     for line in failed[:LISTED]:
         tables.say(f"does not go: {line}")
@@ -189,18 +178,25 @@ def _show(records: list[Record], arguments: argparse.Namespace, out: Path) -> No
 
 
 def _sweep_row(record: Record, arguments: argparse.Namespace) -> tuple[str, ...]:
-    shown = lambda value: "" if not value else f"{value:.3g}"
-    mega = lambda name: f"{record[name] / 1e6:.3f}" if name in record else ""
     compute = record["seconds_products"] + record["seconds_optimizer"]
     row = [
-        "best" if record["best"] else "", record["mesh"], shown(record["seconds"]), shown(compute),
-        *(shown(record[f"seconds_{cause}"]) for cause in CAUSES), mega("bytes_sent"),
-        mega("counted_sent"), mega("memory"),
+        "best" if record["best"] else "", record["mesh"], _shown(record["seconds"]), _shown(compute),
+        *(_shown(record[f"seconds_{cause}"]) for cause in CAUSES), _mega(record, "bytes_sent"),
+        _mega(record, "counted_sent"), _mega(record, "memory"),
     ]  # fmt: skip
-    row += [mega("compiled_memory")] if arguments.count else []
-    row += [shown(record.get("measured_seconds"))] if arguments.measure else []
-    row += [mega("topology_memory"), mega("topology_counted_sent")] if arguments.compile else []
+    row += [_mega(record, "compiled_memory")] if arguments.count else []
+    row += [_shown(record.get("measured_seconds"))] if arguments.measure else []
+    if arguments.compile:
+        row += [_mega(record, "topology_memory"), _mega(record, "topology_counted_sent")]
     return tuple(row)
+
+
+def _shown(seconds: float | None) -> str:
+    return f"{seconds:.3g}" if seconds else ""
+
+
+def _mega(record: Record, name: str) -> str:
+    return f"{record[name] / 1e6:.3f}" if name in record else ""
 
 
 def run_calibrate(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -30,7 +33,7 @@ def say(text: str) -> None:
     _console().print(text, soft_wrap=True)
 
 
-def _console() -> Any:
+def _console() -> Console:
     from rich.console import Console
 
     # a file takes lines of any length

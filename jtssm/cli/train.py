@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import inspect
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import optax
 
 import jtssm
 from jtssm import checks, solvers
-from jtssm.cli.options import NETS, OPTIMIZERS, RATES
+from jtssm.cli.constructors import given, takes
 from jtssm.nn import images
 from jtssm.nn.network import Network
-from jtssm.planning.builders import LOCAL_STEPS
+from jtssm.planning.builders import workers_argument
 from jtssm.protocol.method import Method
 
-PASSED = (
-    "subnets", "cuts", "rho", "alpha", "eta", "schedule", "order", "sweeps", "weight_steps",
-    "delay_power", "workers", "members", "local_steps", "deal", "scale", "nu", "steps", "damping",
-    "t0", "weight_decay", "grid", "float_q", "compute_dtype",
-)  # fmt: skip
 HIDDEN = {"mlp": [512] * 3, "convnet": [128]}  # unless given
 CHANNELS = [16, 32]
 WARMUP = 500  # most steps of warm-up
@@ -31,10 +24,9 @@ def complete(arguments: argparse.Namespace) -> None:
     """Check the options that depend on others, and fill in what --net decides.
 
     Raises:
-      ValueError: an unknown network, --channels without convolutions, --forms without what they split,
-        several processes without a mesh.
+      ValueError: --channels without convolutions, --forms without what they split, several processes
+        without a mesh.
     """
-    checks.one_of("--net", arguments.net, NETS)
     if arguments.net == "mlp" and arguments.channels:
         raise ValueError(
             f"--channels: expected --net convnet with it; got {arguments.channels} with --net mlp"
@@ -82,54 +74,26 @@ def build(
     """The method that the arguments describe.
 
     Raises:
-      ValueError: an unknown name, or an argument the method does not take.
+      ValueError: an argument that the method refuses.
     """
-    checks.one_of("--method", arguments.method, list(solvers.METHODS))
-    checks.one_of("--optimizer", arguments.optimizer, OPTIMIZERS)
-    checks.one_of("--rates", arguments.rates, RATES)
-    checks.positive(**{"--learning-rate": arguments.learning_rate})
-    builder = solvers.METHODS[arguments.method]
-    given = _given(arguments, inspect.signature(builder).parameters)
-    net = network(arguments, shape, classes)
-    if "optimizer" in inspect.signature(builder).parameters:
-        given["optimizer"] = getattr(optax, arguments.optimizer)(learning_rate(arguments, samples))
-        given["batch_size"] = arguments.batch_size
-    if "local_steps" in inspect.signature(builder).parameters:
-        given.setdefault("local_steps", LOCAL_STEPS)
-    for name, parameter in inspect.signature(builder).parameters.items():
-        if name not in ("net", *given) and parameter.default is parameter.empty:
-            raise ValueError(
-                f"--method {arguments.method}: expected --{name.replace('_', '-')}, which it needs, "
-                f"e.g. 4; got none"
-            )
-    return builder(net, precision=arguments.precision, **given)
+    make = solvers.METHODS[arguments.method]
+    options = given(arguments, make)
+    if takes(make, "optimizer"):
+        checks.positive(**{"--learning-rate": arguments.learning_rate})
+        rate = learning_rate(arguments, samples)
+        options["optimizer"] = getattr(optax, arguments.optimizer)(rate)
+    return make(network(arguments, shape, classes), **options)
 
 
-def _given(arguments: argparse.Namespace, taken: Collection[str]) -> dict[str, Any]:
-    """The options of methods that are given; taken: what the method takes."""
-    given = {name: getattr(arguments, name) for name in PASSED}
-    given = {name: value for name, value in given.items() if value is not None}
-    # workers keep their layers whole
-    forms = {"forms": arguments.forms} if arguments.forms and "local_steps" in taken else {}
-    unknown = {name: value for name, value in given.items() if name not in taken} | forms
-    if unknown:
-        raise ValueError(
-            f"--method {arguments.method}: expected no --{min(unknown).replace('_', '-')}, which it "
-            f"does not take; got {unknown[min(unknown)]}"
-        )
-    return given
-
-
-def learning_rate(arguments: argparse.Namespace, samples: int) -> Any:
+def learning_rate(arguments: argparse.Namespace, samples: int) -> optax.ScalarOrSchedule:
     """Constant, or up to --learning-rate and down to 0 in as many steps as the optimizer will take."""
     if arguments.rates == "constant":
         return arguments.learning_rate
     checks.count(**{"--batch-size": arguments.batch_size, "--epochs": arguments.epochs})
-    sharers = arguments.workers or arguments.members
-    if arguments.method == "ist":
-        sharers = arguments.subnets
-    minibatches = arguments.weight_steps or samples // (arguments.batch_size * (sharers or 1))
-    steps = max(minibatches * arguments.epochs * (arguments.sweeps or 1), 1)
+    options = given(arguments, solvers.METHODS[arguments.method])
+    sharers = options.get(workers_argument(solvers.METHODS[arguments.method]) or "", 1)
+    minibatches = options.get("weight_steps") or samples // (arguments.batch_size * (sharers or 1))
+    steps = max(minibatches * arguments.epochs * (options.get("sweeps") or 1), 1)
     warmup = min(WARMUP, steps // 5)
     return optax.warmup_cosine_decay_schedule(0.0, arguments.learning_rate, warmup, steps)
 
@@ -139,10 +103,10 @@ def shallow(arguments: argparse.Namespace, method: Method) -> Method | None:
     if arguments.shallow is None:
         return None
     hidden, shapes = arguments.hidden, method.parts.network.shapes
-    if method.name != "pdadmm" or not 1 <= arguments.shallow < len(hidden):
+    if not 1 <= arguments.shallow < len(hidden):
         raise ValueError(
-            f"--shallow: expected 1..{len(hidden) - 1}, fewer than the hidden layers, with --method "
-            f"pdadmm; got {arguments.shallow} with {method.name}"
+            f"--shallow: expected 1..{len(hidden) - 1}, fewer than the hidden layers; got "
+            f"{arguments.shallow}"
         )
     if len(set(hidden[arguments.shallow - 1 :])) > 1:
         raise ValueError(

@@ -16,7 +16,6 @@ from jtssm.protocol.method import Method
 from jtssm.sharding.cost.planner import Build
 
 LOCAL_STEPS = 20  # of a round of workers, unless given
-WORKERS = {"ist": "subnets", "local_sgd": "workers", "ensemble": "members"}
 
 
 def builder(method: str | Build, *, optimizer: Any = None, **options: Any) -> Build:
@@ -39,25 +38,40 @@ def builder(method: str | Build, *, optimizer: Any = None, **options: Any) -> Bu
     _check_options(make, options)
     _optimizers(optimizer)
     adam = optax.adam(1e-3) if optimizer is None else optimizer
-    trained = {} if method == "pdadmm" else {"optimizer": adam}
+    takes = inspect.signature(make).parameters
+    trained = {"optimizer": adam} if "optimizer" in takes else {}
+    workers = workers_argument(make)
 
     def build(net: Network, n: int, batch: int) -> Method:
         if method == "sgd" and n > 1:
             raise ValueError(f"subnet: expected 1, sgd trains the network as one piece; got {n}")
         given = trained | options
-        if method in WORKERS:
-            num = given.get(WORKERS[method], n)
-            checks.divides(WORKERS[method], num, batch, "samples of a step")
+        if workers is not None:
+            num = given.get(workers, n)
+            checks.divides(workers, num, batch, "samples of a step")
             given = {
-                "local_steps": LOCAL_STEPS, "batch_size": batch // num, WORKERS[method]: num,
+                "local_steps": LOCAL_STEPS, "batch_size": batch // num, workers: num,
             } | given  # fmt: skip
-        elif method != "pdadmm":
+        elif "batch_size" in takes:
             given = {"batch_size": batch} | given
-        if method in ("gsadmm", "gsam") and not {"subnets", "cuts"} & set(given):
+        if "cuts" in takes and not {"subnets", "cuts"} & set(given):
             given["subnets"] = n
         return make(net, **given)
 
     return build
+
+
+def workers_argument(make: Callable[..., Method]) -> str | None:
+    """The argument of a constructor that says how many workers there are; None: it has none.
+
+    A method of workers takes local_steps, and nothing else that it needs is its own.
+    """
+    parameters = inspect.signature(make).parameters
+    if "local_steps" not in parameters:
+        return None
+    needed = {name for name, p in parameters.items() if p.default is inspect.Parameter.empty}
+    (found,) = needed - {"net", "optimizer", "local_steps", "batch_size"}
+    return found
 
 
 def _own(build: Build, net: Network, n: int, batch: int) -> Method:

@@ -113,7 +113,7 @@ def test_the_command_line_exits_by_signal_and_goes_on(number, code, tmp_path, ca
     ]
     end = stopping(2, lambda: os.kill(os.getpid(), number))
     with monkeypatch.context() as patch:
-        patch.setattr("jtssm.cli._lines", lambda epochs: [end])
+        patch.setattr("jtssm.cli.runs.lines", lambda epochs: [end])
         assert main(command) == code
     assert "the same command goes on from" in capsys.readouterr().err
     assert not (tmp_path / "run" / "result.json").exists()

@@ -84,9 +84,10 @@ def gsadmm(
       net: the network; its layers are never cut themselves.
       optimizer: an optax optimizer for W, or a sequence of n, one a subnetwork.
       batch_size: samples a gradient sees, all devices together.
-      subnets: n, from 1 (plain training) to the number of layers; cut by balanced cost.
-      cuts: instead, the first layer of every subnetwork but the first.
-      rho: penalty of p = q.  alpha: weight of |q - f|^2.
+      subnets: n, from 1 (plain training, None) to the number of layers; cut by balanced cost.
+      cuts: instead of subnets, the first layer of every subnetwork but the first.
+      rho: penalty of p = q.
+      alpha: weight of |q - f|^2.
       eta: step length of p. None: 1/alpha + 1/rho for one streaming sweep (q - f is then exactly
         the back-propagated gradient / -alpha), 1/(alpha + rho) otherwise.
       schedule: "streaming": minibatches flow through the subnetworks; "stored": p, q, u of every
@@ -133,12 +134,28 @@ def gsam(
     """gsAM of TSSM: as gsADMM without q and u, with less to store (the module's docstring).
 
     Args:
+      net: the network; its layers are never cut themselves.
+      optimizer: an optax optimizer for W, or a sequence of n, one a subnetwork.
+      batch_size: samples a gradient sees, all devices together.
+      subnets: n, from 1 (plain training, None) to the number of layers; cut by balanced cost.
+      cuts: instead of subnets, the first layer of every subnetwork but the first.
+      alpha: weight of |p - f|^2.
       eta: step length of p. None: 1/alpha for one streaming sweep (p - f is then exactly the
         back-propagated gradient / -alpha), 1/(2 alpha) otherwise.
+      schedule: "streaming": minibatches flow through the subnetworks; "stored": p of every sample is
+        kept (resident: `step` takes all samples).
       order: stored only. "sequential" (None): the sweep l = 2 .. n as the paper prints it;
         "parallel": all l from the previous iteration's p. In the streaming schedule subnetworks
         take their turns on a minibatch from the last to the first.
-      The other arguments: see `gsadmm`.
+      sweeps: sweeps a minibatch (streaming) or a step (stored).
+      weight_steps: stored only: minibatch steps of W a sweep; the paper's 1, None: one epoch.
+      delay_power: streaming only: updates of subnetwork l are scaled by (1 + delay)^-delay_power,
+        delay = `delays(n)[l - 1]` minibatches; None: 1.0. 0: not scaled.
+      loss: "cross_entropy" (integer labels), "squared_error", or a `losses.Loss`.
+      precision: of the products, a name `jax.default_matmul_precision` takes; None: jax's default.
+      compute_dtype: "bfloat16": layers compute and send in it, while parameters, state (p), sums,
+        losses and what crosses boundaries keep the dtype of the samples (normalisation's statistics:
+        float32); None: that dtype throughout.
 
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.

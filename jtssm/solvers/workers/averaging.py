@@ -54,7 +54,7 @@ def local_sgd(
 
     Args:
       net: the network.
-      workers: N.
+      workers: N, the number of whole networks.
       optimizer: an optax optimizer; its state stays with its worker and is not averaged.
       local_steps: R, steps of a worker between two means.
       batch_size: samples that one gradient of one worker sees.
@@ -87,8 +87,19 @@ def ensemble(
     """N networks that train on minibatches of their own and never talk; predictions are averaged.
 
     Its outputs are the logarithm of the members' mean probabilities (of labels), or the mean of their
-    outputs. Parameters have leaves [N, ...]; so have those given to `init`. Arguments as of `local_sgd`,
-    with `members` for `workers`; local_steps only says how many steps are one step of the protocol.
+    outputs. Parameters have leaves [N, ...]; so have those given to `init`. A step takes x [R, N, b, ...]
+    and y [R, N, b].
+
+    Args:
+      net: the network of each member.
+      members: N, the number of networks.
+      optimizer: an optax optimizer; each member has a state of its own.
+      local_steps: R, which only says how many steps of a member are one step of the protocol.
+      batch_size: samples that one gradient of one member sees.
+      loss: "cross_entropy" (integer labels), "squared_error", or a `losses.Loss`.
+      precision: of the products, a name `jax.default_matmul_precision` takes; None: jax's default.
+      compute_dtype: "bfloat16": layers compute and send in it, while parameters, state, sums and losses
+        keep the dtype of the samples (normalisation's statistics: float32); None: that dtype throughout.
 
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.

@@ -88,8 +88,9 @@ def ist(
 
     Args:
       net: layers that can be dealt (dense, normalised or not, dropout), with one hidden layer at least.
-      subnets: N, at most the width of every hidden layer. Where N^2 does not divide a width M, a subnet
-        computes, holds and sends N ceil(ceil(M / N) / N) places instead of M / N neurons.
+      subnets: N, how many there are, at most the width of every hidden layer. Where N^2 does not divide
+        a width M, a subnet computes, holds and sends N ceil(ceil(M / N) / N) places instead of M / N
+        neurons.
       optimizer: an optax optimizer. Its state starts anew at each deal; schedules count all local steps.
         It sees matrices with a hidden layer's own neurons first, W as [outputs, inputs]: only what
         depends on that order (the scale of muon) is not as in `sgd`.

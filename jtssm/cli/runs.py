@@ -1,0 +1,231 @@
+"""The commands jtssm train METHOD | demo: train, and write what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from math import prod
+from pathlib import Path
+
+import jax
+import optax
+
+import jtssm
+from jtssm import data, plot, sharding, solvers
+from jtssm.arrays import Tree
+from jtssm.cli import tables, train
+from jtssm.protocol.method import Method
+from jtssm.sharding.distributed import as_first, is_first
+from jtssm.sharding.mesh import AXES
+from jtssm.solvers import layerwise
+from jtssm.train.history import HistoryFile, save_params
+from jtssm.train.loop import fit
+from jtssm.train.result import Epoch, Result, evaluate
+
+EVALUATED = 10_000  # training samples on which the composed network is evaluated every epoch
+LINES = ("loss", "coupling")  # of a record, beside the accuracies
+CERTIFICATE = ("objective", "primal_residual", "c_k")  # of a method that has one
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """Train, write history, weights, figure and result, print a table."""
+    train.complete(arguments)
+    mesh = _mesh(arguments)
+    splits = _splits(arguments)
+    samples, *shape = splits.train.x.shape
+    method = train.build(arguments, shape, int(splits.train.y.max()) + 1, samples)
+    forms = arguments.forms or "auto"
+    placed = method if mesh is None else sharding.place(method, mesh, forms=forms)
+    shallow = train.shallow(arguments, method)
+    out = _folder(arguments.out, arguments.overwrite)
+    results, state = {}, None
+    if shallow is not None:
+        first = shallow if mesh is None else sharding.place(shallow, mesh)
+        result = _stage(arguments, first, splits, out, part="-shallow")
+        results[f"{method.name}, {arguments.shallow} hidden"] = result
+        if _broken_off(arguments, result):
+            return _code(results)
+        _, state = layerwise.grow(shallow, sharding.gathered(result.state), method.parts.network)
+    results[method.name] = _stage(arguments, placed, splits, out, state)
+    if _broken_off(arguments, results[method.name]):
+        return _code(results)
+    return _finish(out, vars(arguments), results, splits)
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    """gsADMM with 2 subnetworks over 2 devices against end-to-end Adam, on the digits."""
+    split = partial(sharding.place, mesh=_devices({"subnet": 2}))
+    splits = data.load("digits", flat=True)
+    net, adam = jtssm.mlp([64, *[128] * 4, 10]), optax.adam(1e-3)
+    out, results = _folder(arguments.out, arguments.overwrite), {}
+    ours = split(solvers.gsadmm(net, subnets=2, optimizer=adam, batch_size=60))
+    for name, method in (
+        ("gsADMM, 2 subnetworks on 2 devices", ours),
+        ("Adam end to end on 1 device", solvers.sgd(net, optimizer=adam, batch_size=60)),
+    ):
+        print(f"\n{name}: {arguments.epochs} epochs on {len(splits.train.y)} digits", flush=True)
+        results[name] = fit(
+            method,
+            splits.train,
+            epochs=arguments.epochs,
+            key=jax.random.key(0),
+            validation=_evaluated(splits, "test"),
+            callbacks=[HistoryFile(out / f"history-{method.name}.csv"), *lines(arguments.epochs)],
+        )
+        save_params(out / f"params-{method.name}", results[name].params)
+    return _finish(out, {"command": "demo", "epochs": arguments.epochs}, results, splits)
+
+
+def _mesh(arguments: argparse.Namespace) -> jax.sharding.Mesh | None:
+    """The mesh of a run, over the devices of all processes, which meet first."""
+    if train.several(arguments):
+        sharding.connect(
+            arguments.coordinator,
+            arguments.num_processes,
+            arguments.process_id,
+            lost_after=arguments.lost_after,
+        )
+    # what jax finds by itself has its devices already: on CPUs JAX_NUM_CPU_DEVICES says how many
+    processes = None if arguments.distributed else arguments.num_processes or 1
+    return None if arguments.mesh is None else _devices(arguments.mesh, processes)
+
+
+def _devices(sizes: Mapping[str, int], processes: int | None = 1) -> jax.sharding.Mesh:
+    """The mesh; on a CPU first as many virtual devices as it needs, in each process its share.
+
+    processes: None: as many as each has.
+    """
+    if processes is not None:
+        with suppress(RuntimeError):  # jax is in use: make_mesh says whether its devices suffice
+            jax.config.update("jax_num_cpu_devices", -(-prod(sizes.values()) // processes))
+    return sharding.make_mesh(*(sizes.get(axis, 1) for axis in AXES))
+
+
+def _splits(arguments: argparse.Namespace) -> data.Splits:
+    """The data set as the network takes it: flat for a perceptron, which takes MNIST smaller."""
+    flat = arguments.net == "mlp"
+    size = arguments.size or (14 if flat and "mnist" in arguments.data else None)
+    return data.load(arguments.data, size=size, flat=flat, data_dir=arguments.data_dir)
+
+
+def _folder(out: Path, overwrite: bool) -> Path:
+    """The folder for the results, which the first process makes and writes."""
+    if as_first((out / "result.json").exists()) and not overwrite:
+        raise ValueError(
+            f"--out: expected a folder without an earlier run; {out} holds one: name another, or "
+            f"add --overwrite"
+        )
+    if is_first():
+        out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _stage(
+    arguments: argparse.Namespace, method: Method, splits: data.Splits, out: Path,
+    state: Tree = None, part: str = "",
+) -> Result:  # fmt: skip
+    """Train one method of a run; part: what its files bear behind their names."""
+    folder = arguments.checkpoint
+    history = HistoryFile(out / f"history{part}.{arguments.history}", keep=folder is not None)
+    result = fit(
+        method,
+        splits.train,
+        epochs=arguments.epochs,
+        key=jax.random.key(arguments.seed),
+        state=state,
+        evaluate_every=arguments.evaluate_every,
+        validation=_evaluated(splits, "valid"),
+        callbacks=[history, *lines(arguments.epochs)],
+        checkpoint=folder and folder.with_name(f"{folder.name}{part}"),
+        every=arguments.every,
+        resume=arguments.resume,
+        on_divergence=arguments.on_divergence,
+        halvings=arguments.halvings,
+    )
+    save_params(out / f"params{part}", result.params)
+    return result
+
+
+def _evaluated(splits: data.Splits, watched: str) -> dict[str, data.Split]:
+    """What each line of the history evaluates."""
+    seen = data.Split(*(a[:EVALUATED] for a in splits.train))
+    return {"train": seen, watched: getattr(splits, watched)}
+
+
+def lines(epochs: int) -> list[Callable[[Epoch], None]]:
+    """Where no terminal shows a bar, about ten lines a run."""
+    if sys.stderr.isatty() or not is_first():
+        return []
+
+    def line(epoch: Epoch) -> None:
+        record = epoch.record
+        if record["epoch"] % max(epochs // 10, 1) == 0:
+            shown = (*LINES, *(CERTIFICATE if "c_k" in record else ()))
+            names = [n for n in record if n in shown or n.endswith("_accuracy")]
+            line = "  ".join(f"{name} {record[name]:.4g}" for name in names)
+            print(f"epoch {record['epoch']}/{epochs}  {line}", flush=True)
+
+    return [line]
+
+
+def _finish(
+    out: Path, settings: Mapping[str, object], results: dict[str, Result], splits: data.Splits
+) -> int:
+    """Judge each result anew, write and show what came of them."""
+    rows, report = [], {}
+    for name, result in results.items():
+        scores = evaluate(result.method, result.state, splits._asdict())
+        seconds = [line["seconds"] for line in result.history]
+        report[name] = scores | {"seconds": sum(seconds), "epochs": len(seconds)}
+        rows.append((
+            name, *(f"{scores[f'{part}_accuracy']:.4f}" for part in splits._fields),
+            f"{scores['test_loss']:.4f}", f"{sum(seconds):.1f}",
+        ))  # fmt: skip
+    if is_first():
+        _write(out, settings, results, report)
+        columns = ("method", "train acc.", "valid acc.", "test acc.", "test loss", "seconds")
+        tables.show(f"Accuracy of the composed network ({out}/history.png)", columns, rows)
+        for result in results.values():
+            if result.divergence is not None:
+                print(f"jtssm: {result.divergence.message}", file=sys.stderr)
+    return _code(results)
+
+
+def _write(
+    out: Path, settings: Mapping[str, object], results: dict[str, Result], report: dict[str, dict]
+) -> None:
+    """The figure and result.json."""
+    plot.histories(out / "history.png", {name: r.history for name, r in results.items()})
+    about = {name: str(value) for name, value in settings.items() if name != "run"}
+    versions = {
+        "jtssm": jtssm.__version__,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+    device = str(jax.devices()[0].device_kind)
+    document = {"settings": about, "versions": versions, "device": device, "results": report}
+    (out / "result.json").write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _code(results: dict[str, Result]) -> int:
+    """The exit code: as a shell gives it for the signal that ended a run."""
+    for result in results.values():
+        if result.interrupted:
+            return 128 + (result.signal or signal.SIGINT)
+    return 1 if any(result.divergence is not None for result in results.values()) else 0
+
+
+def _broken_off(arguments: argparse.Namespace, result: Result) -> bool:
+    """Whether a signal ended a run that the same command can go on with; says so."""
+    if not result.interrupted or arguments.checkpoint is None:
+        return False
+    print(
+        f"jtssm: interrupted; the same command goes on from {arguments.checkpoint}", file=sys.stderr
+    )
+    return True
