@@ -132,6 +132,8 @@ def _stage(
 ) -> Result:  # fmt: skip
     """Train one method of a run; part: what its files bear behind their names."""
     folder = arguments.checkpoint
+    if folder is not None and part:
+        folder = folder.with_name(f"{folder.name}{part}")
     history = HistoryFile(out / f"history{part}.{arguments.history}", keep=folder is not None)
     result = fit(
         method,
@@ -142,7 +144,7 @@ def _stage(
         evaluate_every=arguments.evaluate_every,
         validation=_evaluated(splits, "valid"),
         callbacks=[history, *lines(arguments.epochs)],
-        checkpoint=folder and folder.with_name(f"{folder.name}{part}"),
+        checkpoint=folder,
         every=arguments.every,
         resume=arguments.resume,
         on_divergence=arguments.on_divergence,

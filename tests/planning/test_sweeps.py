@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import sharding, solvers
+from jtssm import nn, sharding, solvers
 from jtssm.cli import main
 from jtssm.nn import architectures
 from jtssm.planning import sweeps
@@ -180,6 +180,16 @@ def test_plan_prints_python_that_builds_the_answer(capsys):
         assert placed.batch_shape == best.method.batch_shape
         if best.forms:
             assert placed.forms == best.forms
+
+
+def test_plan_prints_python_that_builds_a_published_network(capsys):
+    words = ["--net", "alexnet", "--devices", "4", "--batch", "64", "--machine", "tpu-v5e"]
+    for options in (["gsam", "--cuts", "5", "--alpha", "2"], ["local_sgd"]):
+        assert main(["plan", *options, *words]) == 0
+        scope: dict = {}
+        exec("import jtssm\n" + capsys.readouterr().out.split("import jtssm\n", 1)[1], scope)
+        assert len(scope["net"].layers) == len(nn.find_architecture("alexnet")().layers)
+        assert scope["placed"].name == options[0]
 
 
 @pytest.mark.parametrize(
