@@ -3,7 +3,7 @@
     python -m examples.nnx_loop
 
 `Net` is the user's model, `with_nnx` the loop as it was. `with_gsadmm` hands its blocks to
-`network.from_nnx`, trains them in two subnetworks on two devices, and puts what was trained back into
+`nn.from_nnx`, trains them in two subnetworks on two devices, and puts what was trained back into
 the model: evaluation, saving and the rest go on with the model as ever.
 """
 

@@ -33,18 +33,16 @@ def on_files(files: Files, *, config: Any) -> Files:
     """mkdocs calls this once it has the files of docs/."""
     with ThreadPoolExecutor(2) as pool:
         notebooks = list(pool.map(executed, sorted((ROOT / "colab").glob("*.ipynb"))))
-    results = sorted((ROOT / "benchmarks" / "results").glob("*.*"))
-    for folder, paths in (("tutorials", notebooks), ("results", results)):
-        for path in paths:
-            files.append(
-                File.generated(config, f"{folder}/{path.name}", abs_src_path=str(path))
-            )
+    for path in (*notebooks, *(ROOT / "benchmarks" / "results").glob("*.*")):
+        within = f"{path.parent.name}/{path.name}"  # tutorials/..., results/...
+        where = str(path.parents[1]), config.site_dir, config.use_directory_urls
+        files.append(File(within, *where))
     return files
 
 
 def executed(path: Path) -> Path:
     """The notebook with its outputs."""
-    kept = KEPT / checksum(path) / path.name
+    kept = KEPT / checksum(path) / "tutorials" / path.name
     if not kept.exists():
         notebook = run(nbformat.read(path, as_version=4))
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +55,8 @@ def run(notebook: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         where = {"metadata": {"path": folder}}
         client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where)
+        kernel = client.create_kernel_manager()
+        kernel.transport, kernel.ip = "ipc", f"{folder}/kernel"  # over TCP a kernel warns
         return client.execute(env={**os.environ, **SMALL, "PYTHONPATH": str(ROOT)})
 
 

@@ -127,7 +127,10 @@ def _readme_tssm():
 
 def _readme_users():
     found = load("users_networks")["results"]
-    networks = (("residual", "24 residual blocks, 5 000 images"), ("transformer", "transformer, 5 000 images"))  # fmt: skip
+    networks = (
+        ("residual", "24 residual blocks, 5 000 images"),
+        ("transformer", "transformer, 5 000 images"),
+    )
     for kind, network in networks:
         one = found[f"{kind}, n = 1"]["test_accuracy"]
         for n in (2, 4):
@@ -179,7 +182,10 @@ def tssm_one_device(found: dict) -> str:
          f"{a['product_flops'] / own:.2f}", f"{a['product_share']:.2f}")
         for name, a in lines.items()
     ]  # fmt: skip
-    head = ("", "step, ms", "quartiles", "against Adam's", "products, against Adam's", "share of its own products")  # fmt: skip
+    head = (
+        "", "step, ms", "quartiles",
+        "against Adam's", "products, against Adam's", "share of its own products",
+    )  # fmt: skip
     return markdown(head, rows)
 
 
@@ -338,7 +344,10 @@ def ist_speed(found: dict) -> str:
          f"{100 * a['deal_share']['median']:.1f} % ({quartiles(a['deal_share'], 100, 1)})")
         for name, a in found["results"].items()
     ]  # fmt: skip
-    head = ("inputs, normalisation", "round, s", "its products, s", "round / products", "deal / round (quartiles)")  # fmt: skip
+    head = (
+        "inputs, normalisation", "round, s", "its products, s",
+        "round / products", "deal / round (quartiles)",
+    )  # fmt: skip
     return markdown(head, rows)
 
 
@@ -404,7 +413,10 @@ def planner_paper(found: dict) -> str:
         for figure, lines in found["planned"].items()
         for processes, a in lines.items()
     ]  # fmt: skip
-    head = ("case", "paper's best", "seconds an epoch (communication)", "ours", "seconds (communication)", "paper / ours")  # fmt: skip
+    head = (
+        "case", "paper's best", "seconds an epoch (communication)",
+        "ours", "seconds (communication)", "paper / ours",
+    )  # fmt: skip
     return markdown(head, rows)
 
 
@@ -416,7 +428,10 @@ def planner_measured(found: dict) -> str:
          f"{a['spearman']:.2f}", f"{a['planned_to_fastest']:.2f}", f"{a['slowest_to_fastest']:.2f}")
         for name, a in found["results"].items()
     ]  # fmt: skip
-    head = ("case", "shapes", "measured / predicted", "rank agreement (Spearman)", "planned", "spread")  # fmt: skip
+    head = (
+        "case", "shapes", "measured / predicted",
+        "rank agreement (Spearman)", "planned", "spread",
+    )  # fmt: skip
     return markdown(head, rows)
 
 

@@ -1,11 +1,11 @@
 """Puts tables of results where a page has a marker; a hook of mkdocs.
 
-    <!-- table: tssm_tradeoff -->      the table of that name in `result_tables.TABLES`
-    <!-- table indented: NAME -->      the same, inside an admonition
-    <!-- about: tssm_tradeoff -->      command, date, commit, versions, device of benchmarks/results/NAME.json
+<!-- table: tssm_tradeoff -->      the table of that name in `result_tables.TABLES`
+<!-- table indented: NAME -->      the same, inside an admonition
+<!-- about: tssm_tradeoff -->      command, date, commit, versions and device of that result
 
-    python docs/hooks/tables.py README.md     # rewrites what stands between such a marker and the next
-                                              # <!-- end of table --> in a file outside the site
+python docs/hooks/tables.py README.md     # rewrites what stands between such a marker and the next
+                                          # <!-- end of table --> in a file outside the site
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def resnet(
 ) -> Network:
     """A residual network of bottleneck blocks; the stride stands at the 3 x 3 convolution ("v1.5").
 
-    Padding is `images.convolution`'s "SAME": the odd pixel at the end.
+    Padding is `nn.convolution`'s "SAME": the odd pixel at the end.
 
     Args:
       blocks: of each stage; the first block of every stage but the first halves height and width.

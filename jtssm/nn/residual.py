@@ -42,7 +42,7 @@ def bottleneck(
         as it is: it has 4 * channels already, and the stride is 1.
 
     Raises:
-      ValueError: as `images.convolution`; when a network is built, x of a shape that cannot be added.
+      ValueError: as `nn.convolution`; when a network is built, x of a shape that cannot be added.
     """
     (channels,), widen = checks.count(channels=channels), checks.flag("widen", widen)
     wide, relu = EXPANSION * channels, jax.nn.relu

@@ -34,7 +34,7 @@ def sweep(
     """One record for every mesh shape, which `pandas.DataFrame` takes: predicted, counted, measured.
 
     Args:
-      net to samples, options: as `plan` takes them.
+      net: this and the arguments up to `samples`, and the options, as `plan` takes them.
       count: compile each shape for present devices (virtual ones will do) and count its bytes; shapes
         for which there are too few are predicted alone.
       measure: also run each shape on the present devices, if they are that many.

@@ -35,8 +35,9 @@ def connect(
 
     Args:
       coordinator: host:port of process 0, which all of them can reach.
-      num_processes, process_id: how many there are, and which of them this is, from 0. All three None:
-        jax finds them by itself, under SLURM, on Cloud TPU, under Open MPI and Kubernetes.
+      num_processes: how many there are. All three None: jax finds them by itself, under SLURM, on Cloud
+        TPU, under Open MPI and Kubernetes.
+      process_id: which of them this is, from 0.
       lost_after: seconds after which a process that gives no sign of life counts as lost. The others then
         end with jax's message and a code that is not 0. They do so too when one ends of itself and they
         have not come to their own end this much later.

@@ -87,8 +87,8 @@ def fit(
       key: draws the weights and the order of the samples.
       mesh: places the method on it, with `sharding.place`.  forms: of its layers there. "auto": the mesh
         of all present devices, and the forms, that the cost model finds fastest for this method
-        (`sharding.planner`).  machine: that it is found for: a `Machine`, a name, a machine file
-        (`sharding.calibrating.calibrate` writes one); None: the one that is known for these devices.
+        (`jtssm.plan`).  machine: that it is found for: a `Machine`, a name, a machine file
+        (`sharding.calibrate` writes one); None: the one that is known for these devices.
       validation: (x, y), or several by name: {"train": (x, y), "valid": (x, y)}. Loss and accuracy
         of the composed network on each stand in the history as `valid_loss`, `valid_accuracy`; a
         single pair is called "validation".
