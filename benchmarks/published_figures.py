@@ -22,17 +22,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from jtssm import checks, sharding
+from jtssm import checks
 from jtssm.sharding import published
 
 SAMPLES = 1_200_000  # N, of ImageNet
 
-# seconds an epoch on one node by the samples it takes at a time, read off the paper's figure (1 %)
-ONE_NODE = {
-    1: 30_740, 2: 17_290, 4: 9_610, 8: 5_920, 16: 3_920, 32: 2_840, 64: 2_320, 128: 2_030,
-    256: 1_780, 512: 1_830, 1024: 1_920, 2048: 2_430,
-}  # fmt: skip
-# E(b), what the scaling figures hold instead: fitted to their bars, 13 to 26 % more
+# E(b), seconds an epoch on one node as the scaling figures hold it: fitted to their bars, 13 to 26 % more
+# than the paper's figure of one node, `jtssm.sharding.cost.KNL_EPOCHS`
 FITTED = {1: 34_870, 4: 11_485, 16: 4_580, 64: 2_778, 256: 2_237}
 
 Grid = tuple[int, int]  # Pr, Pc
@@ -140,7 +136,7 @@ def _figure(figure: int | Figure) -> Figure:
         if figure not in FIGURES:
             raise ValueError(f"figure: expected one of {sorted(FIGURES)}; got {figure!r}")
         figure = FIGURES[figure]
-    checks.one_of("convolutions", figure.convolutions, (*sharding.FORMS, "batch"))
+    checks.one_of("convolutions", figure.convolutions, (*published.FORMS, "batch"))
     checks.one_of("hidden", figure.hidden, ("nothing", "reduction", "halos"))
     checks.count(neighbours=figure.neighbours)
     return figure

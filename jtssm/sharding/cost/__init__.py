@@ -12,7 +12,7 @@ from jtssm.sharding.cost.machine_files import (
     read_machine,
     write_machine,
 )
-from jtssm.sharding.cost.machines import MACHINES, Machine
+from jtssm.sharding.cost.machines import KNL_EPOCHS, MACHINES, Machine
 from jtssm.sharding.cost.memory import Memory, step_memory
 from jtssm.sharding.cost.planner import Plan, Proposal, propose
 from jtssm.sharding.cost.products import network_tasks
@@ -32,6 +32,7 @@ from jtssm.sharding.cost.seconds import (
 )
 
 __all__ = [
+    "KNL_EPOCHS",
     "MACHINES",
     "Demand",
     "Machine",
