@@ -8,6 +8,7 @@ from math import inf, log
 from typing import NamedTuple
 
 from jtssm import checks
+from jtssm.sharding.cost.published import ALEXNET
 
 ALGORITHMS = ("ring", "logarithmic")
 
@@ -65,13 +66,9 @@ KNL_EPOCHS = {
     256: 1_780, 512: 1_830, 1024: 1_920, 2048: 2_430,
 }  # fmt: skip
 _KNL_BEST = min(KNL_EPOCHS.values())
-# Three products a layer and sample, the first layer without dX: weights times positions of each.
-_ALEXNET_FIRST = 34_848 * 55 * 55
-_ALEXNET = (
-    _ALEXNET_FIRST + 307_200 * 27 * 27 + (884_736 + 663_552 + 442_368) * 13 * 13
-    + 37_748_736 + 16_777_216 + 4_096_000
-)  # fmt: skip
-_ALEXNET_FLOPS = 2 * (3 * _ALEXNET - _ALEXNET_FIRST)
+# of an image, in floating-point operations: three products a layer, the first layer without dX
+_ADDS = [layer.multiply_adds for layer in ALEXNET]
+_ALEXNET_FLOPS = 2 * (3 * sum(_ADDS) - _ADDS[0])
 
 _H100 = (
     "nvidia.com/en-us/data-center/h100, SXM: 495 TFLOP/s (TF32 dense, half of the printed sparse), "

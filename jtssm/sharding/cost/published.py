@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from math import prod, sqrt
 from typing import NamedTuple
 
-from jtssm import checks
+from jtssm import checks, nn
 
 FORMS = ("model", "domain")
 
@@ -44,21 +44,29 @@ class Layer(NamedTuple):
     y: tuple[int, int, int] = (1, 1, 1)  # image out
     window: tuple[int, int] | None = None  # k_h, k_w of a convolution; None: a dense layer
 
+    @property
+    def multiply_adds(self) -> int:
+        """Of a sample, forward: every weight at every position of the outputs."""
+        return self.weights * prod(self.y[:2])
 
-def _convolution(name: str, x: tuple, y: tuple, k: int, groups: int = 1) -> Layer:
-    return Layer(name, k * k * x[2] // groups * y[2], prod(x), prod(y), x, y, (k, k))
+
+def layers_of(net: nn.Network) -> tuple[Layer, ...]:
+    """The layers with weights of a plain network, as the paper counts them: biases are left out."""
+    passed = zip(net.layers, net.shapes, net.shapes[1:], strict=False)
+    weighed = [(layer, x, y) for layer, x, y in passed if layer.cost(x)]
+    return tuple(_as_printed(i, *each) for i, each in enumerate(weighed, 1))
 
 
-ALEXNET = (
-    _convolution("conv1", (227, 227, 3), (55, 55, 96), 11),
-    _convolution("conv2", (27, 27, 96), (27, 27, 256), 5, groups=2),
-    _convolution("conv3", (13, 13, 256), (13, 13, 384), 3),
-    _convolution("conv4", (13, 13, 384), (13, 13, 384), 3, groups=2),
-    _convolution("conv5", (13, 13, 384), (13, 13, 256), 3, groups=2),
-    Layer("fc6", 9216 * 4096, 9216, 4096),
-    Layer("fc7", 4096 * 4096, 4096, 4096),
-    Layer("fc8", 4096 * 1000, 4096, 1000),
-)
+def _as_printed(number: int, layer: nn.Layer, x: tuple, y: tuple) -> Layer:
+    """A weight multiplies once a sample at each position of the outputs."""
+    adds = layer.cost(x)
+    if layer.window is None:
+        return Layer(f"fc{number}", adds, prod(x), prod(y))
+    window = (layer.window.size,) * 2
+    return Layer(f"conv{number}", adds // prod(y[:2]), prod(x), prod(y), x, y, window)
+
+
+ALEXNET = layers_of(nn.alexnet())
 
 
 def gather_seconds(words: float, p: int, link: Link = CORI) -> float:
