@@ -13,7 +13,7 @@ from jtssm.sharding import cost
 
 def pipeline_seconds(
     net: nn.Network, batch: int, machine: sharding.Machine, *, stages: int, microbatches: int,
-    recompute: bool, pc: int = 1, word: int = 4,
+    recompute: bool, pc: int = 1, word: int = cost.WORD,
 ) -> cost.Seconds:  # fmt: skip
     """A step of a synchronous pipeline: m + stages - 1 slots of one microbatch forward and back.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+WORD = 4  # bytes of a number of which nothing else is said: a float32
+
 
 class Move(NamedTuple):
     """What a method sends in one step, as data: the cost model and the byte tests read it."""

@@ -3,7 +3,7 @@
 Assumptions: `seconds`. Measured is here only what `calibration` writes into a machine file.
 """
 
-from jtssm.protocol.declared import MatrixProduct, Run
+from jtssm.protocol.declared import WORD, MatrixProduct, Run
 from jtssm.sharding.cost.calibration import calibrate
 from jtssm.sharding.cost.demand import Demand, predicted_bytes, step_demand
 from jtssm.sharding.cost.machine_files import (
@@ -34,6 +34,7 @@ from jtssm.sharding.cost.seconds import (
 __all__ = [
     "KNL_EPOCHS",
     "MACHINES",
+    "WORD",
     "Demand",
     "Machine",
     "MatrixProduct",

@@ -34,10 +34,11 @@ from jax.sharding import PartitionSpec as P
 
 from jtssm import checks
 from jtssm.protocol import device_memory
+from jtssm.protocol.declared import WORD
 from jtssm.sharding.cost.machine_files import json_path, write_machine
 from jtssm.sharding.cost.machines import Machine
+from jtssm.sharding.count.routes import ring_share
 
-WORD = 4  # bytes of a float32
 _REPEATS = 5
 _CHAIN = 32  # products of a pass of the kernel's loop: those of one body cannot be skipped over
 
@@ -110,7 +111,7 @@ def ring(devices: int, sizes: Sequence[float], times: Sequence[float]) -> tuple[
     one of the two: all the large one's time is its bytes', all the small one's its latencies'.
     """
     rounds = 2 * (devices - 1)
-    small, large = (rounds / devices * size for size in sizes)
+    small, large = (ring_share("all_reduce", devices) * size for size in sizes)
     extra = times[1] - times[0]
     link = (large - small) / extra if extra > 0 else large / times[1]
     start = times[0] - small / link

@@ -14,7 +14,7 @@ import jax
 
 from jtssm import checks
 from jtssm.arrays import Tree
-from jtssm.protocol.declared import MatrixProduct, Move, Run
+from jtssm.protocol.declared import WORD, MatrixProduct, Move, Run
 from jtssm.protocol.method import Method
 from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.cost.products import (
@@ -288,7 +288,7 @@ def _meetings(method: Method, sizes: Sizes, axes: tuple[str, ...]) -> Iterable[M
         yield Message(SHOWN, "all_reduce", over, 2, 1)
 
 
-def predicted_bytes(step: Step, sizes: Sizes, word: int = 4) -> dict[Route, int]:
+def predicted_bytes(step: Step, sizes: Sizes, word: int = WORD) -> dict[Route, int]:
     """Bytes that a device hands to collectives, by route: of the device along subnet that moves most."""
     pr = sizes[1]
     inside = max((_by_route(d.messages, pr, word) for d in step.devices), key=_size)

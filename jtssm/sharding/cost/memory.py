@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from jtssm.arrays import Tree
+from jtssm.protocol.declared import WORD
 from jtssm.protocol.method import Info, Method
 from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.cost.demand import Demand, Layered, Sizes, Step
@@ -63,7 +64,6 @@ class Memory(NamedTuple):
 
 
 SLACK = 4.0
-WORD = 4  # bytes of a float32
 GRADIENTS = 3  # for each parameter: its gradient, its update, its new value
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import jax
 
 from jtssm import checks
+from jtssm.protocol.declared import WORD
 from jtssm.protocol.method import Method
 from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.cost.demand import Demand, Layered, Sizes, layered_of, step_samples
 from jtssm.sharding.cost.machines import Machine
-from jtssm.sharding.cost.memory import GRADIENTS, WORD, activation_bytes, optimizer_words
+from jtssm.sharding.cost.memory import GRADIENTS, activation_bytes, optimizer_words
 from jtssm.sharding.cost.products import stored_words
 from jtssm.sharding.cost.seconds import collective_seconds, demand_seconds, is_gradient
 from jtssm.sharding.layers.choose import fits

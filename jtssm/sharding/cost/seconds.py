@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from jtssm import checks
+from jtssm.protocol.declared import WORD
 from jtssm.protocol.method import Method
 from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.cost.demand import (
@@ -48,7 +49,7 @@ from jtssm.sharding.cost.demand import (
 )
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.products import Task
-from jtssm.sharding.count.routes import Route
+from jtssm.sharding.count.routes import Route, ring_share
 from jtssm.sharding.layers.choose import choose_forms
 
 ADAM_WORDS = 7  # reads of gradient, weight and two moments, writes of weight and moments
@@ -82,13 +83,13 @@ class Seconds(NamedTuple):
         return self.compute + self.messages - self.hidden
 
 
-def task_seconds(machine: Machine, task: Task, word: int = 4) -> float:
+def task_seconds(machine: Machine, task: Task, word: int = WORD) -> float:
     """Seconds of a product on one device, all its repetitions."""
     work = 2 * task.multiply_adds / (machine.flops * machine.share(task.smallest))
     return task.times * (max(work, word * task.words / machine.memory) + machine.kernel)
 
 
-def update_seconds(machine: Machine, demand: Demand, word: int = 4) -> float:
+def update_seconds(machine: Machine, demand: Demand, word: int = WORD) -> float:
     """Seconds of the optimizer on one device: its parameters once a step, one kernel for all of them."""
     steps = max((times for _, times in demand.updates), default=0)
     words = sum(ADAM_WORDS * size * times for size, times in demand.updates)
@@ -100,11 +101,10 @@ def collective_seconds(
 ) -> float:
     """Seconds of one collective over the axes (name -> size) of what each device hands in."""
     devices, speed = prod(axes.values()), machine.speed(tuple(axes))
+    sent = ring_share(collective, devices) * num_bytes
     if collective == "permute":
-        return machine.latency + num_bytes / speed
-    sends = {"all_gather": devices - 1, "all_reduce": 2 * (devices - 1) / devices}
+        return machine.latency + sent / speed
     latencies = machine.latencies(devices) * (2 if collective == "all_reduce" else 1)
-    sent = sends.get(collective, (devices - 1) / devices) * num_bytes
     return latencies * machine.latency + sent / speed
 
 
@@ -118,7 +118,7 @@ def all_reduce_seconds(machine: Machine, num_bytes: float, devices: int) -> floa
     return collective_seconds(machine, "all_reduce", num_bytes, {"": devices})
 
 
-def demand_seconds(machine: Machine, demand: Demand, sizes: Sizes, word: int = 4) -> Seconds:
+def demand_seconds(machine: Machine, demand: Demand, sizes: Sizes, word: int = WORD) -> Seconds:
     """Seconds of what is asked of one device, nothing hidden."""
     # virtual devices wait for one another: what one of them does, the host does for each
     crowd = prod(sizes) if machine.shared else 1
@@ -138,7 +138,7 @@ def _sent_seconds(
     return found
 
 
-def one_message_seconds(machine: Machine, m: Message, sizes: Sizes, word: int = 4) -> float:
+def one_message_seconds(machine: Machine, m: Message, sizes: Sizes, word: int = WORD) -> float:
     """Seconds of a message, all its repetitions."""
     by_name = dict(zip(("subnet", "pr", "pc"), sizes, strict=True))
     num_bytes = message_bytes(m, word) / m.times
@@ -147,7 +147,7 @@ def one_message_seconds(machine: Machine, m: Message, sizes: Sizes, word: int = 
 
 
 def seconds_of(
-    machine: Machine, step: Step, sizes: Sizes, *, overlap: float = 0.0, word: int = 4
+    machine: Machine, step: Step, sizes: Sizes, *, overlap: float = 0.0, word: int = WORD
 ) -> Seconds:
     """Seconds of a step on a mesh of those sizes: of its slowest device.
 
@@ -193,7 +193,7 @@ def _longest(messages: Iterable[Message]) -> Iterable[Message]:
 
 def step_seconds(
     method: Method, machine: Machine, *, subnet: int = 1, pr: int = 1, pc: int = 1, forms: Any = "auto",
-    samples: int | None = None, overlap: float = 0.0, word: int = 4,
+    samples: int | None = None, overlap: float = 0.0, word: int = WORD,
 ) -> Seconds:  # fmt: skip
     """A step of a method, in its steady state, on subnet x pr x pc devices. Of workers: a round.
 
@@ -229,7 +229,7 @@ def method_forms(method: Method, sizes: Sizes, forms: Any, samples: int | None) 
 
 
 def step_bytes(
-    method: Method, mesh: Mesh, *, forms: Any = "auto", samples: int | None = None, word: int = 4
+    method: Method, mesh: Mesh, *, forms: Any = "auto", samples: int | None = None, word: int = WORD
 ) -> dict[Route, int]:
     """Bytes that a device hands to collectives in a step (of workers: a round), by route.
 
@@ -265,7 +265,7 @@ def step_flops(method: Method, samples: int | None = None) -> int:
     return round(2 * sum(task.multiply_adds * task.times for task in device.tasks))
 
 
-def exchanged_bytes(method: Method, subnet: int, word: int = 4) -> dict[str, int]:
+def exchanged_bytes(method: Method, subnet: int, word: int = WORD) -> dict[str, int]:
     """Bytes that one device hands to each kind of collective along "subnet" in a round.
 
     A method of workers (ist, local_sgd, ensemble) on `subnet` devices: "all_to_all" is 2 S a worker,
@@ -291,13 +291,12 @@ def exchanged_bytes(method: Method, subnet: int, word: int = 4) -> dict[str, int
     return found
 
 
-def sent_bytes(method: Method, subnet: int, word: int = 4) -> float:
+def sent_bytes(method: Method, subnet: int, word: int = WORD) -> float:
     """Bytes that one of `subnet` devices sends to others in one step of the method.
 
     Of an all-to-all, all but the part that stays; of an all-reduce a ring's 2 (p - 1) / p. For a method
     without workers: its data parallelism, the all-reduce of the gradient over as many devices.
     """
-    others = (subnet - 1) / subnet
     if hasattr(method.parts, "num"):
         moved = exchanged_bytes(method, subnet, word)
     else:
@@ -306,4 +305,4 @@ def sent_bytes(method: Method, subnet: int, word: int = 4) -> float:
             "all_to_all": 0,
             "all_reduce": sum(prod(m.shape) * m.times * word for m in reduced),
         }
-    return others * moved["all_to_all"] + 2 * others * moved["all_reduce"]
+    return sum(ring_share(collective, subnet) * size for collective, size in moved.items())

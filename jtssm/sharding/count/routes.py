@@ -97,16 +97,13 @@ def ring_bytes(counted: Mapping[Route, int], mesh_shape: Sizes) -> float:
     Raises:
         ValueError: a route runs along an axis that the mesh has not.
     """
-    return float(sum(num * _sent(route, mesh_shape) for route, num in counted.items()))
+    sent = lambda route: ring_share(route.collective, _devices(route, mesh_shape))
+    return float(sum(num * sent(route) for route, num in counted.items()))
 
 
-def _sent(route: Route, mesh_shape: Sizes) -> float:
-    """Bytes sent for each byte handed in."""
-    if not set(route.axes) <= set(mesh_shape):
-        raise ValueError(
-            f"mesh_shape: expected an axis for each of {route}; got {dict(mesh_shape)}"
-        )
-    p = prod(mesh_shape[name] for name in route.axes)
+def ring_share(collective: str, devices: int) -> float:
+    """Bytes that one of so many devices sends for each byte that it hands in: see `ring_bytes`."""
+    p = devices
     factors = {
         "all_gather": p - 1,
         "reduce_scatter": (p - 1) / p,
@@ -114,4 +111,13 @@ def _sent(route: Route, mesh_shape: Sizes) -> float:
         "all_reduce": 2 * (p - 1) / p,
         "permute": 1,
     }
-    return factors[route.collective]
+    return factors[collective]
+
+
+def _devices(route: Route, mesh_shape: Sizes) -> int:
+    """That a route joins."""
+    if not set(route.axes) <= set(mesh_shape):
+        raise ValueError(
+            f"mesh_shape: expected an axis for each of {route}; got {dict(mesh_shape)}"
+        )
+    return prod(mesh_shape[name] for name in route.axes)

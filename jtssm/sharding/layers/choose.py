@@ -13,11 +13,11 @@ from jtssm.arrays import Tree
 from jtssm.checks import shown
 from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network
+from jtssm.protocol.declared import WORD
 from jtssm.sharding.layers.forms import FORMS, SPLITS, Grid
 from jtssm.sharding.layers.halo import Halo
 from jtssm.sharding.layers.traffic import Pass, ring_numbers
 
-WORD = 4  # bytes of a float32
 # multiply-adds that an accelerator does while it sends a byte: 550 of an H100 over NVLink, 2 000 of a
 # TPU v5e over one link (`jtssm.sharding.cost.machines`)
 BALANCE = 1000
