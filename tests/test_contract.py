@@ -1,5 +1,7 @@
 """One table over all methods: what every one of them promises."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,21 +52,39 @@ def batch(method, i=0):
     return X[start : start + size].reshape(*shape, -1), Y[start : start + size].reshape(shape)
 
 
+@cache
+def made(name):
+    """(first state, compiled step, list that grows with each trace): shared, since arrays never change."""
+    method, traces = METHODS[name], []
+
+    def step(*args):
+        traces.append(1)
+        return method.step(*args)
+
+    return method.init(jax.random.key(0), X, Y), jax.jit(step), traces
+
+
+@pytest.fixture
+def begun(method, request):
+    return made(request.node.callspec.params["method"])
+
+
 def tree_shapes(tree):
     return jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a)), tree)
 
 
-def test_init_needs_only_a_key_and_samples_and_is_reproducible(method):
-    one, two, other = (method.init(jax.random.key(k), X, Y) for k in (0, 0, 1))
+def test_init_needs_only_a_key_and_samples_and_is_reproducible(method, begun):
+    one, *_ = begun
+    two, other = (method.init(jax.random.key(k), X, Y) for k in (0, 1))
     for a, b in zip(method.params(one), method.params(two), strict=True):
         jax.tree.map(np.testing.assert_array_equal, a, b)
     assert (method.params(one)[0]["W"] != method.params(other)[0]["W"]).any()
 
 
-def test_parameters_are_one_tree_a_layer_of_the_dtype_of_x(method):
+def test_parameters_are_one_tree_a_layer_of_the_dtype_of_x(method, begun):
     params = method.params(method.init(jax.random.key(0), X.astype(np.float32), Y))
     assert tree_shapes(params) == tree_shapes(NET.init(jax.random.key(0)))
-    params = method.params(method.init(jax.random.key(0), X, Y))
+    params = method.params(begun[0])
     assert {a.dtype for a in jax.tree.leaves(params)} == {np.dtype("float64")}
 
 
@@ -74,32 +94,25 @@ def test_a_warm_start_gives_these_parameters_back(method):
     jax.tree.map(np.testing.assert_array_equal, method.params(state), given)
 
 
-def test_predict_is_the_composed_network(method):
-    state = method.init(jax.random.key(0), X, Y)
-    state, _ = jax.jit(method.step)(state, *batch(method))
+def test_predict_is_the_composed_network(method, begun):
+    state, step, _ = begun
+    state, _ = step(state, *batch(method))
     expected = NET.apply(method.params(state), X)
     np.testing.assert_allclose(method.predict(state, X), expected, atol=1e-12)
 
 
-def test_a_step_keeps_the_states_structure_and_leaves_the_old_one_alone(method):
-    state = method.init(jax.random.key(0), X, Y)
+def test_a_step_keeps_the_states_structure_and_leaves_the_old_one_alone(method, begun):
+    state, step, _ = begun
     before = [np.asarray(a).copy() for a in jax.tree.leaves(method.params(state))]
-    new, info = method.step(state, *batch(method))
+    new, info = step(state, *batch(method))
     assert tree_shapes(new) == tree_shapes(state)
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.leaves(method.params(state)))
     assert isinstance(info, jtssm.Info)
     assert all(jnp.shape(a) == () and np.isfinite(a) for a in info)
 
 
-def test_one_trace_serves_all_steps(method):
-    traces = []
-
-    @jax.jit
-    def step(*args):
-        traces.append(1)
-        return method.step(*args)
-
-    state = method.init(jax.random.key(0), X, Y)
+def test_one_trace_serves_all_steps(method, begun):
+    state, step, traces = begun
     for i in range(4):
         state, _ = step(state, *batch(method, i))
     assert len(traces) == 1
@@ -112,12 +125,13 @@ def test_a_separable_problem_is_learned(method):
     assert len(result.history) == 60
 
 
-def test_on_a_mesh_the_protocol_and_the_numbers_are_the_same(method):
+def test_on_a_mesh_the_protocol_and_the_numbers_are_the_same(method, begun):
     placed = sharding.place(method, sharding.make_mesh(pc=2))
-    state, other = (m.init(jax.random.key(0), X, Y) for m in (method, placed))
+    state, step, _ = begun
+    other = placed.init(jax.random.key(0), X, Y)
     assert tree_shapes(placed.params(other)) == tree_shapes(method.params(state))
     for i in range(3):
-        state, info = jax.jit(method.step)(state, *batch(method, i))
+        state, info = step(state, *batch(method, i))
         other, seen = jax.jit(placed.step)(other, *batch(method, i))
         np.testing.assert_allclose(seen, info, atol=1e-9)
     np.testing.assert_allclose(placed.predict(other, X), method.predict(state, X), atol=1e-3)

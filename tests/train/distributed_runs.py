@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import sys
 import warnings
@@ -288,7 +287,4 @@ def main(what: str, folder: Path, port: str, processes: str, this: str) -> None:
 
 
 if __name__ == "__main__":
-    if jax.__version_info__ < (0, 11):  # as in conftest.py: compiles in half the time
-        flag = "--xla_cpu_use_fusion_emitters=false"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
     main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
