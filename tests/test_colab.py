@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom, with small settings, and are stored without outputs."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / "colab"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+PUBLIC = {f"jtssm.{name}" for name in ("data", "losses", "nn", "sharding", "solvers")} | {"jtssm"}
 
 
 def text(cell):
@@ -49,6 +51,17 @@ def test_notebooks_are_stored_without_outputs(path):
     assert all(
         not cell.get("outputs") and not cell.get("execution_count") for cell in notebook.cells
     )
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_import_what_ships_from_where_it_is_public(path):
+    sources = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    names = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    names |= {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+    ours = {name for name in names if (FOLDER.parent / name.split(".")[0]).is_dir()}
+    assert "jtssm" in ours
+    assert ours <= PUBLIC
 
 
 # what the kernel's own packages do with their sockets at exit is not ours to judge

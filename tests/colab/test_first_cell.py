@@ -186,7 +186,8 @@ def run(notebook, folder):
     """What a new kernel prints, by code cell."""
     place = {"metadata": {"path": str(folder)}}
     NotebookClient(notebook, timeout=900, kernel_name="colab", resources=place).execute()
-    printed = lambda cell: "".join(output.get("text", "") for output in cell.outputs)
+    stdout = lambda cell: (o for o in cell.outputs if o.get("name") == "stdout")
+    printed = lambda cell: "".join(output.text for output in stdout(cell))
     return [printed(cell) for cell in notebook.cells if cell.cell_type == "code"]
 
 
