@@ -120,7 +120,9 @@ def shapes(path: str | Path, records: Sequence[Mapping[str, Any]], title: str) -
     """Predicted seconds of a step for each mesh shape, stacked by cause; measured ones as marks.
 
     Args:
-      path: the file; its suffix is the format.  records: of `jtssm.sweep`.  title: above the bars.
+      path: the file; its suffix is the format.
+      records: of `jtssm.sweep`.
+      title: above the bars.
 
     Raises:
       ImportError: matplotlib is not there.

@@ -2,7 +2,8 @@
 
     <!-- docstring: jtssm/solvers/tssm/__init__.py -->     a module's docstring, without its first line
     <!-- docstring indented: PATH -->                      the same, inside an admonition
-    <!-- api: jtssm.nn -->                                 mkdocstrings of all its public names
+    <!-- api: jtssm.nn -->                                 mkdocstrings of its public names, but for
+                                                           those that its parent hands on
 
 So the equations and the "Departs from the paper" of a method's page are those of its code.
 """
@@ -55,9 +56,17 @@ def departures(text: str) -> str:
 def reference(module: str) -> str:
     """mkdocstrings' directives for the public names of a module that are no modules themselves."""
     found = importlib.import_module(module)
+    parent = importlib.import_module(module.rpartition(".")[0] or module)
     names = getattr(found, "__all__", None) or [n for n in vars(found) if own(found, n)]
     kept = [n for n in names if not isinstance(getattr(found, n), ModuleType)]
+    if parent.__name__ != "jtssm":  # whose own faces show all that they have
+        kept = [n for n in kept if not has(parent, n, found)]
     return "\n\n".join(f"::: {module}.{name}" for name in kept)
+
+
+def has(parent: ModuleType, name: str, module: ModuleType) -> bool:
+    """Whether the parent hands on the same thing under the same name."""
+    return getattr(parent, name, None) is getattr(module, name)
 
 
 def own(module: ModuleType, name: str) -> bool:

@@ -28,7 +28,8 @@ def vgg16(classes: int = 1000, *, size: int = 224, divide: int = 1) -> Network:
     """VGG-16 (Simonyan, Zisserman 2014, arXiv 1409.1556, configuration D), without its dropout.
 
     Args:
-      classes: outputs.  size: height and width of an image, at least 32.
+      classes: outputs.
+      size: height and width of an image, at least 32.
       divide: all widths and channels are divided by this, for small machines: 1, 2, 4, .. 64.
 
     Raises:
@@ -64,7 +65,8 @@ def resnet(
 
     Args:
       blocks: of each stage; the first block of every stage but the first halves height and width.
-      classes: outputs.  size: height and width of an image.
+      classes: outputs.
+      size: height and width of an image.
       channels: of the stem; the blocks of stage s have channels * 2^s inside and 4 times that outside.
       normalisation: "batch", "running" or "layer" (`jtssm.nn.norm`), of every convolution.
 
@@ -110,8 +112,11 @@ def transformer(
     over the normalised tokens, and a dense layer.
 
     Args:
-      blocks: how many.  width: of a token.  heads: of the attention, which divide the width.
-      sequence: tokens of a sample.  hidden: width inside the perceptron; None: 4 * width.
+      blocks: how many.
+      width: of a token.
+      heads: of the attention, which divide the width.
+      sequence: tokens of a sample.
+      hidden: width inside the perceptron; None: 4 * width.
       classes: outputs.
 
     Raises:

@@ -38,7 +38,9 @@ def convolution(
     Under an activation W starts from He's normal, without one from LeCun's; b starts at 0.
 
     Args:
-      channels: of the output.  size, stride: of the square window.
+      channels: of the output.
+      size: of the square window.
+      stride: of the window.
       padding: "VALID", or "SAME": ceil(height / stride) outputs.
       groups: into which channels are divided; those of one do not see the others'.
 
@@ -177,8 +179,11 @@ def convnet(
 
     Args:
       in_shape: (height, width, channels) of an image: (28, 28, 1) for MNIST.
-      channels: of the convolutions.  hidden: widths of the dense layers before the outputs.
-      size: of the convolutions' windows.  normalisation, dropout: as in `jtssm.mlp`.
+      channels: of the convolutions.
+      hidden: widths of the dense layers before the outputs.
+      size: of the convolutions' windows.
+      normalisation: as in `jtssm.mlp`.
+      dropout: as in `jtssm.mlp`.
 
     Raises:
       ValueError: images too small for the pooling, or as `convolution`.
@@ -202,7 +207,8 @@ def alexnet(classes: int = 1000, *, size: int = 227, divide: int = 1) -> Network
     2, 4 and 5 in two groups); three pools.
 
     Args:
-      classes: outputs.  size: height and width of an image; the paper's 227.
+      classes: outputs.
+      size: height and width of an image; the paper's 227.
       divide: all widths and channels are divided by this, for small machines: 1, 2, 4, 8, 16 or 32.
 
     Raises:

@@ -20,10 +20,12 @@ def plan(
 
     Args:
       net: a network, or the name of a published one, of `jtssm.nn.architectures.ARCHITECTURES`.
-      num_devices: all are used.  batch: samples of a step's minibatch, of all devices together.
+      num_devices: all are used.
+      batch: samples of a step's minibatch, of all devices together.
       machine: a `Machine`, the name of one of `MACHINES`, or the path of a machine file.
       method: the name of a method, or (net, n, batch) -> the unplaced one with n subnetworks or workers.
-      optimizer: of the method; None: Adam.  options: its other arguments, as its constructor takes them.
+      optimizer: of the method; None: Adam.
+      options: its other arguments, as its constructor takes them.
       memory_limit: bytes a device may hold; None: the machine's capacity.
       overlap: share of the products' time, 0 to 1, behind which the all-reduce of gradients may hide.
       samples: that a resident method keeps.

@@ -85,14 +85,15 @@ def fit(
       steps_per_epoch: of an iterable of pairs: how many steps are an epoch, wherever a pass ends. None: a
         pass is an epoch, which only what `iter` starts anew can have (no generator).
       key: draws the weights and the order of the samples.
-      mesh: places the method on it, with `sharding.place`.  forms: of its layers there. "auto": the mesh
-        of all present devices, and the forms, that the cost model finds fastest for this method
-        (`jtssm.plan`).  machine: that it is found for: a `Machine`, a name, a machine file
-        (`sharding.calibrate` writes one); None: the one that is known for these devices.
+      mesh: places the method on it, with `sharding.place`. "auto": the mesh of all present devices, and
+        the forms, that the cost model finds fastest for this method (`jtssm.plan`).
+      forms: of its layers there.
+      machine: that mesh="auto" is found for: a `Machine`, a name, a machine file (`sharding.calibrate`
+        writes one); None: the one that is known for these devices.
       validation: (x, y), or several by name: {"train": (x, y), "valid": (x, y)}. Loss and accuracy
         of the composed network on each stand in the history as `valid_loss`, `valid_accuracy`; a
         single pair is called "validation".
-      callbacks: called with an `Epoch` after every epoch; returning True stops.
+      callbacks: called with an `Epoch` at every line of the history; returning True stops.
       params: weights to start from, one tree a layer.
       state: instead, a state of the method to go on from, placed or not (of one device, or
         `sharding.gathered`). The samples of a resident method must be those it was made with, in the
@@ -112,7 +113,8 @@ def fit(
         SIGTERM and Ctrl-C let the chunk of steps end (at most 50, of a resident method `evaluate_every`),
         write a checkpoint and return; a second Ctrl-C gives up at once.
       every: least number of steps between two checkpoints, which lie at ends of chunks; None: one at
-        every line of the history.  keep: how many of the newest stay.
+        every line of the history.
+      keep: how many of the newest stay.
       resume: the checkpoint to go on from, by its number in the folder; None: the newest.
       on_divergence: "stop", or "halve": go back to the last line of the history whose loss was not over
         twice the least so far, nor twice that of its own first step, and on from there with half the

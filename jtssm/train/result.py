@@ -27,7 +27,7 @@ class Epoch(NamedTuple):
 class Result(NamedTuple):
     """What `fit` returns, also after a divergence or an interruption."""
 
-    history: list[dict[str, float]]  # one line an epoch
+    history: list[dict[str, float]]  # a line each `evaluate_every` epochs
     state: Any  # the last finite one
     method: Method  # as placed on the mesh
     divergence: Divergence | None  # that ended the training
@@ -45,7 +45,7 @@ class Result(NamedTuple):
         return self.method.params(self.state)
 
     def module(self) -> list:
-        """The user's own modules, trained; see `jtssm.nn.perceptrons.Network.modules`."""
+        """The user's own modules, trained; see `jtssm.nn.Network.modules`."""
         return self.method.parts.network.modules(self.params)
 
 

@@ -72,7 +72,8 @@ def step_demand(method: Method, sizes: Sizes, forms: Sequence[str], samples: int
     """What a step of a method asks of a mesh.
 
     Args:
-      method: unplaced or placed.  sizes: of subnet, pr and pc.
+      method: unplaced or placed.
+      sizes: of subnet, pr and pc.
       forms: of its layers; of no use to workers.
       samples: that a resident method keeps; others take their minibatch.
 

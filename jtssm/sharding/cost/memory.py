@@ -73,9 +73,11 @@ def step_memory(
     """What one device holds in a step on subnet x pr x pc devices; float32 samples, integer labels.
 
     Args:
-      method: unplaced.  sizes: of subnet, pr and pc.
+      method: unplaced.
+      sizes: of subnet, pr and pc.
       step: what it asks, `jtssm.sharding.cost.demand.step_demand`.
-      forms: as in `jtssm.sharding.place`.  samples: that a resident method keeps.
+      forms: as in `jtssm.sharding.place`.
+      samples: that a resident method keeps.
 
     Raises:
       ValueError: as `jtssm.sharding.place`.

@@ -101,7 +101,8 @@ def halo_seconds(layers: Sequence[Layer], batch: int, link: Link = CORI) -> floa
     """The two sums of equation (7) without (4): rows of X forward, of dY backward.
 
     Args:
-      layers: convolutions; one with a 1 x 1 window has no halo.  batch: samples of a process.
+      layers: convolutions; one with a 1 x 1 window has no halo.
+      batch: samples of a process.
 
     Raises:
       ValueError: a dense layer, which has no halo to speak of.

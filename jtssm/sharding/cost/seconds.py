@@ -198,9 +198,12 @@ def step_seconds(
     """A step of a method, in its steady state, on subnet x pr x pc devices. Of workers: a round.
 
     Args:
-      method: unplaced or placed.  subnet: divides its subnetworks or workers.  pr: of its layers' grid;
-        workers split their samples over it.  pc: divides its batch.
-      forms: as in `jtssm.sharding.place`.  samples: that a resident method keeps.
+      method: unplaced or placed.
+      subnet: divides its subnetworks or workers.
+      pr: of its layers' grid; workers split their samples over it.
+      pc: divides its batch.
+      forms: as in `jtssm.sharding.place`.
+      samples: that a resident method keeps.
       overlap: share of the products' time, 0 to 1, behind which the all-reduce of gradients may hide.
       word: bytes a number; with a `compute_dtype` messages alone count those of that dtype.
 
@@ -240,8 +243,11 @@ def step_bytes(
     compiler sends float32 for bfloat16: there only the traced program has these bytes.
 
     Args:
-      method: unplaced.  mesh: with axes named subnet, pr and pc; an `AbstractMesh` will do.
-      forms: as in `jtssm.sharding.place`.  samples: that a resident method keeps.  word: bytes a number.
+      method: unplaced.
+      mesh: with axes named subnet, pr and pc; an `AbstractMesh` will do.
+      forms: as in `jtssm.sharding.place`.
+      samples: that a resident method keeps.
+      word: bytes a number.
 
     Raises:
       ValueError: as `step_seconds`.
@@ -273,7 +279,8 @@ def exchanged_bytes(method: Method, subnet: int, word: int = WORD) -> dict[str, 
     what all workers share, once a device. Nothing moves on one device.
 
     Args:
-      subnet: divides the workers.  word: bytes a number.
+      subnet: divides the workers.
+      word: bytes a number.
 
     Raises:
       ValueError: a method without workers, or a size that does not divide.

@@ -16,7 +16,10 @@ def lagrangian(
     """L summed over samples, a scalar, from W, b, p, z, q, u alone (r is not read).
 
     Args:
-      method: from `pdadmm`.  state: unplaced.  x, y: all samples.
+      method: from `pdadmm`.
+      state: unplaced.
+      x: all samples.
+      y: all of theirs.
       numbers: rho, nu and weight_decay; None: the state's.
     """
     rho, nu, weight_decay, *_ = state.numbers if numbers is None else numbers

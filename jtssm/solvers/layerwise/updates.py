@@ -56,8 +56,11 @@ def update_p(
     """p <- p - pace g / tau with g = nu r W^T + u_prev + rho (p - q_prev): (p, r, tau).
 
     Args:
-      p, q_prev, u_prev: [samples, inputs].  r: [samples, width].  W: [inputs, width].
-      t0: see `step_length`; None: exact line search.  pace: part of the step that is taken.
+      p: [samples, inputs], as q_prev and u_prev.
+      r: [samples, width].
+      W: [inputs, width].
+      t0: see `step_length`; None: exact line search.
+      pace: part of the step that is taken.
     """
     g = slope_p(p, r, W, q_prev, u_prev, rho=rho, nu=nu)
     gW = g @ W
@@ -91,8 +94,11 @@ def update_W(
     """W <- W - pace g / theta with g = nu p^T r + weight_decay W: (W, r, theta).
 
     Args:
-      W: [inputs, width].  r: [samples, width].  p: [samples, inputs].
-      t0: see `step_length`; None: exact line search.  pace: part of the step that is taken.
+      W: [inputs, width].
+      r: [samples, width].
+      p: [samples, inputs].
+      t0: see `step_length`; None: exact line search.
+      pace: part of the step that is taken.
     """
     g = nu * total(p.T @ r) + weight_decay * W
     pg = p @ g
@@ -163,7 +169,8 @@ def update_z_last(z: Array, m: Array, y: Array, *, nu: Any, loss: Loss = cross_e
     """z_L <- argmin_z R(z; y) + (nu/2) |z - m|^2, sample by sample, solved from z_old.
 
     Args:
-      z: z_old; m = p W + b: [samples, outputs].  y: labels [samples], or targets like z.
+      z: z_old [samples, outputs], as m = p W + b.
+      y: labels [samples], or targets like z.
       loss: one with a prox.
     """
     assert loss.prox is not None
