@@ -3,11 +3,11 @@
 Every number comes from a loop inside one compiled program, so that starting the program weighs nothing;
 it is the median of a few such runs. float32 in jax's default precision, as the cost model counts.
 
-  rates    x <- x W, x of [m, side], W of [side, side]: m is the smallest dimension. The best is `flops`.
-  memory   x <- x / 2 + 1 over an array larger than caches: read once and written once.
-  kernel   a chain of products of [8, 8], each too small to take time itself.
-  links    the all-reduce of a small and of a large array over all devices, taken as a ring's: two
-           equations for `latency` and `link`.
+    rates    x <- x W, x of [m, side], W of [side, side]: m is the smallest dimension. The best: `flops`.
+    memory   x <- x / 2 + 1 over an array larger than caches: read once and written once.
+    kernel   a chain of products of [8, 8], each too small to take time itself.
+    links    the all-reduce of a small and of a large array over all devices, taken as a ring's: two
+             equations for `latency` and `link`.
 
 The rate of a small m includes the time of reading W: weights that stay in a cache do better.
 Products and memory are measured on the first device alone. Virtual devices of a CPU share one host, whose
