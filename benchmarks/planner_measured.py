@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from math import exp, log
 from statistics import mean
 from typing import Any, NamedTuple
@@ -81,7 +82,7 @@ def main() -> None:
     report = {name: swept(name, case, machine) for name, case in cases(given.smoke).items()}
     print("\n" + _summary(report))
     if not given.smoke:
-        content = {"machine": machine._asdict(), "results": report}
+        content = {"machine": asdict(machine), "results": report}
         print(record.write("planner_measured", "benchmarks.planner_measured", content))
 
 

@@ -7,6 +7,7 @@ import csv
 import json
 import sys
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,6 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
         if arguments.devices:
             jax.config.update("jax_num_cpu_devices", arguments.devices)
     found = calibrate(arguments.file)
-    rows = [(name, str(value)) for name, value in found._asdict().items()]
+    rows = [(name, str(value)) for name, value in asdict(found).items()]
     tables.show(f"Machine file {arguments.file}", ("field", "value"), rows)
     return 0

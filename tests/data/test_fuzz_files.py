@@ -280,7 +280,7 @@ def machine_from(path: Path) -> Machine | None:
 
 
 @CI
-@given(field=st.sampled_from([*Machine._fields, "colour", ""]), value=JSON)
+@given(field=st.sampled_from([*machine_files.FIELDS, "colour", ""]), value=JSON)
 def test_a_machine_file_with_a_wrong_field_is_named(tmp_path, field, value):
     path = tmp_path / "machine.json"
     machine_files.write_machine(MACHINES["host"], path)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, fields
 from difflib import get_close_matches
-from itertools import pairwise
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ import jax
 
 from jtssm import checks
 from jtssm.checks import shown
-from jtssm.sharding.cost.machines import ALGORITHMS, MACHINES, Machine
-from jtssm.sharding.mesh import AXES
+from jtssm.sharding.cost.machines import MACHINES, NUMBERS, Machine, number
 
 KINDS = {
     "cpu": "host",
@@ -28,8 +26,8 @@ KINDS = {
     "NVIDIA H200": "h200-nvlink",
 }  # fmt: skip
 
-_NUMBERS = ("flops", "memory", "link", "latency", "kernel", "capacity")
-_NEEDED = tuple(name for name in Machine._fields if name not in Machine._field_defaults)
+FIELDS = tuple(field.name for field in fields(Machine))
+_NEEDED = tuple(field.name for field in fields(Machine) if field.default is MISSING)
 _EXAMPLE = MACHINES["h100-nvlink"]
 
 
@@ -94,22 +92,27 @@ def read_machine(path: str | Path) -> Machine:
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object of {list(_NEEDED)}; got {shown(content)}")
-    _right_fields(str(path), content)
-    for name in ("links", "rates"):
-        if name in content:
-            content[name] = _pairs(f"{path}: {name}", name, content[name])
-    return _checked(str(path), Machine(**content))
+    try:
+        _right_fields(content)
+        machine = Machine(**content)
+        _of_a_device(machine)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return machine
 
 
 def write_machine(machine: Machine, path: str | Path) -> None:
     """Write a machine to a file that `read_machine` reads back, equal to the bit.
 
     Raises:
-      ValueError: a machine with a wrong value, a path that `json_path` refuses.
+      ValueError: an ideal machine, whose numbers no device has; a path that `json_path` refuses.
     """
     path = json_path(path)
-    content = _checked(machine.name, machine)._asdict()
-    content["links"] = dict(machine.links)
+    try:
+        _of_a_device(machine)
+    except ValueError as error:
+        raise ValueError(f"{machine.name}: {error}") from error
+    content = asdict(machine) | {"links": dict(machine.links)}
     if machine.capacity == inf:  # has no JSON; it is the default
         del content["capacity"]
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -136,73 +139,21 @@ def _nearest(given: Any, known: Sequence[str] | Mapping[str, Any]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _right_fields(where: str, content: Mapping[str, Any]) -> None:
+def _right_fields(content: Mapping[str, Any]) -> None:
+    """Those that a machine has, and all without a default."""
     for name in content:
-        if name not in Machine._fields:
+        if name not in FIELDS:
             raise ValueError(
-                f"{where}: {name}: expected fields among {list(Machine._fields)}; got "
-                f"{name!r}{_nearest(name, Machine._fields)}"
+                f"{name}: expected fields among {list(FIELDS)}; got {name!r}{_nearest(name, FIELDS)}"
             )
     for name in _NEEDED:
         if name not in content:
             raise ValueError(
-                f"{where}: {name}: expected e.g. {getattr(_EXAMPLE, name)!r}; got no such field"
+                f"{name}: expected e.g. {getattr(_EXAMPLE, name)!r}; got no such field"
             )
 
 
-def _pairs(where: str, name: str, value: Any) -> tuple:
-    """`links` or `rates` as a Machine has them, from what JSON gives."""
-    if name == "links" and isinstance(value, dict):
-        return tuple(value.items())
-    pairs = isinstance(value, list) and all(isinstance(p, list) and len(p) == 2 for p in value)
-    if name == "links" or not pairs:
-        example = '{"pc": 12.5e9}' if name == "links" else "[[1, 0.01], [128, 1.0]]"
-        raise ValueError(f"{where}: expected e.g. {example}; got {shown(value)}")
-    return tuple((size, share) for size, share in value)
-
-
-def _checked(where: str, machine: Machine) -> Machine:
-    """The machine, whose values are all of their kind and in their range."""
-    for name in _NUMBERS:
-        value, unlimited = getattr(machine, name), name == "capacity" and machine.capacity == inf
-        if not unlimited:
-            _number(f"{where}: {name}", value, getattr(_EXAMPLE, name))
-    for name in ("name", "source"):
-        value = getattr(machine, name)
-        if not isinstance(value, str) or not value:
-            raise ValueError(
-                f"{where}: {name}: expected a text, e.g. 'measured'; got {shown(value)}"
-            )
-    checks.one_of(f"{where}: algorithm", machine.algorithm, ALGORITHMS)
-    if not isinstance(machine.shared, bool):
-        raise ValueError(f"{where}: shared: expected true or false; got {machine.shared!r}")
-    for axis, speed in machine.links:
-        checks.one_of(f"{where}: links", axis, AXES)
-        _number(f"{where}: links[{axis!r}]", speed, _EXAMPLE.link)
-    _rising(where, machine.rates)
-    return machine
-
-
-def _number(where: str, value: Any, example: float) -> None:
-    real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not real or not 0 < value <= sys.float_info.max:
-        raise ValueError(
-            f"{where}: expected a finite number above 0, e.g. {example:g}; got {shown(value)}"
-        )
-
-
-def _rising(where: str, rates: Sequence[tuple[float, float]]) -> None:
-    """Smallest dimensions rise, shares are above 0 and at most 1."""
-    for size, share in rates:
-        _number(f"{where}: rates", size, 128)
-        _number(f"{where}: rates", share, 0.5)
-        if share > 1:
-            raise ValueError(
-                f"{where}: rates: expected shares of at most 1.0, of flops; got {share!r}"
-            )
-    sizes = [size for size, _ in rates]
-    if any(b <= a for a, b in pairwise(sizes)):
-        raise ValueError(
-            f"{where}: rates: expected rising smallest dimensions, e.g. {sorted(set(sizes))}; "
-            f"got {sizes}"
-        )
+def _of_a_device(machine: Machine) -> None:
+    """No number of an ideal machine, but for a capacity without limit."""
+    for name in (name for name in NUMBERS if name != "capacity"):
+        number(name, getattr(machine, name), getattr(_EXAMPLE, name))

@@ -9,6 +9,7 @@ that no other betters in everything (Pareto's front).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any
@@ -89,6 +90,7 @@ class Chain:
 
     def __init__(self, layered: Layered, sizes: Sizes, machine: Machine, overlap: float):
         self.layered, self.sizes, self.machine, self.overlap = layered, sizes, machine, overlap
+        self.quiet = replace(machine, latency=0.0)
         self.met: dict[Any, Step] = {}
         net, pr = layered.grid.network, sizes[1]
         self.have = [
@@ -224,8 +226,7 @@ class Chain:
         gradients = tuple(m for m in demand.messages if is_gradient(m))
         others = tuple(m for m in demand.messages if not is_gradient(m))
         rest = demand_seconds(self.machine, demand._replace(messages=others), self.sizes)
-        quiet = self.machine._replace(latency=0.0)
-        reduced = demand_seconds(quiet, Demand(messages=gradients), self.sizes).total
+        reduced = demand_seconds(self.quiet, Demand(messages=gradients), self.sizes).total
         most = _ticks(rest.total + reduced - self.overlap * rest.products)
         ways = frozenset((m.axes, m.times) for m in gradients)
         return (most, _ticks(rest.total) if self.overlap else 0, round(held)), ways

@@ -1,6 +1,7 @@
 """Machines: what they say of a product and a message by hand, entries with sources, files that read back."""
 
 import json
+from dataclasses import asdict, astuple, replace
 from math import inf
 from types import SimpleNamespace
 
@@ -18,14 +19,15 @@ from jtssm.sharding.cost.machine_files import (
 from jtssm.sharding.cost.machines import MACHINES, Machine
 
 PLAIN = Machine("plain", 1e12, 1e11, 1e10, 1e-5, 1e-6, "made up")
-ODD = PLAIN._replace(
+ODD = replace(
+    PLAIN,
     name="odd", flops=1e12 / 3, latency=0.1 + 0.2, capacity=2**70 / 7, algorithm="logarithmic",
     links=(("subnet", 1e9 / 7), ("pc", 3e9)), rates=((1, 1 / 3), (2.5, 0.9), (7.0, 1.0)), shared=True,
 )  # fmt: skip
 
 
 def test_share_is_straight_between_points_on_logarithmic_axes_and_constant_beyond():
-    machine = PLAIN._replace(rates=((1, 0.01), (100, 1.0), (400, 0.25)))
+    machine = replace(PLAIN, rates=((1, 0.01), (100, 1.0), (400, 0.25)))
     assert machine.share(0.5) == machine.share(1) == 0.01
     np.testing.assert_allclose(machine.share(10), 0.1, rtol=1e-12)
     np.testing.assert_allclose(machine.share(10**0.5), 10**-1.5, rtol=1e-12)
@@ -39,11 +41,11 @@ def test_a_machine_without_rates_has_its_flops_in_every_shape():
 
 
 def test_a_single_rate_holds_everywhere():
-    assert [PLAIN._replace(rates=((8, 0.5),)).share(size) for size in (1, 8, 64)] == [0.5] * 3
+    assert [replace(PLAIN, rates=((8, 0.5),)).share(size) for size in (1, 8, 64)] == [0.5] * 3
 
 
 def test_speed_is_that_of_the_slowest_link_among_the_axes():
-    machine = PLAIN._replace(links=(("subnet", 1e9), ("pr", 4e10)))
+    machine = replace(PLAIN, links=(("subnet", 1e9), ("pr", 4e10)))
     assert machine.speed("subnet") == machine.speed(("subnet",)) == 1e9
     assert machine.speed("pc") == machine.link == machine.speed(()) == 1e10
     assert machine.speed(["pr"]) == 4e10  # also where it is faster than `link`
@@ -52,7 +54,7 @@ def test_speed_is_that_of_the_slowest_link_among_the_axes():
 
 
 def test_latencies_by_hand():
-    tree = PLAIN._replace(algorithm="logarithmic")
+    tree = replace(PLAIN, algorithm="logarithmic")
     assert [PLAIN.latencies(p) for p in (1, 2, 5, 8, 512)] == [0, 1, 4, 7, 511]
     assert [tree.latencies(p) for p in (1, 2, 3, 5, 8, 9, 512)] == [0, 1, 2, 3, 3, 4, 9]
     assert tree.latencies(np.int64(8)) == 3
@@ -63,9 +65,42 @@ def test_latencies_by_hand():
     [
         (lambda: PLAIN.latencies(0), "devices: expected an integer of at least 1; got 0"),
         (
-            lambda: PLAIN._replace(algorithm="tree").latencies(2),
+            lambda: replace(PLAIN, algorithm="tree"),
             r"algorithm: expected one of \['logarithmic', 'ring'\]; got 'tree'",
         ),
+        (
+            lambda: replace(PLAIN, flops=0),
+            "^flops: expected a number above 0 that a float holds, .*; got 0",
+        ),
+        (
+            lambda: replace(PLAIN, link=10**400),
+            "^link: expected a number above 0 that a float holds",
+        ),
+        (
+            lambda: replace(PLAIN, latency=-1.0),
+            "^latency: expected a finite number of at least 0, .*; got -1",
+        ),
+        (
+            lambda: replace(PLAIN, kernel=inf),
+            "^kernel: expected a finite number of at least 0, .*; got inf",
+        ),
+        (
+            lambda: replace(PLAIN, memory="fast"),
+            "^memory: expected a number above 0 .*; got 'fast'",
+        ),
+        (
+            lambda: replace(PLAIN, links=(("px", 1e9),)),
+            r"^links: expected one of \['pc', .*got 'px'",
+        ),
+        (
+            lambda: replace(PLAIN, links=(("pc", 1e9), ("pc", 2e9))),
+            r"^links: expected each axis once; got \(\('pc'",
+        ),
+        (
+            lambda: replace(PLAIN, links={"pc": inf}),
+            r"^links\['pc'\]: expected .* above 0, .*got inf",
+        ),
+        (lambda: replace(PLAIN, rates=((1, 2.0),)), "^rates: expected shares of at most 1.0"),
     ],
 )
 def test_misuse_of_a_machine_is_refused(call, message):
@@ -73,11 +108,20 @@ def test_misuse_of_a_machine_is_refused(call, message):
         call()
 
 
+def test_speeds_may_be_infinite_and_latencies_zero_and_numbers_of_numpy_are_python_s():
+    ideal = Machine("ideal", inf, inf, inf, 0.0, 0, "made up")
+    assert (ideal.speed("pc"), ideal.latency, ideal.capacity) == (inf, 0, inf)
+    found = replace(PLAIN, flops=np.float32(2e12), links={"pc": np.int64(3)}, rates=[[1, 0.5]])
+    assert [type(a) for a in (found.flops, found.links[0][1])] == [float, int]
+    assert found.links == (("pc", 3),)
+    assert {found: 1}[replace(found, rates=((1, 0.5),))] == 1  # of tuples: it can be hashed
+
+
 def test_numbers_that_results_rest_on_stay():
     """benchmarks/results/tssm_modelled.json was made with these."""
-    assert MACHINES["tpu-v5e"][1:6] == (197e12, 819e9, 50e9, 1e-6, 1e-6)
-    assert MACHINES["h100-nvlink"][1:6] == (495e12, 3.35e12, 450e9, 5e-6, 3e-6)
-    assert MACHINES["h100-ethernet"][1:6] == (495e12, 3.35e12, 12.5e9, 20e-6, 3e-6)
+    assert astuple(MACHINES["tpu-v5e"])[1:6] == (197e12, 819e9, 50e9, 1e-6, 1e-6)
+    assert astuple(MACHINES["h100-nvlink"])[1:6] == (495e12, 3.35e12, 450e9, 5e-6, 3e-6)
+    assert astuple(MACHINES["h100-ethernet"])[1:6] == (495e12, 3.35e12, 12.5e9, 20e-6, 3e-6)
     for name in ("tpu-v5e", "h100-nvlink", "h100-ethernet"):
         assert MACHINES[name].rates == MACHINES[name].links == ()
         assert MACHINES[name].algorithm == "ring"
@@ -90,7 +134,7 @@ def test_the_cost_model_has_the_same_machines():
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=lambda m: m.name)
 def test_entries_are_positive_and_finite_and_name_their_source(machine, tmp_path):
     assert MACHINES[machine.name] is machine
-    assert all(0 < number < inf for number in (*machine[1:6], machine.capacity))
+    assert all(0 < number < inf for number in (*astuple(machine)[1:6], machine.capacity))
     assert "measured" in machine.source or "assumed" in machine.source
     documents = ("cloud.google.com", "nvidia.com", "arXiv", "calibrate()")
     assert any(document in machine.source for document in documents)
@@ -198,19 +242,19 @@ def test_a_file_reads_back_to_the_bit(machine, tmp_path):
     got = read_machine(tmp_path / "m.json")
     assert got == machine
     assert hash(got) == hash(machine)  # tuples again, not lists
-    assert all(type(a) is type(b) for a, b in zip(got, machine, strict=True))
+    assert all(type(a) is type(b) for a, b in zip(astuple(got), astuple(machine), strict=True))
     assert "Infinity" not in (tmp_path / "m.json").read_text()  # which is no JSON
 
 
 def test_fields_with_a_default_may_be_missing_from_a_file(tmp_path):
-    fields = dict(zip(Machine._fields[:7], PLAIN[:7], strict=True))
+    fields = dict(list(asdict(PLAIN).items())[:7])
     (tmp_path / "m.json").write_text(json.dumps(fields))
     assert read_machine(tmp_path / "m.json") == PLAIN
 
 
 def written(tmp_path, **changes):
     """A file of a right machine but for the changes; None leaves a field out."""
-    fields = {**PLAIN._asdict(), "capacity": 1e9, "links": {}, **changes}
+    fields = {**asdict(PLAIN), "capacity": 1e9, "links": {}, **changes}
     path = tmp_path / "m.json"
     path.write_text(json.dumps({k: v for k, v in fields.items() if v is not None}))
     return path
@@ -222,22 +266,38 @@ def written(tmp_path, **changes):
         ({"flops": None}, r"flops: expected e.g. 495000000000000.0; got no such field"),
         ({"source": None}, r"source: expected e.g. 'nvidia.com.*; got no such field"),
         ({"flop": 1e12}, r"flop: expected fields among \['name', .*; did you mean 'flops'"),
-        ({"flops": -1.0}, r"flops: expected a finite number above 0, e.g. 4.95e\+14; got -1.0"),
-        ({"memory": 0}, r"memory: expected a finite number above 0, e.g. 3.35e\+12; got 0"),
-        ({"link": "fast"}, r"link: expected a finite number above 0, e.g. 4.5e\+11; got 'fast'"),
-        ({"latency": float("nan")}, r"latency: expected a finite number above 0, .*; got nan"),
-        ({"kernel": True}, r"kernel: expected a finite number above 0, e.g. 3e-06; got True"),
-        ({"kernel": [1.0]}, r"kernel: expected a finite number above 0, .*; got \[1.0\]"),
+        (
+            {"flops": -1.0},
+            r"flops: expected a number above 0 that a float holds, e.g. 4.95e\+14; got -1.0",
+        ),
+        (
+            {"memory": 0},
+            r"memory: expected a number above 0 that a float holds, e.g. 3.35e\+12; got 0",
+        ),
+        (
+            {"link": "fast"},
+            r"link: expected a number above 0 that a float holds, e.g. 4.5e\+11; got 'fast'",
+        ),
+        (
+            {"latency": float("nan")},
+            r"latency: expected a finite number of at least 0, .*; got nan",
+        ),
+        ({"kernel": True}, r"kernel: expected a finite number of at least 0, e.g. 3e-06; got True"),
+        ({"kernel": [1.0]}, r"kernel: expected a finite number of at least 0, .*; got \[1.0\]"),
+        ({"kernel": 0}, r"kernel: expected a finite number above 0, e.g. 3e-06; got 0"),
         ({"flops": inf}, r"flops: expected a finite number above 0, .*; got inf"),
-        ({"flops": 10**400}, r"flops: expected a finite number above 0"),
-        ({"capacity": -1}, r"capacity: expected a finite number above 0, e.g. 8e\+10; got -1"),
+        ({"flops": 10**400}, r"flops: expected a number above 0 that a float holds, .*; got 1000"),
+        (
+            {"capacity": -1},
+            r"capacity: expected a number above 0 that a float holds, e.g. 8e\+10; got -1",
+        ),
         ({"name": ""}, r"name: expected a text, e.g. 'measured'; got ''"),
         ({"source": 7}, r"source: expected a text, e.g. 'measured'; got 7"),
         (
             {"algorithm": "tree"},
             r"algorithm: expected one of \['logarithmic', 'ring'\]; got 'tree'",
         ),
-        ({"shared": 1}, r"shared: expected true or false; got 1"),
+        ({"shared": 1}, r"shared: expected True or False; got 1"),
         ({"links": [["pc", 1e9]]}, r'links: expected e.g. {"pc": 12.5e9}; got \[\['),
         ({"links": {"px": 1e9}}, r"links: expected one of \['pc', 'pr', 'subnet'\]; got 'px'"),
         ({"links": {"pc": 0}}, r"links\['pc'\]: expected a finite number above 0, .*; got 0"),
@@ -285,7 +345,7 @@ def test_files_that_hold_no_machine_are_refused(text, message, tmp_path):
 
 def test_nothing_is_written_that_would_not_read_back(tmp_path):
     with pytest.raises(ValueError, match=r"plain: kernel: expected a finite number above 0"):
-        write_machine(PLAIN._replace(kernel=0.0), tmp_path / "m.json")
+        write_machine(replace(PLAIN, kernel=0.0), tmp_path / "m.json")
     with pytest.raises(ValueError, match=r"path: expected one that ends with .json, e.g. machine"):
         write_machine(PLAIN, tmp_path / "m.txt")
     with pytest.raises(ValueError, match=r"path: expected a file in a folder that exists"):

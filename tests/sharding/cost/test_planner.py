@@ -1,6 +1,7 @@
 """Plans are the best of all meshes and forms, quickly found, and sane."""
 
 import time
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from math import sqrt
@@ -39,7 +40,7 @@ def every_forms(net, pr):
 @pytest.mark.parametrize("overlap", [0.0, 1.0])
 @pytest.mark.parametrize(
     "machine",
-    [V5E, V5E._replace(link=1e8, latency=1e-5), V5E._replace(flops=1e11, memory=1e10, kernel=0.0)],
+    [V5E, replace(V5E, link=1e8, latency=1e-5), replace(V5E, flops=1e11, memory=1e10, kernel=0.0)],
     ids=["fast links", "slow links", "slow products"],
 )
 def test_the_forms_are_the_best_of_all(machine, overlap):
@@ -59,7 +60,7 @@ def test_the_forms_are_the_best_of_all(machine, overlap):
 def test_under_a_memory_limit_the_best_that_fits_is_found():
     """By brute force, bytes by the same count; the limit lies between the least and the fastest."""
     method, sizes = SGD(SMALL, 1, 16), (1, 4, 2)
-    machine = V5E._replace(link=1e7)
+    machine = replace(V5E, link=1e7)
     layered = demand.layered_of(method, sizes, 16)
     chain = search.Chain(layered, sizes, machine, 0.0)
     layers = range(len(SMALL.layers))
@@ -81,7 +82,7 @@ def test_under_a_memory_limit_the_best_that_fits_is_found():
 def test_under_a_memory_limit_a_plan_is_the_best_whose_step_fits(build, widths):
     """By brute force, bytes of the whole step: state, samples and packed rows too."""
     net, sizes = jtssm.mlp(widths), (1, 4, 2)
-    method, machine = build(net, 1, 16), V5E._replace(link=1e9, latency=1e-4)
+    method, machine = build(net, 1, 16), replace(V5E, link=1e9, latency=1e-4)
     plans = {}
     for forms in every_forms(net, 4):
         step = demand.step_demand(method, sizes, forms, None)
@@ -100,7 +101,7 @@ def test_under_a_memory_limit_a_plan_is_the_best_whose_step_fits(build, widths):
 
 def test_subnetworks_take_the_best_forms_of_their_own():
     method, sizes = GSADMM(SMALL, 2, 16), (2, 2, 2)
-    machine = V5E._replace(link=1e8)
+    machine = replace(V5E, link=1e8)
     seconds = lambda forms: (
         step_seconds(method, machine, subnet=2, pr=2, pc=2, forms=list(forms)).total
     )
@@ -166,12 +167,12 @@ def d_out(layer):
 def test_more_bandwidth_never_costs_more():
     net = images.alexnet()
     total = lambda machine: planner.plan(net, 16, 512, machine, method=SGD).best.seconds.total
-    base = V5E._replace(link=1e9, capacity=float("inf"))
+    base = replace(V5E, link=1e9, capacity=float("inf"))
     for field in ("link", "memory", "flops"):
-        assert total(base._replace(**{field: 3 * getattr(base, field)})) <= total(base)
+        assert total(replace(base, **{field: 3 * getattr(base, field)})) <= total(base)
     for field in ("latency", "kernel"):
-        assert total(base._replace(**{field: 3 * getattr(base, field)})) > total(base)
-    wide = base._replace(links=(("pc", 5e9),))
+        assert total(replace(base, **{field: 3 * getattr(base, field)})) > total(base)
+    wide = replace(base, links=(("pc", 5e9),))
     assert total(wide) <= total(base)
 
 

@@ -1,5 +1,7 @@
 """The cost model: its counts are those of the traced program, its limits are known."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import optax
@@ -69,15 +71,15 @@ def test_more_of_anything_never_costs_more(machine):
     method = solvers.gsadmm(WIDE, subnets=10, optimizer=optax.adam(1e-3), batch_size=110)
     base = seconds.step_seconds(method, machine, subnet=5, pc=2).total
     for field in ("flops", "memory", "link"):
-        faster = machine._replace(**{field: 2 * getattr(machine, field)})
+        faster = replace(machine, **{field: 2 * getattr(machine, field)})
         assert seconds.step_seconds(method, faster, subnet=5, pc=2).total <= base
     for field in ("latency", "kernel"):
-        slower = machine._replace(**{field: 2 * getattr(machine, field)})
+        slower = replace(machine, **{field: 2 * getattr(machine, field)})
         assert seconds.step_seconds(method, slower, subnet=5, pc=2).total > base
 
 
 def test_pieces_on_their_own_devices_take_the_largest_ones_time():
-    machine = SLOW._replace(link=1e18, latency=0.0)
+    machine = replace(SLOW, link=1e18, latency=0.0)
     method = solvers.gsadmm(WIDE, subnets=10, optimizer=optax.adam(1e-3), batch_size=110)
     times = [seconds.step_seconds(method, machine, subnet=s).total for s in (1, 2, 5, 10)]
     assert times == sorted(times, reverse=True)
@@ -92,7 +94,7 @@ def test_a_pipeline_of_one_stage_and_one_microbatch_is_plain_training():
 
 def test_a_pipeline_fills_and_empties_and_gpipe_runs_forward_again():
     """No start costs, no messages: (m + s - 1) / m times the slowest stage's work."""
-    machine = SLOW._replace(kernel=0.0, link=1e18, latency=0.0, memory=1e18)
+    machine = replace(SLOW, kernel=0.0, link=1e18, latency=0.0, memory=1e18)
     options = {"batch": BATCH, "machine": machine, "stages": 4, "recompute": False}
     one, four = (pipeline_seconds(NET, microbatches=m, **options).products for m in (1, 4))
     np.testing.assert_allclose(four / one, (7 / 4) / 4, rtol=1e-12)
