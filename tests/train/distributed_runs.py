@@ -52,8 +52,13 @@ def cases() -> dict[str, tuple]:
     }  # fmt: skip
 
 
+def few_cases() -> dict[str, tuple]:
+    """A method of each kind: one piece, pieces, layers, workers."""
+    return {n: cases()[n] for n in ("sgd", "gsadmm, streaming", "pdadmm", "ist")}
+
+
 def more_cases() -> dict[str, tuple]:
-    """Other schedules, forms of layers, and images, whose halos are permutes."""
+    """The other methods, schedules, forms of layers, and images, whose halos are permutes."""
     sgd = solvers.sgd(DEEP, **SHARED)
     pieces = solvers.gsadmm(DEEP, subnets=3, sweeps=2, **SHARED)
     normal = jtssm.mlp([4, 16, 12, 3], normalisation="running")
@@ -63,6 +68,7 @@ def more_cases() -> dict[str, tuple]:
     ]
     pictures = sequence(layers, (4, 1, 1))
     return {
+        **{name: case for name, case in cases().items() if name not in few_cases()},
         "gathered": (sgd, (1, 8, 1), ("gathered", "batch", "batch")),
         "scattered, row": (sgd, (1, 4, 2), ("scattered", "row", "batch")),
         "model": (sgd, (1, 4, 2), ("model", "model", "batch")),
@@ -252,7 +258,7 @@ def one_case() -> dict[str, tuple]:
 
 PROGRAMS: dict[str, Callable[[Path], Any]] = {
     "short": lambda folder: {
-        "cases": run_cases(cases),
+        "cases": run_cases(few_cases),
         "shares": run_shares("sgd"),
         "refused": refusals(),
         "kept": kept(folder, 1, one_case),

@@ -1,4 +1,4 @@
-"""Runs that are killed: `python -m tests.train.killed FOLDER points | random`, the program of test_checkpointing.
+"""Runs that are killed: `python -m tests.train.killed FOLDER points|random METHODS`, the program of test_checkpoint.
 
 Every method trains in a process of its own, forked from this one before jax has started, so that nothing is
 imported twice. In lives 1 to 3 the process kills itself, SIGKILL, at the point of that life ("random": it is
@@ -50,7 +50,6 @@ SIZES = {
     "ist": (2, 1, 1),
 }  # of their meshes; others have none
 EPOCHS = {"stored": 12, "pdadmm": 12, "ist": 14, "local_sgd": 14}
-PAIRS = (METHODS[:2], METHODS[2:4], METHODS[4:])  # that run side by side
 
 
 def fit(name: str, folder: Path | None = None, epochs: int | None = None) -> jtssm.Result:
@@ -161,10 +160,10 @@ def killed(status: int) -> bool:
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
-def at_points(folder: Path) -> None:
-    """Three lives of every method, each killed at its point, and the last one."""
+def at_points(folder: Path, methods: list[str]) -> None:
+    """Three lives of every method, each killed at its point, and the last one; two methods side by side."""
     for life in (1, 2, 3, 4):
-        for names in PAIRS:
+        for names in (methods[i : i + 2] for i in range(0, len(methods), 2)):
             work = (lived, life) if life < 4 else (compare, None)
             ids = {n: forked(n, work[0], n, folder, work[1]) for n in names}
             ends = {n: os.waitpid(id, 0)[1] for n, id in ids.items()}
@@ -173,10 +172,10 @@ def at_points(folder: Path) -> None:
                     say("KILLED", name, life)
 
 
-def at_random(folder: Path) -> None:
+def at_random(folder: Path, methods: list[str]) -> None:
     """20 lives, each killed at any moment of its training, setting up included, and the last ones."""
-    turns, rng = list(METHODS), np.random.default_rng(int(time.time()))
-    epochs, kills = {n: 20 * EPOCHS.get(n, 8) for n in METHODS}, 0
+    turns, rng = list(methods), np.random.default_rng(int(time.time()))
+    epochs, kills = {n: 20 * EPOCHS.get(n, 8) for n in methods}, 0
     while kills < 20 and turns:
         name = turns.pop(0)
         id = forked(name, fit, name, folder, epochs[name])
@@ -186,7 +185,7 @@ def at_random(folder: Path) -> None:
         if killed(os.waitpid(id, 0)[1]):  # else it had come to its end, and has no more turns
             say("KILLED", name, round(wait, 3))
             kills, turns = kills + 1, [*turns, name]
-    for name in METHODS:
+    for name in methods:
         os.waitpid(forked(name, compare, name, folder, epochs[name]), 0)
 
 
@@ -198,4 +197,4 @@ if __name__ == "__main__":
     jax.config.update("jax_compilation_cache_dir", str(Path(sys.argv[1]) / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    {"points": at_points, "random": at_random}[sys.argv[2]](Path(sys.argv[1]))
+    {"points": at_points, "random": at_random}[sys.argv[2]](Path(sys.argv[1]), sys.argv[3:])

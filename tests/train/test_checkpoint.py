@@ -25,19 +25,22 @@ from tests.train.short_runs import KEY, NET, X, Y, fit, sgd, stopping
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-def child(kind: str, folder: Path) -> list[list[str]]:
+def child(kind: str, folder: Path, methods: tuple[str, ...]) -> list[list[str]]:
     """What the program of runs that are killed says, line by line, in words."""
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.train.killed", str(folder), kind],
+        [sys.executable, "-W", "ignore", "-m", "tests.train.killed", str(folder), kind, *methods],
         capture_output=True, text=True, timeout=550, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     return [line.split() for line in run.stdout.splitlines() if line]
 
 
-def test_a_run_killed_at_three_points_comes_to_the_same_bits(tmp_path):
-    lines = child("points", tmp_path)
-    for name in METHODS:
+@pytest.mark.parametrize(
+    "methods", [("sgd", "gsadmm"), pytest.param(METHODS[2:], marks=pytest.mark.slow)], ids=str
+)
+def test_a_run_killed_at_three_points_comes_to_the_same_bits(tmp_path, methods):
+    lines = child("points", tmp_path, methods)
+    for name in methods:
         told = [line for line in lines if line[1] == name]
         assert [line[2] for line in told if line[0] == "KILLED"] == ["1", "2", "3"]
         assert [line for line in told if line[0] == "SAME"] == [["SAME", name, "True"]]
@@ -51,7 +54,7 @@ def test_a_run_killed_at_three_points_comes_to_the_same_bits(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_comes_to_the_same_bits(tmp_path):
-    lines = child("random", tmp_path)
+    lines = child("random", tmp_path, METHODS)
     assert sum(line[0] == "KILLED" for line in lines) == 20
     assert [line[2] for line in lines if line[0] == "SAME"] == ["True"] * len(METHODS)
 
@@ -111,7 +114,12 @@ def noisy(state):
     return jax.tree.map(draw, jax.tree.map(lambda a: a, sharding.gathered(state)))
 
 
-@pytest.mark.parametrize("name", PLACES)
+RARE = ("gsadmm", "pdadmm")  # of their kinds there are others
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in RARE else []) for n in PLACES]
+)
 def test_a_state_is_the_same_bits_on_another_mesh(name, tmp_path):
     how, (first, second) = deep(name), PLACES[name]
     state = noisy(how.init(KEY, X, Y))

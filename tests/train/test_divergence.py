@@ -73,7 +73,13 @@ def test_a_line_from_which_a_blow_up_begins_is_no_place_to_go_back_to(tmp_path):
     assert result.halvings[0].step >= 13
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[] if n in ("gsadmm", "pdadmm", "ist") else pytest.mark.slow)
+        for n in METHODS
+    ],
+)
 def test_the_pace_multiplies_the_steps_of_every_method(name):
     """At pace 0 the matrices stay where they are, at pace 1/2 they go another way than at 1."""
     how = method(name)

@@ -200,7 +200,9 @@ def builds(net):
 
 
 MESHES = {"sgd": (1, 2, 2), "gsadmm": (2, 2, 2), "gsam": (2, 1, 2), "local_sgd": (2, 1, 2)}
-SLOW = (("images", "gsam"), ("tokens", "gsam"), ("tokens", "local_sgd"), ("tokens", "gsadmm"))
+SLOW = (
+    ("images", "gsam"), ("images", "local_sgd"), ("tokens", "gsam"), ("tokens", "local_sgd"), ("tokens", "gsadmm"),
+)  # fmt: skip
 CASES = [
     pytest.param(kind, name, marks=pytest.mark.slow) if (kind, name) in SLOW else (kind, name)
     for kind in ("images", "tokens")
@@ -285,8 +287,16 @@ class Flat(nn.Module):
         return nn.Dense(5)(x.reshape(x.shape[0], -1))
 
 
-@pytest.mark.parametrize("kind", ["residual", "transformer"])
-@pytest.mark.parametrize("cut", [2, pytest.param(3, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize(
+    ("kind", "cut"),
+    [
+        ("residual", 2), ("transformer", 4),
+        *(
+            pytest.param(kind, cut, marks=pytest.mark.slow)
+            for kind, cut in (("residual", 3), ("residual", 4), ("transformer", 2), ("transformer", 3))
+        ),
+    ],
+)  # fmt: skip
 def test_networks_cut_in_two_three_and_four_learn(kind, cut):
     if kind == "residual":
         net, (x, y) = from_nnx(residual(), IMAGE), images(16)

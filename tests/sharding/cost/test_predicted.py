@@ -93,13 +93,11 @@ CASES = {
 }  # fmt: skip
 
 
-RARE = (
-    "ist, normalised",
-    "gsam, parallel",
-    "pdadmm, 8 bits",
-    "gsadmm on one device of subnet",
-    "gsam, stored",
-)
+RARE = (  # each has a sister that differs from it in its mesh or its network
+    "sgd on pc", "gsadmm in one piece", "gsadmm on one device of subnet", "gsam, stored", "gsam, parallel",
+    "gsadmm, stored, on three axes", "gsadmm, stored, on rows", "pdadmm on pc", "pdadmm, 8 bits",
+    "ist on three axes", "ist, normalised", "ensemble",
+)  # fmt: skip
 NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in RARE else n for n in CASES]
 
 

@@ -13,6 +13,7 @@ from jtssm.sharding.layers.forms import FORMS
 from jtssm.sharding.layers.halo import Halo
 
 GRIDS = [(r, c) for r, c in product(range(2, 9), range(1, 5)) if r * c <= 8]
+FEW_GRIDS = [(2, 1), (2, 4), (3, 2), (4, 2), (5, 1), (8, 1)]  # a half of them
 SIZES = [
     9,
     13,
@@ -92,21 +93,22 @@ def every() -> list[Case]:
     ]
 
 
-def covering() -> list[Case]:
+def covering(grids: list[tuple[int, int]]) -> list[Case]:
     """Few cases in which every pair of values of two settings occurs, chosen greedily."""
-    names = list(FACTORS)
+    factors = FACTORS | {"grid": grids}
+    names = list(factors)
     missing = {
         frozenset([(a, x), (b, y)])
         for a, b in combinations(names, 2)
-        for x, y in product(FACTORS[a], FACTORS[b])
+        for x, y in product(factors[a], factors[b])
     }
     cases = []
-    for form, grid in product(FACTORS["form"], FACTORS["grid"]):
+    for form, grid in product(factors["form"], grids):
         chosen = [("form", form), ("grid", grid)]
         for name in names[2:]:
             # of equal gains in turns, not always the first
-            turned = len(cases) % len(FACTORS[name])
-            pairs = [(name, v) for v in FACTORS[name][turned:] + FACTORS[name][:turned]]
+            turned = len(cases) % len(factors[name])
+            pairs = [(name, v) for v in factors[name][turned:] + factors[name][:turned]]
             gains = [sum(frozenset([pair, old]) in missing for old in chosen) for pair in pairs]
             chosen.append(pairs[gains.index(max(gains))])
         missing -= {frozenset(pair) for pair in combinations(chosen, 2)}

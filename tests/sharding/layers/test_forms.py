@@ -14,7 +14,7 @@ from jtssm.nn.images import convolution, max_pool
 from jtssm.nn.network import sequence
 from jtssm.nn.perceptrons import dense
 from jtssm.sharding.layers.halo import Halo
-from tests.sharding.layers.form_cases import FACTORS, GRIDS, Case, covering, every
+from tests.sharding.layers.form_cases import FACTORS, FEW_GRIDS, GRIDS, Case, covering, every
 
 MOMENTUM = optax.sgd(0.05, momentum=0.9)
 
@@ -47,12 +47,18 @@ def assert_same(net, shape, forms, batch, *, dtype="float64", optimizer=MOMENTUM
     return expected
 
 
+FEW, ALL = covering(FEW_GRIDS), covering(GRIDS)
+
+
 def test_the_cases_are_few_and_cover_every_pair():
-    assert len(covering()) <= 80
+    assert len(FEW) <= 40
+    assert len(ALL) <= 80
     assert len(every()) == 12 * 6 * 4 * 3 * 2 * 2
 
 
-@pytest.mark.parametrize("case", covering(), ids=str)
+@pytest.mark.parametrize(
+    "case", [*FEW, *(pytest.param(case, marks=pytest.mark.slow) for case in ALL)], ids=str
+)
 def test_every_form_gives_the_numbers_of_one_device(case: Case):
     found = assert_same(case.network(), (1, *case.grid), case.forms(), case.batch, dtype=case.dtype)
     assert abs(found[0][1].loss - found[-1][1].loss) > 1e-4  # it trained

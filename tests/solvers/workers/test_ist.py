@@ -46,10 +46,10 @@ def close(one, other, atol=1e-10):
     ("widths", "normalisation", "subnets", "deal"),
     [
         ([6, 16, 3], "batch", 4, "stratified"),
-        ([6, 8, 8, 3], None, 2, "stratified"),
+        pytest.param([6, 8, 8, 3], None, 2, "stratified", marks=pytest.mark.slow),
         ([6, 13, 7, 3], None, 3, "stratified"),
         ([6, 13, 7, 3], "layer", 3, "uniform"),
-        ([6, 13, 7, 3], "running", 4, "stratified"),
+        pytest.param([6, 13, 7, 3], "running", 4, "stratified", marks=pytest.mark.slow),
         pytest.param([6, 10, 12, 3], "batch", 4, "uniform", marks=pytest.mark.slow),
     ],
 )
