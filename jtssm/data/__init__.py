@@ -233,6 +233,7 @@ CIFAR_BATCHES = (
     *(f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)),
     "cifar-10-batches-bin/test_batch.bin",
 )
+CIFAR_MOST = 2**28  # bytes that its archive may unpack to; it has 184 million
 
 
 def _cifar(folder: Path) -> Splits:
@@ -240,7 +241,7 @@ def _cifar(folder: Path) -> Splits:
         paths = [_path(folder, file) for file in CIFAR_BATCHES]
         contents = {path: path.read_bytes() for path in paths}
     else:
-        contents = archives.members(_path(folder, CIFAR_ARCHIVE), CIFAR_BATCHES)
+        contents = archives.members(_path(folder, CIFAR_ARCHIVE), CIFAR_BATCHES, CIFAR_MOST)
     *train, test = (_records(path, content) for path, content in contents.items())
     return _held_out(_pictures(np.concatenate(train)), _pictures(test))
 

@@ -175,6 +175,17 @@ def test_huge_declared_sizes_take_no_memory(tmp_path, shape, packed):
         data.read_idx(path, 3)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_archive_that_unpacks_to_more_than_it_should_is_named(tmp_path, packed, monkeypatch):
+    monkeypatch.setattr(data, "CIFAR_MOST", 2**20)
+    path = write_cifar(tmp_path, gzip.compress(bytes(2**27)) if packed else bytes(2**23))
+    with (
+        little_memory(),
+        pytest.raises(ValueError, match=f"^{path}: expected at most 1048576 bytes.*got"),
+    ):
+        data.load("cifar-10", data_dir=tmp_path)
+
+
 def npy(shape, descr="<f4", body=b"") -> bytes:
     """An .npy member that says it has a shape."""
     text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
