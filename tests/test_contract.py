@@ -125,6 +125,15 @@ def test_a_separable_problem_is_learned(method):
     assert len(result.history) == 60
 
 
+# tests/sharding/placement has the others on more meshes
+ON_A_MESH = ("sgd", "gsadmm, 3 subnets, 2 sweeps", "local_sgd", "pdadmm")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(n, marks=[] if n in ON_A_MESH else [pytest.mark.slow]) for n in METHODS],
+    indirect=True,
+)
 def test_on_a_mesh_the_protocol_and_the_numbers_are_the_same(method, begun):
     placed = sharding.place(method, sharding.make_mesh(pc=2))
     state, step, _ = begun

@@ -83,35 +83,33 @@ FACTORS = {
 }
 
 
-def every() -> list[Case]:
-    """All grids, forms, windows and sizes; few samples and float32 in turns."""
-    names = [name for name in FACTORS if name not in ("few", "dtype")]
-    turns = list(product(FACTORS["few"], FACTORS["dtype"]))
-    return [
-        Case(*values, *turns[i % len(turns)])
-        for i, values in enumerate(product(*(FACTORS[name] for name in names)))
-    ]
-
-
-def covering(grids: list[tuple[int, int]]) -> list[Case]:
-    """Few cases in which every pair of values of two settings occurs, chosen greedily."""
+def covering(grids: list[tuple[int, int]], strength: int) -> list[Case]:
+    """Few cases in which all values of so many settings occur together, chosen greedily."""
     factors = FACTORS | {"grid": grids}
-    names = list(factors)
+    names, cases = list(factors), []
     missing = {
-        frozenset([(a, x), (b, y)])
-        for a, b in combinations(names, 2)
-        for x, y in product(factors[a], factors[b])
+        frozenset(zip(chosen, values, strict=True))
+        for chosen in combinations(names, strength)
+        for values in product(*(factors[name] for name in chosen))
     }
-    cases = []
-    for form, grid in product(factors["form"], grids):
-        chosen = [("form", form), ("grid", grid)]
-        for name in names[2:]:
-            # of equal gains in turns, not always the first
-            turned = len(cases) % len(factors[name])
-            pairs = [(name, v) for v in factors[name][turned:] + factors[name][:turned]]
-            gains = [sum(frozenset([pair, old]) in missing for old in chosen) for pair in pairs]
-            chosen.append(pairs[gains.index(max(gains))])
-        missing -= {frozenset(pair) for pair in combinations(chosen, 2)}
+    first = names[:strength]
+    starts = [list(zip(first, v, strict=True)) for v in product(*(factors[n] for n in first))]
+    while missing:
+        chosen = starts.pop(0) if starts else sorted(min(missing, key=str))
+        for name in names:
+            if name not in dict(chosen):
+                chosen.append(_most_missing(name, factors[name], chosen, missing, len(cases)))
+        missing -= {frozenset(some) for some in combinations(chosen, strength)}
         cases.append(Case(**dict(chosen)))
-    assert not missing
     return cases
+
+
+def _most_missing(
+    name: str, values: list, chosen: list[tuple], missing: set[frozenset], turn: int
+) -> tuple:
+    """The setting's value with which, beside those chosen, most of what is missing occurs."""
+    strength = len(next(iter(missing))) if missing else 1
+    turn %= len(values)  # of equal gains in turns, not always the first
+    pairs = [(name, value) for value in values[turn:] + values[:turn]]
+    others = list(combinations(chosen, strength - 1))
+    return max(pairs, key=lambda pair: sum(frozenset([pair, *o]) in missing for o in others))

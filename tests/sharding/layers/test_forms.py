@@ -1,5 +1,7 @@
 """Layers on the grid give the numbers of one device, in every form."""
 
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ from jtssm.nn.images import convolution, max_pool
 from jtssm.nn.network import sequence
 from jtssm.nn.perceptrons import dense
 from jtssm.sharding.layers.halo import Halo
-from tests.sharding.layers.form_cases import FACTORS, FEW_GRIDS, GRIDS, Case, covering, every
+from tests.sharding.layers.form_cases import FACTORS, FEW_GRIDS, GRIDS, Case, covering
 
 MOMENTUM = optax.sgd(0.05, momentum=0.9)
 
@@ -47,33 +49,26 @@ def assert_same(net, shape, forms, batch, *, dtype="float64", optimizer=MOMENTUM
     return expected
 
 
-FEW, ALL = covering(FEW_GRIDS), covering(GRIDS)
+PAIRS, TRIPLES = covering(FEW_GRIDS, 2), covering(GRIDS, 3)
 
 
-def test_the_cases_are_few_and_cover_every_pair():
-    assert len(FEW) <= 40
-    assert len(ALL) <= 80
-    assert len(every()) == 12 * 6 * 4 * 3 * 2 * 2
+def test_the_cases_are_few_and_cover_every_pair_or_triple():
+    assert len(PAIRS) <= 40
+    assert len(TRIPLES) <= 300  # of 12 * 6 * 4 * 3 * 2 * 2 * 2 * 2
+    assert {(case.form, case.grid, case.kernel) for case in TRIPLES} == set(
+        product(FACTORS["form"], GRIDS, FACTORS["kernel"])
+    )
 
 
 @pytest.mark.parametrize(
-    "case", [*FEW, *(pytest.param(case, marks=pytest.mark.slow) for case in ALL)], ids=str
+    "case", [*PAIRS, *(pytest.param(case, marks=pytest.mark.slow) for case in TRIPLES)], ids=str
 )
 def test_every_form_gives_the_numbers_of_one_device(case: Case):
     found = assert_same(case.network(), (1, *case.grid), case.forms(), case.batch, dtype=case.dtype)
     assert abs(found[0][1].loss - found[-1][1].loss) > 1e-4  # it trained
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("form", FACTORS["form"])
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_the_full_product_too(form, grid):
-    for case in every():
-        if (case.form, case.grid) == (form, grid):
-            test_every_form_gives_the_numbers_of_one_device(case)
-
-
-PAIRS = [
+CHAINS = [
     ["model", "row", "model", "row"],
     ["scattered", "row", "batch", "row"],
     ["gathered", "model", "scattered", "batch"],
@@ -81,7 +76,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("forms", PAIRS, ids=str)
+@pytest.mark.parametrize("forms", CHAINS, ids=str)
 @pytest.mark.parametrize(("shape", "batch"), [((1, 4, 2), 8), ((1, 2, 3), 3)])
 def test_forms_follow_each_other(forms, shape, batch):
     assert_same(jtssm.mlp([8, 8, 12, 16, 8], jnp.tanh), shape, forms, batch)
