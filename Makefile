@@ -10,7 +10,7 @@ demo: $(VENV)/ready
 	$(BIN)/jtssm demo --out run/demo --overwrite
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile # a file compiles its programs once
 
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2 -m slow
