@@ -8,4 +8,3 @@ import jax
 
 Array = jax.Array
 Tree = Any  # a pytree of arrays
-Carried = Any  # something every piece holds its own of: a tuple of trees, or packed rows on a mesh

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import numpy as np
-
-from jtssm.arrays import Array, Tree
-from jtssm.nn.network import Network
 
 
 def separable(
@@ -24,13 +20,3 @@ def separable(
     x = rng.uniform(-0.8, 0.8, (samples, features))
     x[np.arange(samples), y] += 2
     return x.astype(dtype), y
-
-
-def taught(
-    net: Network, key: Array, samples: int, dtype: Any = np.float32
-) -> tuple[np.ndarray, np.ndarray, list[Tree]]:
-    """x, y and the parameters with which the network maps x to y: its least squared error is 0."""
-    x_key, key = jax.random.split(key)
-    x = jax.random.normal(x_key, (samples, *net.shapes[0]), dtype)
-    params = net.init(key, dtype)
-    return np.asarray(x), np.asarray(net.apply(params, x)), params

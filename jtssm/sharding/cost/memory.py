@@ -5,7 +5,7 @@
     temporaries   an upper bound of what lives in between: gradients and what the optimizer makes of them,
                   and of every layer its inputs and outputs as they lie here, with what is gathered for it
 
-A compiler may keep less (it fuses, and frees early): the bound is at most `SLACK` times what XLA takes on
+A compiler may keep less (it fuses, and frees early): the bound is at most 4 times what XLA takes on
 the cases of the tests. Donated arguments share their bytes with outputs: `total` counts them once.
 """
 
@@ -63,7 +63,6 @@ class Memory(NamedTuple):
         return self.arguments + self.temporaries
 
 
-SLACK = 4.0
 GRADIENTS = 3  # for each parameter: its gradient, its update, its new value
 
 

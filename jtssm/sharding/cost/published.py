@@ -14,7 +14,7 @@ first layer, which nobody needs; what a compiled program moves is counted in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod, sqrt
+from math import prod
 from typing import NamedTuple
 
 from jtssm import checks, nn
@@ -164,26 +164,3 @@ def mixed_seconds(
     total = grid_seconds(model, batch, pr, pc, link) + batch_seconds(domain, pr * pc, link)
     halos = halo_seconds(domain, batch // pc, link)
     return total + (halos if pr > 1 else 0.0)
-
-
-def cheaper_forms(
-    layers: Sequence[Layer], batch: int, pr: int, pc: int, link: Link = CORI
-) -> list[str]:
-    """The form of each layer that makes (9) smallest; "model" where both cost the same.
-
-    Raises:
-      ValueError: pc does not divide the batch.
-    """
-    cost = lambda layer, form: mixed_seconds([layer], [form], batch, pr, pc, link)
-    fits = lambda layer: FORMS if layer.window else FORMS[:1]
-    return [min(fits(layer), key=lambda form: cost(layer, form)) for layer in layers]
-
-
-def closed_form_pr(layers: Sequence[Layer], batch: int, processes: int) -> float:
-    """sqrt(2 P sum |W| / (3 B sum d)): the real Pr at which (8) without latency is smallest.
-
-    Derived from (8), not printed. It may lie outside 1..P; the best then is the nearer end.
-    """
-    checks.count(batch=batch, processes=processes)
-    weights = sum(layer.weights for layer in layers)
-    return sqrt(2 * processes * weights / (3 * batch * sum(layer.d_out for layer in layers)))
