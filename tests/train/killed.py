@@ -22,20 +22,19 @@ import optax
 import jtssm
 from jtssm import sharding, solvers
 from jtssm.data import synthetic
-from jtssm.train import divergence, trainer
-from jtssm.train.batches import CHUNK
+from jtssm.train import batches, divergence, trainer
 from jtssm.train.checkpoint import Folder
 
 
 def method(name: str) -> jtssm.Method:
     """Built where it runs: jax must not start before a fork."""
     net = jtssm.mlp([4, 8, 8, 3])
-    batches = {"optimizer": optax.adam(1e-2), "batch_size": 20}
+    ways = {"optimizer": optax.adam(1e-2), "batch_size": 20}
     rounds = {"optimizer": optax.adam(1e-2), "batch_size": 7, "local_steps": 2}
     build = {
-        "sgd": lambda: solvers.sgd(jtssm.mlp([4, 8, 8, 3], dropout=0.1), **batches),
-        "gsadmm": lambda: solvers.gsadmm(net, subnets=3, **batches),
-        "stored": lambda: solvers.gsadmm(net, subnets=2, schedule="stored", **batches),
+        "sgd": lambda: solvers.sgd(jtssm.mlp([4, 8, 8, 3], dropout=0.1), **ways),
+        "gsadmm": lambda: solvers.gsadmm(net, subnets=3, **ways),
+        "stored": lambda: solvers.gsadmm(net, subnets=2, schedule="stored", **ways),
         "pdadmm": lambda: solvers.pdadmm(net),
         "ist": lambda: solvers.ist(net, subnets=2, **rounds),
         "local_sgd": lambda: solvers.local_sgd(net, workers=2, **rounds),
@@ -193,7 +192,7 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)
-    CHUNK = 2  # most steps a dispatch: an epoch has several
+    batches.CHUNK = 2  # most steps a dispatch: an epoch has several
     jax.config.update("jax_compilation_cache_dir", str(Path(sys.argv[1]) / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
