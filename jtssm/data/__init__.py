@@ -77,6 +77,12 @@ def load(
       ValueError: an unknown name, a size that does not fit, a file that is truncated or holds
         something else.
       FileNotFoundError: a missing file; the message says what to do.
+
+    Example:
+      >>> from jtssm import data
+      >>> splits = data.load("digits", flat=True)
+      >>> splits.train.x.shape
+      (1200, 64)
     """
     checks.one_of("name", name, list(SOURCES))
     flat = checks.flag("flat", flat)

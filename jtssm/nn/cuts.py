@@ -18,6 +18,14 @@ def cut(net: Network, subnets: int | None, cuts: Sequence[int] | None) -> tuple[
 
     Raises:
       ValueError: n out of range, cuts that do not rise within 1 .. L - 1, or the two disagree.
+
+    Example:
+      >>> from jtssm import nn
+      >>> net = nn.mlp([64, 32, 32, 32, 10])
+      >>> nn.cut(net, 2, None)
+      (0, 1, 4)
+      >>> nn.cut(net, None, [3])
+      (0, 3, 4)
     """
     checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")
     num_layers = len(net.layers)
@@ -47,6 +55,11 @@ def balanced_starts(costs: Sequence[int], n: int) -> tuple[int, ...]:
 
     Dynamic program over (layers taken, runs): best[j] holds, for the first j layers, the pair
     (largest sum, sum of squares) and the starts; squares break ties towards even runs.
+
+    Example:
+      >>> from jtssm import nn
+      >>> nn.balanced_starts([4, 1, 1, 1, 1], 2)
+      (0, 1, 5)
     """
     best = {j: ((sum(costs[:j]), sum(costs[:j]) ** 2), (0,)) for j in range(1, len(costs) + 1)}
     for runs in range(2, n + 1):

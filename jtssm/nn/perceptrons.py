@@ -35,6 +35,14 @@ def mlp(
     Raises:
       ValueError: fewer than two widths, or one that is not a positive integer; an unknown
         normalisation; a dropout outside [0, 1).
+
+    Example:
+      >>> from jtssm import nn
+      >>> net = nn.mlp([4, 8, 3], dropout=0.1)
+      >>> [layer.name for layer in net.layers]
+      ['dense 8 relu', 'dropout 0.1', 'dense 3']
+      >>> net.shapes[-1]
+      (3,)
     """
     widths = checks.counts("widths", widths, "[196, 512, 10]", least=2)
     kind, drop = find(normalisation), dropouts(dropout)

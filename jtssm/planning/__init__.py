@@ -33,6 +33,14 @@ def plan(
 
     Raises:
       ValueError: unknown names (with the nearest), bad numbers, no mesh that goes.
+
+    Example:
+      >>> import jtssm
+      >>> found = jtssm.plan("alexnet", 8, 512, "h100-ethernet")
+      >>> found.best.shape  # subnet, pr, pc
+      (1, 8, 1)
+      >>> found.best.forms[-3:]
+      ('row', 'model', 'row')
     """
     build = builder(method, optimizer=optimizer, **options)
     return planner.plan(

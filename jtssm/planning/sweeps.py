@@ -52,6 +52,15 @@ def sweep(
 
     Raises:
       ValueError: as `plan`, but that a shape which does not go is a record with an error.
+
+    Example:
+      >>> import jtssm
+      >>> net = jtssm.mlp([784, 512, 512, 10])
+      >>> records = jtssm.sweep(net, 4, 64, "tpu-v5e", count=False)
+      >>> [record["mesh"] for record in records]
+      ['1 x 1 x 4', '1 x 2 x 2', '1 x 4 x 1', '2 x 1 x 2', '2 x 2 x 1', '4 x 1 x 1']
+      >>> [record["mesh"] for record in records if record["best"]]
+      ['1 x 4 x 1']
     """
     batch, overlap, memory_limit, samples = planner.check_numbers(
         batch, overlap, memory_limit, samples

@@ -47,6 +47,12 @@ def make_mesh(
 
     Raises:
       ValueError: a size below 1, or fewer devices than the mesh has.
+
+    Example:
+      >>> from jtssm import sharding
+      >>> mesh = sharding.make_mesh(pr=2, pc=4)  # eight devices
+      >>> dict(mesh.shape)
+      {'subnet': 1, 'pr': 2, 'pc': 4}
     """
     shape = checks.count(subnet=subnet, pr=pr, pc=pc)
     devices = jax.devices() if devices is None else _devices(devices)

@@ -56,6 +56,18 @@ def sgd(
 
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
+
+    Example:
+      >>> import jax, jtssm, optax
+      >>> from jtssm import solvers
+      >>> from jtssm.data import synthetic
+      >>> net = jtssm.mlp([4, 8, 8, 3])
+      >>> method = solvers.sgd(net, optimizer=optax.adam(1e-2), batch_size=40)
+      >>> x, y = synthetic.separable(0, 40, 4, 3)
+      >>> state = method.init(jax.random.key(0), x, y)
+      >>> state, info = jax.jit(method.step)(state, x, y)
+      >>> method.predict(state, x).shape
+      (40, 3)
     """
     (batch_size,) = checks.count(batch_size=batch_size)
     checks.precision(precision)

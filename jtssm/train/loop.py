@@ -142,6 +142,19 @@ def fit(
     Process 0 shows the bar. Callbacks run in every process, and training stops in all where one of them
     stops it; so does a signal to one of them, with a checkpoint. Without one Ctrl-C, and always an
     exception in one process, ends that process; jax then ends the others.
+
+    Example:
+      >>> import jax, jtssm, optax
+      >>> from jtssm import solvers
+      >>> from jtssm.data import synthetic
+      >>> x, y = synthetic.separable(0, 100, 4, 3)
+      >>> net = jtssm.mlp([4, 8, 3])
+      >>> method = solvers.sgd(net, optimizer=optax.adam(1e-2), batch_size=50)
+      >>> result = jtssm.fit(method, (x, y), epochs=2, key=jax.random.key(0), validation=(x, y))
+      >>> [line["epoch"] for line in result.history]
+      [1, 2]
+      >>> result.predict(x).shape
+      (100, 3)
     """
     checks.instance("method", method, Method, "solvers.sgd(net, ...)")
     epochs, evaluate_every = checks.count(epochs=epochs, evaluate_every=evaluate_every)

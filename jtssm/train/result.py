@@ -50,7 +50,18 @@ class Result(NamedTuple):
 
 
 def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, float]:
-    """Mean loss and accuracy of the composed network on each named (x, y); every process must ask."""
+    """Mean loss and accuracy of the composed network on each named (x, y); every process must ask.
+
+    Example:
+      >>> import jax, jtssm, optax
+      >>> from jtssm import solvers
+      >>> from jtssm.data import synthetic
+      >>> x, y = synthetic.separable(0, 100, 4, 3)
+      >>> method = solvers.sgd(jtssm.mlp([4, 8, 3]), optimizer=optax.adam(1e-2), batch_size=50)
+      >>> state = method.init(jax.random.key(0), x, y)
+      >>> sorted(jtssm.evaluate(method, state, {"train": (x, y)}))
+      ['train_accuracy', 'train_loss']
+    """
     loss, record = method.parts.loss, {}
     for name, (x, y) in sets.items():
         predicted = outputs(method, state, x)

@@ -28,6 +28,15 @@ def layers(functions: Sequence[Any], sample_input: Any) -> Network:
 
     Raises:
       ValueError: other entries, a function that does not take what the one before it gives.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from jtssm import nn
+      >>> init = lambda key, x: {"W": jax.random.normal(key, (x.shape[-1], 3))}
+      >>> dense = lambda params, x: x @ params["W"]
+      >>> nn.layers([jnp.tanh, (init, dense)], jnp.zeros((1, 4))).shapes
+      ((4,), (4,), (3,))
     """
     return chained([_maker(i, f) for i, f in enumerate(listed(functions))], sample_input)
 

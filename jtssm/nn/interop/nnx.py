@@ -30,6 +30,15 @@ def from_nnx(modules: Sequence[Any], sample_input: Any = None) -> Network:
       ImportError: without flax.
       ValueError: no modules, two that share a variable, one that does not take what the one before it
         gives, keeps a state other than that of `nnx.BatchNorm`, or has parameters that are no floats.
+
+    Example:
+      >>> import jax
+      >>> from flax import nnx
+      >>> from jtssm import nn
+      >>> rngs = nnx.Rngs(0)
+      >>> modules = [nnx.Linear(4, 8, rngs=rngs), jax.nn.relu, nnx.Linear(8, 3, rngs=rngs)]
+      >>> nn.from_nnx(modules).shapes
+      ((4,), (8,), (8,), (3,))
     """
     need_flax("from_nnx")
     from flax import nnx

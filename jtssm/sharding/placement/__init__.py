@@ -50,6 +50,18 @@ def place(
 
     Where "subnet" does not divide the number of pieces n, every device has ceil(n / subnet) slots, the
     last of which stay empty: a step takes as long, and a device holds as much, as with full slots.
+
+    Example:
+      >>> import jax, jtssm, optax
+      >>> from jtssm import sharding, solvers
+      >>> from jtssm.data import synthetic
+      >>> method = solvers.sgd(jtssm.mlp([4, 8, 3]), optimizer=optax.adam(1e-2), batch_size=40)
+      >>> placed = sharding.place(method, sharding.make_mesh(pc=2))  # two devices
+      >>> x, y = synthetic.separable(0, 40, 4, 3)
+      >>> state = placed.init(jax.random.key(0), x, y)
+      >>> state, info = jax.jit(placed.step)(state, x, y)
+      >>> len(state.pace.sharding.device_set)
+      2
     """
     checks.instance("method", method, Method, "solvers.sgd(net, ...)")
     checks.instance("mesh", mesh, (Mesh, AbstractMesh), "sharding.make_mesh(pc=2)")

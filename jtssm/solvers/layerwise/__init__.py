@@ -120,6 +120,18 @@ def pdadmm(
 
     Raises:
       ValueError: bad arguments, a network it cannot train; from `init`, bad samples.
+
+    Example:
+      >>> import jax, jtssm
+      >>> from jtssm import solvers
+      >>> from jtssm.data import synthetic
+      >>> net = jtssm.mlp([4, 8, 8, 3])
+      >>> method = solvers.pdadmm(net, rho=10.0, nu=0.1)
+      >>> x, y = synthetic.separable(0, 40, 4, 3)
+      >>> state = method.init(jax.random.key(0), x, y)
+      >>> state, info = jax.jit(method.step)(state, x, y)
+      >>> bool(info.decrease > 0)  # of the Lagrangian, at least
+      True
     """
     rebuild = functools.partial(
         pdadmm, **{name: a for name, a in locals().items() if name != "net"}

@@ -104,6 +104,18 @@ def gsadmm(
 
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
+
+    Example:
+      >>> import jax, jtssm, optax
+      >>> from jtssm import solvers
+      >>> from jtssm.data import synthetic
+      >>> net = jtssm.mlp([4, 8, 8, 3])
+      >>> method = solvers.gsadmm(net, subnets=3, optimizer=optax.adam(1e-2), batch_size=40)
+      >>> x, y = synthetic.separable(0, 40, 4, 3)
+      >>> state = method.init(jax.random.key(0), x, y)
+      >>> state, info = jax.jit(method.step)(state, x, y)
+      >>> method.predict(state, x).shape
+      (40, 3)
     """
     (rho,) = checks.positive(rho=rho)
     schedules = {"streaming": turn.GSADMM, "stored": stored_gsadmm.GSADMM}
@@ -159,6 +171,18 @@ def gsam(
 
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
+
+    Example:
+      >>> import jax, jtssm, optax
+      >>> from jtssm import solvers
+      >>> from jtssm.data import synthetic
+      >>> net = jtssm.mlp([4, 8, 8, 3])
+      >>> method = solvers.gsam(net, subnets=3, optimizer=optax.adam(1e-2), batch_size=40)
+      >>> x, y = synthetic.separable(0, 40, 4, 3)
+      >>> state = method.init(jax.random.key(0), x, y)
+      >>> state, info = jax.jit(method.step)(state, x, y)
+      >>> method.predict(state, x).shape
+      (40, 3)
     """
     if order is not None:
         checks.one_of("order", order, list(stored_gsam.ORDERS))

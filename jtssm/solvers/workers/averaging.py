@@ -65,6 +65,19 @@ def local_sgd(
 
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
+
+    Example:
+      >>> import jax, jtssm, optax
+      >>> from jtssm import solvers
+      >>> from jtssm.data import synthetic
+      >>> net = jtssm.mlp([4, 8, 8, 3])
+      >>> ways = {"optimizer": optax.sgd(0.1), "local_steps": 2, "batch_size": 10}
+      >>> method = solvers.local_sgd(net, workers=2, **ways)
+      >>> x, y = synthetic.separable(0, 40, 4, 3)
+      >>> state = method.init(jax.random.key(0), x, y)
+      >>> state, info = jax.jit(method.step)(state, x.reshape(2, 2, 10, 4), y.reshape(2, 2, 10))
+      >>> method.predict(state, x).shape
+      (40, 3)
     """
     (workers,) = checks.count(workers=workers)
     trainer = local(

@@ -107,6 +107,19 @@ def ist(
     Raises:
       ValueError: bad arguments, a layer that cannot be dealt or is narrower than N; from `init`, bad
         samples; from `step`, wrong shapes or dtypes.
+
+    Example:
+      >>> import jax, jtssm, optax
+      >>> from jtssm import solvers
+      >>> from jtssm.data import synthetic
+      >>> net = jtssm.mlp([4, 8, 8, 3])
+      >>> ways = {"optimizer": optax.adam(1e-2), "local_steps": 2, "batch_size": 10}
+      >>> method = solvers.ist(net, subnets=2, **ways)
+      >>> x, y = synthetic.separable(0, 40, 4, 3)
+      >>> state = method.init(jax.random.key(0), x, y)
+      >>> state, info = jax.jit(method.step)(state, x.reshape(2, 2, 10, 4), y.reshape(2, 2, 10))
+      >>> method.predict(state, x).shape
+      (40, 3)
     """
     checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")
     (subnets,) = checks.count(subnets=subnets)
