@@ -1,7 +1,8 @@
 """Checkpoints of `fit`: what a run needs to go on, in a folder that orbax writes.
 
 A checkpoint holds the state as it lies on the mesh (no device or host gathers it) and a document: where
-the run stands, its history, what it is (`jtssm.train.fingerprint`) and a checksum of every array.
+the run stands, its history, what it is (`jtssm.train.fingerprint`) and a checksum of every array. orbax
+reads an array straight onto another mesh; rows that are packed otherwise there pass through the host.
 Checkpoints bear the number of steps done, or the next number where steps are done again.
 """
 
@@ -18,18 +19,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
 
 from jtssm.protocol.method import Method
 from jtssm.sharding.mesh import AXES, axis_size
 from jtssm.sharding.placement import place
 from jtssm.sharding.placement.packing import gathered
 from jtssm.train.divergence import Divergence
-from jtssm.train.fingerprint import checksums, differences, unplaced
+from jtssm.train.fingerprint import checksums, differences, is_key, unplaced
 from jtssm.train.position import Checkpoint, Position, Sound
 
-FORMAT = 1
-IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
+FORMAT = 2
 
 
 class Folder:
@@ -153,33 +160,30 @@ class Folder:
         return document
 
     def _trees(self, step: int, document: dict, method: Method, state: Any) -> list:
-        same = document["layout"] == _layout(method)
-        saved = method.spread(state) if same else _placed_as(document["layout"], method, state)
-        on_host = not same or method.mesh is None
-        trees = [saved] * (1 + document["apart"])
+        wanted, saved = method.spread(state), _placed_as(document["layout"], method, state)
+        alike = _alike(saved, wanted)
+        trees = [wanted if alike else saved] * (1 + document["apart"])
         leaves, treedef = jax.tree.flatten(trees)
-        found = self._leaves(step, [_raw_shape(a) for a in leaves], on_host)
+        mesh = method.mesh
+        found = self._leaves(step, leaves, mesh, on_host=not alike or mesh is None)
         seen = checksums([a for a in found if a.size])
         if seen != document["checksums"]:
             wrong = sum(a != b for a, b in zip(seen, document["checksums"], strict=True))
             raise ValueError(f"{wrong} of {len(seen)} arrays have another checksum")
-        trees = jax.tree.unflatten(
-            treedef, [_typed(a, b) for a, b in zip(found, leaves, strict=True)]
-        )
-        if not same:
-            trees = [method.spread(gathered(tree)) for tree in trees]
-        if method.mesh is None:
-            trees = jax.tree.map(jnp.asarray, trees)
-        return trees
+        trees = jax.tree.unflatten(treedef, found)
+        if mesh is None:
+            return jax.tree.map(jnp.asarray, [gathered(tree) for tree in trees])
+        return trees if alike else [method.spread(gathered(tree)) for tree in trees]
 
-    def _leaves(self, step: int, shapes: list, on_host: bool) -> list:
+    def _leaves(self, step: int, shapes: list, mesh: Any, on_host: bool) -> list:
         """The arrays of a step; those without numbers were not written."""
         orbax = self._orbax
 
         def how(a: jax.ShapeDtypeStruct) -> Any:
-            if on_host:
+            if on_host and not is_key(a):
                 return orbax.RestoreArgs(restore_type=np.ndarray)
-            return orbax.ArrayRestoreArgs(sharding=a.sharding, global_shape=a.shape, dtype=a.dtype)
+            to = _whole(mesh) if on_host else a.sharding  # numpy has no keys
+            return orbax.ArrayRestoreArgs(sharding=to, global_shape=a.shape, dtype=a.dtype)
 
         wanted = {_name(i): a for i, a in enumerate(shapes) if a.size}
         restore = orbax.args.PyTreeRestore(
@@ -244,34 +248,25 @@ def _name(i: int) -> str:
 
 
 def _arrays(trees: Sequence[Any]) -> dict[str, Any]:
-    """The arrays of trees by number: numbers in the place of keys, and none that has no numbers."""
-    leaves = enumerate(_raw(a) for a in jax.tree.leaves(list(trees)))
-    return {_name(i): a for i, a in leaves if a.size}
+    """The arrays of trees by number, none that has no numbers."""
+    leaves = enumerate(jax.tree.leaves(list(trees)))
+    arrays = {_name(i): a if isinstance(a, jax.Array) else jnp.asarray(a) for i, a in leaves}
+    return {name: a for name, a in arrays.items() if a.size}
 
 
-def _is_key(a: Any) -> bool:
-    return jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+def _alike(saved: Any, wanted: Any) -> bool:
+    """Whether two states hold the same arrays, wherever these lie."""
+    pairs = zip(jax.tree.leaves(saved), jax.tree.leaves(wanted), strict=False)
+    structure: Any = jax.tree.structure
+    same = structure(saved) == structure(wanted)
+    return same and all(a.shape == b.shape for a, b in pairs)
 
 
-def _raw(a: Any) -> Any:
-    a = a if isinstance(a, jax.Array) else jnp.asarray(a)
-    return jax.random.key_data(a) if _is_key(a) else a
-
-
-def _raw_shape(a: Any) -> Any:
-    if not _is_key(a):
-        return a
-    raw = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(a.shape, a.dtype))
-    return jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=a.sharding)
-
-
-def _typed(a: Any, like: Any) -> Any:
-    """A key where a key is wanted."""
-    if not _is_key(like):
-        return a
-    made = lambda impl: jax.eval_shape(lambda: jax.random.key(0, impl=impl))
-    impl = next(impl for impl in IMPLS if made(impl).dtype == like.dtype)
-    return jax.random.wrap_key_data(a, impl=impl)
+def _whole(mesh: Any) -> Sharding:
+    """Of an array that lies whole on every device of a mesh, or on one."""
+    if mesh is None:
+        return SingleDeviceSharding(jax.local_devices()[0])
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def _layout(method: Method) -> dict[str, Any]:

@@ -97,9 +97,15 @@ def _crc(arrays: Sequence[Any]) -> int:
 
 def checksums(leaves: Sequence[Any]) -> list[int]:
     """One number an array, the same on any mesh and on the host; a changed number changes it."""
-    on_host = all(isinstance(a, np.ndarray) for a in leaves)
-    found = [_checksum(a, np) for a in leaves] if on_host else _on_devices(list(leaves))
+    numbers = [jax.random.key_data(a) if is_key(a) else a for a in leaves]
+    placed = iter(_on_devices([a for a in numbers if not isinstance(a, np.ndarray)]))
+    found = (_checksum(a, np) if isinstance(a, np.ndarray) else next(placed) for a in numbers)
     return [int(number) for number in found]
+
+
+def is_key(a: Any) -> bool:
+    """Whether it is an array of typed keys."""
+    return jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
 
 
 @jax.jit

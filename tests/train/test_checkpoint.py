@@ -49,7 +49,9 @@ def test_a_run_killed_at_three_points_comes_to_the_same_bits(tmp_path, methods):
         assert len(steps) == 5, lines
         assert steps[0] == steps[4] == 0
         assert 0 <= steps[1] < steps[2] < steps[3]
-    assert any(line[0] == "BEGUN" and int(line[4]) > 0 for line in lines)  # within an epoch
+    # the epochs of workers and resident methods are too short for a checkpoint within one
+    within = any(line[0] == "BEGUN" and int(line[4]) > 0 for line in lines)
+    assert within or "sgd" not in methods
 
 
 @pytest.mark.slow
@@ -139,6 +141,22 @@ def test_a_state_is_the_same_bits_on_another_mesh(name, tmp_path):
         where = [{d.id for d in a.sharding.device_set} for a in jax.tree.leaves(found.state)]
         devices = 1 if other.mesh is None else other.mesh.size
         assert all(len(ids) == devices for ids in where)
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_keys_of_another_kind_come_back_on_another_mesh(impl, tmp_path):
+    how, key = deep("ist"), jax.random.key(5, impl=impl)
+    state = how.init(key, X, Y)
+    run = fingerprint(how, shapes := abstract_state(how, key, X, Y), "", len(X), key, None)
+    one, other = (placed(how, sizes) for sizes in PLACES["ist"])
+    folder = Folder(tmp_path, 3, run)
+    folder.save(Checkpoint(one.spread(state), Position(1, 1, 0, 6, 0, {}), None, [], (), 0, 0), one)
+    folder.wait()
+    for method in (one, other, how):
+        found = folder.load(method, shapes, None).state
+        assert found.key.dtype == key.dtype
+        assert bits(found) == bits(state)
+    folder.close()
 
 
 def steps_agree(name, folder, ways):

@@ -273,7 +273,8 @@ def _on_host(a: Any) -> Any:
     if not isinstance(a, jax.Array):
         return a
     if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(_on_host(jax.random.key_data(a)))
+        numbers = _on_host(jax.random.key_data(a))
+        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(a))
     if not a.is_fully_addressable and not a.is_fully_replicated:
         return multihost_utils.process_allgather(a, tiled=True)
     return np.asarray(a)
