@@ -111,6 +111,7 @@ def test_independent_subnets_run_and_count_what_a_deal_moves(small):
     assert images(notebook) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_grid_parallel_sgd_runs_and_prints_the_bytes_of_a_step(small):
     notebook, shown = executed("04_grid_parallel_sgd", small)

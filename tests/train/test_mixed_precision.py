@@ -167,7 +167,7 @@ def test_bytes_of_a_pair_of_layers_by_hand():
     net, mesh = jtssm.mlp([16, 32, 8]), sharding.make_mesh(1, 2, 4)
     method = solvers.sgd(net, **batch("bfloat16"))
     found = seconds.step_bytes(method, mesh, forms=["model", "row"])
-    Route = sharding.routes.Route
+    Route = sharding.Route
     assert found == {
         Route("all_reduce", ("pr",)): 2 * 4 * 8,
         Route("all_reduce", ("pc",)): 4 * (16 * 16 + 16 + 16 * 8 + 8) + 4 * 2,

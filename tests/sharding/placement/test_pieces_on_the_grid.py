@@ -58,8 +58,11 @@ def same(one, other):
 @pytest.mark.parametrize(
     ("shape", "forms"),
     [
-        ((2, 2, 2), FORMS), ((1, 4, 2), FORMS), ((4, 1, 2), "auto"), ((8, 1, 1), "auto"),
-        ((2, 2, 2), "auto"), pytest.param((4, 2, 1), FORMS, marks=pytest.mark.slow),
+        ((2, 2, 2), FORMS), ((1, 4, 2), FORMS), ((8, 1, 1), "auto"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (((4, 1, 2), "auto"), ((2, 2, 2), "auto"), ((4, 2, 1), FORMS))
+        ),
     ],
     ids=str,
 )  # fmt: skip

@@ -11,6 +11,7 @@ from jtssm import losses, solvers
 from jtssm.data import synthetic
 from jtssm.solvers.tssm.stored import Strata
 from jtssm.solvers.tssm.updates import update_p
+from tests.cases import few_of
 from tests.solvers.tssm import twins
 
 NET = jtssm.mlp([5, 7, 6, 8, 3])
@@ -48,8 +49,11 @@ def paper_iteration(twin, y, p, minibatches, order, alpha, eta):
     return p
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(("n", "weight_steps"), [(1, 3), (2, 1), (4, 1), (4, 5)])
+CASES = [(n, k, order) for n, k in ((1, 3), (2, 1), (4, 1), (4, 5)) for order in ORDERS]
+FEW = [(2, 1, "parallel"), (4, 1, "sequential"), (4, 5, "parallel")]
+
+
+@pytest.mark.parametrize(("n", "weight_steps", "order"), few_of(CASES, FEW))
 def test_iterations_equal_the_papers_algorithm_box(problem, n, weight_steps, order):
     x, y = problem
     numbers = {"alpha": 1.7, "eta": 0.21}
