@@ -33,7 +33,7 @@ def place(
       mesh: from `make_mesh`, or the user's own (Auto or Explicit axes).
       axes: our axis -> the mesh's name for it, e.g. {"subnet": "stage", "pc": "data"}; by default
         the axes that bear our names. An axis the mesh lacks has size 1.
-      forms: how layers are split over pr, one of `grid.FORMS` for each ("batch", "gathered", "model",
+      forms: how layers are split over pr, one of `sharding.FORMS` for each ("batch", "gathered", "model",
         "scattered", "row", "domain", "paired"; `jtssm.sharding.layers.forms` says what they are);
         "auto": those that repeat least work and, of these, move least.
 

@@ -127,10 +127,6 @@ def test_numbers_that_results_rest_on_stay():
         assert MACHINES[name].algorithm == "ring"
 
 
-def test_the_cost_model_has_the_same_machines():
-    assert MACHINES is MACHINES
-
-
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=lambda m: m.name)
 def test_entries_are_positive_and_finite_and_name_their_source(machine, tmp_path):
     assert MACHINES[machine.name] is machine
