@@ -16,6 +16,7 @@ def test_a_flax_nnx_loop_with_gsadmm_in_its_place():
     assert found["gsadmm"]["loss"] < 0.3
 
 
+@pytest.mark.slow
 def test_an_optax_loop_with_gsadmm_in_its_place():
     found = optax_loop.main()
     optax, gsadmm = found["optax"], found["gsadmm"]

@@ -92,7 +92,7 @@ CASES = [
     *((method, stream) for method in ("gsadmm", "ist", "local_sgd") for stream in ("list", "generator")),
     ("ist", "set_epoch"), ("ist", "grain"),
 ]  # fmt: skip
-SOME = [("sgd", "generator"), ("ist", "set_epoch"), ("sgd", "endless grain")]
+SOME = [("ist", "set_epoch"), ("sgd", "endless grain")]
 
 
 @pytest.mark.parametrize(

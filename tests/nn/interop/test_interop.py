@@ -201,7 +201,7 @@ def builds(net):
 
 MESHES = {"sgd": (1, 2, 2), "gsadmm": (2, 2, 2), "gsam": (2, 1, 2), "local_sgd": (2, 1, 2)}
 SLOW = (
-    ("images", "gsam"), ("images", "local_sgd"), ("tokens", "gsam"), ("tokens", "local_sgd"), ("tokens", "gsadmm"),
+    ("images", "sgd"), ("images", "gsam"), ("images", "local_sgd"), ("tokens", "gsam"), ("tokens", "local_sgd"), ("tokens", "gsadmm"),
 )  # fmt: skip
 CASES = [
     pytest.param(kind, name, marks=pytest.mark.slow) if (kind, name) in SLOW else (kind, name)

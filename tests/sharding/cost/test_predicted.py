@@ -96,7 +96,7 @@ CASES = {
 RARE = (  # each has a sister that differs from it in its mesh or its network
     "sgd on pc", "gsadmm in one piece", "gsadmm on one device of subnet", "gsam, stored", "gsam, parallel",
     "gsadmm, stored, on three axes", "gsadmm, stored, on rows", "pdadmm on pc", "pdadmm, 8 bits",
-    "ist on three axes", "ist, normalised", "ensemble",
+    "ist on three axes", "ist, normalised", "ensemble", "gsadmm on three axes", "sgd",
 )  # fmt: skip
 NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in RARE else n for n in CASES]
 

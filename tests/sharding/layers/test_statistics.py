@@ -25,8 +25,10 @@ def perceptron(kind):
     return jtssm.mlp([8, 16, 24, 16, 8], jnp.tanh, normalisation=kind)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
+CASES = list(product(GRIDS, KINDS))
+
+
+@pytest.mark.parametrize(("grid", "kind"), few_of(CASES, CASES[::2]), ids=str)
 def test_a_perceptrons_statistics_move_what_the_formulas_say(grid, kind):
     """Every form; "paired" of the benchmark is model and row in turns."""
     for form in (
@@ -47,8 +49,10 @@ def test_where_a_row_layer_leaves_samples_they_are_all_counted():
         agree(perceptron(kind), 8, 2, 2, ["model", "row", "gathered", "model"], compiled=False)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("grid", "batch"), [((2, 2), 4), ((3, 1), 3), ((3, 2), 2)], ids=str)
+IMAGES = [(*on, kind) for on in (((2, 2), 4), ((3, 1), 3), ((3, 2), 2)) for kind in KINDS]
+
+
+@pytest.mark.parametrize(("grid", "batch", "kind"), few_of(IMAGES, IMAGES[::2]), ids=str)
 def test_a_convnets_statistics_move_what_the_formulas_say(grid, batch, kind):
     """Rows of images too, of slabs that differ by one; and with fewer samples than devices."""
     net = images.convnet((13, 6, 3), 6, channels=(6,), hidden=(6,), normalisation=kind)

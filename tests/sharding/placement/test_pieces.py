@@ -92,8 +92,8 @@ def test_sharded_equals_unsharded(n, shape, options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"sweeps": 2},
         {"schedule": "stored"},
+        pytest.param({"sweeps": 2}, marks=pytest.mark.slow),
         pytest.param({"schedule": "stored", "order": "parallel"}, marks=pytest.mark.slow),
     ],
     ids=str,
@@ -151,7 +151,9 @@ def test_boundaries_may_be_images_and_forms_may_be_chosen():
     assert_same(expected, run(placed, 9), atol=1e-10)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit]
+)
 def test_a_users_own_mesh_with_its_own_names(kind):
     mesh = jax.make_mesh((2, 2), ("data", "stage"), axis_types=(kind,) * 2)
     method = gsadmm(subnets=2)

@@ -16,6 +16,7 @@ from jtssm.nn.perceptrons import dense
 from jtssm.solvers import layerwise
 from jtssm.solvers.layerwise import activations, updates
 from jtssm.solvers.layerwise.activations import RELU
+from tests.cases import few_of
 from tests.solvers.layerwise import twin
 
 NET = jtssm.mlp([9, 5, 7, 6, 3])
@@ -211,8 +212,15 @@ def test_step_lengths_end_at_the_first_doubling_that_is_long_enough(t0):
     assert np.isfinite(updates.step_length(jnp.zeros(()), jnp.zeros(()), None))
 
 
-@pytest.mark.parametrize("activation", [jax.nn.relu, LEAKY, jnp.tanh], ids=list(IN_NUMPY))
-@pytest.mark.parametrize("numbers", [(0.5, 0.1, 1e-3), (1e-4, 1e-4, 10.0)], ids=str)
+NUMBERS = [(0.5, 0.1, 1e-3), (1e-4, 1e-4, 10.0)]
+CASES = [(a, numbers) for a in (jax.nn.relu, LEAKY, jnp.tanh) for numbers in NUMBERS]
+FEW = [(jax.nn.relu, NUMBERS[0]), (LEAKY, NUMBERS[1]), (jnp.tanh, NUMBERS[0])]
+
+
+@pytest.mark.parametrize(
+    ("activation", "numbers"), few_of(CASES, FEW),
+    ids=[f"{name} {numbers}" for name in IN_NUMPY for numbers in NUMBERS],
+)  # fmt: skip
 def test_iterations_equal_the_papers_trial_by_trial(activation, numbers):
     """Also the powers of two: the paper's start of 10 is never doubled at rho = 1e-4."""
     rho, nu, t0 = numbers
