@@ -1,16 +1,26 @@
 """What is trained: layers, networks, where they are cut; flax modules and functions as layers."""
 
-from jtssm.nn.architectures import ARCHITECTURES, find_architecture, resnet50, transformer, vgg16
+from jtssm.nn.architectures import (
+    ARCHITECTURES,
+    find_architecture,
+    resnet,
+    resnet50,
+    transformer,
+    vgg16,
+)
 from jtssm.nn.cuts import balanced_starts, cut
+from jtssm.nn.dropout import dropout_layer
 from jtssm.nn.images import alexnet, convnet, convolution, max_pool, mean_pool
 from jtssm.nn.interop import from_linen, from_nnx, layers
 from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network, sequence
+from jtssm.nn.norm import NORMALISATIONS
 from jtssm.nn.perceptrons import dense, mlp
 from jtssm.nn.residual import attention, bottleneck, mean_token, perceptron
 
 __all__ = [
     "ARCHITECTURES",
+    "NORMALISATIONS",
     "Layer",
     "Network",
     "alexnet",
@@ -21,6 +31,7 @@ __all__ = [
     "convolution",
     "cut",
     "dense",
+    "dropout_layer",
     "find_architecture",
     "from_linen",
     "from_nnx",
@@ -30,6 +41,7 @@ __all__ = [
     "mean_token",
     "mlp",
     "perceptron",
+    "resnet",
     "resnet50",
     "sequence",
     "transformer",
