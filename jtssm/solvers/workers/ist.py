@@ -141,7 +141,7 @@ def ist(
             draw=net.init, lay_out=model.lay_out, start=_start,
             step=precisely(precision, model.step), forward=precisely(precision, model.forward),
             estimate=precisely(precision, model.estimate), params=model.params,
-            local_steps=local_steps, batch_size=batch_size, loss=trainer.loss,
+            local_steps=trainer.local_steps, batch_size=trainer.batch_size, loss=trainer.loss,
             optimizer=trainer.optimizer, moves=model.moves, work=model.work, statistics=model.statistics,
         )
     )  # fmt: skip
