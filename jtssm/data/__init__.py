@@ -78,7 +78,7 @@ def load(
         something else.
       FileNotFoundError: a missing file; the message says what to do.
 
-    Example:
+    Examples:
       >>> from jtssm import data
       >>> splits = data.load("digits", flat=True)
       >>> splits.train.x.shape

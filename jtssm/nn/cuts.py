@@ -19,7 +19,7 @@ def cut(net: Network, subnets: int | None, cuts: Sequence[int] | None) -> tuple[
     Raises:
       ValueError: n out of range, cuts that do not rise within 1 .. L - 1, or the two disagree.
 
-    Example:
+    Examples:
       >>> from jtssm import nn
       >>> net = nn.mlp([64, 32, 32, 32, 10])
       >>> nn.cut(net, 2, None)
@@ -56,7 +56,7 @@ def balanced_starts(costs: Sequence[int], n: int) -> tuple[int, ...]:
     Dynamic program over (layers taken, runs): best[j] holds, for the first j layers, the pair
     (largest sum, sum of squares) and the starts; squares break ties towards even runs.
 
-    Example:
+    Examples:
       >>> from jtssm import nn
       >>> nn.balanced_starts([4, 1, 1, 1, 1], 2)
       (0, 1, 5)

@@ -36,7 +36,7 @@ def mlp(
       ValueError: fewer than two widths, or one that is not a positive integer; an unknown
         normalisation; a dropout outside [0, 1).
 
-    Example:
+    Examples:
       >>> from jtssm import nn
       >>> net = nn.mlp([4, 8, 3], dropout=0.1)
       >>> [layer.name for layer in net.layers]

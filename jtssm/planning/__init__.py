@@ -34,7 +34,7 @@ def plan(
     Raises:
       ValueError: unknown names (with the nearest), bad numbers, no mesh that goes.
 
-    Example:
+    Examples:
       >>> import jtssm
       >>> found = jtssm.plan("alexnet", 8, 512, "h100-ethernet")
       >>> found.best.shape  # subnet, pr, pc

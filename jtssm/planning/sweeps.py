@@ -53,7 +53,7 @@ def sweep(
     Raises:
       ValueError: as `plan`, but that a shape which does not go is a record with an error.
 
-    Example:
+    Examples:
       >>> import jtssm
       >>> net = jtssm.mlp([784, 512, 512, 10])
       >>> records = jtssm.sweep(net, 4, 64, "tpu-v5e", count=False)

@@ -48,7 +48,7 @@ def make_mesh(
     Raises:
       ValueError: a size below 1, or fewer devices than the mesh has.
 
-    Example:
+    Examples:
       >>> from jtssm import sharding
       >>> mesh = sharding.make_mesh(pr=2, pc=4)  # eight devices
       >>> dict(mesh.shape)

@@ -57,7 +57,7 @@ def sgd(
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
 
-    Example:
+    Examples:
       >>> import jax, jtssm, optax
       >>> from jtssm import solvers
       >>> from jtssm.data import synthetic

@@ -143,7 +143,7 @@ def fit(
     stops it; so does a signal to one of them, with a checkpoint. Without one Ctrl-C, and always an
     exception in one process, ends that process; jax then ends the others.
 
-    Example:
+    Examples:
       >>> import jax, jtssm, optax
       >>> from jtssm import solvers
       >>> from jtssm.data import synthetic

@@ -52,7 +52,7 @@ class Result(NamedTuple):
 def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, float]:
     """Mean loss and accuracy of the composed network on each named (x, y); every process must ask.
 
-    Example:
+    Examples:
       >>> import jax, jtssm, optax
       >>> from jtssm import solvers
       >>> from jtssm.data import synthetic

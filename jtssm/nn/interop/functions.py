@@ -29,7 +29,7 @@ def layers(functions: Sequence[Any], sample_input: Any) -> Network:
     Raises:
       ValueError: other entries, a function that does not take what the one before it gives.
 
-    Example:
+    Examples:
       >>> import jax
       >>> import jax.numpy as jnp
       >>> from jtssm import nn

@@ -31,7 +31,7 @@ def from_nnx(modules: Sequence[Any], sample_input: Any = None) -> Network:
       ValueError: no modules, two that share a variable, one that does not take what the one before it
         gives, keeps a state other than that of `nnx.BatchNorm`, or has parameters that are no floats.
 
-    Example:
+    Examples:
       >>> import jax
       >>> from flax import nnx
       >>> from jtssm import nn

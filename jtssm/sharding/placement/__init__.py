@@ -51,7 +51,7 @@ def place(
     Where "subnet" does not divide the number of pieces n, every device has ceil(n / subnet) slots, the
     last of which stay empty: a step takes as long, and a device holds as much, as with full slots.
 
-    Example:
+    Examples:
       >>> import jax, jtssm, optax
       >>> from jtssm import sharding, solvers
       >>> from jtssm.data import synthetic

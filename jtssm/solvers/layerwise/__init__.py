@@ -121,7 +121,7 @@ def pdadmm(
     Raises:
       ValueError: bad arguments, a network it cannot train; from `init`, bad samples.
 
-    Example:
+    Examples:
       >>> import jax, jtssm
       >>> from jtssm import solvers
       >>> from jtssm.data import synthetic

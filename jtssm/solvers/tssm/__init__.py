@@ -105,7 +105,7 @@ def gsadmm(
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
 
-    Example:
+    Examples:
       >>> import jax, jtssm, optax
       >>> from jtssm import solvers
       >>> from jtssm.data import synthetic
@@ -172,7 +172,7 @@ def gsam(
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
 
-    Example:
+    Examples:
       >>> import jax, jtssm, optax
       >>> from jtssm import solvers
       >>> from jtssm.data import synthetic

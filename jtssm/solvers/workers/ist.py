@@ -108,7 +108,7 @@ def ist(
       ValueError: bad arguments, a layer that cannot be dealt or is narrower than N; from `init`, bad
         samples; from `step`, wrong shapes or dtypes.
 
-    Example:
+    Examples:
       >>> import jax, jtssm, optax
       >>> from jtssm import solvers
       >>> from jtssm.data import synthetic
