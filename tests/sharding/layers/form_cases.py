@@ -95,7 +95,8 @@ def covering(grids: list[tuple[int, int]], strength: int) -> list[Case]:
     first = names[:strength]
     starts = [list(zip(first, v, strict=True)) for v in product(*(factors[n] for n in first))]
     while missing:
-        chosen = starts.pop(0) if starts else sorted(min(missing, key=str))
+        # sorted: a set has another order in every process
+        chosen = starts.pop(0) if starts else min(sorted(some, key=str) for some in missing)
         for name in names:
             if name not in dict(chosen):
                 chosen.append(_most_missing(name, factors[name], chosen, missing, len(cases)))
