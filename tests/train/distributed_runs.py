@@ -58,7 +58,7 @@ def few_cases() -> dict[str, tuple]:
 
 
 def more_cases() -> dict[str, tuple]:
-    """The other methods, schedules, forms of layers, and images, whose halos are permutes."""
+    """Other schedules, forms of layers, and images, whose halos are permutes."""
     sgd = solvers.sgd(DEEP, **SHARED)
     pieces = solvers.gsadmm(DEEP, subnets=3, sweeps=2, **SHARED)
     normal = jtssm.mlp([4, 16, 12, 3], normalisation="running")
@@ -68,7 +68,6 @@ def more_cases() -> dict[str, tuple]:
     ]
     pictures = sequence(layers, (4, 1, 1))
     return {
-        **{name: case for name, case in cases().items() if name not in few_cases()},
         "gathered": (sgd, (1, 8, 1), ("gathered", "batch", "batch")),
         "scattered, row": (sgd, (1, 4, 2), ("scattered", "row", "batch")),
         "model": (sgd, (1, 4, 2), ("model", "model", "batch")),

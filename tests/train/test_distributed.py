@@ -236,6 +236,13 @@ def test_more_forms_shares_stops_and_a_divergence_in_two_processes(tmp_path):
 
 
 @pytest.mark.slow
+def test_every_method_trains_to_the_numbers_of_one_process(tmp_path):
+    found = together(tmp_path, 2, "cases")
+    agree(found[0]["cases"], alone(runs.cases))
+    assert found[1] == found[0]
+
+
+@pytest.mark.slow
 def test_slurms_variables_are_enough_for_processes_to_meet(tmp_path):
     """jax reads them; nothing else of SLURM is here."""
     command = [
