@@ -29,7 +29,9 @@ def free_port() -> str:
 
 def start(folder: Path, processes: int, what: str) -> list[subprocess.Popen]:
     """A program of distributed_runs in so many processes."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    # with conftest's split count of 1 the long program waited for ever (3 of 4 times), without it never
+    flags = os.environ["XLA_FLAGS"].replace("--xla_cpu_parallel_codegen_split_count=1", "")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, "-m", "tests.train.distributed_runs", what, str(folder), free_port()]
     started = []
     for i in range(processes):
