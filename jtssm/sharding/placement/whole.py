@@ -18,7 +18,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jtssm import checks
-from jtssm.arrays import Tree
+from jtssm.arrays import Array, Tree
 from jtssm.nn.network import as_input, float_dtype
 from jtssm.protocol import device_memory
 from jtssm.protocol.method import Method
@@ -197,14 +197,23 @@ class Samples(NamedTuple):
         index = lax.axis_index(grid.samples) if grid.samples else 0
         own = lambda a: lax.dynamic_slice_in_dim(a, index * self.here, self.here)
         return by_index(1)._replace(
-            total=lambda sums: _total(sums[0]),
+            total=lambda sums: _total(grid, sums[0]),
             own_samples=lambda a: own(a) if grid.samples else a,
             num_splits=prod(sizes) * self.here // samples,
             products=lambda i, _: grid.products(i, self.here),
         )
 
 
-def _total(sums: Tree) -> Tree:
-    """Sums over the devices whose samples they are of."""
-    varying = lambda a: tuple(jax.typeof(a).manual_axis_type.varying)
-    return jax.tree.map(lambda a: collectives.total(a, varying(a)), sums)
+def _total(grid: Grid, sums: Tree) -> Tree:
+    """Sums over the devices whose samples they are of.
+
+    The axes come in the order of the grid: a set of names has another order in each process, and
+    processes that compile different programs wait for each other for ever.
+    """
+    names = (*grid.samples, grid.axis)
+
+    def over_its_axes(a: Array) -> Array:
+        apart = jax.typeof(a).manual_axis_type.varying
+        return collectives.total(a, tuple(n for n in names if n in apart))
+
+    return jax.tree.map(over_its_axes, sums)
