@@ -122,7 +122,7 @@ def uniform(net: nn.Network, name: str, pr: int) -> list[str]:
 
 def abstract(method: jtssm.Method, placed: jtssm.Method, batch: int) -> tuple[Any, Any, Any]:
     """The placed state and a minibatch as a step takes them: shapes and shardings."""
-    net, sizes = method.parts.network, placed.mesh.shape
+    net, sizes = method.network, placed.mesh.shape
     grid = sharding.whole_grid(net, placed.forms, sizes["pr"], sizes["pc"])
     at = sharding.Samples(grid, batch // sizes["pc"])
     x = jax.ShapeDtypeStruct((batch, *net.shapes[0]), np.float32)

@@ -213,7 +213,7 @@ def _accuracy(method: Any, result: Any, split: data.Split) -> float:
     if method.name == "ensemble":
         outputs = result.predict(split.x)
     else:
-        outputs = jax.jit(method.parts.network.apply)(result.params, split.x)
+        outputs = jax.jit(method.network.apply)(result.params, split.x)
     return float(losses.cross_entropy.correct(outputs, split.y).mean())
 
 

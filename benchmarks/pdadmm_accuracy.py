@@ -246,7 +246,7 @@ class Trial:
 
     def scores(self, result: Any) -> dict:
         """Accuracy recomputed from the final parameters."""
-        net = result.method.parts.network
+        net = result.method.network
         right = lambda split: float(
             losses.cross_entropy.correct(jax.jit(net.apply)(result.params, split.x), split.y).mean()
         )

@@ -128,9 +128,9 @@ def _many(method: Any, state: Any, xs: Any, ys: Any) -> Any:
 
 def products_alone(method: Any, xs: Any, precision: Any) -> Any:
     """A run of nothing but the products of as many steps: each one's result is the next one's input."""
-    net, starts = method.parts.network, method.parts.starts
+    net, starts = method.network, method.program.stages.starts
     weights = [layer["W"] for layer in net.init(jax.random.key(0))]
-    runs = [run for l in range(len(starts) - 1) for run in method.parts.work(l, BATCH)]
+    runs = [run for l in range(len(starts) - 1) for run in method.program.declared.work(l, BATCH)]
 
     def step(gradients: list, x: Any) -> tuple:
         gradients = list(gradients)

@@ -149,7 +149,7 @@ def train(run: tuple, epochs: int, smoke: bool) -> dict[str, Any]:
     )  # fmt: skip
     modules = result.module()
     seen = {
-        "run": list(run), "epochs": epochs, "cuts": list(method.parts.starts[1:-1]),
+        "run": list(run), "epochs": epochs, "cuts": list(method.program.stages.starts[1:-1]),
         "diverged": result.divergence is not None, "valid_accuracy": accuracy(modules, splits.valid),
     }  # fmt: skip
     return seen | ({"test_accuracy": accuracy(modules, splits.test)} if read_test else {})

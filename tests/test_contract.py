@@ -11,6 +11,7 @@ import pytest
 import jtssm
 from jtssm import sharding, solvers
 from jtssm.data import synthetic
+from jtssm.protocol.workers import WorkerProgram
 
 NET = jtssm.mlp([4, 16, 12, 3])
 BATCH = 20
@@ -151,12 +152,11 @@ def test_what_moves_is_declared(method):
     assert {m.axis for m in moves} <= {"subnet", "pr", "pc"}
     gradients = sum(m.shape[0] for m in moves if m.what == "gradient of W")
     total = sum(a.size for a in jax.tree.leaves(NET.init(jax.random.key(0))))
-    if hasattr(
-        method.parts, "num"
-    ):  # of workers: one of a half of the neurons, or the whole network
+    if isinstance(method.program, WorkerProgram):
+        # of one: half of the neurons, or the whole network
         half = sum(a.size for a in jax.tree.leaves(jtssm.mlp([4, 8, 6, 3]).init(jax.random.key(0))))
         assert gradients == (half if method.name == "ist" else total)
         return
-    pieces = len(method.parts.starts) - 1
+    pieces = method.program.stages.num
     assert len([m for m in moves if m.axis == "subnet"]) == 2 * (pieces - 1)
     assert gradients == total

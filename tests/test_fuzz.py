@@ -49,7 +49,7 @@ def shapes_hold(net: Network):
 
 def steps(method: Method):
     """A step of the method can be traced and keeps the state's shapes: nothing is computed."""
-    size = method.parts.batch_size
+    size = method.program.batch.size
     shape = (method.batch_shape or (size or 12,)) if isinstance(method, Method) else ()
     if method.resident and size is not None and 12 % size:
         return
@@ -60,7 +60,7 @@ def steps(method: Method):
         jax.ShapeDtypeStruct((*lead, *rest), kind)
         for rest, kind in (((4,), "float32"), ((), "int32"))
     )
-    if method.parts.loss.name == "squared_error":
+    if method.loss.name == "squared_error":
         y = jax.ShapeDtypeStruct((*lead, 3), np.float32)
     samples = [jax.ShapeDtypeStruct((12, *a.shape[len(lead) :]), a.dtype) for a in (x, y)]
     state = jax.eval_shape(method.init, KEY, *samples)

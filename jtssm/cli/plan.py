@@ -83,12 +83,12 @@ def _options(found: Proposal, arguments: argparse.Namespace) -> dict[str, object
     make = solvers.METHODS[arguments.method]
     options: dict[str, object] = given(arguments, make)
     if workers := workers_argument(make):
-        num = found.method.parts.num
+        _, num, _ = found.method.batch_shape or (0, 1, 0)
         options |= {workers: num, "batch_size": arguments.batch // num}
         return {"local_steps": LOCAL_STEPS} | options
     if takes(make, "batch_size"):
         options["batch_size"] = arguments.batch
-    if takes(make, "cuts") and len(found.method.parts.starts) > 2:
+    if takes(make, "cuts") and found.method.program.stages.cuts:
         options.pop("subnets", None)
         options["cuts"] = list(found.cuts)
     return options

@@ -51,7 +51,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         results[f"{method.name}, {arguments.shallow} hidden"] = result
         if _broken_off(arguments, result):
             return _code(results)
-        _, state = layerwise.grow(shallow, sharding.gathered(result.state), method.parts.network)
+        _, state = layerwise.grow(shallow, sharding.gathered(result.state), method.network)
     results[method.name] = _stage(arguments, placed, splits, out, state)
     if _broken_off(arguments, results[method.name]):
         return _code(results)

@@ -102,7 +102,7 @@ def shallow(arguments: argparse.Namespace, method: Method) -> Method | None:
     """The method on the first hidden layers alone; None without --shallow."""
     if arguments.shallow is None:
         return None
-    hidden, shapes = arguments.hidden, method.parts.network.shapes
+    hidden, shapes = arguments.hidden, method.network.shapes
     if not 1 <= arguments.shallow < len(hidden):
         raise ValueError(
             f"--shallow: expected 1..{len(hidden) - 1}, fewer than the hidden layers; got "

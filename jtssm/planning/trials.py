@@ -59,7 +59,7 @@ def _text_misleads(found: Proposal, moved: Mapping[Route, int]) -> bool:
     # equal gradients are summed once (two added betas have them)
     fewer = all(moved.get(route, 0) <= num for route, num in found.bytes.items())
     # sums that a CPU's compiler widens
-    fewer |= getattr(found.method.parts, "compute_dtype", None) is not None
+    fewer |= found.method.program.stages.compute_dtype is not None
     # of several switches on the piece the largest branches add up, though no device takes them all
     return fewer or (found.method.resident and found.shape[0] > 1)
 
@@ -71,7 +71,7 @@ def traced_bytes(step: Callable, *given: Any) -> dict[Route, int]:
 
 def measured(found: Proposal, mesh: Mesh, samples: int | None, repeats: int = 5) -> float:
     """Median seconds of a step on present devices, after one that compiles; random samples."""
-    method, net = found.method, found.method.parts.network
+    method, net = found.method, found.method.network
     placed = place(method, mesh, forms=found.forms or "auto")
     lead: Any = method.batch_shape or (samples,)
     rng = np.random.default_rng(0)

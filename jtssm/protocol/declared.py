@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
+
+from jtssm.nn.norm import Statistics
 
 WORD = 4  # bytes of a number of which nothing else is said: a float32
 
@@ -43,3 +46,18 @@ class MatrixProduct(NamedTuple):
     times: int = 1
     split: bool = True  # whether one of the dimensions is of samples, which devices share
     solve: bool = False
+
+
+class Declared(NamedTuple):
+    """All that a step declares; of workers: of one of them, in a round."""
+
+    moves: Callable[[int], tuple[Move, ...]]  # number of samples in a step -> what it sends
+    # (l, number of samples in a step) -> what piece l multiplies
+    work: Callable[[int, int], tuple[Run | MatrixProduct, ...]]
+    sums: int  # scalars that are summed over all devices in a step
+    # for each piece the first one that does the same on the same shapes: those that lie together on a
+    # device are batched; None: every piece is of its own kind
+    alike: tuple[int, ...] | None = None
+    splits_layers: bool = True  # whether layers can be split over "pr"
+    # means and variances that a worker takes in a local step
+    statistics: Callable[[], tuple[Statistics, ...]] = tuple

@@ -1,21 +1,27 @@
-"""What a method is, and how it meets its neighbours.
+"""What a method is to whoever trains with it: a record of pure functions.
 
-A method is a record of pure functions (`Method`). It is written once, as `Parts`: functions whose
-first argument is an `Exchange`, the record through which pieces of a network talk to each other. On
-one device the exchange works by index (`by_index`); `jtssm.sharding.place` hands the same functions
-an exchange made of collectives.
+Behind it stands a program (`jtssm.protocol.program`), the method written once; the functions are the
+program's on one device, or on a mesh what `jtssm.sharding.place` made of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from jtssm import checks
 from jtssm.arrays import Array, Tree
 from jtssm.protocol import sample_checks
+from jtssm.protocol.axes import AxisNames
+from jtssm.protocol.declared import Move
+
+if TYPE_CHECKING:
+    from jtssm.losses import Loss
+    from jtssm.nn.network import Network
+    from jtssm.protocol.program import Program
 
 
 class Info(NamedTuple):
@@ -33,6 +39,15 @@ class Info(NamedTuple):
     decrease: Array
 
 
+class Placement(NamedTuple):
+    """Where a placed method lies."""
+
+    mesh: Mesh
+    axes: AxisNames
+    forms: tuple[str, ...] | None  # one a layer, where layers may be split
+    spread: Callable[[Any], Any]  # a state of the unplaced method -> the same, laid out on the mesh
+
+
 class Method(NamedTuple):
     """A training method as pure functions; jit them yourself.
 
@@ -43,24 +58,64 @@ class Method(NamedTuple):
     (pdadmm).
     """
 
-    name: str
-    init: Callable  # (key, x, y, params=None) -> State; params: one tree a layer, a warm start
-    step: Callable  # (state, x, y) -> (State, Info)
-    predict: Callable  # (state, x) -> outputs of the composed network
-    params: Callable  # state -> list: the whole network's parameters, one tree a layer
-    batch_shape: tuple[int, ...] | None  # leading shape of what a step consumes; None: all samples
-    batch_axes: tuple | None  # how those dimensions lie on the mesh
-    resident: bool  # stores variables for every sample: samples stay in place
-    drain: Callable  # state -> State in which no minibatch is in flight any more
-    moves: Callable  # number of samples in a step -> tuple[Move, ...]
-    parts: Any  # Parts, or jtssm.protocol.workers.WorkerParts
-    spread: Callable  # state of the unplaced method -> state of this one: laid out on its mesh
+    init: Callable[..., Any]  # (key, x, y, params=None) -> State; params: one tree a layer
+    step: Callable[[Any, Any, Any], tuple[Any, Info]]  # (state, x, y) -> (State, Info)
+    predict: Callable[[Any, Any], Array]  # (state, x) -> outputs of the composed network
+    params: Callable[[Any], list[Tree]]  # state -> the whole network's parameters, one tree a layer
+    drain: Callable[[Any], Any]  # state -> State in which no minibatch is in flight any more
     # (state, x) -> State in which statistics that layers keep are those of x under the whole network;
     # the same state where no layer keeps any
-    estimate: Callable
-    mesh: Any = None  # set by place
-    axes: Any = None  # set by place: jtssm.sharding.mesh.AxisNames
-    forms: tuple[str, ...] | None = None  # set by place: of each layer, where layers may be split
+    estimate: Callable[[Any, Any], Any]
+    program: Program
+    placement: Placement | None = None  # None: on one device
+
+    @property
+    def name(self) -> str:
+        """What its constructor is called."""
+        return self.program.name
+
+    @property
+    def network(self) -> Network:
+        """What it trains."""
+        return self.program.network
+
+    @property
+    def loss(self) -> Loss:
+        """What it minimises."""
+        return self.program.loss
+
+    @property
+    def batch_shape(self) -> tuple[int, ...] | None:
+        """Leading shape of what a step consumes; None: all samples."""
+        return self.program.batch.shape
+
+    @property
+    def batch_axes(self) -> tuple[str | None, ...]:
+        """How those dimensions lie on the mesh."""
+        return self.program.batch.axes
+
+    @property
+    def resident(self) -> bool:
+        """Whether it stores variables for every sample, so that samples stay in place."""
+        return self.program.batch.resident
+
+    def moves(self, samples: int) -> tuple[Move, ...]:
+        """What it sends in a step of so many samples."""
+        return self.program.declared.moves(samples)
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """Where it lies; None: on one device."""
+        return None if self.placement is None else self.placement.mesh
+
+    @property
+    def forms(self) -> tuple[str, ...] | None:
+        """How its layers are split over pr, one form each; None: on one device, or of workers."""
+        return None if self.placement is None else self.placement.forms
+
+    def spread(self, state: Any) -> Any:
+        """A state of one device, or gathered, laid out where this method lies."""
+        return state if self.placement is None else self.placement.spread(state)
 
 
 def given_trees(draw: Callable, params: Any, dtype: Any) -> list[Tree]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jtssm import checks
 from jtssm.checks import shown
+from jtssm.losses import Loss
+from jtssm.nn.network import Network
 
-# jtssm.nn.perceptrons.Network and jtssm.losses.Loss, which stand above these checks
-Network = Any
-Loss = Any
+if TYPE_CHECKING:
+    from jtssm.protocol.program import Program
 
 EXACT = 2**24  # integers up to it are exact as float32
 
@@ -122,6 +124,21 @@ def same_dtype(weights: Any, x: Any) -> None:
     if dtypes and floating and jnp.result_type(x) not in dtypes:
         names = " or ".join(sorted(str(dtype) for dtype in dtypes))
         raise ValueError(f"x: expected {names}, as in init; got {jnp.result_type(x)}: convert x")
+
+
+def of_step(program: Program, x: Any, y: Any, stage: str, weights: Any) -> None:
+    """The front door of a program of pieces; see `jtssm.protocol.program.Program.check`."""
+    samples(program.network, program.loss, x, y, values=stage != "step")
+    if stage == "values":
+        return
+    size = program.batch.size
+    if size is None:
+        checks.count(samples=len(x))
+    elif program.batch.resident:
+        strata(size, x)
+    elif stage == "step":
+        batch(size, x)
+    same_dtype(weights, x)
 
 
 def batch(batch_size: int, x: Any) -> None:

@@ -1,6 +1,6 @@
 """Methods of equal workers: how one is written, and how its workers meet.
 
-Where `jtssm.protocol.method.Parts` cuts a network into pieces that pass samples on, these methods give
+Where `jtssm.protocol.stages` has pieces of a network that pass samples on, these methods give
 every one of N workers a network of the same shape, which trains alone on minibatches of its own for a
 round of R local steps; then the workers exchange weights. One step of such a method is one round.
 """
@@ -8,7 +8,7 @@ round of R local steps; then the workers exchange weights. One step of such a me
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from jtssm import checks
-from jtssm.arrays import Array
+from jtssm.arrays import Array, Tree
 from jtssm.nn.network import as_input, float_dtype
 from jtssm.nn.ops import PLAIN, Products
 from jtssm.protocol import device_memory, sample_checks
 from jtssm.protocol.method import Info, Method, given_trees
+from jtssm.protocol.program import Program
 
 
 class Meeting(NamedTuple):
@@ -49,93 +50,125 @@ class Meeting(NamedTuple):
     products: Products  # of samples that are split over devices
 
 
-class WorkerParts(NamedTuple):
-    """A method of equal workers: all that `jtssm.sharding.place` needs of it."""
+class Model(NamedTuple):
+    """How the whole model lies in a state."""
 
-    name: str
-    network: Any  # jtssm.nn.perceptrons.Network
-    num: int  # workers: N
-    homes: int  # in how many parts the whole model is stored; 1: not on a mesh
-    # field of State -> mesh axes of its leaves' first dimensions
-    fields: dict[str, tuple[str, ...]]
-    draw: Callable  # (key, dtype) -> random parameters, one tree a layer
-    lay_out: Callable  # (xp, parameters) -> fields of State that hold them; xp: numpy or jax.numpy
-    start: Callable  # (key, **those fields) -> State
-    step: Callable  # (meeting, state, x, y) -> (State, Info)
-    forward: Callable  # (meeting, state, x) -> outputs of the whole network
-    estimate: Callable  # (meeting, state, x) -> State
-    params: Callable  # state of one device -> one tree a layer
-    local_steps: int  # R
-    batch_size: int  # samples a gradient sees: a worker's
-    loss: Any  # jtssm.losses.Loss
-    optimizer: Any  # every worker's
-    moves: Callable  # number of samples in a local step -> tuple[jtssm.protocol.method.Move, ...]
-    work: Callable  # () -> tuple[jtssm.protocol.method.Run | MatrixProduct, ...] of one worker in a round
-    # () -> tuple[jtssm.nn.norm.Statistics, ...] of one worker in a local step
-    statistics: Callable
-    resident: bool = False
+    draw: Callable[[Array, Any], list[Tree]]  # (key, dtype) -> random parameters, one tree a layer
+    lay_out: Callable[[Any, list[Tree]], dict]  # (xp, parameters) -> fields of State; xp: np or jnp
+    start: Callable[..., Any]  # (key, **those fields) -> State
+    params: Callable[[Any], list[Tree]]  # state of one device -> one tree a layer
+    homes: int  # in how many parts it is stored; 1: not on a mesh
+
+
+@dataclass(frozen=True, eq=False)
+class WorkerProgram(Program):
+    """Functions whose first argument is the meeting of workers; a step is a round.
+
+    `batch.shape` is (R, N, b); the stages are one piece, the network that each worker trains.
+    """
+
+    model: Model
+    step: Callable[..., tuple[Any, Info]]  # (meeting, state, x, y) -> (State, Info)
+    forward: Callable[[Meeting, Any, Array], Array]  # (meeting, state, x) -> outputs of the network
+    estimate: Callable[[Meeting, Any, Array], Any]  # (meeting, state, x) -> State
+    # the fields of State that hold parameters, and what an optimizer keeps between rounds
+    weight_fields: tuple[str, ...] = ("params", "opt_state")
+    deals: bool = (
+        False  # whether workers train parts that are dealt anew, and their optimizers start anew
+    )
 
     @property
-    def batch_shape(self) -> tuple[int, ...]:
-        """(R, N, b): what one step consumes."""
-        return self.local_steps, self.num, self.batch_size
+    def num(self) -> int:
+        """Workers: N."""
+        return self.round_shape[1]
 
-    def check(self, x: Any, y: Any, stage: str, weights: Any = ()) -> None:
-        """The front door of `init`, `step` and `fit`; see `jtssm.protocol.method.Parts.check`."""
+    @property
+    def local_steps(self) -> int:
+        """Steps of a worker in a round: R."""
+        return self.round_shape[0]
+
+    @property
+    def round_shape(self) -> tuple[int, int, int]:
+        """(R, N, b): what a step consumes."""
+        assert self.batch.shape is not None
+        steps, num, size = self.batch.shape
+        return steps, num, size
+
+    @property
+    def takes_forms(self) -> bool:
+        return False
+
+    @property
+    def copies_state(self) -> bool:
+        return self.deals
+
+    @property
+    def renews_optimizer(self) -> bool:
+        return self.deals
+
+    def check(self, x: Any, y: Any, stage: str, weights: Tree = ()) -> None:
         if stage == "step":
-            sample_checks.leading("x", self.batch_shape, x)
-            sample_checks.leading("y", self.batch_shape, y)
-            x, y = (jax.ShapeDtypeStruct(self.flat(a), jnp.result_type(a)) for a in (x, y))
+            sample_checks.leading("x", self.round_shape, x)
+            sample_checks.leading("y", self.round_shape, y)
+            x, y = (jax.ShapeDtypeStruct(self._flat(a), jnp.result_type(a)) for a in (x, y))
         sample_checks.samples(self.network, self.loss, x, y, values=stage != "step")
         if stage != "values":
             sample_checks.same_dtype(weights, x)
 
-    def flat(self, a: Any) -> tuple[int, ...]:
+    def _flat(self, a: Any) -> tuple[int, ...]:
         """The shape of a round's samples in one row."""
-        return (prod(self.batch_shape), *jnp.shape(a)[3:])
+        return (prod(self.round_shape), *jnp.shape(a)[3:])
 
     def samples(self, x: Any) -> Array:
         """A round's samples [R, N, b, ...] in the shape the first layer takes."""
         shape = self.network.shapes[0]
-        return jnp.asarray(x).reshape(*self.batch_shape, *shape).astype(float_dtype(x))
+        return jnp.asarray(x).reshape(*self.round_shape, *shape).astype(float_dtype(x))
+
+    def first_state(self, key: Array, dtype: Any, params: Any = None) -> Any:
+        """The state before the first round, from random parameters or given ones."""
+        params = self.model.draw(key, dtype) if params is None else params
+        return self.model.start(key, **self.model.lay_out(jnp, params))
+
+    def on_one_device(self) -> Method:
+        meeting = lambda: by_index(self.num)  # only where a function runs: it holds an array
+
+        def step(state: Any, x: Any, y: Any) -> tuple:
+            self.check(x, y, "step", state)
+            return self.step(meeting(), state, self.samples(x), jnp.asarray(y))
+
+        def predict(state: Any, x: Any) -> Array:
+            return self.forward(meeting(), state, as_input(self.network, x))
+
+        def estimate(state: Any, x: Any) -> Any:
+            if not self.network.estimated:
+                return state
+            return self.estimate(meeting(), state, as_input(self.network, x))
+
+        return Method(
+            init=_starting(self),
+            step=step,
+            predict=predict,
+            params=self.model.params,
+            drain=lambda state: state,
+            estimate=estimate,
+            program=self,
+        )
 
 
-def as_method(parts: WorkerParts) -> Method:
-    """The protocol of a method of workers on one device."""
-    meeting = lambda: by_index(parts.num)  # only where a function runs: it holds an array
-    start = jax.jit(partial(first_state, parts), static_argnums=1)
+def _starting(program: WorkerProgram) -> Callable:
+    """`Method.init` on one device."""
+    start = jax.jit(program.first_state, static_argnums=1)
 
-    def init(key, x, y, params=None):
+    def init(key: Any, x: Any, y: Any, params: Any = None) -> Any:
         key = checks.key(key)
-        parts.check(x, y, "init")
+        program.check(x, y, "init")
         dtype = float_dtype(x)
         if params is not None:
-            params = jax.tree.map(jnp.asarray, given_trees(parts.draw, params, dtype))
+            params = jax.tree.map(jnp.asarray, given_trees(program.model.draw, params, dtype))
         device_memory.fits(start.eval_shape(key, dtype, params))
         return start(key, dtype, params)
 
-    def step(state, x, y):
-        parts.check(x, y, "step", state)
-        return parts.step(meeting(), state, parts.samples(x), jnp.asarray(y))
-
-    def predict(state, x):
-        return parts.forward(meeting(), state, as_input(parts.network, x))
-
-    def estimate(state, x):
-        if not parts.network.estimated:
-            return state
-        return parts.estimate(meeting(), state, as_input(parts.network, x))
-
-    return Method(
-        parts.name, init, step, predict, parts.params, parts.batch_shape, (None, "subnet", "pc"),
-        False, lambda state: state, parts.moves, parts, lambda state: state, estimate,
-    )  # fmt: skip
-
-
-def first_state(parts: WorkerParts, key: Array, dtype: Any, params: Any = None) -> Any:
-    """The state before the first round, from random parameters or given ones."""
-    params = parts.draw(key, dtype) if params is None else params
-    return parts.start(key, **parts.lay_out(jnp, params))
+    return init
 
 
 def by_index(num: int) -> Meeting:

@@ -11,6 +11,7 @@ global norm, lamb or muon give what they give on one device.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +21,11 @@ from jtssm import checks, losses
 from jtssm.arrays import Array
 from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network, estimate_layers
-from jtssm.protocol.declared import Run
+from jtssm.protocol.declared import Declared, Run
 from jtssm.protocol.method import Info, Method
-from jtssm.protocol.pieces import as_method
+from jtssm.protocol.pieces import Exchange
+from jtssm.protocol.program import Batch
+from jtssm.protocol.whole import WholeProgram
 from jtssm.solvers.pieces import Pieces, Weights, precisely, training
 
 
@@ -74,34 +77,28 @@ def sgd(
     optimizers = checks.optimizers(optimizer, 1)
     starts, dtype = cut(net, 1, None), checks.compute_dtype(compute_dtype)
     pieces = Pieces(net, starts, optimizers, losses.find(loss), dtype)
-    gradient, descend = precisely(precision, _gradient(pieces)), _descend(pieces)
-    return as_method(
-        pieces.parts(
-            name="sgd",
-            kinds={"weights": "weights"},
-            init=lambda exchange, key, x, y, params: State(
-                pieces.weights(exchange, key, x.dtype, params),
-                key if net.random else None,
-                jnp.ones((), x.dtype),
-            ),
-            estimate=_estimate(pieces),
-            step=lambda exchange, state, x, y: _step(gradient, descend, exchange, state, x, y),
-            gradient=gradient,
-            descend=descend,
-            drain=lambda exchange, state: state,
+    forward = lambda exchange, l, weights, x: pieces.forward(exchange, l, weights.params, x)
+    return WholeProgram(
+        name="sgd",
+        stages=pieces,
+        batch=Batch(batch_size, (batch_size,)),
+        declared=Declared(
             moves=lambda samples: pieces.gradient_moves(1),
             work=lambda l, samples: (Run(samples, 1, 1, 1, first=False),),
             sums=2,
-            precision=precision,
-            batch_size=batch_size,
-            resident=False,
-        )
-    )
+        ),
+        kinds={"weights": "weights"},
+        init=precisely(precision, partial(_init, pieces)),
+        gradient=precisely(precision, _gradient(pieces)),
+        descend=precisely(precision, _descend(pieces)),
+        forward=precisely(precision, forward),
+        estimate=_estimate(pieces),
+    ).on_one_device()
 
 
-def _step(gradient: Callable, descend: Callable, exchange, state: State, x: Array, y: Array):
-    found, info = gradient(exchange, state, x, y)
-    return descend(state, found), info
+def _init(pieces: Pieces, exchange: Exchange, key: Array, x: Array, y: Array, params: Any) -> State:
+    weights = pieces.weights(exchange, key, x.dtype, params)
+    return State(weights, key if pieces.network.random else None, jnp.ones((), x.dtype))
 
 
 def _gradient(pieces: Pieces) -> Callable:

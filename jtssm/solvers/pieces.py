@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import optax
 from jax import lax
 
-from jtssm import checks
 from jtssm.arrays import Array, Tree
-from jtssm.losses import Loss
-from jtssm.nn.network import Network, estimate_layers, keep_estimated, run_layers
+from jtssm.nn.network import estimate_layers, keep_estimated, run_layers
 from jtssm.nn.ops import Products
 from jtssm.protocol import sample_checks
-from jtssm.protocol.declared import Move
-from jtssm.protocol.pieces import Exchange, Parts, by_piece
+from jtssm.protocol.declared import Declared, Move
+from jtssm.protocol.pieces import Exchange
+from jtssm.protocol.program import Batch, Stages
+from jtssm.protocol.stages import StageProgram
 
 
 class Weights(NamedTuple):
@@ -27,23 +27,10 @@ class Weights(NamedTuple):
     opt_state: Tree
 
 
-class Pieces(NamedTuple):
-    """A network cut into pieces, what trains each, and the loss after the last."""
+class Pieces(Stages):
+    """The pieces of a network, and what every method does with them."""
 
-    network: Network
-    starts: tuple[int, ...]  # piece l holds the layers starts[l] .. starts[l + 1] - 1
-    optimizers: tuple[optax.GradientTransformation, ...]
-    loss: Loss
-    compute_dtype: Any = None  # what the layers compute in; None: the dtype of the samples
-
-    @property
-    def num(self) -> int:
-        """How many pieces there are: n."""
-        return len(self.optimizers)
-
-    def inputs(self, l: int) -> tuple[int, ...]:
-        """Shape of one sample of p_l, the input of piece l."""
-        return self.network.shapes[self.starts[l]]
+    __slots__ = ()
 
     def draw(self, exchange: Exchange, l: int, key: Array, dtype: Any) -> list[Tree]:
         """Random parameters of piece l, as much of them as this device stores."""
@@ -70,9 +57,8 @@ class Pieces(NamedTuple):
         products: (index of a layer, samples here) -> its Products; the exchange's unless given.
         """
         products, first = products or exchange.products, self.starts[l]
-        layers = self.network.layers[first : self.starts[l + 1]]
         here = lambda i: products(first + i, p.shape[0])
-        return run_layers(layers, params, p, here, self.compute_dtype)
+        return run_layers(self.layers(l), params, p, here, self.compute_dtype)
 
     def descend(
         self, l: int, weights: Weights, gradient: Tree, live: Any = True, pace: Any = 1.0
@@ -86,8 +72,7 @@ class Pieces(NamedTuple):
             params, opt_state = weights
             updates, opt_state = self.optimizers[l].update(gradient, opt_state, params)
             updates = paced(updates, pace)
-            layers = self.network.layers[self.starts[l] : self.starts[l + 1]]
-            params = keep_estimated(layers, optax.apply_updates(params, updates), params)
+            params = keep_estimated(self.layers(l), optax.apply_updates(params, updates), params)
             return Weights(params, opt_state)
 
         return step(weights) if live is True else lax.cond(live, step, lambda w: w, weights)
@@ -100,9 +85,8 @@ class Pieces(NamedTuple):
 
         def renewed(l, weights, p):
             first = self.starts[l]
-            layers = self.network.layers[first : self.starts[l + 1]]
             products = lambda i: seen(first + i, p.shape[0])
-            found = estimate_layers(layers, weights.params, p, products, self.compute_dtype)
+            found = estimate_layers(self.layers(l), weights.params, p, products, self.compute_dtype)
             return (weights._replace(params=found),)
 
         (weights,) = exchange.each(renewed, state.weights, inputs, kinds=("weights",))
@@ -121,53 +105,46 @@ class Pieces(NamedTuple):
 
     def gradient_moves(self, times: int) -> tuple[Move, ...]:
         """The all-reduce of every piece's gradient over the batch split, `times` a step."""
-        params = by_piece(self.network.parameter_shapes(), self.starts)
+        params = self.by_piece(self.network.parameter_shapes())
         sizes = [sum(a.size for a in jax.tree.leaves(piece)) for piece in params]
         return tuple(
             Move("gradient of W", (size,), "pc", l, l, times, collective="all_reduce")
             for l, size in enumerate(sizes)
         )
 
-    def check(
-        self, batch_size: int | None, resident: bool, x: Any, y: Any, stage: str, weights: Any = ()
-    ):
-        """The front door of `init`, `step` and `fit`; see `Parts.check`."""
-        sample_checks.samples(self.network, self.loss, x, y, values=stage != "step")
-        if stage == "values":
-            return
-        if batch_size is None:
-            checks.count(samples=len(x))
-        elif resident:
-            sample_checks.strata(batch_size, x)
-        elif stage == "step":
-            sample_checks.batch(batch_size, x)
-        sample_checks.same_dtype(weights, x)
-
-    def parts(self, *, precision: Any, batch_size: int | None, resident: bool, **own: Any) -> Parts:
-        """A method's parts: `own` holds what is its own (init, step, moves, ...), pieces the rest.
+    def program(
+        self,
+        name: str,
+        kinds: Mapping[str, Any],
+        declared: Declared,
+        batch: Batch,
+        precision: Any,
+        *,
+        init: Callable,
+        step: Callable,
+        drain: Callable = lambda exchange, state: state,
+        estimate: Callable | None = None,
+    ) -> StageProgram:
+        """A method of pieces, with the given precision of its products.
 
         Raises:
           ValueError: layers that draw or are estimated, for a method that does not provide for them.
         """
-        if "estimate" not in own:
-            sample_checks.steady(self.network, own["name"])
-        for function in ("init", "step", "drain"):
-            own[function] = precisely(precision, own[function])
+        if estimate is None:
+            sample_checks.steady(self.network, name)
         run = lambda exchange, l, weights, p: self.forward(exchange, l, weights.params, p)
-        return Parts(
-            network=self.network,
-            starts=self.starts,
+        return StageProgram(
+            name=name,
+            stages=self,
+            batch=batch,
+            declared=declared,
+            kinds=kinds,
+            init=precisely(precision, init),
+            step=precisely(precision, step),
+            drain=precisely(precision, drain),
             forward=precisely(precision, run),
             start=self.start,
-            optimizers=self.optimizers,
-            batch_size=batch_size,
-            batch_shape=None if resident or batch_size is None else (batch_size,),
-            batch_axes=None if resident else ("pc",),
-            resident=resident,
-            loss=self.loss,
-            check=functools.partial(self.check, batch_size, resident),
-            compute_dtype=self.compute_dtype,
-            **own,
+            estimate=estimate,
         )
 
 

@@ -128,7 +128,7 @@ class Resident:
         shared: bool = False,
     ):
         del epochs
-        size, what = method.parts.batch_size, "batch_size"
+        size, what = method.program.batch.size, "batch_size"
         if size is None:
             size, what = num_splits(method), "pc"
         sharding = batch_sharding(method)
@@ -143,7 +143,9 @@ class Resident:
                 stacklevel=4,
             )
         order = np.arange(len(x))
-        if method.parts.batch_size is not None:  # strata are drawn once; otherwise order is nothing
+        if (
+            method.program.batch.size is not None
+        ):  # strata are drawn once; otherwise order is nothing
             order = rng.permutation(len(x))
         order = order[: kept or None]
         rows = order[shares_of(sharding, (len(order) * num,), shared).mine]
@@ -203,7 +205,7 @@ def check_shared(method: Method, samples: ProcessSamples, check: Callable) -> in
 
 def estimator(method: Method, feed: Any) -> Callable:
     """state -> state with the statistics of up to SEEN training samples, where layers keep any."""
-    if not method.parts.network.estimated:
+    if not method.network.estimated:
         return lambda state: state
     estimate = jax.jit(method.estimate)
     return lambda state: estimate(state, feed.seen(method))

@@ -33,7 +33,7 @@ from jtssm.sharding.mesh import AXES, axis_size
 from jtssm.sharding.placement import place
 from jtssm.sharding.placement.packing import gathered
 from jtssm.train.divergence import Divergence
-from jtssm.train.fingerprint import checksums, differences, is_key, unplaced
+from jtssm.train.fingerprint import checksums, differences, is_key
 from jtssm.train.position import Checkpoint, Position, Sound
 
 FORMAT = 2
@@ -271,7 +271,8 @@ def _whole(mesh: Any) -> Sharding:
 
 def _layout(method: Method) -> dict[str, Any]:
     """How a method's state lies: the sizes of its mesh and the forms of its layers."""
-    sizes = None if method.mesh is None else [axis_size(method.mesh, n) for n in method.axes]
+    at = method.placement
+    sizes = None if at is None else [axis_size(at.mesh, name) for name in at.axes]
     return {"mesh": sizes, "forms": method.forms and list(method.forms)}
 
 
@@ -280,7 +281,7 @@ def _placed_as(layout: Mapping[str, Any], method: Method, state: Any) -> Any:
     if layout["mesh"] is None:
         return state
     mesh: Any = AbstractMesh(tuple(layout["mesh"]), AXES, axis_types=(AxisType.Auto,) * 3)
-    return place(unplaced(method), mesh, forms=layout["forms"] or "auto").spread(state)
+    return place(method, mesh, forms=layout["forms"] or "auto").spread(state)
 
 
 def _checkpoint(document: Mapping[str, Any], trees: Sequence[Any]) -> Checkpoint:

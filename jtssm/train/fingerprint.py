@@ -12,22 +12,15 @@ import numpy as np
 from jax import lax
 
 from jtssm.arrays import Array
-from jtssm.protocol import pieces, workers
 from jtssm.protocol.method import Method
 
 PRIME = np.uint32(2654435761)
 
 
-def unplaced(method: Method) -> Method:
-    """The method on one device."""
-    crew = isinstance(method.parts, workers.WorkerParts)
-    return (workers if crew else pieces).as_method(method.parts)
-
-
 def abstract_state(method: Method, key: Array, x: Any, y: Any) -> Any:
     """Shapes of an unplaced state; x, y: the samples as `init` sees them, or their shapes."""
     shape = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
-    return jax.eval_shape(unplaced(method).init, key, shape(x), shape(y))
+    return jax.eval_shape(method.program.on_one_device().init, key, shape(x), shape(y))
 
 
 def fingerprint(
@@ -45,14 +38,9 @@ def fingerprint(
       train: `samples` or `stream`.  used: of the samples at hand, how many the method sees.
       params: weights that the run starts from, or None.
     """
-    parts = method.parts
     impl = str(jax.random.key_impl(key))
     return {
-        "method": method.name,
-        "layers": [layer.name for layer in parts.network.layers],
-        "subnetworks": list(getattr(parts, "starts", ())),
-        "loss": parts.loss.name,
-        "batch": list(method.batch_shape or [parts.batch_size]),
+        **method.program.identity(),
         "samples": used,
         "train": train,
         "key": [impl, np.asarray(jax.random.key_data(key)).tolist()],

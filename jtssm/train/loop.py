@@ -15,9 +15,6 @@ from jtssm import checks
 from jtssm.arrays import Array
 from jtssm.protocol import sample_checks
 from jtssm.protocol.method import Method
-from jtssm.protocol.pieces import as_method
-from jtssm.protocol.workers import WorkerParts
-from jtssm.protocol.workers import as_method as of_workers
 from jtssm.sharding.cost import planner
 from jtssm.sharding.cost.machine_files import present_machine
 from jtssm.sharding.cost.machines import Machine
@@ -173,7 +170,7 @@ def fit(
     introduce(method.mesh)
     sets = validation if isinstance(validation, Mapping) else {"validation": validation}
     sets = {name: _pair(name, pair) for name, pair in sets.items() if pair is not None}
-    check = lambda x, y: method.parts.check(x, y, "values")
+    check = lambda x, y: method.program.check(x, y, "values")
     crc = check_shared(method, ProcessSamples(x, y), check) if shared else None
     for pair in (*([] if stream or shared else [(x, y)]), *sets.values()):
         check(*pair)
@@ -215,9 +212,7 @@ def fit(
 
 def _check_state(method: Method, state: Any, x: np.ndarray, y: np.ndarray) -> None:
     """The state is one of this method, of these samples where it keeps them."""
-    workers = isinstance(method.parts, WorkerParts)
-    unplaced = (of_workers if workers else as_method)(method.parts)
-    like = jax.eval_shape(unplaced.init, jax.random.key(0), x, y)
+    like = jax.eval_shape(method.program.on_one_device().init, jax.random.key(0), x, y)
     if type(state) is not type(like):
         raise ValueError(
             f"state: expected one of {method.name}, as its init or fit return it; got "
@@ -246,7 +241,7 @@ def _on_mesh(method: Method, mesh: Any, forms: Any, machine: Any, samples: int) 
         )
     given = lambda net, subnet, batch: method
     best = planner.plan(
-        method.parts.network, jax.device_count(), method.parts.batch_size or samples,
+        method.network, jax.device_count(), method.program.batch.size or samples,
         machine or present_machine(), method=given, samples=samples, runners_up=0,
     ).best  # fmt: skip
     return place(method, make_mesh(*best.shape), forms=best.forms or "auto")

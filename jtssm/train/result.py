@@ -46,7 +46,7 @@ class Result(NamedTuple):
 
     def module(self) -> list:
         """The user's own modules, trained; see `jtssm.nn.Network.modules`."""
-        return self.method.parts.network.modules(self.params)
+        return self.method.network.modules(self.params)
 
 
 def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, float]:
@@ -62,7 +62,8 @@ def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, f
       >>> sorted(jtssm.evaluate(method, state, {"train": (x, y)}))
       ['train_accuracy', 'train_loss']
     """
-    loss, record = method.parts.loss, {}
+    record: dict[str, float] = {}
+    loss: Any = method.loss  # on numpy's arrays too
     for name, (x, y) in sets.items():
         predicted = outputs(method, state, x)
         record[f"{name}_loss"] = float(loss.value(predicted, np.asarray(y)).mean())

@@ -85,7 +85,7 @@ class Stream:
         self.x, self.y = self._reader.first
         self._check_processes()
         self._most = max(1, min(CHUNK, CHUNK_SAMPLES // self.size, self._steps_in(CHUNK_BYTES)))
-        estimated = method.parts.network.estimated
+        estimated = method.network.estimated
         self._fixed = self._reader.ahead(SEEN // self.shares.num)[0] if estimated else self.x
         self._epoch = self._done = 0  # epochs and steps
         self._begun = 0  # passes of the stream when the epoch began

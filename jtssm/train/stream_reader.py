@@ -260,7 +260,7 @@ class Reader:
         if x.shape[:1] == y.shape[:1] == (0,):
             return x, y
         try:
-            self.method.parts.check(x, y, "values")
+            self.method.program.check(x, y, "values")
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         for what, a, like in zip("xy", (x, y), self._like or (x, y), strict=True):

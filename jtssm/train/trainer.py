@@ -140,7 +140,7 @@ class Run:
         if at.end == plan.lines[-1]:  # a longer run goes on with the minibatches in flight
             self.shown = jax.block_until_ready(self.drain(self.state))
         seconds = at.seconds + time.perf_counter() - start
-        if plan.method.parts.network.estimated:
+        if plan.method.network.estimated:
             self.state = self.shown = self.estimate(self.shown)
         self.guard.latest = self.shown
         record = self._record(at.end, seconds, at.infos)

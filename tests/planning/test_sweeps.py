@@ -138,7 +138,7 @@ def test_published_networks_are_planned_and_blocks_count_where_the_grid_runs_the
         ("transformer", ("attention", "perceptron"), 24, {"batch", "gathered", "paired"}),
     ):
         best = jtssm.plan(name, 64, 1024, "tpu-v5p", runners_up=0).best
-        layers = best.method.parts.network.layers
+        layers = best.method.network.layers
         blocks = [f for f, l in zip(best.forms, layers, strict=True) if l.name.startswith(kinds)]
         assert len(blocks) == count
         assert set(blocks) <= forms

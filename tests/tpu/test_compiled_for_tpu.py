@@ -228,7 +228,7 @@ def abstract_samples(placed):
 
 def in_shape(method):
     """Shape of one sample."""
-    return method.parts.network.shapes[0]
+    return method.network.shapes[0]
 
 
 def shard_bytes(tree):
@@ -328,10 +328,10 @@ def test_boundaries_are_crossed_by_the_declared_bytes(topology, name):
     """By neighbours' permutes, all pairs together; each of the pr devices sends its own copy."""
     method, mesh = METHODS[name].method, program(topology, name).mesh
     subnet, pr = mesh.shape["subnet"], mesh.shape["pr"]
-    num = SAMPLES if method.resident else method.parts.batch_size
+    num = SAMPLES if method.resident else method.program.batch.size
     sent = [m for m in method.moves(num) if (m.axis, m.collective) == ("subnet", "permute")]
     if sent:
-        slots = -(-(len(method.parts.starts) - 1) // subnet)
+        slots = -(-(len(method.program.stages.starts) - 1) // subnet)
         sent = [m for m in sent if m.source // slots != m.target // slots]
     declared = sum(int(np.prod(m.shape)) * m.times * (m.itemsize or 4) for m in sent)
     found = [
@@ -385,10 +385,9 @@ def test_edges_of_a_subnetworks_images_are_gathered_in_its_branch(topology, name
 def test_gradients_are_summed_over_the_samples_as_declared(topology, name):
     """A step's scalars may travel with them, and norms of ADMM, which are not declared."""
     method, mesh = METHODS[name].method, program(topology, name).mesh
-    num = SAMPLES if method.resident else method.parts.batch_size
-    loops = method.resident or not hasattr(
-        method.parts, "starts"
-    )  # over local steps, or over minibatches
+    num = SAMPLES if method.resident else method.program.batch.size
+    # over local steps, or over minibatches
+    loops = method.resident or not method.program.takes_forms
     declared = sum(
         4 * int(np.prod(m.shape)) * (1 if loops else m.times)
         for m in method.moves(num) if m.axis == "pc"

@@ -45,7 +45,7 @@ METHODS = {
 
 def samples(method, dtype=np.float32, num=32):
     """(x, y) of one step, and all of them in one row."""
-    rng, shape = np.random.default_rng(0), method.parts.network.shapes[0]
+    rng, shape = np.random.default_rng(0), method.network.shapes[0]
     lead = method.batch_shape or (num,)
     x = rng.normal(size=(*lead, *shape)).astype(dtype)
     y = rng.integers(0, 8, lead).astype(np.int32)

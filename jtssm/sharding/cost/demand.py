@@ -1,12 +1,13 @@
 """What one step of a method asks of the devices of a mesh, as data: products, updates, messages.
 
 Nothing here knows of a machine: `jtssm.sharding.cost.seconds` prices a demand. It is made of what a
-method declares (`Parts.work`, `Parts.moves`) and of the formulas of `jtssm.sharding.layers.traffic`.
+method declares (`jtssm.protocol.declared`) and of the formulas of `jtssm.sharding.layers.traffic`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import singledispatch
 from math import prod
 from typing import Any, NamedTuple
 
@@ -14,9 +15,13 @@ import jax
 
 from jtssm import checks
 from jtssm.arrays import Tree
+from jtssm.protocol.axes import AXES
 from jtssm.protocol.declared import WORD, MatrixProduct, Move, Run
 from jtssm.protocol.method import Method
-from jtssm.protocol.workers import WorkerParts
+from jtssm.protocol.program import Program
+from jtssm.protocol.stages import StageProgram
+from jtssm.protocol.whole import WholeProgram
+from jtssm.protocol.workers import WorkerProgram
 from jtssm.sharding.cost.products import (
     Task,
     batched,
@@ -81,33 +86,58 @@ def step_demand(method: Method, sizes: Sizes, forms: Sequence[str], samples: int
       ValueError: sizes that do not divide; a resident method without `samples`; pr > 1 for a method that
         splits no layers.
     """
-    if isinstance(method.parts, WorkerParts):
-        return _of_workers(method, sizes)
-    parts, (subnet, _, pc) = method.parts, sizes
-    num = len(parts.starts) - 1
-    checks.divides("subnet", subnet, num, "subnetworks")
-    samples = step_samples(method, samples)
-    checks.divides("pc", pc, samples, "samples of a step")
-    layered = layered_of(method, sizes, samples)
-    local = num // subnet
-    grid = layered.grid._replace(forms=tuple(forms))
-    moves = method.moves(samples) if parts.gradient is None else ()  # sgd's are those of its layers
-    pieces = [_of_piece(layered, grid, l, moves) for l in range(num)]
-    devices = tuple(_total(pieces[d * local : (d + 1) * local]) for d in range(subnet))
-    return Step(devices, (*_boundaries(moves, local, pc), *_sums(layered, grid, sizes)))
+    return _demand(method.program, sizes, forms, samples)
 
 
-def step_samples(method: Method, samples: int | None) -> int:
-    """Samples that a step of a method without workers takes, all devices together.
+@singledispatch
+def _demand(program: Program, sizes: Sizes, forms: Sequence[str], samples: int | None) -> Step:
+    """What a step of a program asks; each kind has an answer."""
+    raise NotImplementedError(type(program).__name__)
+
+
+@_demand.register
+def _(program: StageProgram, sizes: Sizes, forms: Sequence[str], samples: int | None) -> Step:
+    samples = step_samples(program, samples)
+    layered, grid = _on_grid(program, sizes, forms, samples)
+    local = program.stages.num // sizes[0]
+    moves = program.declared.moves(samples)
+    pieces = [_of_piece(layered, grid, l, moves) for l in range(program.stages.num)]
+    devices = tuple(_total(pieces[d * local : (d + 1) * local]) for d in range(sizes[0]))
+    # what the devices of pr hold of it is the same
+    shown = _shown(program, (sizes[0], 1, sizes[2]))
+    return Step(devices, (*_boundaries(moves, local, sizes[2]), *shown))
+
+
+@_demand.register
+def _(program: WholeProgram, sizes: Sizes, forms: Sequence[str], samples: int | None) -> Step:
+    layered, grid = _on_grid(program, sizes, forms, step_samples(program, samples))
+    device = _of_piece(layered, grid, 0, ())  # what it sends are its layers' sums
+    split = grid.split_outputs(step_rows(layered))
+    shown = _shown(program, sizes if split else (sizes[0], 1, sizes[2]))
+    return Step((device,), tuple(shown))
+
+
+def _on_grid(
+    program: Program, sizes: Sizes, forms: Sequence[str], samples: int
+) -> tuple[Layered, Grid]:
+    """The pieces, and the grid with the forms of their layers."""
+    checks.divides("subnet", sizes[0], program.stages.num, "subnetworks")
+    checks.divides("pc", sizes[2], samples, "samples of a step")
+    layered = layered_of(program, sizes, samples)
+    return layered, layered.grid._replace(forms=tuple(forms))
+
+
+def step_samples(program: Program, samples: int | None) -> int:
+    """Samples that a step of a program without workers takes, all devices together.
 
     Raises:
       ValueError: a resident method, and no number of samples.
     """
-    if not method.resident:
-        return method.parts.batch_size
+    if not program.batch.resident and program.batch.size is not None:
+        return program.batch.size
     if samples is None:
         raise ValueError(
-            f"samples: expected how many {method.name} keeps, e.g. 55000: it keeps them all; got None"
+            f"samples: expected how many {program.name} keeps, e.g. 55000: it keeps them all; got None"
         )
     checks.count(samples=samples)
     return samples
@@ -116,7 +146,7 @@ def step_samples(method: Method, samples: int | None) -> int:
 class Layered(NamedTuple):
     """A method's pieces on a grid, but for the forms."""
 
-    parts: Any  # jtssm.protocol.method.Parts
+    program: Program
     params: Sequence[Tree]  # shapes, one tree a layer
     grid: Grid
     pc: int
@@ -125,7 +155,7 @@ class Layered(NamedTuple):
 
     def piece(self, i: int) -> int:
         """The piece that holds layer i."""
-        return next(l for l, b in enumerate(self.parts.starts[1:]) if i < b)
+        return next(l for l, b in enumerate(self.program.stages.starts[1:]) if i < b)
 
     def layer(self, grid: Grid, i: int) -> Demand:
         """What layer i asks, its inputs' entry included; grid: with the forms."""
@@ -138,7 +168,7 @@ class Layered(NamedTuple):
     def own(self, grid: Grid, i: int) -> Demand:
         """What layer i asks but for its entry."""
         runs = self.runs[self.piece(i)]
-        first = i in self.parts.starts
+        first = i in self.program.stages.starts
         tasks = tuple(task(self._pass(grid, run), i, passes(run, first)) for run in runs)
         words = stored_words(grid, self.params[i], i)
         updates = ((words, sum(run.weights for run in runs)),) if words else ()
@@ -161,37 +191,42 @@ class Layered(NamedTuple):
     @property
     def narrow(self) -> int | None:
         """Bytes of a number that layers send; None: a word."""
-        dtype = self.parts.compute_dtype
+        dtype = self.program.stages.compute_dtype
         return None if dtype is None else dtype.itemsize
 
     def _ends(self, i: int) -> set[str]:
         """What layer i sends forward only to make its piece's outputs: no gradient needs it."""
-        if i + 1 not in self.parts.starts:
+        if i + 1 not in self.program.stages.starts:
             return set()
         layer = self.grid.network.layers[i]
         bare = layer.activation is None and not layer.statistics
         return {"hop", "paired"} | ({"row"} if bare else set())
 
 
-def layered_of(method: Method, sizes: Sizes, samples: int) -> Layered:
-    """A method's pieces on a grid of those sizes.
+def layered_of(program: Program, sizes: Sizes, samples: int) -> Layered:
+    """A program's pieces on a grid of those sizes.
 
     Raises:
       ValueError: pr > 1 for a method that splits no layers.
     """
-    parts, (subnet, pr, pc) = method.parts, sizes
-    if pr > 1 and not parts.splits_layers:
-        raise ValueError(f"pr: expected 1, {method.name} does not split layers; got {pr}")
-    whole = parts.gradient is not None
-    samples_of = ("pc",) if pc > 1 else ()
+    (subnet, pr, pc), stages, declared = sizes, program.stages, program.declared
+    if pr > 1 and not declared.splits_layers:
+        raise ValueError(f"pr: expected 1, {program.name} does not split layers; got {pr}")
+    axis, samples_of = "pr" if pr > 1 else None, ("pc",) if pc > 1 else ()
     grid = Grid(
-        parts.network, (), parts.starts[:-1], "pr" if pr > 1 else None, pr, samples_of,
-        apart=subnet > 1, open=whole,
-    )  # fmt: skip
-    work = [parts.work(l, samples) for l in range(len(parts.starts) - 1)]
+        stages.network,
+        (),
+        stages.starts[:-1],
+        axis,
+        pr,
+        samples_of,
+        apart=subnet > 1,
+        open=program.open_ends,
+    )
+    work = [declared.work(l, samples) for l in range(stages.num)]
     runs = tuple(tuple(w for w in of if isinstance(w, Run)) for of in work)
     products = tuple(tuple(w for w in of if isinstance(w, MatrixProduct)) for of in work)
-    return Layered(parts, parts.network.parameter_shapes(), grid, pc, runs, products)
+    return Layered(program, stages.network.parameter_shapes(), grid, pc, runs, products)
 
 
 def _sends(sent: Sent, run: Run, ends: bool) -> int:
@@ -204,7 +239,7 @@ def _sends(sent: Sent, run: Run, ends: bool) -> int:
 
 
 def _of_piece(layered: Layered, grid: Grid, l: int, moves: Sequence[Move]) -> Demand:
-    starts = layered.parts.starts
+    starts = layered.program.stages.starts
     layers = range(starts[l], starts[l + 1])
     if not layered.products[l]:
         return _total([layered.layer(grid, i) for i in layers])
@@ -229,15 +264,11 @@ def _boundaries(moves: Sequence[Move], local: int, pc: int) -> Iterable[Message]
         yield Message(m.what, "permute", ("subnet",), words, m.times, m.itemsize, source=source)
 
 
-def _sums(layered: Layered, grid: Grid, sizes: Sizes) -> Iterable[Message]:
-    """The scalars that a step shows."""
-    over = [name for name, size in zip(("subnet", "pr", "pc"), sizes, strict=True) if size > 1]
-    if layered.parts.gradient is None:
-        over = [name for name in over if name != "pr"]  # the same on all of them
-    elif not grid.split_outputs(step_rows(layered)):
-        over = [name for name in over if name != "pr"]
+def _shown(program: Program, sizes: Sizes) -> Iterable[Message]:
+    """The scalars that a step shows, summed over the axes of more than one device."""
+    over = [name for name, size in zip(AXES, sizes, strict=True) if size > 1]
     if over:
-        yield Message(SHOWN, "all_reduce", tuple(over), layered.parts.sums, 1)
+        yield Message(SHOWN, "all_reduce", tuple(over), program.declared.sums, 1)
 
 
 def step_rows(layered: Layered) -> int:
@@ -245,48 +276,57 @@ def step_rows(layered: Layered) -> int:
     return layered.runs[0][0].samples // layered.pc
 
 
-def _of_workers(method: Method, sizes: Sizes) -> Step:
+@_demand.register
+def _(program: WorkerProgram, sizes: Sizes, forms: Sequence[str], samples: int | None) -> Step:
     """A round; pr and pc both split a worker's samples."""
-    parts, (subnet, pr, pc) = method.parts, sizes
-    checks.divides("subnet", subnet, parts.num, "workers")
-    checks.divides("pr * pc", pr * pc, parts.batch_size, "samples of a worker's batch")
-    local = parts.num // subnet
-    tasks, updates = [], []
-    for work in parts.work():
-        if isinstance(work, MatrixProduct):
-            tasks.append(batched(matrix_task(work, pr * pc), local))
-        else:
-            tasks += [batched(each, local) for each in network_tasks(parts.network, work, pr * pc)]
-    gradient = [m for m in method.moves(0) if m.axis == "pc"]
-    updates = [(local * prod(m.shape), m.times) for m in gradient]
+    subnet, pr, pc = sizes
+    checks.divides("subnet", subnet, program.num, "workers")
+    checks.divides("pr * pc", pr * pc, program.round_shape[2], "samples of a worker's batch")
+    local = program.num // subnet
+    moves = program.declared.moves(0)
+    gradient = [m for m in moves if m.axis == "pc"]
+    updates = tuple((local * prod(m.shape), m.times) for m in gradient)
     axes = tuple(name for name, size in (("pr", pr), ("pc", pc)) if size > 1)
     messages = [
         Message(m.what, m.collective, axes, local * prod(m.shape), m.times, m.itemsize)
-        for m in gradient if axes
-    ]  # fmt: skip
-    messages += _statistics(parts, local, axes)
-    device = Demand(tuple(tasks), tuple(updates), tuple(messages))
-    return Step((device,) * subnet, tuple(_meetings(method, sizes, axes)))
+        for m in gradient
+        if axes
+    ]
+    messages += _statistics(program, local, axes)
+    device = Demand(tuple(_local_tasks(program, local, pr * pc)), updates, tuple(messages))
+    return Step((device,) * subnet, tuple(_meetings(program, moves, sizes, axes)))
 
 
-def _statistics(parts: WorkerParts, local: int, axes: tuple[str, ...]) -> Iterable[Message]:
+def _local_tasks(program: WorkerProgram, local: int, splits: int) -> Iterable[Task]:
+    """The products of `local` workers, over so many shares of their samples."""
+    for work in program.declared.work(0, 0):
+        if isinstance(work, MatrixProduct):
+            yield batched(matrix_task(work, splits), local)
+        else:
+            for each in network_tasks(program.network, work, splits):
+                yield batched(each, local)
+
+
+def _statistics(program: WorkerProgram, local: int, axes: tuple[str, ...]) -> Iterable[Message]:
     """Sums over the samples of `local` workers, of means and variances and of what comes back."""
-    shared = [each for each in parts.statistics() if each.over == "samples" and axes]
-    for each in shared:
+    taken = program.declared.statistics()
+    for each in (each for each in taken if each.over == "samples" and axes):
         for numbers in (2, 2 if each.affine else 3):  # forward, backward: as on the grid
             words = numbers * local * each.width
-            yield Message("statistics", "all_reduce", axes, words, parts.local_steps)
+            yield Message("statistics", "all_reduce", axes, words, program.local_steps)
 
 
-def _meetings(method: Method, sizes: Sizes, axes: tuple[str, ...]) -> Iterable[Message]:
+def _meetings(
+    program: WorkerProgram, moves: Sequence[Move], sizes: Sizes, axes: tuple[str, ...]
+) -> Iterable[Message]:
     """Deals and means over the workers, and the scalars that a round shows."""
-    parts, subnet = method.parts, sizes[0]
-    for m in (m for m in method.moves(0) if m.axis == "subnet" and subnet > 1):
-        times = parts.num // subnet if m.collective == "all_to_all" else 1
+    subnet = sizes[0]
+    for m in (m for m in moves if m.axis == "subnet" and subnet > 1):
+        times = program.num // subnet if m.collective == "all_to_all" else 1
         yield Message(m.what, m.collective, ("subnet",), times * prod(m.shape), m.times, m.itemsize)
     over = (*(["subnet"] if subnet > 1 else []), *axes)
     if over:
-        yield Message(SHOWN, "all_reduce", over, 2, 1)
+        yield Message(SHOWN, "all_reduce", over, program.declared.sums, 1)
 
 
 def predicted_bytes(step: Step, sizes: Sizes, word: int = WORD) -> dict[Route, int]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -25,7 +24,6 @@ from jax.sharding import AbstractMesh, AxisType
 from jtssm.arrays import Tree
 from jtssm.protocol.declared import WORD
 from jtssm.protocol.method import Info, Method
-from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.cost.demand import Demand, Layered, Sizes, Step
 from jtssm.sharding.mesh import AXES
 from jtssm.sharding.placement import batch_sharding, place
@@ -82,24 +80,24 @@ def step_memory(
       ValueError: as `jtssm.sharding.place`.
     """
     _, state, given = placed_step(method, sizes, forms, samples)
+    program = method.program
     named = {name: device_bytes(getattr(state, name)) for name in state._fields}
-    dealt = sum(named.pop(name, 0) for name in ("homes", "shared"))
-    kept = dealt + sum(named.pop(name, 0) for name in ("weights", "params", "opt_state"))
+    kept = sum(named.pop(name) for name in program.weight_fields)
     rest, info = sum(named.values()), WORD * len(Info._fields)
     trained = WORD * max(
         round(sum(words for words, _ in device.updates)) for device in step.devices
     )
-    weights = dealt or trained
-    parts, fresh = method.parts, 0.0
-    if dealt:
-        fresh = trained * _state_words(parts.optimizer, parts.network.parameter_shapes())
-    as_it_is = not dealt if isinstance(parts, WorkerParts) else parts.gradient is not None
+    weights, fresh = trained, 0.0
+    if program.renews_optimizer:
+        (optimizer,) = program.stages.optimizers
+        weights = kept
+        fresh = trained * _state_words(optimizer, program.network.parameter_shapes())
     return Memory(
         weights, kept - weights, rest, device_bytes(given), kept + rest + info,
         gradients=GRADIENTS * trained + round(fresh),
         activations=round(max(activation_bytes(device) for device in step.devices)),
         halo=round(max(halo_bytes(device) for device in step.devices)),
-        copies=0 if as_it_is else 2 * (kept + rest),
+        copies=2 * (kept + rest) if program.copies_state else 0,
     )  # fmt: skip
 
 
@@ -115,11 +113,9 @@ def halo_bytes(demand: Demand) -> float:
 
 def optimizer_words(layered: Layered) -> list[float]:
     """Words of the optimizer's state for each parameter, piece by piece."""
-    parts = layered.parts
-    return [
-        _state_words(parts.optimizers[l], layered.params[a:b])
-        for l, (a, b) in enumerate(pairwise(parts.starts))
-    ]
+    stages = layered.program.stages
+    pieces = zip(stages.optimizers, stages.by_piece(layered.params), strict=True)
+    return [_state_words(optimizer, params) for optimizer, params in pieces]
 
 
 def _state_words(optimizer: Any, params: Sequence[Tree]) -> float:
@@ -157,10 +153,8 @@ def placed_step(
     mesh: None: an abstract one of those sizes, which no device has to be there for.
     """
     mesh = mesh or AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
-    placed = place(
-        method, mesh, **({} if isinstance(method.parts, WorkerParts) else {"forms": forms})
-    )
-    shape = method.parts.network.shapes[0]
+    placed = place(method, mesh, forms=forms if method.program.takes_forms else "auto")
+    shape = method.network.shapes[0]
     lead: Any = method.batch_shape or (samples,)
     x = jax.ShapeDtypeStruct((prod(lead) if method.batch_shape else samples, *shape), np.float32)
     y = jax.ShapeDtypeStruct(x.shape[:1], np.int32)

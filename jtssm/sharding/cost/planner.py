@@ -13,7 +13,6 @@ from typing import NamedTuple
 from jtssm import checks
 from jtssm.nn.network import Network
 from jtssm.protocol.method import Method
-from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.cost.demand import Sizes, Step, predicted_bytes, step_demand
 from jtssm.sharding.cost.machine_files import find_machine
 from jtssm.sharding.cost.machines import Machine
@@ -42,7 +41,7 @@ class Proposal(NamedTuple):
     @property
     def cuts(self) -> tuple[int, ...]:
         """The first layer of every subnetwork but the first; of workers none."""
-        return tuple(getattr(self.method.parts, "starts", ())[1:-1])
+        return self.method.program.stages.cuts
 
 
 class Plan(NamedTuple):
@@ -207,10 +206,10 @@ def _nothing_goes(num_devices: int, refused: dict[Sizes, str]) -> str:
 def _check_work(method: Method, sizes: Sizes, forms: Sequence[str]) -> None:
     """Some work is split over pr, not all of it repeated."""
     _, pr, pc = sizes
-    parts = method.parts
-    if isinstance(parts, WorkerParts) or parts.batch_size is None or set(forms) != {"batch"}:
+    size = method.program.batch.size
+    if not method.program.takes_forms or size is None or set(forms) != {"batch"}:
         return
-    here = parts.batch_size // pc
+    here = size // pc
     if here % pr:
         raise ValueError(
             f"pr: expected a size that divides the {here} samples on a device of pc, rows of images, or "

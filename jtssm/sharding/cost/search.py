@@ -19,7 +19,6 @@ import jax
 from jtssm import checks
 from jtssm.protocol.declared import WORD
 from jtssm.protocol.method import Method
-from jtssm.protocol.workers import WorkerParts
 from jtssm.sharding.cost.demand import Demand, Layered, Sizes, layered_of, step_samples
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.memory import GRADIENTS, activation_bytes, optimizer_words
@@ -46,16 +45,16 @@ def fastest_forms(
     Raises:
       ValueError: sizes that do not go, or no forms that fit in the limit.
     """
-    if isinstance(method.parts, WorkerParts):
+    program = method.program
+    if not program.takes_forms:
         return ()
-    count = len(method.parts.network.layers)
     subnet, pr, pc = sizes
-    samples = step_samples(method, samples)
-    checks.divides("subnet", subnet, len(method.parts.starts) - 1, "subnetworks")
+    samples = step_samples(program, samples)
+    checks.divides("subnet", subnet, program.stages.num, "subnetworks")
     checks.divides("pc", pc, samples, "samples of a step")
     if pr == 1:
-        return ("batch",) * count
-    chain = Chain(layered_of(method, sizes, samples), sizes, machine, overlap)
+        return ("batch",) * len(program.network.layers)
+    chain = Chain(layered_of(program, sizes, samples), sizes, machine, overlap)
     found: list[str] = []
     for layers in _of_devices(method, subnet):
         # as long as all fits, bytes need not count beside seconds
@@ -71,8 +70,8 @@ def held_bytes(
 ) -> float:
     """Bytes by the count that `fastest_forms` holds against its limit, layer by layer: of the device
     along subnet that holds most."""
-    samples = step_samples(method, samples)
-    chain = Chain(layered_of(method, sizes, samples), sizes, machine, 0.0)
+    samples = step_samples(method.program, samples)
+    chain = Chain(layered_of(method.program, sizes, samples), sizes, machine, 0.0)
     return max(
         chain.held(layers, forms[layers.start : layers.stop])
         for layers in _of_devices(method, sizes[0])
@@ -81,7 +80,7 @@ def held_bytes(
 
 def _of_devices(method: Method, subnet: int) -> list[range]:
     """The layers of each device along subnet."""
-    starts = method.parts.starts
+    starts = method.program.stages.starts
     return [range(a, b) for a, b in pairwise(starts[:: (len(starts) - 1) // subnet])]
 
 
@@ -99,13 +98,13 @@ class Chain:
         ]
         self.blank = ("batch",) * len(net.layers)
         self.kept = optimizer_words(layered)
-        starts = layered.parts.starts
+        starts = layered.program.stages.starts
         begin = [starts[layered.piece(i)] for i in range(len(net.layers))]
         # whether layers before i in its piece have parameters: then its inputs have a gradient
         have = [bool(jax.tree.leaves(params)) for params in layered.params]
         self.trained = [any(have[a:i]) for i, a in enumerate(begin)]
         # what `jtssm.sharding.cost.memory` counts for weights that are packed in rows
-        self.copies = 0 if layered.parts.gradient is not None else 2
+        self.copies = 2 if layered.program.copies_state else 0
 
     def fastest(self, layers: range, limit: float) -> tuple[str, ...]:
         """The forms of a run of layers."""
@@ -201,7 +200,7 @@ class Chain:
     def _costs(self, i: int, form: str, following: str | None) -> Step:
         """Of layer i and the next entry."""
         layered = self.layered
-        net, starts = layered.grid.network, layered.parts.starts
+        net, starts = layered.grid.network, layered.program.stages.starts
         after = i + 1 if following is not None else None
         key = (
             id(net.layers[i]), net.shapes[i], form, following, after and id(net.layers[after]),

@@ -27,6 +27,7 @@ Sources: Gholami et al., arXiv 1712.04432 (alpha and beta); rings: Thakur, Raben
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import singledispatch
 from math import prod
 from typing import Any, NamedTuple
 
@@ -35,7 +36,8 @@ from jax.sharding import Mesh
 from jtssm import checks
 from jtssm.protocol.declared import WORD
 from jtssm.protocol.method import Method
-from jtssm.protocol.workers import WorkerParts
+from jtssm.protocol.program import Program
+from jtssm.protocol.workers import WorkerProgram
 from jtssm.sharding.cost.demand import (
     SHOWN,
     Demand,
@@ -50,7 +52,7 @@ from jtssm.sharding.cost.demand import (
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.products import Task
 from jtssm.sharding.count.routes import Route, ring_share
-from jtssm.sharding.layers.choose import choose_forms
+from jtssm.sharding.layers.choose import program_forms
 
 ADAM_WORDS = 7  # reads of gradient, weight and two moments, writes of weight and moments
 
@@ -219,16 +221,11 @@ def step_seconds(
 
 def method_forms(method: Method, sizes: Sizes, forms: Any, samples: int | None) -> tuple[str, ...]:
     """The forms that `jtssm.sharding.place` would give a method's layers; none for workers."""
-    parts, (subnet, pr, pc) = method.parts, sizes
-    if isinstance(parts, WorkerParts):
+    program = method.program
+    if not program.takes_forms:
         return ()
-    checks.divides("pc", pc, step_samples(method, samples), "samples of a batch")
-    here = None if parts.batch_size is None else parts.batch_size // pc
-    whole = parts.gradient is not None
-    return choose_forms(
-        parts.network, parts.starts, here, pr, pc, forms,
-        apart=subnet > 1, open_ends=whole, compute_dtype=parts.compute_dtype,
-    )  # fmt: skip
+    checks.divides("pc", sizes[2], step_samples(program, samples), "samples of a batch")
+    return program_forms(program, sizes, forms)
 
 
 def step_bytes(
@@ -262,11 +259,7 @@ def step_flops(method: Method, samples: int | None = None) -> int:
 
     samples: that a resident method keeps.
     """
-    forms = (
-        ()
-        if isinstance(method.parts, WorkerParts)
-        else ("batch",) * len(method.parts.network.layers)
-    )
+    forms = ("batch",) * len(method.network.layers)  # of no use to workers
     (device,) = step_demand(method, (1, 1, 1), forms, samples).devices
     return round(2 * sum(task.multiply_adds * task.times for task in device.tasks))
 
@@ -285,15 +278,22 @@ def exchanged_bytes(method: Method, subnet: int, word: int = WORD) -> dict[str, 
     Raises:
       ValueError: a method without workers, or a size that does not divide.
     """
-    num = getattr(method.parts, "num", None)
-    if num is None:
-        raise ValueError(
-            f"method: expected one of workers (ist, local_sgd, ensemble); got {method.name}"
-        )
-    checks.divides("subnet", subnet, num, "workers")
+    return _exchanged(method.program, subnet, word)
+
+
+@singledispatch
+def _exchanged(program: Program, subnet: int, word: int) -> dict[str, int]:
+    raise ValueError(
+        f"method: expected one of workers (ist, local_sgd, ensemble); got {program.name}"
+    )
+
+
+@_exchanged.register
+def _(program: WorkerProgram, subnet: int, word: int) -> dict[str, int]:
+    checks.divides("subnet", subnet, program.num, "workers")
     found = {"all_to_all": 0, "all_reduce": 0}
-    for move in (m for m in method.moves(0) if m.axis == "subnet" and subnet > 1):
-        times = num // subnet if move.collective == "all_to_all" else 1
+    for move in (m for m in program.declared.moves(0) if m.axis == "subnet" and subnet > 1):
+        times = program.num // subnet if move.collective == "all_to_all" else 1
         found[move.collective] += times * prod(move.shape) * (move.itemsize or word)
     return found
 
@@ -304,12 +304,16 @@ def sent_bytes(method: Method, subnet: int, word: int = WORD) -> float:
     Of an all-to-all, all but the part that stays; of an all-reduce a ring's 2 (p - 1) / p. For a method
     without workers: its data parallelism, the all-reduce of the gradient over as many devices.
     """
-    if hasattr(method.parts, "num"):
-        moved = exchanged_bytes(method, subnet, word)
-    else:
-        reduced = [m for m in method.moves(step_samples(method, None)) if m.axis == "pc"]
-        moved = {
-            "all_to_all": 0,
-            "all_reduce": sum(prod(m.shape) * m.times * word for m in reduced),
-        }
+    moved = _sent(method.program, subnet, word)
     return sum(ring_share(collective, subnet) * size for collective, size in moved.items())
+
+
+@singledispatch
+def _sent(program: Program, subnet: int, word: int) -> dict[str, int]:
+    """Bytes by collective: of data parallelism the sums of gradients, of workers their exchange."""
+    moves = program.declared.moves(step_samples(program, None))
+    reduced = [m for m in moves if m.axis == "pc"]
+    return {"all_reduce": sum(prod(m.shape) * m.times * word for m in reduced)}
+
+
+_sent.register(WorkerProgram, _exchanged)

@@ -14,6 +14,7 @@ from jtssm.checks import shown
 from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network
 from jtssm.protocol.declared import WORD
+from jtssm.protocol.program import Program
 from jtssm.sharding.layers.forms import FORMS, SPLITS, Grid
 from jtssm.sharding.layers.halo import Halo
 from jtssm.sharding.layers.traffic import Pass, ring_numbers
@@ -22,6 +23,35 @@ from jtssm.sharding.layers.traffic import Pass, ring_numbers
 # TPU v5e over one link (`jtssm.sharding.cost.machines`)
 BALANCE = 1000
 PASSES = 3  # of a layer in a step: forward, and for the gradients of weights and of inputs
+
+
+def program_forms(program: Program, sizes: tuple[int, int, int], forms: Any) -> tuple[str, ...]:
+    """One form for each layer of a program on subnet x pr x pc devices; none where layers take none.
+
+    forms: "auto", or one a layer.
+
+    Raises:
+      ValueError: as `choose_forms`; forms for a program whose layers take none.
+    """
+    subnet, pr, pc = sizes
+    if not program.takes_forms:
+        if not isinstance(forms, str) or forms != "auto":
+            raise ValueError(
+                f"forms: expected 'auto', {program.name} splits no layer; got {shown(forms)}"
+            )
+        return ()
+    stages, size = program.stages, program.batch.size
+    return choose_forms(
+        stages.network,
+        stages.starts,
+        None if size is None else size // pc,
+        pr,
+        pc,
+        forms,
+        apart=subnet > 1,
+        open_ends=program.open_ends,
+        compute_dtype=stages.compute_dtype,
+    )
 
 
 def choose_forms(

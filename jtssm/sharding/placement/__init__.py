@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import singledispatch
 
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from jtssm import checks
 from jtssm.protocol.method import Method
-from jtssm.protocol.pieces import Parts
-from jtssm.protocol.workers import WorkerParts
+from jtssm.protocol.program import Program
+from jtssm.protocol.stages import StageProgram
+from jtssm.protocol.whole import WholeProgram
+from jtssm.protocol.workers import WorkerProgram
 from jtssm.sharding.distributed import check_present
-from jtssm.sharding.layers.choose import choose_forms
-from jtssm.sharding.mesh import axis_names, axis_size
+from jtssm.sharding.layers.choose import program_forms
+from jtssm.sharding.mesh import AxisNames, axis_names, axis_size
 from jtssm.sharding.placement.pieces import Placing, check_elementwise
 from jtssm.sharding.placement.switch import Place
 from jtssm.sharding.placement.whole import place_whole
@@ -65,65 +68,74 @@ def place(
     """
     checks.instance("method", method, Method, "solvers.sgd(net, ...)")
     checks.instance("mesh", mesh, (Mesh, AbstractMesh), "sharding.make_mesh(pc=2)")
-    parts = method.parts
-    names = axis_names(mesh, axes)
     check_present(mesh)
-    if isinstance(parts, WorkerParts):
-        if not isinstance(forms, str) or forms != "auto":
-            raise ValueError(
-                f"forms: expected 'auto', {parts.name} splits no layer; got {checks.shown(forms)}"
-            )
-        return place_workers(method, mesh, names)
-    sizes = axis_size(mesh, names.subnet), axis_size(mesh, names.pr), axis_size(mesh, names.pc)
-    _check_sizes(parts, sizes)
-    samples = None if parts.batch_size is None else parts.batch_size // sizes[2]
-    whole = parts.gradient is not None
-    forms = choose_forms(
-        parts.network, parts.starts, samples, sizes[1], sizes[2], forms,
-        apart=sizes[0] > 1, open_ends=whole, compute_dtype=parts.compute_dtype,
-    )  # fmt: skip
-    if whole:
-        return place_whole(method, mesh, names, forms)
-    net = parts.network
-    shapes = net.parameter_shapes()
-    alike = parts.alike or tuple(range(len(parts.starts) - 1))
-    at = Place(net, parts.starts, forms, names, sizes, alike)
-    for l, optimizer in enumerate(parts.optimizers if sizes[1] > 1 else ()):
+    return _placed(method.program, mesh, axis_names(mesh, axes), forms)
+
+
+@singledispatch
+def _placed(program: Program, mesh: Mesh, names: AxisNames, forms: str | Sequence[str]) -> Method:
+    """A program on a mesh; each kind has an answer."""
+    raise NotImplementedError(type(program).__name__)
+
+
+@_placed.register
+def _(program: StageProgram, mesh: Mesh, names: AxisNames, forms: str | Sequence[str]) -> Method:
+    sizes = _sizes(program, mesh, names)
+    chosen, stages = program_forms(program, sizes, forms), program.stages
+    alike = program.declared.alike or tuple(range(stages.num))
+    at = Place(stages.network, stages.starts, chosen, names, sizes, alike)
+    shapes = stages.network.parameter_shapes()
+    for l, optimizer in enumerate(stages.optimizers if sizes[1] > 1 else ()):
         check_elementwise(at, l, optimizer, shapes)
-    return Placing(parts, mesh, at).method(method)
+    return Placing(program, mesh, at).method()
 
 
-def _check_sizes(parts: Parts, sizes: Sequence[int]) -> None:
-    subnet, pr, pc = sizes
-    num = len(parts.starts) - 1
+@_placed.register
+def _(program: WholeProgram, mesh: Mesh, names: AxisNames, forms: str | Sequence[str]) -> Method:
+    chosen = program_forms(program, _sizes(program, mesh, names), forms)
+    return place_whole(program, mesh, names, chosen)
+
+
+@_placed.register
+def _(program: WorkerProgram, mesh: Mesh, names: AxisNames, forms: str | Sequence[str]) -> Method:
+    program_forms(program, (1, 1, 1), forms)  # refuses any
+    return place_workers(program, mesh, names)
+
+
+def _sizes(program: Program, mesh: Mesh, names: AxisNames) -> tuple[int, int, int]:
+    """Of the three axes, which a program of pieces can be split over."""
+    subnet, pr, pc = (axis_size(mesh, name) for name in names)
+    num, size = program.stages.num, program.batch.size
     if subnet > num:
         raise ValueError(
             f"mesh: expected a 'subnet' axis of at most {num}, the number of pieces that "
-            f"{parts.name} has; got {subnet}"
+            f"{program.name} has; got {subnet}"
         )
-    if pr > 1 and not parts.splits_layers:
+    if pr > 1 and not program.declared.splits_layers:
         raise ValueError(
-            f"mesh: expected pr=1, {parts.name} does not split layers; got {pr}: use subnet or pc"
+            f"mesh: expected pr=1, {program.name} does not split layers; got {pr}: use subnet or pc"
         )
-    if parts.batch_size is not None and parts.batch_size % pc:
-        raise ValueError(
-            f"mesh: expected a 'pc' axis that divides batch_size={parts.batch_size}; got {pc}"
-        )
+    if size is not None and size % pc:
+        raise ValueError(f"mesh: expected a 'pc' axis that divides batch_size={size}; got {pc}")
+    return subnet, pr, pc
 
 
 def num_splits(method: Method) -> int:
     """Over how many devices the samples are split; 1 for an unplaced method."""
-    return 1 if method.mesh is None else axis_size(method.mesh, method.axes.pc)
+    at = method.placement
+    return 1 if at is None else axis_size(at.mesh, at.axes.pc)
 
 
 def batch_sharding(method: Method, stacked: bool = False) -> NamedSharding | None:
     """How a minibatch (`stacked`: a chunk of them) lies on the mesh; None for an unplaced method."""
-    if method.mesh is None:
+    at = method.placement
+    if at is None:
         return None
-    axes = method.batch_axes or ("pc",)
-    return NamedSharding(method.mesh, method.axes.spec(*([None] if stacked else []), *axes))
+    spec = at.axes.spec(*([None] if stacked else []), *method.batch_axes)
+    return NamedSharding(at.mesh, spec)
 
 
 def samples_sharding(method: Method) -> NamedSharding | None:
     """How samples [samples, ...] that pc splits lie on the mesh; None for an unplaced method."""
-    return None if method.mesh is None else NamedSharding(method.mesh, method.axes.spec("pc"))
+    at = method.placement
+    return None if at is None else NamedSharding(at.mesh, at.axes.spec("pc"))

@@ -15,8 +15,9 @@ from jtssm.arrays import Tree
 from jtssm.nn.network import as_input
 from jtssm.nn.ops import varying
 from jtssm.protocol import device_memory
-from jtssm.protocol.method import Method
-from jtssm.protocol.pieces import Parts, by_index, by_piece, given_params, whole_params
+from jtssm.protocol.method import Method, Placement
+from jtssm.protocol.pieces import by_index
+from jtssm.protocol.stages import StageProgram, whole_params
 from jtssm.sharding.mesh import check_split, devices_of, predicted, put
 from jtssm.sharding.placement.exchange import by_collectives, own_part
 from jtssm.sharding.placement.packing import (
@@ -67,24 +68,30 @@ def _two_steps(optimizer: optax.GradientTransformation, params: Tree) -> Tree:
 
 
 class Placing:
-    """A method's parts on a mesh; its functions become those of the placed method."""
+    """A program on a mesh; its functions become those of the placed method."""
 
-    def __init__(self, parts: Parts, mesh: Mesh, at: Place):
-        self.parts, self.mesh, self.at, self.names = parts, mesh, at, at.names
+    def __init__(self, program: StageProgram, mesh: Mesh, at: Place):
+        self.program, self.mesh, self.at, self.names = program, mesh, at, at.names
         self.exchange = by_collectives(at)
 
-    def method(self, unplaced: Method) -> Method:
-        return unplaced._replace(
-            init=self.init, step=self.step, predict=self.predict, drain=self.drain,
-            params=lambda state: whole_params(gathered(state)), spread=self.spread,
-            estimate=self.estimate, mesh=self.mesh, axes=self.names, forms=self.at.forms,
-        )  # fmt: skip
+    def method(self) -> Method:
+        """The placed method."""
+        return Method(
+            init=self.init,
+            step=self.step,
+            predict=self.predict,
+            params=lambda state: whole_params(gathered(state)),
+            drain=self.drain,
+            estimate=self.estimate,
+            program=self.program,
+            placement=Placement(self.mesh, self.names, self.at.forms, self.spread),
+        )
 
     def estimate(self, state, x):
         """The state with the network's statistics of x [samples, ...], a multiple of pc."""
-        if self.parts.estimate is None or not self.parts.network.estimated:
+        if self.program.estimate is None or not self.program.network.estimated:
             return state
-        estimate, x = self.parts.estimate, as_input(self.parts.network, x)
+        estimate, x = self.program.estimate, as_input(self.program.network, x)
         check_split(x, self.at.sizes[2])
         spec = self._specs(state)
         work = self._mapped(
@@ -96,22 +103,22 @@ class Placing:
 
     def init(self, key, x, y, params=None):
         """The state, laid out on the mesh: no device ever holds another's weights."""
-        parts, key = self.parts, checks.key(key)
-        parts.check(x, y, "init")
-        if parts.batch_size is None:
+        program, key = self.program, checks.key(key)
+        program.check(x, y, "init")
+        if program.batch.size is None:
             check_split(x, self.at.sizes[2])
-        x, y = as_input(parts.network, x), jnp.asarray(y)
-        given = None if params is None else given_params(parts, params, x.dtype)
+        x, y = as_input(program.network, x), jnp.asarray(y)
+        given = None if params is None else program.given(params, x.dtype)
         weights = self._weights_layout(x.dtype)
         exchange = by_collectives(self.at._replace(weights=weights))
-        whole = jax.eval_shape(lambda: parts.init(by_index(self.at.num), key, x, y, given))
+        whole = jax.eval_shape(lambda: program.init(by_index(self.at.num), key, x, y, given))
         device_memory.fits(whole, devices_of(self.mesh))
         rows = None if given is None else self._lay_out(given)
-        samples = self._samples if parts.resident else PartitionSpec()
-        if not parts.resident:  # only shapes are needed
+        samples = self._samples if program.batch.resident else PartitionSpec()
+        if not program.batch.resident:  # only shapes are needed
             x, y = x[:1], y[:1]
         start = self._mapped(
-            lambda key, x, y, rows: parts.init(exchange, key, self._seen(x), y, rows),
+            lambda key, x, y, rows: program.init(exchange, key, self._seen(x), y, rows),
             (PartitionSpec(), samples, samples, rows and specs(rows.layout, self.names)),
             self._specs(self._rows(whole, weights)),
         )
@@ -131,7 +138,7 @@ class Placing:
         slots, pr = self.at.local * self.at.sizes[0], self.at.sizes[1]
 
         def laid_out(name: str, value: Any) -> Any:
-            kind = self.parts.kinds.get(name, ())
+            kind = self.program.kinds.get(name, ())
             if abstract and isinstance(kind, str):
                 layout = weights if kind == "weights" else layout_of(kind, value)
                 return shapes(layout, value, self.mesh, self.names, pr, slots)
@@ -146,25 +153,25 @@ class Placing:
         )
 
     def step(self, state, x, y):
-        self.parts.check(x, y, "step", state.weights)
+        self.program.check(x, y, "step", state.weights)
         spec = self._specs(state)
         work = self._mapped(
-            lambda state, x, y: self.parts.step(self.exchange, state, self._seen(x), y),
+            lambda state, x, y: self.program.step(self.exchange, state, self._seen(x), y),
             (spec, self._samples, self._samples),
             (spec, PartitionSpec()),
         )
-        x = put(as_input(self.parts.network, x), self.mesh, self._samples)
+        x = put(as_input(self.program.network, x), self.mesh, self._samples)
         return work(state, x, put(jnp.asarray(y), self.mesh, self._samples))
 
     def drain(self, state):
         spec = self._specs(state)
-        work = lambda state: self.parts.drain(self.exchange, state)
+        work = lambda state: self.program.drain(self.exchange, state)
         return self._mapped(work, (spec,), spec)(state)
 
     def predict(self, state, x):
         """Outputs, split over pc; whole everywhere if pc does not divide them."""
-        x = as_input(self.parts.network, x)
-        fn = lambda l, weights, p: self.parts.forward(self.exchange, l, weights, p)
+        x = as_input(self.program.network, x)
+        fn = lambda l, weights, p: self.program.forward(self.exchange, l, weights, p)
         forward = lambda weights, x: self.exchange.chain(fn, weights, x=self._seen(x))[0]
         return predicted(
             self._mapped,
@@ -189,10 +196,10 @@ class Placing:
 
     def _weights_layout(self, dtype) -> Layout:
         """Of all pieces' weights and optimizer states, from shapes alone."""
-        net, at = self.parts.network, self.at
+        net = self.program.network
         params = jax.eval_shape(lambda: net.init(jax.random.key(0), dtype))
-        pieces = list(enumerate(by_piece(params, at.starts)))
-        start = lambda l, p: jax.eval_shape(lambda p: self.parts.start(l, p), p)
+        pieces = list(enumerate(self.program.stages.by_piece(params)))
+        start = lambda l, p: jax.eval_shape(lambda p: self.program.start(l, p), p)
         whole = [start(l, p) for l, p in pieces]
         return layout_of("weights", whole, [start(l, self._part(l, p)) for l, p in pieces])
 
@@ -210,7 +217,7 @@ class Placing:
         """The state with Rows (of nothing but their layout) where the pieces' trees stood."""
         layouts = {
             name: weights if kind == "weights" else layout_of(kind, getattr(whole, name))
-            for name, kind in self.parts.kinds.items()
+            for name, kind in self.program.kinds.items()
             if isinstance(kind, str)
         }
         return whole._replace(**{name: specs(a, self.names) for name, a in layouts.items()})
@@ -219,7 +226,7 @@ class Placing:
         """A PartitionSpec for every array of a placed state."""
 
         def spec(name: str, value: Any) -> Any:
-            kind = self.parts.kinds.get(name, ())
+            kind = self.program.kinds.get(name, ())
             if isinstance(kind, str):
                 return specs(value.layout, self.names)
             return jax.tree.map(lambda _: self.names.spec(*kind), value)

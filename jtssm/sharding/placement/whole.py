@@ -21,41 +21,50 @@ from jtssm import checks
 from jtssm.arrays import Array, Tree
 from jtssm.nn.network import as_input, float_dtype
 from jtssm.protocol import device_memory
-from jtssm.protocol.method import Method
-from jtssm.protocol.pieces import Exchange, by_index, given_params, whole_params
+from jtssm.protocol.method import Method, Placement
+from jtssm.protocol.pieces import Exchange, by_index
+from jtssm.protocol.stages import whole_params
+from jtssm.protocol.whole import WholeProgram
 from jtssm.sharding import collectives
 from jtssm.sharding.layers.forms import Grid, split_dimensions, whole_grid
 from jtssm.sharding.mesh import AxisNames, axis_size, check_split, devices_of, put
 from jtssm.sharding.placement.packing import gathered
 
 
-def place_whole(method: Method, mesh: Mesh, names: AxisNames, forms: tuple[str, ...]) -> Method:
+def place_whole(
+    program: WholeProgram, mesh: Mesh, names: AxisNames, forms: tuple[str, ...]
+) -> Method:
     """A method of one piece on a mesh; see `jtssm.sharding.place`."""
-    whole = _Whole(method.parts, mesh, names, forms)
-    return method._replace(
-        init=whole.init, step=whole.step, predict=whole.predict, drain=lambda state: state,
-        params=lambda state: whole_params(gathered(state)), spread=whole.spread,
-        estimate=whole.estimate, mesh=mesh, axes=names, forms=forms,
-    )  # fmt: skip
+    whole = _Whole(program, mesh, names, forms)
+    return Method(
+        init=whole.init,
+        step=whole.step,
+        predict=whole.predict,
+        params=lambda state: whole_params(gathered(state)),
+        drain=lambda state: state,
+        estimate=whole.estimate,
+        program=program,
+        placement=Placement(mesh, names, forms, whole.spread),
+    )
 
 
 class _Whole:
-    """A method's parts on a mesh; its functions become those of the placed method."""
+    """A program on a mesh; its functions become those of the placed method."""
 
-    def __init__(self, parts: Any, mesh: Mesh, names: AxisNames, forms: tuple[str, ...]):
-        self.parts, self.mesh, self.names = parts, mesh, names
+    def __init__(self, program: WholeProgram, mesh: Mesh, names: AxisNames, forms: tuple[str, ...]):
+        self.program, self.mesh, self.names = program, mesh, names
         self.pr, self.pc = axis_size(mesh, names.pr), axis_size(mesh, names.pc)
-        self.grid = whole_grid(parts.network, forms, self.pr, self.pc, (names.pr, names.pc))
+        self.grid = whole_grid(program.network, forms, self.pr, self.pc, (names.pr, names.pc))
 
     def init(self, key, x, y, params=None):
         """The state, laid out on the mesh: no device ever holds another's weights."""
         key = checks.key(key)
-        self.parts.check(x, y, "init")
+        self.program.check(x, y, "init")
         # shapes alone
         x = np.zeros((1, *jnp.shape(x)[1:]), float_dtype(x))
         y = np.zeros((1, *jnp.shape(y)[1:]), jnp.result_type(y))
-        given = None if params is None else given_params(self.parts, params, x.dtype)
-        start = lambda key, given: self.parts.init(by_index(1), key, x, y, given)
+        given = None if params is None else self.program.given(params, x.dtype)
+        start = lambda key, given: self.program.init(by_index(1), key, x, y, given)
         whole = jax.eval_shape(start, key, given)
         device_memory.fits(whole, devices_of(self.mesh))
         laid_out = self._shardings(whole)
@@ -73,12 +82,12 @@ class _Whole:
         return jax.tree.map(lambda a, s: put(a, self.mesh, s.spec), state, self._shardings(state))
 
     def step(self, state, x, y):
-        self.parts.check(x, y, "step", state.weights)
-        x, y = as_input(self.parts.network, x), jnp.asarray(y)
+        self.program.check(x, y, "step", state.weights)
+        x, y = as_input(self.program.network, x), jnp.asarray(y)
         at, light = Samples(self.grid, len(x) // self.pc), _light(state)
         specs = self._specs(light)
         work = self._mapped(
-            lambda state, x, y: self.parts.gradient(at.exchange(len(x)), state, x, y),
+            lambda state, x, y: self.program.gradient(at.exchange(len(x)), state, x, y),
             (specs, at.inputs, at.outputs),
             (tuple(w.params for w in specs.weights), PartitionSpec()),
         )
@@ -88,33 +97,33 @@ class _Whole:
     def _descended(self, state: Any, gradient: Tree) -> Any:
         laid_out = self._shardings(state)
         if AxisType.Explicit in self.mesh.axis_types:
-            return jax.sharding.auto_axes(self.parts.descend, out_sharding=laid_out)(
+            return jax.sharding.auto_axes(self.program.descend, out_sharding=laid_out)(
                 state, gradient
             )
-        return jax.lax.with_sharding_constraint(self.parts.descend(state, gradient), laid_out)
+        return jax.lax.with_sharding_constraint(self.program.descend(state, gradient), laid_out)
 
     def predict(self, state, x):
         """Outputs, split over pc, over pr too where the last layer's are; whole if pc does not divide."""
-        x = as_input(self.parts.network, x)
+        x = as_input(self.program.network, x)
         whole = len(x) % self.pc
         grid = self.grid._replace(samples=()) if whole else self.grid
         at, light = Samples(grid, len(x) if whole else len(x) // self.pc), _light(state)
 
         def run(state, x):
-            return self.parts.forward(at.exchange(len(x)), 0, state.weights[0], x)
+            return self.program.forward(at.exchange(len(x)), 0, state.weights[0], x)
 
         work = self._mapped(run, (self._specs(light), at.inputs), at.outputs)
         return work(light, put(x, self.mesh, at.inputs))
 
     def estimate(self, state, x):
         """The state with the network's statistics of x [samples, ...], a multiple of pc."""
-        if self.parts.estimate is None or not self.parts.network.estimated:
+        if not self.program.network.estimated:
             return state
-        x = as_input(self.parts.network, x)
+        x = as_input(self.program.network, x)
         check_split(x, self.pc)
         at, light = Samples(self.grid, len(x) // self.pc), _light(state)
         specs = self._specs(light)
-        run = lambda state, x: self.parts.estimate(at.exchange(len(x)), state, x)
+        run = lambda state, x: self.program.estimate(at.exchange(len(x)), state, x)
         found = self._mapped(run, (specs, at.inputs), specs)(light, put(x, self.mesh, at.inputs))
         pairs = zip(state.weights, found.weights, strict=True)
         return state._replace(weights=tuple(w._replace(params=f.params) for w, f in pairs))
@@ -132,7 +141,7 @@ class _Whole:
     def _specs(self, state: Any) -> Any:
         """A PartitionSpec for every array of a state."""
         whole = lambda tree: jax.tree.map(lambda _: PartitionSpec(), tree)
-        pairs = zip(state.weights, self.parts.optimizers, strict=True)
+        pairs = zip(state.weights, self.program.stages.optimizers, strict=True)
         weights = tuple(self._weights_specs(w, optimizer) for w, optimizer in pairs)
         rest = {name: whole(getattr(state, name)) for name in state._fields if name != "weights"}
         return state._replace(weights=weights, **rest)
@@ -156,7 +165,7 @@ class _Whole:
 
     def _layer_specs(self, i: int, params: Tree) -> Tree:
         """Of a layer's parameters, or of whatever has their shapes."""
-        split = split_dimensions(self.parts.network.layers[i], self.grid.forms[i])
+        split = split_dimensions(self.program.network.layers[i], self.grid.forms[i])
         split = jax.tree.map(lambda _: -1, params) if split is None else split
         spec = lambda _, d: (
             PartitionSpec(*[None] * d, self.grid.axis) if d >= 0 else PartitionSpec()

@@ -20,8 +20,8 @@ from jtssm.arrays import Tree
 from jtssm.nn.network import as_input, float_dtype
 from jtssm.nn.ops import PLAIN, varying
 from jtssm.protocol import device_memory
-from jtssm.protocol.method import Method, given_trees
-from jtssm.protocol.workers import Meeting, WorkerParts, first_state
+from jtssm.protocol.method import Method, Placement, given_trees
+from jtssm.protocol.workers import Meeting, WorkerProgram
 from jtssm.sharding import collectives
 from jtssm.sharding.mesh import AXES, AxisNames, axis_size, check_split, devices_of, predicted, put
 from jtssm.sharding.placement.packing import gathered
@@ -77,48 +77,52 @@ def _own(a: Any, axis: Any) -> Any:
     return collectives.part(a, axis, 0)
 
 
-def place_workers(method: Method, mesh: Mesh, names: AxisNames) -> Method:
+def place_workers(program: WorkerProgram, mesh: Mesh, names: AxisNames) -> Method:
     """A method of workers on a mesh; see `jtssm.sharding.place`."""
-    parts = method.parts
     sizes = [axis_size(mesh, name) for name in names]
-    _check_sizes(parts, *sizes)
+    _check_sizes(program, *sizes)
     # over an axis of size 1 nothing is exchanged, not even in name
     subnet, pr, pc = (
         names.present(axis) if size > 1 else () for axis, size in zip(AXES, sizes, strict=True)
     )
     names = AxisNames(subnet[0] if subnet else None, None, (*pc, *pr) or None)
-    crew = _Crew(parts, mesh, names)
-    return method._replace(
-        init=crew.init, step=crew.step, predict=crew.predict, estimate=crew.estimate,
-        params=lambda state: parts.params(gathered(state)), spread=crew.spread,
-        mesh=mesh, axes=names,
-    )  # fmt: skip
+    crew = _Crew(program, mesh, names)
+    return Method(
+        init=crew.init,
+        step=crew.step,
+        predict=crew.predict,
+        params=lambda state: program.model.params(gathered(state)),
+        drain=lambda state: state,
+        estimate=crew.estimate,
+        program=program,
+        placement=Placement(mesh, names, None, crew.spread),
+    )
 
 
-def _check_sizes(parts: WorkerParts, subnet: int, pr: int, pc: int) -> None:
-    fits = [d for d in range(1, parts.num + 1) if parts.num % d == 0]
+def _check_sizes(program: WorkerProgram, subnet: int, pr: int, pc: int) -> None:
+    fits = [d for d in range(1, program.num + 1) if program.num % d == 0]
     if subnet not in fits:
         raise ValueError(
-            f"mesh: expected a 'subnet' axis of one of {fits}, which divide the {parts.num} workers "
-            f"of {parts.name}; got {subnet}"
+            f"mesh: expected a 'subnet' axis of one of {fits}, which divide the {program.num} workers "
+            f"of {program.name}; got {subnet}"
         )
-    if parts.homes % subnet:
+    if program.model.homes % subnet:
         raise ValueError(
             f"mesh: expected deal='stratified' with subnet={subnet}, whose shapes are static; got "
             f"deal='uniform', which one device stores whole"
         )
-    if parts.batch_size % (pr * pc):
+    if program.round_shape[2] % (pr * pc):
         raise ValueError(
-            f"mesh: expected 'pr' and 'pc' axes whose product divides batch_size={parts.batch_size}, "
-            f"{parts.name} splits its samples over both; got {pr} * {pc}"
+            f"mesh: expected 'pr' and 'pc' axes whose product divides batch_size={program.batch.size}, "
+            f"{program.name} splits its samples over both; got {pr} * {pc}"
         )
 
 
 class _Crew:
-    """A method's parts on a mesh; its functions become those of the placed method."""
+    """A program on a mesh; its functions become those of the placed method."""
 
-    def __init__(self, parts: WorkerParts, mesh: Mesh, names: AxisNames):
-        self.parts, self.mesh, self.names = parts, mesh, names
+    def __init__(self, program: WorkerProgram, mesh: Mesh, names: AxisNames):
+        self.program, self.mesh, self.names = program, mesh, names
 
     def init(self, key: Any, x: Any, y: Any, params: Any = None) -> Any:
         """The state, laid out on the mesh: no device ever holds the whole of what is split.
@@ -126,26 +130,26 @@ class _Crew:
         Where N does not divide the width of a dealt layer, this is so only of given `params`: without
         them every device draws such layers whole, for a moment, and keeps its part.
         """
-        parts = self.parts
+        program = self.program
         key = checks.key(key)
-        parts.check(x, y, "init")
+        program.check(x, y, "init")
         dtype = float_dtype(x)
         key = put(key, self.mesh, PartitionSpec())
-        shapes = jax.eval_shape(partial(first_state, parts, dtype=dtype), key)
+        shapes = jax.eval_shape(partial(program.first_state, dtype=dtype), key)
         device_memory.fits(shapes, devices_of(self.mesh))
         shardings = self._shardings(shapes)
         if params is None:
-            start = partial(first_state, parts, dtype=dtype)
+            start = partial(program.first_state, dtype=dtype)
             return jax.jit(start, out_shardings=shardings)(key)
-        given = jax.tree.map(np.asarray, given_trees(parts.draw, params, dtype))
-        laid = parts.lay_out(np, given)
+        given = jax.tree.map(np.asarray, given_trees(program.model.draw, params, dtype))
+        laid = program.model.lay_out(np, given)
         on_mesh = {
             name: jax.tree.map(
                 lambda a, to: put(a, self.mesh, to.spec), a, getattr(shardings, name)
             )
             for name, a in laid.items()
         }
-        return jax.jit(parts.start, out_shardings=shardings)(key, **on_mesh)
+        return jax.jit(program.model.start, out_shardings=shardings)(key, **on_mesh)
 
     def spread(self, state: Any) -> Any:
         """An unplaced state on the mesh; a placed one as it is."""
@@ -153,38 +157,38 @@ class _Crew:
 
     def step(self, state: Any, x: Any, y: Any) -> tuple:
         """A round: x [R, N, b, ...], y [R, N, b]."""
-        self.parts.check(x, y, "step", state)
+        self.program.check(x, y, "step", state)
         spec, samples = self._specs(state), self.names.spec(None, "subnet", "pc")
         work = self._mapped(
-            lambda state, x, y: self.parts.step(self._meeting(), state, x, y),
+            lambda state, x, y: self.program.step(self._meeting(), state, x, y),
             (spec, samples, samples),
             (spec, PartitionSpec()),
         )
-        x = put(self.parts.samples(x), self.mesh, samples)
+        x = put(self.program.samples(x), self.mesh, samples)
         return work(state, x, put(jnp.asarray(y), self.mesh, samples))
 
     def predict(self, state: Any, x: Any) -> Any:
         """Outputs, split over pc; whole everywhere if pc does not divide them."""
-        x = as_input(self.parts.network, x)
+        x = as_input(self.program.network, x)
 
         def forward(state, x):
             x = varying(x, self.names.present("pc"))
-            return self.parts.forward(self._meeting(), state, x)
+            return self.program.forward(self._meeting(), state, x)
 
         return predicted(self._mapped, forward, self._specs(state), state, x, self.mesh, self.names)
 
     def estimate(self, state: Any, x: Any) -> Any:
         """The state with the network's statistics of x [samples, ...], a multiple of pc."""
-        if not self.parts.network.estimated:
+        if not self.program.network.estimated:
             return state
-        x, samples = as_input(self.parts.network, x), self.names.spec("pc")
+        x, samples = as_input(self.program.network, x), self.names.spec("pc")
         check_split(x, axis_size(self.mesh, self.names.pc))
         spec = self._specs(state)
-        run = lambda state, x: self.parts.estimate(self._meeting(), state, x)
+        run = lambda state, x: self.program.estimate(self._meeting(), state, x)
         return self._mapped(run, (spec, samples), spec)(state, put(x, self.mesh, samples))
 
     def _meeting(self) -> Meeting:
-        return by_collectives(self.parts.num, self.names)
+        return by_collectives(self.program.num, self.names)
 
     def _mapped(self, fn: Callable, in_specs: Tree, out_specs: Tree) -> Callable:
         return jax.shard_map(fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
@@ -192,7 +196,7 @@ class _Crew:
     def _specs(self, state: Any) -> Any:
         """A PartitionSpec for every array of a state."""
         of = lambda name: jax.tree.map(
-            lambda _: self.names.spec(*self.parts.fields[name]), getattr(state, name)
+            lambda _: self.names.spec(*self.program.kinds[name]), getattr(state, name)
         )
         return state._replace(**{name: of(name) for name in state._fields})
 

@@ -52,7 +52,6 @@ import optax
 from jtssm import checks, losses
 from jtssm.nn.network import Network
 from jtssm.protocol.method import Method
-from jtssm.protocol.pieces import as_method
 from jtssm.solvers.layerwise import activations
 from jtssm.solvers.layerwise.growing import grow
 from jtssm.solvers.layerwise.iteration import STEPS, Inbox, Layered, Numbers, State
@@ -152,7 +151,7 @@ def pdadmm(
     # updates of pdADMM have no state: the optimizer of a piece is one in name only
     pieces = Pieces(net, tuple(range(num + 1)), (optax.set_to_zero(),) * num, found)
     layers = Layered(pieces, hidden, steps, numbers, grid_of(grid), float_q)
-    return as_method(layers.parts(precision=precision, rebuild=rebuild))
+    return layers.program(precision).on_one_device()
 
 
 def _damping(steps: str, damping: float | None) -> float:

@@ -59,7 +59,7 @@ def grow(method: Method, state: State, net: Network) -> tuple[Method, State]:
 def _check(method: Method, net: Network) -> None:
     if method.name != "pdadmm" or method.mesh is not None:
         raise ValueError("method: expected an unplaced one from solvers.pdadmm; got another")
-    old = method.parts.network
+    old = method.network
     hidden, width = len(old.layers) - 1, old.shapes[-2]
     inserted = net.layers[hidden:-1]
     same = net.shapes[: hidden + 1] == old.shapes[: hidden + 1] and net.shapes[-1] == old.shapes[-1]

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jtssm.arrays import Array
-from jtssm.protocol.declared import MatrixProduct, Move
+from jtssm.protocol.declared import Declared, MatrixProduct, Move
 from jtssm.protocol.method import Info
-from jtssm.protocol.pieces import Exchange, Parts
+from jtssm.protocol.pieces import Exchange
+from jtssm.protocol.program import Batch
+from jtssm.protocol.stages import StageProgram
 from jtssm.solvers.layerwise import updates
 from jtssm.solvers.layerwise.activations import Activation
 from jtssm.solvers.layerwise.quantise import Grid
@@ -163,15 +165,19 @@ class Layered(NamedTuple):
             found += [MatrixProduct(i, o, i, split=False), *_solve(i, samples, split=True)]
         return tuple(found)
 
-    def parts(self, *, precision: Any, rebuild: Any) -> Parts:
-        """Everything `jtssm.sharding.place` needs."""
+    def program(self, precision: Any) -> StageProgram:
+        """The method, written once."""
         samples = dict.fromkeys(("p", "z", "r", "q", "u", "inbox"), "samples")
-        return self.pieces.parts(
-            name="pdadmm", kinds={"weights": "weights", **samples}, init=self.init, step=self.step,
-            drain=lambda exchange, state: state, moves=self.moves, work=self.work, sums=9,
-            precision=precision, batch_size=None, resident=True, alike=self._alike(),
-            splits_layers=False, rebuild=rebuild,
-        )  # fmt: skip
+        alike = self._alike()
+        return self.pieces.program(
+            "pdadmm",
+            {"weights": "weights", **samples},
+            Declared(self.moves, self.work, sums=9, alike=alike, splits_layers=False),
+            Batch(None, None, resident=True),
+            precision,
+            init=self.init,
+            step=self.step,
+        )
 
     def _alike(self) -> tuple[int, ...]:
         """For each layer the first one that does the same on the same shapes."""

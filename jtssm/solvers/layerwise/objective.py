@@ -23,7 +23,7 @@ def lagrangian(
       numbers: rho, nu and weight_decay; None: the state's.
     """
     rho, nu, weight_decay, *_ = state.numbers if numbers is None else numbers
-    net, loss = method.parts.network, method.parts.loss
+    net, loss = method.network, method.loss
     params = [weights.params[0] for weights in state.weights]
     total = loss.value(state.z[-1], y).sum()
     for l, layer in enumerate(params):

@@ -47,6 +47,7 @@ from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network
 from jtssm.protocol.method import Method
 from jtssm.protocol.pieces import by_index
+from jtssm.protocol.stages import StageProgram
 from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.tssm import stored, stored_gsadmm, stored_gsam, streaming, turn
 from jtssm.solvers.tssm.streaming import delays
@@ -293,9 +294,11 @@ def lagrangian(method: Method, v: Variables, y: Array, *, rho: Any, alpha: Any) 
       method: from `gsadmm` or `gsam`, unplaced.
       v: its variables; y: labels or targets [M, ...].  rho, alpha: the numbers of L.
     """
-    n = len(v.W)
-    run = lambda l: method.parts.forward(by_index(n), l, Weights(v.W[l], ()), v.p[l])
-    total = method.parts.loss.value(run(n - 1), y).sum()
+    program, n = method.program, len(v.W)
+    if not isinstance(program, StageProgram):
+        raise ValueError(f"method: expected one from gsadmm or gsam; got {method.name}")
+    run = lambda l: program.forward(by_index(n), l, Weights(v.W[l], ()), v.p[l])
+    total = method.loss.value(run(n - 1), y).sum()
     for l in range(n - 1):
         gap, miss = v.p[l + 1] - v.q[l], v.q[l] - run(l)
         total += alpha / 2 * jnp.sum(miss**2) + jnp.sum(v.u[l] * gap) + rho / 2 * jnp.sum(gap**2)

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jtssm.arrays import Array
-from jtssm.protocol.declared import Run
+from jtssm.protocol.declared import Declared, Run
 from jtssm.protocol.method import Info, Method
-from jtssm.protocol.pieces import Exchange, as_method
+from jtssm.protocol.pieces import Exchange
+from jtssm.protocol.program import Batch
 from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.tssm.updates import Penalties, squared
 
@@ -159,21 +160,15 @@ def method(
             Run(samples, passes, 0, sweeps * (l > 0), first=True),
         )
 
-    return as_method(
-        pieces.parts(
-            name=rule.name,
-            kinds={"weights": "weights", "held": "samples"},
-            init=_init(rule, pieces, penalties),
-            step=step,
-            drain=lambda exchange, state: state,
-            moves=moves,
-            work=work,
-            sums=rule.sums,
-            precision=precision,
-            batch_size=batch_size,
-            resident=True,
-        )
-    )
+    return pieces.program(
+        rule.name,
+        {"weights": "weights", "held": "samples"},
+        Declared(moves, work, rule.sums),
+        Batch(batch_size, None, resident=True),
+        precision,
+        init=_init(rule, pieces, penalties),
+        step=step,
+    ).on_one_device()
 
 
 def _init(rule: Rule, pieces: Pieces, penalties: Penalties) -> Callable:

@@ -41,9 +41,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jtssm.arrays import Array
-from jtssm.protocol.declared import Run
+from jtssm.protocol.declared import Declared, Move, Run
 from jtssm.protocol.method import Info, Method
-from jtssm.protocol.pieces import as_method
+from jtssm.protocol.program import Batch
 from jtssm.solvers.pieces import Pieces
 from jtssm.solvers.tssm.turn import Kept, Rule, Turn
 from jtssm.solvers.tssm.updates import Penalties
@@ -82,36 +82,31 @@ def method(
     tick = _tick(rule, pieces, sweeps)
     samples = dict.fromkeys(("forward", "backward"), "samples")
     lines = dict.fromkeys(("inputs", "kept"), "line")
-    return as_method(
-        pieces.parts(
-            name=rule.name,
-            kinds={"weights": "weights", **samples, **lines, "labels": (None, "pc")},
-            init=_init(rule, pieces, batch_size, penalties, sweeps),
-            step=lambda exchange, state, x, y: tick(exchange, state, x, y, True),
-            drain=_drain(tick, pieces),
-            estimate=pieces.estimate,
-            moves=lambda samples: (
-                *pieces.boundary_moves(samples, sweeps, forward="f", backward=rule.sends),
-                *pieces.gradient_moves(sweeps),
-            ),
-            # all but the last piece run forward once more, on the minibatch that comes in
-            work=lambda l, samples: (
-                Run(
-                    samples,
-                    sweeps + (l < pieces.num - 1),
-                    sweeps,
-                    sweeps,
-                    first=l > 0,
-                    unused=int(l < pieces.num - 1),  # the last sweep's gradient needs no f
-                ),
-            ),
-            # residuals of a single piece are three equal zeros, which XLA sums once
-            sums=6 if pieces.num > 1 else 4,
-            precision=precision,
-            batch_size=batch_size,
-            resident=False,
-        )
-    )
+    return pieces.program(
+        rule.name,
+        {"weights": "weights", **samples, **lines, "labels": (None, "pc")},
+        _declared(rule, pieces, sweeps),
+        Batch(batch_size, (batch_size,)),
+        precision,
+        init=_init(rule, pieces, batch_size, penalties, sweeps),
+        step=lambda exchange, state, x, y: tick(exchange, state, x, y, True),
+        drain=_drain(tick, pieces),
+        estimate=pieces.estimate,
+    ).on_one_device()
+
+
+def _declared(rule: Rule, pieces: Pieces, sweeps: int) -> Declared:
+    def moves(samples: int) -> tuple[Move, ...]:
+        crossing = pieces.boundary_moves(samples, sweeps, forward="f", backward=rule.sends)
+        return (*crossing, *pieces.gradient_moves(sweeps))
+
+    def work(l: int, samples: int) -> tuple[Run]:
+        # all but the last piece run forward once more, on the minibatch that comes in
+        more = int(l < pieces.num - 1)  # and the last sweep's gradient needs no f
+        return (Run(samples, sweeps + more, sweeps, sweeps, first=l > 0, unused=more),)
+
+    # residuals of a single piece are three equal zeros, which XLA sums once
+    return Declared(moves, work, sums=6 if pieces.num > 1 else 4)
 
 
 def _init(

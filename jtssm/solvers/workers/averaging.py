@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jtssm import checks, losses
 from jtssm.arrays import Array, Tree
 from jtssm.nn.network import Network, estimate_layers
-from jtssm.protocol.declared import Move, Run
+from jtssm.protocol.declared import Declared, Move, Run
 from jtssm.protocol.method import Method
-from jtssm.protocol.workers import Meeting, WorkerParts, as_method, round_info
+from jtssm.protocol.workers import Meeting, Model, WorkerProgram, round_info
 from jtssm.solvers.pieces import precisely
 from jtssm.solvers.workers.local_steps import Local, composed, local
 
@@ -126,20 +126,23 @@ def ensemble(
 
 def _method(name: str, crew: Any, precision: Any) -> Method:
     trainer = crew.trainer
-    return as_method(
-        WorkerParts(
-            name=name, network=trainer.network, num=crew.num, homes=crew.num,
-            fields={
-                "params": crew.axes, "opt_state": ("subnet",), "round": (), "key": (), "pace": (),
-            },
-            draw=crew.draw, lay_out=lambda xp, params: {"params": params}, start=crew.start,
-            step=precisely(precision, crew.step), forward=precisely(precision, crew.forward),
-            estimate=precisely(precision, crew.estimate), params=lambda state: list(state.params),
-            local_steps=trainer.local_steps, batch_size=trainer.batch_size, loss=trainer.loss,
-            optimizer=trainer.optimizer, moves=crew.moves, work=lambda: (_rounds(trainer),),
+    lay_out = lambda xp, params: {"params": params}
+    return WorkerProgram(
+        name=name,
+        stages=trainer.stages,
+        batch=trainer.batch(crew.num),
+        declared=Declared(
+            moves=crew.moves,
+            work=lambda l, samples: (_rounds(trainer),),
+            sums=2,
             statistics=lambda: trainer.network.statistics,
-        )
-    )  # fmt: skip
+        ),
+        kinds={"params": crew.axes, "opt_state": ("subnet",), "round": (), "key": (), "pace": ()},
+        model=Model(crew.draw, lay_out, crew.start, lambda state: list(state.params), crew.num),
+        step=precisely(precision, crew.step),
+        forward=precisely(precision, crew.forward),
+        estimate=precisely(precision, crew.estimate),
+    ).on_one_device()
 
 
 class _Averaged(NamedTuple):

@@ -40,9 +40,9 @@ from jtssm.arrays import Array, Tree
 from jtssm.nn.network import Network, estimate_layers
 from jtssm.nn.norm import Statistics
 from jtssm.nn.ops import Products, entering, narrowed, widened
-from jtssm.protocol.declared import MatrixProduct, Move
+from jtssm.protocol.declared import Declared, MatrixProduct, Move
 from jtssm.protocol.method import Method
-from jtssm.protocol.workers import Meeting, WorkerParts, as_method, round_info
+from jtssm.protocol.workers import Meeting, Model, WorkerProgram, round_info
 from jtssm.solvers.pieces import precisely
 from jtssm.solvers.workers.deal import Cut, Stored, cuts_of, stored
 from jtssm.solvers.workers.local_steps import Local, composed, local
@@ -134,17 +134,24 @@ def ist(
         net, optimizer, loss, local_steps, batch_size, precision, compute_dtype, forward
     )
     model = _Model(net, cuts, plan, trainer, scale)
-    return as_method(
-        WorkerParts(
-            name="ist", network=net, num=subnets, homes=homes,
-            fields={"homes": ("subnet",), "shared": (), "round": (), "key": (), "pace": ()},
-            draw=net.init, lay_out=model.lay_out, start=_start,
-            step=precisely(precision, model.step), forward=precisely(precision, model.forward),
-            estimate=precisely(precision, model.estimate), params=model.params,
-            local_steps=trainer.local_steps, batch_size=trainer.batch_size, loss=trainer.loss,
-            optimizer=trainer.optimizer, moves=model.moves, work=model.work, statistics=model.statistics,
-        )
-    )  # fmt: skip
+    return WorkerProgram(
+        name="ist",
+        stages=trainer.stages,
+        batch=trainer.batch(subnets),
+        declared=Declared(
+            moves=model.moves,
+            work=lambda l, samples: model.work(),
+            sums=2,
+            statistics=model.statistics,
+        ),
+        kinds={"homes": ("subnet",), "shared": (), "round": (), "key": (), "pace": ()},
+        model=Model(net.init, model.lay_out, _start, model.params, homes),
+        step=precisely(precision, model.step),
+        forward=precisely(precision, model.forward),
+        estimate=precisely(precision, model.estimate),
+        weight_fields=("homes", "shared"),
+        deals=True,
+    ).on_one_device()
 
 
 def _start(key: Array, homes: list[Tree], shared: list[Tree]) -> State:

@@ -15,6 +15,7 @@ from jtssm.arrays import Array, Tree
 from jtssm.losses import Loss
 from jtssm.nn.network import Network, keep_estimated, run_layers
 from jtssm.nn.ops import Products
+from jtssm.protocol.program import Batch, Stages
 from jtssm.protocol.workers import Meeting
 from jtssm.solvers.pieces import paced, training
 
@@ -71,6 +72,17 @@ class Local(NamedTuple):
         run = jax.vmap(of_worker, in_axes=(0, 0, 0, 0, 1, 1))
         (params, opt_state), sums = run(params, opt_state, own, keys, x, y)
         return params, opt_state, jax.tree.map(lambda a: a.sum(axis=1), sums)
+
+    @property
+    def stages(self) -> Stages:
+        """The network of a worker, as one piece."""
+        whole = (0, len(self.network.layers))
+        return Stages(self.network, whole, (self.optimizer,), self.loss, self.compute_dtype)
+
+    def batch(self, num: int) -> Batch:
+        """What a round of so many workers takes."""
+        shape = self.local_steps, num, self.batch_size
+        return Batch(self.batch_size, shape, (None, "subnet", "pc"))
 
     def samples(self, meeting: Meeting) -> int:
         """That a round of all workers takes."""

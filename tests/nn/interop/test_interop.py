@@ -99,7 +99,7 @@ def tokens(num=8):
 
 def trained(method, x, y, steps):
     """(state with statistics, losses) after so many steps on one minibatch."""
-    flat = x.reshape(-1, *method.parts.network.shapes[0])
+    flat = x.reshape(-1, *method.network.shapes[0])
     state = method.init(jax.random.key(0), flat, y.reshape(-1))
     step, losses = jax.jit(method.step), []
     for _ in range(steps):
@@ -305,7 +305,7 @@ def test_networks_cut_in_two_three_and_four_learn(kind, cut):
         net, (x, y) = transformer(), tokens(16)
     method = solvers.gsadmm(net, subnets=cut, optimizer=optax.adam(1e-2), batch_size=16)
     _, losses = trained(method, x, y, 60)
-    assert len(method.parts.starts) == cut + 1
+    assert len(method.program.stages.starts) == cut + 1
     first = next(a for a in losses if a > 0)  # the first minibatches are on their way
     assert losses[-1] < 0.6 * first
 

@@ -61,7 +61,7 @@ def test_under_a_memory_limit_the_best_that_fits_is_found():
     """By brute force, bytes by the same count; the limit lies between the least and the fastest."""
     method, sizes = SGD(SMALL, 1, 16), (1, 4, 2)
     machine = replace(V5E, link=1e7)
-    layered = demand.layered_of(method, sizes, 16)
+    layered = demand.layered_of(method.program, sizes, 16)
     chain = search.Chain(layered, sizes, machine, 0.0)
     layers = range(len(SMALL.layers))
     held = {f: chain.held(layers, f) for f in every_forms(SMALL, 4)}
@@ -209,7 +209,7 @@ def test_what_is_planned_is_what_place_takes():
     best = plan.best
     placed = sharding.place(best.method, sharding.make_mesh(*best.shape), forms=list(best.forms))
     assert placed.forms == best.forms
-    assert best.cuts == best.method.parts.starts[1:-1]
+    assert best.cuts == best.method.program.stages.starts[1:-1]
     mesh = AbstractMesh(best.shape, ("subnet", "pr", "pc"))
     assert step_bytes(best.method, mesh, forms=list(best.forms)) == best.bytes
 

@@ -234,7 +234,7 @@ def solves(method):
     """Multiply-adds of Cholesky factors and triangular solves."""
     if method.name != "pdadmm":
         return 0
-    work = [w for l in range(len(NET.layers)) for w in method.parts.work(l, SAMPLES)]
+    work = [w for l in range(len(NET.layers)) for w in method.program.declared.work(l, SAMPLES)]
     return sum(w.rows * w.inner * w.columns * w.times for w in work if w.solve)
 
 

@@ -33,7 +33,7 @@ def sgd(net=NET, batch=BATCH):
         solvers.gsadmm(NET, subnets=3, sweeps=3, **SHARED),
         solvers.gsam(NET, subnets=4, sweeps=2, **SHARED),
     ],
-    ids=lambda m: f"{m.name}-{len(m.parts.starts) - 1}",
+    ids=lambda m: f"{m.name}-{len(m.program.stages.starts) - 1}",
 )
 def test_declared_passes_are_the_products_of_the_traced_step(method):
     x, y = np.zeros((BATCH, 6), np.float32), np.zeros(BATCH, np.int32)

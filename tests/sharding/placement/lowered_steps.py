@@ -54,7 +54,7 @@ def methods() -> dict[str, tuple]:
 def lowered(method: Any, shape: tuple[int, int, int]) -> str:
     """The text of the placed method's step."""
     placed = sharding.place(method, sharding.make_mesh(*shape))
-    flat = len(method.parts.network.shapes[0]) == 1
+    flat = len(method.network.shapes[0]) == 1
     x = X.reshape(len(X), -1) if flat else X
     state = placed.init(jax.random.key(0), x, Y)
     batch = method.batch_shape or (len(X),)

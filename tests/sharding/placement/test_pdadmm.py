@@ -151,7 +151,7 @@ def test_memory_a_device_falls_with_both_axes():
 
 def test_alike_layers_are_batched_and_devices_that_do_the_same_share_a_branch():
     method = solvers.pdadmm(WIDE, **NUMBERS)
-    assert method.parts.alike == (0, *[1] * 8, 9)
+    assert method.program.declared.alike == (0, *[1] * 8, 9)
     text = compiled("damped", (5, 1, 1))[0].as_text()
     branches = [len(b.split(",")) for b in re.findall(r"branch_computations=\{([^}]*)\}", text)]
     assert branches

@@ -251,7 +251,7 @@ def test_two_matrices_a_boundary_a_sweep_cross_and_no_more(net, options, shape):
     num = 2 * BATCH if method.resident else BATCH
     declared = [m for m in method.moves(num) if m.axis == "subnet"]
     numbers = sum(int(np.prod(m.shape)) * m.times for m in declared)
-    widths = [int(np.prod(net.shapes[s])) for s in method.parts.starts[1:-1]]
+    widths = [int(np.prod(net.shapes[s])) for s in method.program.stages.starts[1:-1]]
     assert numbers == 2 * num * sum(widths) * options.get("sweeps", 1)
     assert hlo.permuted_bytes(program.as_text()) == 4 * numbers
 

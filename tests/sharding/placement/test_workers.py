@@ -100,7 +100,7 @@ def test_a_users_mesh_a_warm_start_and_a_spread_state_give_the_same_numbers():
     method = METHODS["ist, uneven, running"]
     mesh = jax.make_mesh((2, 4), ("data", "stage"), axis_types=(AxisType.Explicit,) * 2)
     placed = sharding.place(method, mesh, axes={"subnet": "stage", "pc": "data"})
-    given = method.parts.network.init(jax.random.key(9), jnp.float64)
+    given = method.network.init(jax.random.key(9), jnp.float64)
     warm = placed.init(KEY, X, Y, given)
     jax.tree.map(np.testing.assert_array_equal, placed.params(warm), given)
     first, _ = trained(method, rounds=1)

@@ -71,7 +71,7 @@ def before(state, l):
 
 def test_the_lagrangian_is_the_sum_that_the_docstring_writes(point):
     method, state, x, y = point
-    expected = float(method.parts.loss.value(state.z[-1], y).sum())
+    expected = float(method.loss.value(state.z[-1], y).sum())
     for l in range(4):
         expected += NU / 2 * float((residual(state, l, x) ** 2).sum())
         expected += DECAY / 2 * float((state.weights[l].params[0]["W"] ** 2).sum())
@@ -156,7 +156,7 @@ def test_b_and_q_minimise_L_and_u_moves_by_rho_along_its_gradient(point):
 def test_the_last_z_is_flat_on_L(point):
     method, state, x, y = point
     m = residual(state, 3, x) + state.z[3]
-    z = layerwise.update_z_last(state.z[3], m, y, nu=NU, loss=method.parts.loss)
+    z = layerwise.update_z_last(state.z[3], m, y, nu=NU, loss=method.loss)
     np.testing.assert_allclose(jax.grad(along(method, state, x, y, "z", 3))(z), 0, atol=1e-12)
 
 
@@ -393,7 +393,7 @@ def test_growing_leaves_the_network_and_the_duals_as_they_are():
             state, _ = step(state, x, y)
         grown, after = layerwise.grow(method, state, deep)
         np.testing.assert_allclose(grown.predict(after, x), method.predict(state, x), atol=1e-12)
-        assert grown.parts.network is deep
+        assert grown.network is deep
         jax.tree.map(np.testing.assert_array_equal, after.numbers, state.numbers)
         for l in range(5):
             np.testing.assert_allclose(after.r[l], residual(after, l, x), atol=1e-12)

@@ -68,7 +68,7 @@ def test_iterations_equal_the_papers_algorithm_box(problem, n, weight_steps):
     )  # fmt: skip
     params = NET.init(jax.random.key(2), jnp.float64)
     state = method.init(jax.random.key(0), x, y, params)
-    twin = twins.Pieces(NET, params, method.parts.starts, optimizer, losses.cross_entropy)
+    twin = twins.Pieces(NET, params, method.program.stages.starts, optimizer, losses.cross_entropy)
     p, f = [None], x
     for l in range(n - 1):
         f = twin.f(l, twin.W[l], f)

@@ -59,7 +59,7 @@ def test_one_sweep_is_training_with_delayed_gradients(params, n, build, optimize
     method = build(subnets=n, optimizer=optimizer, alpha=1.7, delay_power=0)
     data = batches(12)
     state, _ = trained(method, data, params)
-    starts = method.parts.starts
+    starts = method.program.stages.starts
     twin = twins.Pieces(NET, params, starts, optimizer, losses.cross_entropy)
     assert_close(method.params(state), twins.delayed_gradient(twin, data))
 
@@ -80,7 +80,7 @@ def test_rates_fall_with_the_delay(params, optimizer, given, power):
     state, _ = trained(method, data, params)
     rates = [0.05 / d**power for d in (7, 5, 3, 1)]
     each = [optimizer(rate) for rate in rates]
-    twin = twins.Pieces(NET, params, method.parts.starts, each, losses.cross_entropy)
+    twin = twins.Pieces(NET, params, method.program.stages.starts, each, losses.cross_entropy)
     assert_close(method.params(state), twins.delayed_gradient(twin, data))
 
 
@@ -117,7 +117,7 @@ def test_any_number_of_sweeps_equals_the_literal_twin(params, build, n, sweeps):
     method = build(subnets=n, optimizer=optimizer, sweeps=sweeps, delay_power=0, **numbers)
     data = batches(6)
     state, _ = trained(method, data, params)
-    twin = twins.Pieces(NET, params, method.parts.starts, optimizer, losses.cross_entropy)
+    twin = twins.Pieces(NET, params, method.program.stages.starts, optimizer, losses.cross_entropy)
     rho = 0.6 if build is GSADMM else None
     assert_close(method.params(state), twins.streaming(twin, data, sweeps, rho=rho, **numbers))
 
@@ -183,7 +183,9 @@ def test_training_goes_on_after_draining_as_with_a_pause(params):
     for x, y in batches(3):
         state, _ = method.step(state, x, y)
     state = method.drain(state)
-    twin = twins.Pieces(NET, params, method.parts.starts, optax.sgd(0.05), losses.cross_entropy)
+    twin = twins.Pieces(
+        NET, params, method.program.stages.starts, optax.sgd(0.05), losses.cross_entropy
+    )
     twins.delayed_gradient(twin, batches(4))
     assert_close(method.params(state), twins.delayed_gradient(twin, batches(3)))
 
@@ -245,7 +247,7 @@ def test_an_optimizer_for_each_subnetwork(params):
     still = optax.sgd(0.0)
     method = solvers.gsadmm(NET, subnets=2, optimizer=[still, optax.sgd(0.1)], batch_size=BATCH)
     state, _ = trained(method, batches(3), params)
-    cut = method.parts.starts[1]
+    cut = method.program.stages.starts[1]
     assert_close(method.params(state)[:cut], params[:cut], atol=0)
     assert float(jnp.abs(method.params(state)[-1]["W"] - params[-1]["W"]).max()) > 1e-3
 

@@ -1,0 +1,138 @@
+"""A method written once: what every kind of program says of itself.
+
+There are three kinds: of pieces that pass samples on (`jtssm.protocol.stages`), of a network trained
+as one piece (`jtssm.protocol.whole`), of equal workers (`jtssm.protocol.workers`). Whoever needs to
+know more than this of a kind asks by `functools.singledispatch`, and has an answer for each.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import optax
+
+from jtssm.arrays import Tree
+from jtssm.losses import Loss
+from jtssm.nn.layer import Layer
+from jtssm.nn.network import Network
+from jtssm.protocol.declared import Declared
+from jtssm.protocol.method import Method
+
+
+class Stages(NamedTuple):
+    """A network cut into pieces, what trains each, and the loss after the last."""
+
+    network: Network
+    starts: tuple[int, ...]  # piece l holds the layers starts[l] .. starts[l + 1] - 1
+    optimizers: tuple[optax.GradientTransformation, ...]  # one a piece
+    loss: Loss
+    compute_dtype: Any = None  # what the layers compute and send in; None: the dtype of the samples
+
+    @property
+    def num(self) -> int:
+        """How many pieces there are: n."""
+        return len(self.optimizers)
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """The first layer of every piece but the first."""
+        return self.starts[1:-1]
+
+    def inputs(self, l: int) -> tuple[int, ...]:
+        """Shape of one sample of p_l, the input of piece l."""
+        return self.network.shapes[self.starts[l]]
+
+    def layers(self, l: int) -> tuple[Layer, ...]:
+        """Those of piece l."""
+        return self.network.layers[self.starts[l] : self.starts[l + 1]]
+
+    def by_piece(self, trees: Any) -> tuple:
+        """One tree a layer, as one list a piece."""
+        return tuple(list(trees[a:b]) for a, b in pairwise(self.starts))
+
+
+class Batch(NamedTuple):
+    """The samples of a step."""
+
+    size: int | None  # that a gradient sees: a worker's, else of all devices; None: all there are
+    shape: tuple[int, ...] | None  # leading shape of what a step consumes; None: all samples
+    axes: tuple[str | None, ...] = ("pc",)  # how those dimensions lie on the mesh
+    resident: bool = False  # whether variables of every sample are kept: samples stay in place
+
+
+@dataclass(frozen=True, eq=False)
+class Program(abc.ABC):
+    """A method, written once; `on_one_device` makes a `Method` of it, and so does `sharding.place`."""
+
+    name: str
+    stages: Stages
+    batch: Batch
+    declared: Declared
+    # field of State -> "weights", "samples", "line" (see `jtssm.protocol.pieces`), or the mesh axes of
+    # its arrays' first dimensions
+    kinds: Mapping[str, str | tuple[str | None, ...]]
+
+    @abc.abstractmethod
+    def on_one_device(self) -> Method:
+        """The method on one device."""
+
+    @abc.abstractmethod
+    def check(self, x: Any, y: Any, stage: str, weights: Tree = ()) -> None:
+        """The front door of `init`, `step` and `fit`.
+
+        Args:
+          stage: "init"; "step": nothing but shapes and dtypes, against the weights too; "values": samples
+            of any number.
+
+        Raises:
+          ValueError: samples that do not fit the network, the loss or the method.
+        """
+
+    @property
+    @abc.abstractmethod
+    def weight_fields(self) -> tuple[str, ...]:
+        """The fields of State that hold parameters and what an optimizer keeps."""
+
+    @property
+    def takes_forms(self) -> bool:
+        """Whether each layer has a form in which it is split over pr."""
+        return True
+
+    @property
+    def open_ends(self) -> bool:
+        """Whether the network's inputs may come, and its outputs stay, split over pr."""
+        return False
+
+    @property
+    def copies_state(self) -> bool:
+        """Whether a step on a mesh works on copies of the weights: packed in rows, or dealt."""
+        return True
+
+    @property
+    def renews_optimizer(self) -> bool:
+        """Whether an optimizer's state lives within a step alone."""
+        return False
+
+    @property
+    def network(self) -> Network:
+        """What is trained."""
+        return self.stages.network
+
+    @property
+    def loss(self) -> Loss:
+        """What is minimised."""
+        return self.stages.loss
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this program from another, in words and numbers that JSON holds."""
+        return {
+            "method": self.name,
+            "layers": [layer.name for layer in self.network.layers],
+            "subnetworks": list(self.stages.starts),
+            "loss": self.loss.name,
+            "batch": list(self.batch.shape or [self.batch.size]),
+        }

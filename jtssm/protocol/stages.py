@@ -1,0 +1,99 @@
+"""The program of a method that is written piece by piece: pieces of a network that pass samples on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jtssm import checks
+from jtssm.arrays import Array, Tree
+from jtssm.nn.network import as_input
+from jtssm.protocol import device_memory, sample_checks
+from jtssm.protocol.method import Info, Method, given_trees
+from jtssm.protocol.pieces import Exchange, by_index
+from jtssm.protocol.program import Program
+
+
+@dataclass(frozen=True, eq=False)
+class StageProgram(Program):
+    """Functions whose first argument is the exchange through which pieces meet."""
+
+    init: Callable[..., Any]  # (exchange, key, x, y, params or None) -> State
+    step: Callable[..., tuple[Any, Info]]  # (exchange, state, x, y) -> (State, Info)
+    drain: Callable[[Exchange, Any], Any]  # (exchange, state) -> State
+    forward: Callable[..., Array]  # (exchange, l, weights, p) -> output of piece l
+    start: Callable[[int, list[Tree]], Any]  # (l, parameters of piece l) -> weights of piece l
+    # (exchange, state, x) -> State with the network's statistics estimated on x; None: it has none
+    estimate: Callable[[Exchange, Any, Array], Any] | None = None
+
+    @property
+    def weight_fields(self) -> tuple[str, ...]:
+        return ("weights",)
+
+    def check(self, x: Any, y: Any, stage: str, weights: Tree = ()) -> None:
+        sample_checks.of_step(self, x, y, stage, weights)
+
+    def given(self, params: Any, dtype: Any) -> tuple:
+        """A warm start by pieces; see `given_trees`."""
+        return self.stages.by_piece(given_trees(self.network.init, params, dtype))
+
+    def on_one_device(self) -> Method:
+        exchange = by_index(self.stages.num)
+
+        def step(state: Any, x: Any, y: Any) -> tuple:
+            self.check(x, y, "step", state.weights)
+            return self.step(exchange, state, as_input(self.network, x), jnp.asarray(y))
+
+        def predict(state: Any, x: Any) -> Array:
+            forward = lambda l, weights, p: self.forward(exchange, l, weights, p)
+            return exchange.chain(forward, state.weights, x=as_input(self.network, x))[0]
+
+        def estimate(state: Any, x: Any) -> Any:
+            if self.estimate is None or not self.network.estimated:
+                return state
+            return self.estimate(exchange, state, as_input(self.network, x))
+
+        return Method(
+            init=starting(self, partial(self.init, exchange)),
+            step=step,
+            predict=predict,
+            params=whole_params,
+            drain=lambda state: self.drain(exchange, state),
+            estimate=estimate,
+            program=self,
+        )
+
+
+def starting(program: Any, start: Callable) -> Callable:
+    """`Method.init` of a program of pieces on one device; start: (key, x, y, params) -> State."""
+    start = jax.jit(start)  # eager, its many small draws compile one by one
+
+    def init(key: Any, x: Any, y: Any, params: Any = None) -> Any:
+        key = checks.key(key)
+        program.check(x, y, "init")
+        for name, a in (("x", x), ("y", y)):
+            if isinstance(a, jax.ShapeDtypeStruct):
+                raise ValueError(
+                    f"{name}: expected an array; got {a}: of shapes alone, "
+                    f"jax.eval_shape(method.init, key, x, y) tells the state's"
+                )
+        if not program.batch.resident:  # only shapes are needed
+            x, y = x[:1], y[:1]
+        x = as_input(program.network, x)
+        if params is not None:
+            params = jax.tree.map(jnp.asarray, program.given(params, x.dtype))
+        y = jnp.asarray(y)
+        device_memory.fits(jax.eval_shape(start, key, x, y, params))
+        return start(key, x, y, params)
+
+    return init
+
+
+def whole_params(state: Any) -> list[Tree]:
+    """The parameters of all pieces of an unplaced state, one tree a layer."""
+    return [layer for weights in state.weights for layer in weights.params]
