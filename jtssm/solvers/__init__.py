@@ -1,24 +1,12 @@
 """Training methods as pure functions: arrays in, arrays out."""
 
-from collections.abc import Callable
-
-from jtssm.protocol.method import Method
 from jtssm.solvers.descent import sgd
 from jtssm.solvers.layerwise import pdadmm
+from jtssm.solvers.methods import METHODS, register
 from jtssm.solvers.tssm import Variables, gsadmm, gsam, lagrangian, variables
 from jtssm.solvers.tssm.streaming import delays
 from jtssm.solvers.workers.averaging import ensemble, local_sgd
 from jtssm.solvers.workers.ist import ist
-
-METHODS: dict[str, Callable[..., Method]] = {
-    "ensemble": ensemble,
-    "gsadmm": gsadmm,
-    "gsam": gsam,
-    "ist": ist,
-    "local_sgd": local_sgd,
-    "pdadmm": pdadmm,
-    "sgd": sgd,
-}
 
 __all__ = [
     "METHODS",
@@ -32,6 +20,8 @@ __all__ = [
     "layerwise",
     "local_sgd",
     "pdadmm",
+    "register",
     "sgd",
     "variables",
+    "workers",
 ]

@@ -17,11 +17,10 @@ import jax.numpy as jnp
 
 from jtssm import checks, losses
 from jtssm.arrays import Array, Tree
-from jtssm.nn.network import Network, estimate_layers
-from jtssm.protocol.declared import Declared, Move, Run
+from jtssm.nn.network import Network
+from jtssm.protocol.declared import Move
 from jtssm.protocol.method import Method
-from jtssm.protocol.workers import Meeting, Model, WorkerProgram, round_info
-from jtssm.solvers.pieces import precisely
+from jtssm.protocol.workers import Meeting, Model
 from jtssm.solvers.workers.local_steps import Local, composed, local
 
 
@@ -126,22 +125,22 @@ def ensemble(
 
 def _method(name: str, crew: Any, precision: Any) -> Method:
     trainer = crew.trainer
-    lay_out = lambda xp, params: {"params": params}
-    return WorkerProgram(
-        name=name,
-        stages=trainer.stages,
-        batch=trainer.batch(crew.num),
-        declared=Declared(
-            moves=crew.moves,
-            work=lambda l, samples: (_rounds(trainer),),
-            sums=2,
-            statistics=lambda: trainer.network.statistics,
+    return trainer.program(
+        name,
+        crew.num,
+        {"params": crew.axes, "opt_state": ("subnet",)},
+        Model(
+            draw=crew.draw,
+            lay_out=lambda xp, params: {"params": params},
+            start=crew.start,
+            params=lambda state: list(state.params),
+            homes=crew.num,
         ),
-        kinds={"params": crew.axes, "opt_state": ("subnet",), "round": (), "key": (), "pace": ()},
-        model=Model(crew.draw, lay_out, crew.start, lambda state: list(state.params), crew.num),
-        step=precisely(precision, crew.step),
-        forward=precisely(precision, crew.forward),
-        estimate=precisely(precision, crew.estimate),
+        crew.moves,
+        precision,
+        step=crew.step,
+        forward=crew.forward,
+        estimate=crew.estimate,
     ).on_one_device()
 
 
@@ -164,23 +163,20 @@ class _Averaged(NamedTuple):
     def step(self, meeting: Meeting, state: State, x: Array, y: Array) -> tuple:
         """Copy, train, average."""
         copies = meeting.copies(state.params)
-        params, opt_state, info = _trained(self.trainer, meeting, state, copies, x, y)
+        params, opt_state, info = self.trainer.round(meeting, state, copies, x, y)
         return _next(state, meeting.mean(params), opt_state), info
 
     def forward(self, meeting: Meeting, state: State, x: Array) -> Array:
         """Outputs [b, ...] of the averaged network."""
-        return self.trainer.forward(state.params, x, None, lambda i: meeting.products)
+        return self.trainer.predict(meeting, state.params, x)
 
     def estimate(self, meeting: Meeting, state: State, x: Array) -> State:
         """The state with the network's statistics of x."""
-        return state._replace(params=_estimated(self.trainer, meeting, state.params, x))
+        return state._replace(params=self.trainer.estimated(meeting, state.params, x))
 
     def moves(self, samples: int) -> tuple[Move, ...]:
         """Of one worker in a round: the mean of all parameters, and the sum of its gradients."""
-        params = jax.eval_shape(self.trainer.network.init, jax.random.key(0))
-        size = sum(a.size for a in jax.tree.leaves(params))
-        mean = Move("mean of W", (size,), "subnet", None, None, 1, collective="all_reduce")
-        return mean, _gradient(self.trainer)
+        return self.trainer.mean_move(), self.trainer.gradient_move()
 
 
 class _Apart(NamedTuple):
@@ -201,13 +197,12 @@ class _Apart(NamedTuple):
 
     def step(self, meeting: Meeting, state: State, x: Array, y: Array) -> tuple:
         """Train."""
-        params, opt_state, info = _trained(self.trainer, meeting, state, state.params, x, y)
+        params, opt_state, info = self.trainer.round(meeting, state, state.params, x, y)
         return _next(state, params, opt_state), info
 
     def forward(self, meeting: Meeting, state: State, x: Array) -> Array:
         """The members' mean: of probabilities, as their logarithm, or of outputs."""
-        run = lambda params: self.trainer.forward(params, x, None, lambda i: meeting.products)
-        outputs = jax.vmap(run)(state.params)
+        outputs = jax.vmap(lambda p: self.trainer.predict(meeting, p, x))(state.params)
         if not self.trainer.loss.labels:
             return meeting.mean(outputs)
         tiny = jnp.finfo(outputs.dtype).tiny
@@ -215,12 +210,12 @@ class _Apart(NamedTuple):
 
     def estimate(self, meeting: Meeting, state: State, x: Array) -> State:
         """The state with every member's statistics of x."""
-        found = jax.vmap(lambda p: _estimated(self.trainer, meeting, p, x))(state.params)
+        found = jax.vmap(lambda p: self.trainer.estimated(meeting, p, x))(state.params)
         return state._replace(params=found)
 
     def moves(self, samples: int) -> tuple[Move, ...]:
         """Of one member in a round: the sum of its gradients; nothing goes to another."""
-        return (_gradient(self.trainer),)
+        return (self.trainer.gradient_move(),)
 
 
 def _first(params: list[Tree], opt_state: Tree, key: Array) -> State:
@@ -230,37 +225,3 @@ def _first(params: list[Tree], opt_state: Tree, key: Array) -> State:
 
 def _next(state: State, params: list[Tree], opt_state: Tree) -> State:
     return state._replace(params=params, opt_state=opt_state, round=state.round + 1)
-
-
-def _gradient(trainer: Local) -> Move:
-    """The sum of a worker's gradients over devices that share its minibatches, R a round."""
-    params = jax.eval_shape(trainer.network.init, jax.random.key(0))
-    trained = [
-        a.size
-        for layer, p in zip(trainer.network.layers, params, strict=True)
-        for name, a in p.items()
-        if name not in layer.estimated
-    ]
-    size, times = sum(trained), trainer.local_steps
-    return Move("gradient of W", (size,), "pc", None, None, times, collective="all_reduce")
-
-
-def _rounds(trainer: Local) -> Run:
-    """R local steps of a worker."""
-    steps = trainer.local_steps
-    return Run(trainer.batch_size, steps, steps, steps, first=False)
-
-
-def _trained(trainer, meeting, state, params, x, y) -> tuple:
-    """(params, opt_state, Info) of the workers here after a round."""
-    key = jax.random.fold_in(state.key, state.round)
-    params, opt_state, sums = trainer.steps(
-        meeting, params, state.opt_state, None, key, x, y, state.pace
-    )
-    return params, opt_state, round_info(meeting, sums, trainer.samples(meeting))
-
-
-def _estimated(trainer: Local, meeting: Meeting, params: list[Tree], x: Array) -> list[Tree]:
-    products = meeting.products._replace(training=True)
-    layers, dtype = trainer.network.layers, trainer.compute_dtype
-    return estimate_layers(layers, params, x, lambda i: products, dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,11 +13,13 @@ from jax import lax
 from jtssm import checks, losses
 from jtssm.arrays import Array, Tree
 from jtssm.losses import Loss
-from jtssm.nn.network import Network, keep_estimated, run_layers
+from jtssm.nn.network import Network, estimate_layers, keep_estimated, run_layers
 from jtssm.nn.ops import Products
+from jtssm.protocol.declared import Declared, Move, Run
+from jtssm.protocol.method import Info
 from jtssm.protocol.program import Batch, Stages
-from jtssm.protocol.workers import Meeting
-from jtssm.solvers.pieces import paced, training
+from jtssm.protocol.workers import Meeting, Model, WorkerProgram, round_info
+from jtssm.solvers.pieces import paced, precisely, training
 
 # states of optax that count steps for a schedule: they run on where the rest starts anew
 SCHEDULES = (
@@ -84,6 +86,85 @@ class Local(NamedTuple):
         shape = self.local_steps, num, self.batch_size
         return Batch(self.batch_size, shape, (None, "subnet", "pc"))
 
+    def program(
+        self,
+        name: str,
+        num: int,
+        kinds: Mapping[str, tuple[str, ...]],
+        model: Model,
+        moves: Callable[[int], tuple[Move, ...]],
+        precision: Any = None,
+        *,
+        step: Callable,
+        forward: Callable,
+        estimate: Callable,
+    ) -> WorkerProgram:
+        """A method in which each of `num` workers trains the whole network.
+
+        Args:
+          kinds: mesh axes of the first dimensions of the fields of State beside round, key and pace.
+          moves: what one worker sends in a round, in numbers.
+          step, forward, estimate: as in `WorkerProgram`.
+        """
+        steps, scalars = self.local_steps, dict.fromkeys(("round", "key", "pace"), ())
+        run = Run(self.batch_size, steps, steps, steps, first=False)
+        statistics = lambda: self.network.statistics
+        declared = Declared(moves, lambda l, samples: (run,), sums=2, statistics=statistics)
+        return WorkerProgram(
+            name=name,
+            stages=self.stages,
+            batch=self.batch(num),
+            declared=declared,
+            kinds={**kinds, **scalars},
+            model=model,
+            step=precisely(precision, step),
+            forward=precisely(precision, forward),
+            estimate=precisely(precision, estimate),
+        )
+
+    def round(
+        self, meeting: Meeting, state: Any, params: Tree, x: Array, y: Array
+    ) -> tuple[Tree, Tree, Info]:
+        """(params, opt_state, Info) of the workers here after a round from params [n, ...].
+
+        state: with the fields opt_state, round, key and pace.
+        """
+        key = jax.random.fold_in(state.key, state.round)
+        params, opt_state, sums = self.steps(
+            meeting, params, state.opt_state, None, key, x, y, state.pace
+        )
+        return params, opt_state, round_info(meeting, sums, self.samples(meeting))
+
+    def predict(self, meeting: Meeting, params: list[Tree], x: Array) -> Array:
+        """Outputs [b, ...] of the whole network for x [b, ...]."""
+        return self.forward(params, x, None, lambda i: meeting.products)
+
+    def estimated(self, meeting: Meeting, params: list[Tree], x: Array) -> list[Tree]:
+        """The parameters of the whole network with its statistics of x."""
+        products = meeting.products._replace(training=True)
+        return estimate_layers(
+            self.network.layers, params, x, lambda i: products, self.compute_dtype
+        )
+
+    def mean_move(self) -> Move:
+        """The mean of all workers' parameters, once a round."""
+        size = sum(a.size for a in jax.tree.leaves(self.network.parameter_shapes()))
+        return Move("mean of W", (size,), "subnet", None, None, 1, collective="all_reduce")
+
+    def gradient_move(self) -> Move:
+        """The sum of a worker's gradients over devices that share its minibatches, R a round."""
+        pairs = zip(self.network.layers, self.network.parameter_shapes(), strict=True)
+        trained = [a.size for layer, p in pairs for n, a in p.items() if n not in layer.estimated]
+        return Move(
+            "gradient of W",
+            (sum(trained),),
+            "pc",
+            None,
+            None,
+            self.local_steps,
+            collective="all_reduce",
+        )
+
     def samples(self, meeting: Meeting) -> int:
         """That a round of all workers takes."""
         return self.local_steps * meeting.num * self.batch_size
@@ -117,12 +198,18 @@ def _resumed(tree: Tree, count: Any) -> Tree:
 
 
 def local(
-    net: Network, optimizer: Any, loss: str | losses.Loss, local_steps: int, batch_size: int,
-    precision: Any, compute_dtype: Any, forward: Callable,
-) -> Local:  # fmt: skip
+    net: Network,
+    optimizer: optax.GradientTransformation,
+    loss: str | losses.Loss,
+    local_steps: int,
+    batch_size: int,
+    precision: Any = None,
+    compute_dtype: Any = None,
+    forward: Callable | None = None,
+) -> Local:
     """The arguments that all methods of workers share, checked.
 
-    forward: (params, x, own, products, compute_dtype) -> outputs.
+    forward: (params, x, own, products, compute_dtype) -> outputs; None: of the whole network.
 
     Raises:
       ValueError: bad arguments.
@@ -131,8 +218,8 @@ def local(
     local_steps, batch_size = checks.count(local_steps=local_steps, batch_size=batch_size)
     checks.precision(precision)
     (optimizer,) = checks.optimizers(optimizer, 1)
-    dtype = checks.compute_dtype(compute_dtype)
-    run = lambda params, x, own, products: forward(params, x, own, products, dtype)
+    dtype, passed = checks.compute_dtype(compute_dtype), forward or composed(net)
+    run = lambda params, x, own, products: passed(params, x, own, products, dtype)
     return Local(net, optimizer, losses.find(loss), local_steps, batch_size, run, dtype)
 
 
