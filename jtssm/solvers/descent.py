@@ -106,17 +106,17 @@ def _step(gradient: Callable, descend: Callable, exchange, state: State, x: Arra
 
 def _gradient(pieces: Pieces) -> Callable:
     def gradient(exchange, state, x, y):
-        samples = x.shape[0] * exchange.num_splits
+        samples = x.shape[0] * exchange.samples.num_splits
         draw = None if state.key is None else jax.random.split(state.key)[1]
-        ids = exchange.own_samples(jnp.arange(samples))
-        products = lambda i, here: training(exchange.products(i, here), draw, i, ids)
+        ids = exchange.samples.own(jnp.arange(samples))
+        products = lambda i, here: training(exchange.layers.products(i, here), draw, i, ids)
 
         def work(l, weights):
             sums, found = loss_gradient(pieces, exchange, l, weights, x, y, samples, products)
             return found, sums
 
         found, sums = exchange.each(work, state.weights, kinds=("weights", "sums"))
-        loss, right = exchange.total(sums)
+        loss, right = exchange.samples.total(sums)
         zero = jnp.zeros_like(loss)
         count = jnp.full_like(loss, samples)
         return found, Info(loss, right / samples, count, *(zero,) * 5)
@@ -137,7 +137,7 @@ def _descend(pieces: Pieces) -> Callable:
 def _estimate(pieces: Pieces) -> Callable:
     def estimate(exchange, state, x):
         def work(l, weights):
-            products = lambda i: exchange.products(i, x.shape[0])._replace(training=True)
+            products = lambda i: exchange.layers.products(i, x.shape[0])._replace(training=True)
             found = estimate_layers(
                 pieces.network.layers, weights.params, x, products, pieces.compute_dtype
             )

@@ -17,7 +17,8 @@ from jtssm.nn.network import Network, estimate_layers, keep_estimated, run_layer
 from jtssm.nn.ops import Products
 from jtssm.protocol import sample_checks
 from jtssm.protocol.declared import Move
-from jtssm.protocol.pieces import Exchange, Parts, by_piece
+from jtssm.protocol.exchange import Exchange
+from jtssm.protocol.pieces import Parts, by_piece
 
 
 class Weights(NamedTuple):
@@ -48,7 +49,7 @@ class Pieces(NamedTuple):
     def draw(self, exchange: Exchange, l: int, key: Array, dtype: Any) -> list[Tree]:
         """Random parameters of piece l, as much of them as this device stores."""
         layers = range(self.starts[l], self.starts[l + 1])
-        return exchange.own(l, [self.network.init_layer(i, key, dtype) for i in layers])
+        return exchange.layers.own(l, [self.network.init_layer(i, key, dtype) for i in layers])
 
     def start(self, l: int, params: list[Tree]) -> Weights:
         """Parameters of piece l with a fresh optimizer state."""
@@ -69,7 +70,7 @@ class Pieces(NamedTuple):
 
         products: (index of a layer, samples here) -> its Products; the exchange's unless given.
         """
-        products, first = products or exchange.products, self.starts[l]
+        products, first = products or exchange.layers.products, self.starts[l]
         layers = self.network.layers[first : self.starts[l + 1]]
         here = lambda i: products(first + i, p.shape[0])
         return run_layers(layers, params, p, here, self.compute_dtype)
@@ -94,7 +95,7 @@ class Pieces(NamedTuple):
 
     def estimate(self, exchange: Exchange, state: Any, x: Array) -> Any:
         """The state with the statistics of x [samples, ...] in the layers that keep any."""
-        seen = lambda i, here: exchange.products(i, here)._replace(training=True)
+        seen = lambda i, here: exchange.layers.products(i, here)._replace(training=True)
         run = lambda l, weights, p: self.forward(exchange, l, weights.params, p, seen)
         _, inputs, _ = exchange.chain(run, state.weights, x=x, keep=True)
 
