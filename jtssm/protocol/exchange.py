@@ -29,6 +29,11 @@ class Kind(StrEnum):
     LINE = "line"  # leaves [ticks, samples, ...], split over pc: a ring buffer
     SUMS = "sums"  # numbers, the same tree from every piece, each summed over the samples at hand
 
+    @classmethod
+    def _missing_(cls, value: object) -> Kind:
+        names = ", ".join(repr(kind.value) for kind in cls)
+        raise ValueError(f"kind: expected one of {names}; got {value!r}")
+
     @property
     def leading(self) -> int:
         """How many first dimensions the leaves of a tree share."""
