@@ -1,5 +1,7 @@
 """The contract, run on a method of one's own; and on ones that break it."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,15 +59,17 @@ def test_it_is_planned_and_swept_by_name():
     assert [r["mesh"] for r in records if r["best"]] == [" x ".join(map(str, best.shape))]
 
 
+def _restless(method):
+    """An init that draws anew at each call."""
+    keys = itertools.count()
+    return lambda key, x, y, params=None: method.init(jax.random.key(next(keys)), x, y, params)
+
+
 BROKEN = {
     "step: the state keeps its structure": lambda m: m._replace(
         step=lambda state, x, y: m.step(state._replace(round=jnp.float64(0)), x, y)
     ),
-    "the same key draws": lambda m: m._replace(
-        init=lambda key, x, y, params=None, made=iter(range(9)): m.init(
-            jax.random.key(next(made)), x, y, params
-        )
-    ),
+    "the same key draws": lambda m: m._replace(init=_restless(m)),
     "predict: expected": lambda m: m._replace(predict=lambda state, x: m.predict(state, x)[:, :2]),
 }
 

@@ -1,8 +1,8 @@
 """What a method is, and what a mesh must know of it: the words in which methods are written."""
 
 from jtssm.protocol.declared import Declared, MatrixProduct, Move, Run
+from jtssm.protocol.exchange import Exchange
 from jtssm.protocol.method import Info, Method
-from jtssm.protocol.pieces import Exchange
 from jtssm.protocol.program import Batch, Program, Stages
 from jtssm.protocol.stages import StageProgram
 from jtssm.protocol.whole import WholeProgram

@@ -72,7 +72,7 @@ class Program(abc.ABC):
     stages: Stages
     batch: Batch
     declared: Declared
-    # field of State -> "weights", "samples", "line" (see `jtssm.protocol.pieces`), or the mesh axes of
+    # field of State -> "weights", "samples", "line" (see `jtssm.protocol.exchange`), or the mesh axes of
     # its arrays' first dimensions
     kinds: Mapping[str, str | tuple[str | None, ...]]
 

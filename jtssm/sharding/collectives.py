@@ -119,5 +119,6 @@ def shift(x: Array, axis: str | None, widths: Sequence[int], step: int) -> Array
     for width in sorted(set(widths) - {0}):
         ends = [(k, k + 1) if step == 1 else (k + 1, k) for k, w in enumerate(widths) if w == width]
         moved = lax.ppermute(x[..., :width], axis, ends)
-        received = received.at[..., :width].add(moved)
+        place = received.at[..., :width]  # what no device sends is zero, or False
+        received = place.max(moved) if x.dtype == bool else place.add(moved)
     return received

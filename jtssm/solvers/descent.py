@@ -22,8 +22,8 @@ from jtssm.arrays import Array
 from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network, estimate_layers
 from jtssm.protocol.declared import Declared, Run
+from jtssm.protocol.exchange import Exchange
 from jtssm.protocol.method import Info, Method
-from jtssm.protocol.pieces import Exchange
 from jtssm.protocol.program import Batch
 from jtssm.protocol.whole import WholeProgram
 from jtssm.solvers.pieces import Pieces, Weights, precisely, training
@@ -103,17 +103,17 @@ def _init(pieces: Pieces, exchange: Exchange, key: Array, x: Array, y: Array, pa
 
 def _gradient(pieces: Pieces) -> Callable:
     def gradient(exchange, state, x, y):
-        samples = x.shape[0] * exchange.num_splits
+        samples = x.shape[0] * exchange.samples.num_splits
         draw = None if state.key is None else jax.random.split(state.key)[1]
-        ids = exchange.own_samples(jnp.arange(samples))
-        products = lambda i, here: training(exchange.products(i, here), draw, i, ids)
+        ids = exchange.samples.own(jnp.arange(samples))
+        products = lambda i, here: training(exchange.layers.products(i, here), draw, i, ids)
 
         def work(l, weights):
             sums, found = loss_gradient(pieces, exchange, l, weights, x, y, samples, products)
             return found, sums
 
         found, sums = exchange.each(work, state.weights, kinds=("weights", "sums"))
-        loss, right = exchange.total(sums)
+        loss, right = exchange.samples.total(sums)
         zero = jnp.zeros_like(loss)
         count = jnp.full_like(loss, samples)
         return found, Info(loss, right / samples, count, *(zero,) * 5)
@@ -134,7 +134,7 @@ def _descend(pieces: Pieces) -> Callable:
 def _estimate(pieces: Pieces) -> Callable:
     def estimate(exchange, state, x):
         def work(l, weights):
-            products = lambda i: exchange.products(i, x.shape[0])._replace(training=True)
+            products = lambda i: exchange.layers.products(i, x.shape[0])._replace(training=True)
             found = estimate_layers(
                 pieces.network.layers, weights.params, x, products, pieces.compute_dtype
             )

@@ -15,7 +15,7 @@ from jtssm.nn.network import estimate_layers, keep_estimated, run_layers
 from jtssm.nn.ops import Products
 from jtssm.protocol import sample_checks
 from jtssm.protocol.declared import Declared, Move
-from jtssm.protocol.pieces import Exchange
+from jtssm.protocol.exchange import Exchange
 from jtssm.protocol.program import Batch, Stages
 from jtssm.protocol.stages import StageProgram
 
@@ -35,7 +35,7 @@ class Pieces(Stages):
     def draw(self, exchange: Exchange, l: int, key: Array, dtype: Any) -> list[Tree]:
         """Random parameters of piece l, as much of them as this device stores."""
         layers = range(self.starts[l], self.starts[l + 1])
-        return exchange.own(l, [self.network.init_layer(i, key, dtype) for i in layers])
+        return exchange.layers.own(l, [self.network.init_layer(i, key, dtype) for i in layers])
 
     def start(self, l: int, params: list[Tree]) -> Weights:
         """Parameters of piece l with a fresh optimizer state."""
@@ -56,7 +56,7 @@ class Pieces(Stages):
 
         products: (index of a layer, samples here) -> its Products; the exchange's unless given.
         """
-        products, first = products or exchange.products, self.starts[l]
+        products, first = products or exchange.layers.products, self.starts[l]
         here = lambda i: products(first + i, p.shape[0])
         return run_layers(self.layers(l), params, p, here, self.compute_dtype)
 
@@ -79,7 +79,7 @@ class Pieces(Stages):
 
     def estimate(self, exchange: Exchange, state: Any, x: Array) -> Any:
         """The state with the statistics of x [samples, ...] in the layers that keep any."""
-        seen = lambda i, here: exchange.products(i, here)._replace(training=True)
+        seen = lambda i, here: exchange.layers.products(i, here)._replace(training=True)
         run = lambda l, weights, p: self.forward(exchange, l, weights.params, p, seen)
         _, inputs, _ = exchange.chain(run, state.weights, x=x, keep=True)
 

@@ -7,38 +7,60 @@ it, since a collective permute inside a divergent branch deadlocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jtssm.arrays import Tree
-from jtssm.nn.ops import varying
-from jtssm.protocol.pieces import Exchange
+from jtssm.arrays import Array, Tree
+from jtssm.nn.ops import Products, varying
+from jtssm.protocol.exchange import Exchange, Kind
 from jtssm.sharding import collectives
 from jtssm.sharding.layers import forms
-from jtssm.sharding.placement.packing import Rows, layout_of, unpack
-from jtssm.sharding.placement.switch import Place, axes_of, each, take
+from jtssm.sharding.placement.packing import Layout, Rows, axes_of, layout_of, pack, unpack
+from jtssm.sharding.placement.switch import Place, each, take
 
 
 def by_collectives(at: Place) -> Exchange:
     """The exchange of pieces that are spread over a mesh."""
-    return Exchange(
-        each=partial(each, at),
-        to_next=partial(_move, at, step=1),
-        to_previous=partial(_move, at, step=-1),
-        chain=partial(_chain, at),
-        sum_samples=lambda a: collectives.total(a, at.names.present("pc")),
-        recall=partial(_recall, at),
-        store=partial(_store, at),
-        total=partial(_total, at),
-        own=partial(own_part, at, rank=None),
-        own_samples=partial(_own_samples, at),
-        num_splits=at.sizes[2],
-        products=at.grid.products,
-    )
+    return ByCollectives(at, _Ring(at), _Samples(at), _Layers(at))
+
+
+@dataclass(frozen=True)
+class ByCollectives:
+    """The `Exchange` of pieces on a mesh: what is carried are `Rows` [slots here, ...]."""
+
+    at: Place
+    ring: _Ring
+    samples: _Samples
+    layers: _Layers
+
+    def each(
+        self,
+        fn: Callable[..., tuple],
+        *carried: Rows,
+        kinds: Sequence[str],
+        batched: bool = False,
+    ) -> tuple[Any, ...]:
+        """In the branches of a switch; see `jtssm.sharding.placement.switch.each`."""
+        return each(self.at, fn, *carried, kinds=kinds, batched=batched)
+
+    def to_next(self, sent: Rows) -> Rows:
+        """By a permute between devices, one a dtype and width of a boundary."""
+        return _move(self.at, sent, 1)
+
+    def to_previous(self, sent: Rows) -> Rows:
+        """By a permute between devices, one a dtype and width of a boundary."""
+        return _move(self.at, sent, -1)
+
+    def chain(
+        self, fn: Callable[..., Tree], *carried: Rows, x: Tree, keep: bool = False
+    ) -> tuple[Any, ...]:
+        """Device after device; the others wait. As in a forward pass."""
+        return _Chain(self.at, fn, carried, x).run(keep)
 
 
 def _move(at: Place, sent: Rows, step: int) -> Rows:
@@ -58,53 +80,124 @@ def _move(at: Place, sent: Rows, step: int) -> Rows:
     return Rows({key: moved(key) for key in layout.keys}, layout)
 
 
-def _chain(at: Place, fn: Callable, *carried: Rows, x: Any, keep: bool = False) -> tuple:
-    """One pass through all pieces, device after device; the others wait. As in a forward pass."""
-    shapes = _chain_shapes(at, fn, carried, x)
-    inputs, outputs = layout_of("samples", shapes[:-1]), layout_of("samples", shapes[1:])
-    (key,) = {*inputs.keys, *outputs.keys}  # what passes a boundary has the dtype of x
-    size = max(inputs.size(key), outputs.size(key))
-    flat = lambda a: jnp.pad(a.reshape(a.shape[0], -1), ((0, 0), (0, size - a[0].size)))
-    axes = axes_of(at, "samples")
-    blank = varying(jnp.zeros((at.local, x.shape[0], size), x.dtype), axes)
+class _Passed(NamedTuple):
+    """What has passed along a chain, as rows of each key."""
 
-    def run(device: int, carry):
-        h, *kept = carry
-        h = x if device == 0 else unpack(inputs, device * at.local, {key: h})
-        for slot, l in enumerate(at.pieces(device)):
-            f = fn(l, *(take(c.layout, l, slot, c.rows) for c in carried), h)
-            kept = [a.at[slot].set(flat(b)) for a, b in zip(kept, (h, f), strict=False)]
-            h = f
-        return varying((flat(h), *kept), axes)
-
-    carry = (blank[0], blank, blank) if keep else (blank[0],)
-    for device in range(-(-at.num // at.local)):
-        mine = collectives.index(at.names.subnet) == device
-        carry = h, *kept = lax.cond(mine, partial(run, device), lambda carry: carry, carry)
-        last = at.boundary(device)
-        width = 0 if last is None else outputs.width(last, key)
-        only = [width * (d == device) for d in range(at.sizes[0] - 1)]
-        carry = (collectives.shift(h, at.names.subnet, only, 1), *kept)
-    result = collectives.total(jnp.where(mine, h, 0), at.names.present("subnet"))
-    rows = [
-        Rows({key: a[..., : layout.size(key)]}, layout)
-        for a, layout in zip(kept, (inputs, outputs), strict=False)
-    ]
-    return unpack(outputs, at.num - 1, {key: result}), *rows
+    last: dict[str, Array]  # [samples, size] what the last piece that ran gave
+    taken: dict[str, Array]  # [slots here, samples, size]; none unless it is kept
+    given: dict[str, Array]  # the same
 
 
-def _chain_shapes(at: Place, fn: Callable, carried: Sequence[Rows], x: Any) -> list:
-    """Shapes of the input of every piece and of the last output."""
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype)]
-    for l in range(at.num):
+class _Chain:
+    """A pass through all pieces; rows are as long as the longest tree that passes."""
 
-        def run(l=l, shape=shapes[-1]):
-            p = varying(jnp.zeros(shape.shape, shape.dtype), axes_of(at, "samples"))
-            return fn(l, *(take(c.layout, l, 0, c.rows) for c in carried), p)
+    def __init__(self, at: Place, fn: Callable[..., Tree], carried: Sequence[Rows], x: Tree):
+        self.at, self.fn, self.carried, self.x = at, fn, carried, x
+        # entry l is what piece l takes, the last one what the last piece gives
+        self.layout = layout_of(Kind.SAMPLES, self._shapes())
+        self.axes = axes_of(Kind.SAMPLES, at.names)
 
-        out = jax.eval_shape(run)
-        shapes.append(jax.ShapeDtypeStruct(out.shape, out.dtype))
-    return shapes
+    def run(self, keep: bool) -> tuple[Any, ...]:
+        """See `Exchange.chain`."""
+        at, none = self.at, self._blank()
+        passed = _Passed({key: a[0] for key, a in none.items()}, *(none if keep else {},) * 2)
+        for device in range(-(-at.num // at.local)):
+            mine = collectives.index(at.names.subnet) == device
+            passed = lax.cond(mine, partial(self._of_device, device), lambda passed: passed, passed)
+            if at.boundary(device) is not None:
+                passed = passed._replace(last=self._sent(device, passed.last))
+        last = {key: self._everywhere(mine, a) for key, a in passed.last.items()}
+        result = unpack(self.layout, at.num, last)
+        if not keep:
+            return (result,)
+        taken, given = self.layout.between(0, at.num), self.layout.between(1, at.num + 1)
+        return result, _cut(passed.taken, taken), _cut(passed.given, given)
+
+    def _blank(self) -> dict[str, Array]:
+        """Zeros [slots, samples, size]."""
+        samples, layout = jax.tree.leaves(self.x)[0].shape[0], self.layout
+        rows = {
+            key: jnp.zeros((self.at.local, samples, layout.size(key)), key) for key in layout.keys
+        }
+        return varying(rows, self.axes)
+
+    def _of_device(self, device: int, passed: _Passed) -> _Passed:
+        """The pieces of a device, one after the other, on what arrived."""
+        first = device * self.at.local
+        p = self.x if device == 0 else unpack(self.layout, first, passed.last)
+        taken, given = passed.taken, passed.given
+        for slot, l in enumerate(self.at.pieces(device)):
+            f = self.fn(l, *self._trees(l, slot), p)
+            if taken:
+                taken = self._kept(taken, slot, l, p)
+                given = self._kept(given, slot, l + 1, f)
+            p = f
+        none = {key: jnp.zeros_like(a) for key, a in passed.last.items()}
+        last = none | pack(self.layout, first + len(self.at.pieces(device)), p)
+        return varying(_Passed(last, taken, given), self.axes)
+
+    def _kept(self, rows: dict[str, Array], slot: int, entry: int, tree: Tree) -> dict[str, Array]:
+        packed = pack(self.layout, entry, tree)
+        return rows | {key: rows[key].at[slot].set(row) for key, row in packed.items()}
+
+    def _sent(self, device: int, last: dict[str, Array]) -> dict[str, Array]:
+        """What the last piece of a device gave, on the next device; outside the branch."""
+        at, entry = self.at, (device + 1) * self.at.local
+
+        def sent(key: str, rows: Array) -> Array:
+            width = self.layout.width(entry, key)
+            only = [width * (d == device) for d in range(at.sizes[0] - 1)]
+            return varying(collectives.shift(rows, at.names.subnet, only, 1), self.axes)
+
+        return {key: sent(key, rows) for key, rows in last.items()}
+
+    def _everywhere(self, mine: Any, rows: Array) -> Array:
+        """Rows of the device where `mine` holds, on all along "subnet"."""
+        own = jnp.where(mine, rows, jnp.zeros_like(rows))
+        # sums of booleans are integers
+        return collectives.total(own, self.at.names.present("subnet")).astype(rows.dtype)
+
+    def _trees(self, l: int, slot: int) -> list[Tree]:
+        return [take(c.layout, l, slot, c.rows) for c in self.carried]
+
+    def _shapes(self) -> list[Tree]:
+        """Shapes of what every piece takes and of what the last one gives."""
+        bare = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+        shapes = [bare(self.x)]
+        for l in range(self.at.num):
+            out = jax.eval_shape(partial(self._of_shape, l, shapes[-1]))
+            shapes.append(bare(out))
+        return shapes
+
+    def _of_shape(self, l: int, shapes: Tree) -> Tree:
+        """What piece l gives on any samples of such shapes; its rows are those of a slot."""
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        return self.fn(l, *self._trees(l, 0), varying(zeros, axes_of(Kind.SAMPLES, self.at.names)))
+
+
+def _cut(rows: dict[str, Array], layout: Layout) -> Rows:
+    """Rows no longer than their layout says."""
+    return Rows({key: rows[key][..., : layout.size(key)] for key in layout.keys}, layout)
+
+
+class _Ring(NamedTuple):
+    """See `jtssm.protocol.exchange.Ring`."""
+
+    at: Place
+
+    def recall(self, line: Rows, tick: Array) -> Rows:
+        """Each slot of the rows at its own place."""
+        slots = _slots(self.at, line, tick)
+        pick = lambda a: jnp.stack([a[j, slot] for j, slot in enumerate(slots)])
+        return Rows({key: pick(a) for key, a in line.rows.items()}, line.layout.entry())
+
+    def store(self, line: Rows, entry: Rows, tick: Array) -> Rows:
+        """Each slot of the rows at its own place."""
+        rows = dict(line.rows)
+        for key, a in entry.rows.items():
+            for j, slot in enumerate(_slots(self.at, line, tick)):
+                rows[key] = rows[key].at[j, slot].set(a[j])
+        return Rows(rows, line.layout)
 
 
 def _slots(at: Place, line: Rows, tick: Any) -> list:
@@ -116,23 +209,44 @@ def _slots(at: Place, line: Rows, tick: Any) -> list:
     return [tick % ticks[first + j] for j in range(at.local)]
 
 
-def _recall(at: Place, line: Rows, tick: Any) -> Rows:
-    slots = _slots(at, line, tick)
-    pick = lambda a: jnp.stack([a[j, slot] for j, slot in enumerate(slots)])
-    return Rows({key: pick(a) for key, a in line.rows.items()}, line.layout.entry())
+class _Samples(NamedTuple):
+    """See `jtssm.protocol.exchange.SampleSplit`."""
+
+    at: Place
+
+    @property
+    def num_splits(self) -> int:
+        """The size of pc."""
+        return self.at.sizes[2]
+
+    def own(self, a: Array) -> Array:
+        """By where the device stands along pc."""
+        size = a.shape[0] // self.num_splits
+        index = collectives.index(self.at.names.pc)
+        return lax.dynamic_slice_in_dim(a, index * size, size)
+
+    def sum(self, a: Array) -> Array:
+        """By an all-reduce over pc."""
+        return collectives.total(a, self.at.names.present("pc"))
+
+    def total(self, sums: Tree) -> Tree:
+        """Over the slots here, then by an all-reduce over subnet and pc."""
+        local = jax.tree.map(lambda a: a.sum(axis=0), sums)
+        return collectives.total(local, axes_of(Kind.SUMS, self.at.names))
 
 
-def _store(at: Place, line: Rows, entry: Rows, tick: Any) -> Rows:
-    rows = dict(line.rows)
-    for key, a in entry.rows.items():
-        for j, slot in enumerate(_slots(at, line, tick)):
-            rows[key] = rows[key].at[j, slot].set(a[j])
-    return Rows(rows, line.layout)
+class _Layers(NamedTuple):
+    """See `jtssm.protocol.exchange.LayerSplit`."""
 
+    at: Place
 
-def _total(at: Place, sums: Tree) -> Tree:
-    local = jax.tree.map(lambda a: a.sum(axis=0), sums)
-    return collectives.total(local, axes_of(at, "sums"))
+    def own(self, l: int, params: list[Tree]) -> list[Tree]:
+        """By where the device stands along pr."""
+        return own_part(self.at, l, params)
+
+    def products(self, i: int, samples: int) -> Products:
+        """Those of the layer's form."""
+        return self.at.grid.products(i, samples)
 
 
 def own_part(at: Place, l: int, params: list[Tree], rank: Any = None) -> list[Tree]:
@@ -151,8 +265,3 @@ def own_part(at: Place, l: int, params: list[Tree], rank: Any = None) -> list[Tr
         split = forms.split_dimensions(at.network.layers[i], at.forms[i])
         owned.append(layer_params if split is None else jax.tree.map(part, layer_params, split))
     return owned
-
-
-def _own_samples(at: Place, a: Any) -> Any:
-    size = a.shape[0] // at.sizes[2]
-    return lax.dynamic_slice_in_dim(a, collectives.index(at.names.pc) * size, size)

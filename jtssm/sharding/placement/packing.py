@@ -1,7 +1,8 @@
 """Unequal pieces in equal rows: the trees of n pieces as one array a dtype, sharded over the mesh.
 
 Row l of an array holds the leaves of piece l that have its dtype, flattened, one after the other,
-padded with zeros to the longest. By kind, with size the length of that row:
+padded with zeros to the longest; so every leaf keeps its dtype, and leaves of several dtypes may stand
+in one tree. By kind, with size the length of that row:
 
     weights  [n, pr, size] over ("subnet", "pr") for leaves split over pr,
              [n, 1, size] over ("subnet",) for whole ones
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -23,9 +25,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from jtssm.arrays import Array, Tree
+from jtssm.protocol.exchange import Kind
 from jtssm.sharding.mesh import AxisNames
-
-KINDS = ("weights", "samples", "line")
 
 
 class Leaf(NamedTuple):
@@ -44,8 +45,8 @@ class Leaf(NamedTuple):
 class Layout(NamedTuple):
     """Where the leaves of all pieces lie in their rows."""
 
-    kind: str
-    treedefs: tuple[Any, ...]  # one a piece
+    kind: Kind
+    treedefs: tuple[jax.tree_util.PyTreeDef, ...]  # one a piece
     leaves: tuple[tuple[Leaf, ...], ...]  # one tuple a piece
 
     @property
@@ -55,7 +56,7 @@ class Layout(NamedTuple):
 
     def tail(self, leaf: Leaf) -> tuple[int, ...]:
         """Shape of a leaf behind the leading dimensions of its row."""
-        return leaf.shape[1:] if self.kind == "line" else leaf.shape
+        return leaf.shape[1:] if self.kind is Kind.LINE else leaf.shape
 
     def width(self, piece: int, key: str) -> int:
         """Numbers of a piece in one of the arrays, for one sample and tick."""
@@ -69,6 +70,10 @@ class Layout(NamedTuple):
         """Length of the line of a piece; 0 where it has none."""
         return max((leaf.shape[0] for leaf in self.leaves[piece]), default=0)
 
+    def between(self, first: int, after: int) -> Layout:
+        """The layout of the pieces first .. after - 1 alone."""
+        return Layout(self.kind, self.treedefs[first:after], self.leaves[first:after])
+
     def moved(self, step: int) -> Layout:
         """The layout after every piece has handed its tree to the piece `step` (1 or -1) on."""
         empty = jax.tree.structure(())
@@ -79,7 +84,7 @@ class Layout(NamedTuple):
     def entry(self) -> Layout:
         """The layout of one tick of a line."""
         cut = tuple(tuple(a._replace(shape=a.shape[1:]) for a in leaves) for leaves in self.leaves)
-        return Layout("samples", self.treedefs, cut)
+        return Layout(Kind.SAMPLES, self.treedefs, cut)
 
 
 @jax.tree_util.register_dataclass
@@ -87,46 +92,68 @@ class Layout(NamedTuple):
 class Rows:
     """The trees of all pieces as rows, one array a key; and where each leaf lies in them."""
 
-    rows: dict[str, Any]
+    rows: dict[str, Any]  # arrays; or what stands for them: shapes, PartitionSpecs
     layout: Layout = field(metadata={"static": True})
 
 
 def layout_of(kind: str, trees: Sequence[Tree], local: Sequence[Tree] | None = None) -> Layout:
-    """The layout of the given trees (arrays or their shapes), one a piece.
+    """The layout of trees that may differ in structure, shapes and dtypes.
 
-    `local`: the same trees as one device holds them, where leaves are split over pr.
+    Args:
+      kind: "weights", "samples" (leaves [samples, ...]) or "line" (leaves [ticks, samples, ...]).
+      trees: one a piece, of arrays or their shapes.
+      local: the same trees as one device holds them, where leaves are split over pr.
 
     Raises:
-      ValueError: a typed PRNG key, which does not fit in a row of numbers.
+      ValueError: a leaf that is no array of numbers (a typed PRNG key; the float0 that stands for the
+        gradient of integers), or one without the dimensions that its kind has first.
     """
-    if any(jnp.issubdtype(a.dtype, jax.dtypes.prng_key) for a in jax.tree.leaves(trees)):
-        raise ValueError(
-            "optimizer: expected a state of numbers on a mesh; got one with a typed PRNG key, as "
-            "optax.add_noise has: use it on one device, or draw the noise outside"
-        )
+    kind = Kind(kind)
+    for leaf in jax.tree.leaves(list(trees)):
+        _check(kind, leaf)
     treedefs = tuple(jax.tree.structure(tree) for tree in trees)
     pairs = zip(trees, trees if local is None else local, strict=True)
     return Layout(kind, treedefs, tuple(_leaves(kind, *pair) for pair in pairs))
 
 
-def _leaves(kind: str, whole: Tree, local: Tree) -> tuple[Leaf, ...]:
+def _check(kind: Kind, leaf: Any) -> None:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        raise ValueError(
+            "optimizer: expected a state of numbers on a mesh; got one with a typed PRNG key, as "
+            "optax.add_noise has: use it on one device, or draw the noise outside"
+        )
+    if leaf.dtype == jax.dtypes.float0:
+        raise ValueError(
+            f"{kind}: expected leaves of numbers; got float0, which stands for the gradient of integers "
+            "and booleans: hand on the gradient of the other leaves alone"
+        )
+    if len(leaf.shape) < kind.leading:
+        first = {Kind.SAMPLES: "[samples, ...]", Kind.LINE: "[ticks, samples, ...]"}[kind]
+        raise ValueError(f"{kind}: expected leaves {first}; got one of shape {leaf.shape}")
+
+
+def _leaves(kind: Kind, whole: Tree, local: Tree) -> tuple[Leaf, ...]:
     pairs = zip(jax.tree.leaves(whole), jax.tree.leaves(local), strict=True)
     return tuple(Leaf(_kept(kind, b.shape), str(b.dtype), _split(a, b)) for a, b in pairs)
 
 
-def _kept(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if kind == "weights":
+def _kept(kind: Kind, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A leaf's shape without its samples."""
+    if kind is Kind.WEIGHTS:
         return tuple(shape)
-    return shape[1:] if kind == "samples" else (shape[0], *shape[2:])
+    return shape[1:] if kind is Kind.SAMPLES else (shape[0], *shape[2:])
 
 
 def _split(whole: Any, local: Any) -> int:
     return next((i for i, (a, b) in enumerate(zip(whole.shape, local.shape)) if a != b), -1)  # noqa: B905
 
 
-def pack(layout: Layout, piece: int, tree: Tree, xp: Any = jnp) -> dict[str, Any]:
-    """The tree of one piece as its rows [*leading, size], leading: (), (samples,) or (ticks, samples)."""
-    leading = KINDS.index(layout.kind)
+def pack(layout: Layout, piece: int, tree: Tree, xp: ModuleType = jnp) -> dict[str, Any]:
+    """The tree of one piece as its rows [*leading, size], leading: (), (samples,) or (ticks, samples).
+
+    Of the keys that the piece has leaves of; xp: numpy or jax.numpy.
+    """
+    leading = layout.kind.leading
     pairs = list(zip(layout.leaves[piece], jax.tree.leaves(tree), strict=True))
     rows = {}
     for key in layout.keys:
@@ -144,21 +171,27 @@ def unpack(layout: Layout, piece: int, rows: dict[str, Any]) -> Tree:
     for leaf in layout.leaves[piece]:
         row, tail, start = rows[leaf.key], layout.tail(leaf), taken[leaf.key]
         taken[leaf.key] += prod(tail)
-        ticks = leaf.shape[0] if layout.kind == "line" else None
-        flat = (
-            row[:ticks][..., start : taken[leaf.key]]
-            if ticks
-            else row[..., start : taken[leaf.key]]
-        )
+        row = row[: leaf.shape[0]] if layout.kind is Kind.LINE else row
+        flat = row[..., start : taken[leaf.key]]
         leaves.append(flat.reshape(flat.shape[:-1] + tail))
     return jax.tree.unflatten(layout.treedefs[piece], leaves)
 
 
+def _axes(kind: Kind, key: str) -> tuple[str | None, ...]:
+    """Our names of the axes along the first dimensions of rows [slots, ...]."""
+    if kind is Kind.WEIGHTS:
+        return ("subnet", "pr") if key.endswith("/pr") else ("subnet",)
+    return ("subnet", None, "pc") if kind is Kind.LINE else ("subnet", "pc")
+
+
+def axes_of(kind: Kind, names: AxisNames, key: str = "") -> tuple[str, ...]:
+    """The mesh's names of the axes along which rows, or sums, of a kind differ."""
+    return names.present(*(axis for axis in _axes(kind, key) if axis))
+
+
 def specs(layout: Layout, names: AxisNames) -> Rows:
     """How the rows of a layout lie on the mesh."""
-    lead = {"samples": ("subnet", "pc"), "line": ("subnet", None, "pc")}.get(layout.kind)
-    spec = lambda key: lead or (("subnet", "pr") if key.endswith("/pr") else ("subnet",))
-    return Rows({key: names.spec(*spec(key)) for key in layout.keys}, layout)
+    return Rows({key: names.spec(*_axes(layout.kind, key)) for key in layout.keys}, layout)
 
 
 def is_rows(x: Any) -> bool:
@@ -211,11 +244,11 @@ def shapes(
 ) -> Rows:
     """The rows on the mesh as shapes with shardings; trees: shapes of the whole leaves."""
     placed = specs(layout, names)
-    leading = KINDS.index(layout.kind)
+    leading = layout.kind.leading
     leaves = jax.tree.leaves(list(trees))
 
     def array(key: str) -> jax.ShapeDtypeStruct:
-        if layout.kind == "weights":
+        if layout.kind is Kind.WEIGHTS:
             lead: tuple[int, ...] = (pr if key.endswith("/pr") else 1,)
         else:
             lead = tuple(max(a.shape[d] for a in leaves) for d in range(leading))
@@ -257,7 +290,7 @@ def _trees(packed: Rows) -> tuple:
 
 
 def _tree(layout: Layout, piece: int, rows: dict[str, np.ndarray]) -> Tree:
-    if layout.kind != "weights":
+    if layout.kind is not Kind.WEIGHTS:
         return unpack(layout, piece, {key: a[piece] for key, a in rows.items()})
     pr = max((a.shape[1] for a in rows.values()), default=1)
     ranks = [

@@ -15,8 +15,8 @@ from jtssm.arrays import Tree
 from jtssm.nn.network import as_input
 from jtssm.nn.ops import varying
 from jtssm.protocol import device_memory
+from jtssm.protocol.exchange import by_index
 from jtssm.protocol.method import Method, Placement
-from jtssm.protocol.pieces import by_index
 from jtssm.protocol.stages import StageProgram, whole_params
 from jtssm.sharding.mesh import check_split, devices_of, predicted, put
 from jtssm.sharding.placement.exchange import by_collectives, own_part

@@ -9,6 +9,7 @@ pieces that lie side by side are batched, and devices that do the same share a b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -16,12 +17,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jtssm.arrays import Tree
+from jtssm.arrays import Array, Tree
 from jtssm.nn.network import Network
-from jtssm.nn.ops import varying
+from jtssm.protocol.exchange import Kind
 from jtssm.sharding.layers.forms import Grid
 from jtssm.sharding.mesh import AxisNames
-from jtssm.sharding.placement.packing import Layout, Rows, layout_of, pack, unpack
+from jtssm.sharding.placement.packing import Layout, Rows, unpack
+from jtssm.sharding.placement.results import Result, result_of, stacked
 
 
 class Place(NamedTuple):
@@ -63,148 +65,138 @@ class Place(NamedTuple):
         return last if last < self.num - 1 else None
 
 
-def axes_of(at: Place, kind: str, key: str = "") -> tuple[str, ...]:
-    """The axes along which rows of a kind differ."""
-    if kind == "weights":
-        return at.names.present("subnet", *(["pr"] if key.endswith("/pr") else []))
-    return at.names.present("subnet", "pc")
-
-
-class _Result(NamedTuple):
-    """One of the results of the pieces' work, as every branch of the switch must return it."""
-
-    kind: str
-    layout: Layout | None  # None for sums
-    leading: tuple[int, ...]  # dimensions of a piece's row before its size
-
-    def row(self, l: int, tree: Tree) -> Any:
-        """The result of piece l: its sums, or its row of every key padded to the longest line."""
-        if self.layout is None:
-            return tree
-        packed = pack(self.layout, l, tree)
-        return {key: self._padded(key, packed) for key in self.layout.keys}
-
-    def _padded(self, key: str, rows: dict) -> Any:
-        """Zeros where the piece has no leaf of that key."""
-        assert self.layout is not None
-        shape = (*self.leading, self.layout.size(key))
-        if key not in rows:
-            return jnp.zeros(shape, key.removesuffix("/pr"))
-        row = rows[key][None] if self.kind == "weights" else rows[key]
-        return jnp.pad(row, [(0, n - have) for n, have in zip(shape, row.shape, strict=True)])
-
-    def stacked(self, at: Place, runs: Sequence[Any]) -> Any:
-        """Results of runs of pieces, [pieces of the run, ...] each, as one [slots, ...]."""
-
-        def joined(*parts):
-            whole = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
-            empty = at.local - whole.shape[0]
-            return jnp.pad(whole, [(0, empty)] + [(0, 0)] * (whole.ndim - 1)) if empty else whole
-
-        if self.layout is None:
-            return varying(jax.tree.map(joined, *runs), axes_of(at, self.kind))
-        return {
-            key: varying(joined(*(r[key] for r in runs)), axes_of(at, self.kind, key))
-            for key in self.layout.keys
-        }
-
-    def blank(self, like: Any) -> Any:
-        """What no piece at all gives, [0, ...]; like: the shapes of a piece's sums."""
-        if self.layout is None:
-            return jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), like)
-        size = self.layout.size
-        return {
-            key: jnp.zeros((0, *self.leading, size(key)), key.removesuffix("/pr"))
-            for key in self.layout.keys
-        }
-
-
-def _result(at: Place, carried: Sequence[Rows], kind: str, trees: Sequence[Tree]) -> _Result:
-    """What a result looks like, from the shapes that all pieces give it."""
-    if kind == "sums":
-        return _Result(kind, None, ())
-    if kind == "weights":
-        known = [c.layout for c in carried if c.layout.kind == "weights"]
-        return _Result(kind, at.weights or known[0], (1,))
-    layout, leaves = layout_of(kind, trees), jax.tree.leaves(trees)
-    if kind == "samples":
-        return _Result(kind, layout, tuple(leaves[0].shape[:1]) if leaves else ())
-    ticks = max(layout.ticks(l) for l in range(at.num))
-    return _Result(kind, layout, (ticks, *leaves[0].shape[1:2]) if leaves else ())
-
-
 def each(
-    at: Place, fn: Callable, *carried: Rows, kinds: tuple[str, ...], batched: bool = False
-) -> tuple:
+    at: Place,
+    fn: Callable[..., tuple],
+    *carried: Rows,
+    kinds: Sequence[str],
+    batched: bool = False,
+) -> tuple[Any, ...]:
+    """Every piece's work on its own rows, inside shard_map: `Exchange.each` on a mesh.
+
+    Each device runs the branch of a `lax.switch` that holds the work of its pieces, so fn may be
+    another program for every piece. What that asks of fn and of its results:
+
+    - fn(l, *trees) gets the number l of the piece, a Python integer, and of every `carried` the tree of
+      that piece, in the dtypes and shapes that it was given back with: "weights" are the part of them
+      that this device stores (where a layer is split over pr), leaves of "samples" are [samples here,
+      ...], those of a "line" [ticks of this piece, samples here, ...]. It gives one tree for each of
+      `kinds`, of the same kind of leaves; "sums" are over the samples here alone. It is traced once for
+      its shapes and once in its branch, and must give the same structure both times.
+    - Only devices that stand at the same place along "subnet" take the same branch. Reductions, gathers
+      and all-to-alls over pr and pc may stand in fn, since whole groups take part; over "subnet" nothing
+      may. A permute never: it waits for every device, those of other branches too, whatever its axis.
+      So what pieces tell each other is sent outside, by `to_next` and `to_previous`.
+    - A switch gives the same arrays from every branch. So rows are as long as the longest piece's, and
+      lines as long as the longest: shorter ones are padded with zeros, and keys that a piece has no
+      leaves of are zeros throughout. "sums" are not packed: every piece gives the same tree of shapes.
+      "weights" keep the layout of those that are carried (in init: that of the `Place`).
+    - `batched`: fn does the same on the same shapes for pieces with one number in `Place.alike`. Those
+      that lie side by side on a device run as one vmap, under the l of the first piece alike; devices
+      whose pieces are alike share a branch. Otherwise every piece is traced under its own l.
+    - A slot without a piece runs nothing: its rows and sums are zeros.
+
+    Args:
+      at: where the pieces live.
+      fn: the work of a piece.
+      *carried: rows [slots here, ...] of each kind.
+      kinds: of each result, a `Kind` or its name.
+      batched: whether fn does the same for alike pieces.
+
+    Returns:
+      One a kind: `Rows` [slots here, ...], or for "sums" the tree with leaves [slots here, ...].
+
+    Raises:
+      ValueError: results that cannot be given the same shape in every branch.
+    """
     alike = at.alike if batched else tuple(range(at.num))
-
-    def run(l: int, rows: list) -> tuple:
-        """The work of one piece on its own rows."""
-        return fn(l, *(_tree(c.layout, l, r) for c, r in zip(carried, rows, strict=True)))
-
-    slot = lambda rows, j: jax.tree.map(lambda a: a[j], rows)
+    work = _Work(at, fn, tuple(c.layout for c in carried), alike)
     rows = [c.rows for c in carried]
-    # Traced once for its shapes alone: every branch must return rows of the same, longest size.
-    kind_shapes = {l: jax.eval_shape(lambda l=l: run(l, slot(rows, 0))) for l in set(alike)}
-    shapes = [kind_shapes[l] for l in alike]
-    columns = list(zip(*shapes, strict=True))
-    results = [_result(at, carried, *pair) for pair in zip(kinds, columns, strict=True)]
-
-    def branch(pieces: range) -> Callable:
-        """Runs of alike pieces, batched; the slots of a device from 0 on."""
-
-        def packed(l, rows):
-            outs = zip(results, run(l, rows), strict=True)
-            return [result.row(l, out) for result, out in outs]
-
-        def work(rows):
-            runs, first = [], 0
-            for l, group in groupby(pieces, key=lambda l: alike[l]):
-                after = first + len(list(group))
-                mine = jax.tree.map(lambda a, j=slice(first, after): a[j], rows)
-                runs.append(_batched(packed, l, mine, after - first))
-                first = after
-            if not runs:
-                pairs = zip(results, columns, strict=True)
-                runs = [[result.blank(column[0]) for result, column in pairs]]
-            parts = zip(results, zip(*runs, strict=True), strict=True)
-            return [result.stacked(at, run) for result, run in parts]
-
-        return work
-
-    out = _switched(at, alike, branch, rows)
-    pairs = zip(out, results, strict=True)
-    return tuple(a if result.layout is None else Rows(a, result.layout) for a, result in pairs)
+    shapes = work.shapes(rows)
+    columns = zip(kinds, zip(*shapes, strict=True), strict=True)
+    results = [result_of(Kind(kind), column, work.weights) for kind, column in columns]
+    out = _switched(at, alike, lambda pieces: partial(work.of_device, results, pieces), rows)
+    return tuple(result.carried(a) for result, a in zip(results, out, strict=True))
 
 
-def _batched(fn: Callable, l: int, rows: Any, count: int) -> Any:
-    """fn(l, rows of one slot) for `count` slots, results stacked; one slot is not batched."""
-    if count > 1:
-        return jax.vmap(lambda rows: fn(l, rows))(rows)
-    alone = fn(l, jax.tree.map(lambda a: a[0], rows))
-    return jax.tree.map(lambda a: a[None], alone)
+class _Work(NamedTuple):
+    """A function of pieces, and where it finds their trees."""
+
+    at: Place
+    fn: Callable[..., tuple]
+    layouts: tuple[Layout, ...]  # of what is carried
+    alike: tuple[int, ...]  # for each piece the first one that fn does the same for
+
+    @property
+    def weights(self) -> Layout | None:
+        """The layout of results that are weights."""
+        carried = (a for a in self.layouts if a.kind is Kind.WEIGHTS)
+        return self.at.weights or next(carried, None)
+
+    def shapes(self, rows: list[dict[str, Array]]) -> list[tuple]:
+        """What every piece gives, as shapes; alike pieces are traced once."""
+        slot = _slot(rows, 0)
+        found = {l: jax.eval_shape(partial(self.of_piece, l), slot) for l in set(self.alike)}
+        return [found[l] for l in self.alike]
+
+    def of_piece(self, l: int, rows: list[dict[str, Array]]) -> tuple:
+        """fn for piece l, on the rows of its slot."""
+        return self.fn(l, *map(partial(_tree, piece=l), self.layouts, rows))
+
+    def of_device(
+        self, results: list[Result], pieces: range, rows: list[dict[str, Array]]
+    ) -> list[Any]:
+        """fn for the pieces of a device, on its rows: results with leaves [slots, ...]."""
+        runs, first = [], 0
+        for l, group in groupby(pieces, key=lambda l: self.alike[l]):
+            after = first + len(list(group))
+            runs.append(self._of_run(results, l, _slot(rows, slice(first, after)), after - first))
+            first = after
+        runs = runs or [[result.none() for result in results]]
+        pairs = zip(results, zip(*runs, strict=True), strict=True)
+        return [
+            result.marked(self.at.names, stacked(parts, self.at.local)) for result, parts in pairs
+        ]
+
+    def _of_run(
+        self, results: list[Result], l: int, rows: list[dict[str, Array]], count: int
+    ) -> list[Any]:
+        """fn for `count` pieces that do what piece l does; one alone is not batched."""
+
+        def of_slot(rows: list[dict[str, Array]]) -> list[Any]:
+            given = zip(results, self.of_piece(l, rows), strict=True)
+            return [result.row(l, tree) for result, tree in given]
+
+        if count > 1:
+            return jax.vmap(of_slot)(rows)
+        return jax.tree.map(lambda a: a[None], of_slot(_slot(rows, 0)))
 
 
-def _switched(at: Place, alike: Sequence[int], branch: Callable, rows: Any) -> Any:
+def _slot(rows: Tree, which: int | slice) -> Tree:
+    """One slot of rows [slots, ...], or some."""
+    return jax.tree.map(lambda a: a[which], rows)
+
+
+def _switched(
+    at: Place, alike: Sequence[int], branch: Callable[[range], Callable], rows: Tree
+) -> Any:
     """branch(pieces of this device)(rows); devices whose pieces are alike share a branch."""
-    kinds: dict[tuple, range] = {}
-    kind = lambda pieces: tuple(alike[l] for l in pieces)
-    every = [at.pieces(device) for device in range(at.sizes[0])]
-    for pieces in every:
-        kinds.setdefault(kind(pieces), pieces)
-    branches = [branch(pieces) for pieces in kinds.values()]
+    held = [at.pieces(device) for device in range(at.sizes[0])]
+    marks = [tuple(alike[l] for l in pieces) for pieces in held]
+    distinct = list(dict.fromkeys(marks))
+    branches = [branch(held[marks.index(mark)]) for mark in distinct]
     if len(branches) == 1:
         return branches[0](rows)
-    which = jnp.asarray([list(kinds).index(kind(pieces)) for pieces in every], jnp.int32)
+    which = jnp.asarray([distinct.index(mark) for mark in marks], jnp.int32)
     return lax.switch(which[lax.axis_index(at.names.subnet)], branches, rows)
 
 
-def _tree(layout: Layout, l: int, rows: dict) -> Tree:
-    """The tree of piece l from its rows."""
-    own = {key: a[0] for key, a in rows.items()} if layout.kind == "weights" else rows
-    return unpack(layout, l, own)
+def _tree(layout: Layout, rows: dict[str, Array], piece: int) -> Tree:
+    """The tree of a piece from the rows of its slot."""
+    own = {key: a[0] for key, a in rows.items()} if layout.kind is Kind.WEIGHTS else rows
+    return unpack(layout, piece, own)
 
 
-def take(layout: Layout, l: int, slot: int, rows: dict) -> Tree:
+def take(layout: Layout, l: int, slot: int, rows: dict[str, Array]) -> Tree:
     """The tree of piece l from the rows [slots, ...] of this device."""
-    return _tree(layout, l, {key: a[slot] for key, a in rows.items()})
+    return _tree(layout, _slot(rows, slot), l)

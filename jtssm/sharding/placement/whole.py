@@ -20,9 +20,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jtssm import checks
 from jtssm.arrays import Array, Tree
 from jtssm.nn.network import as_input, float_dtype
+from jtssm.nn.ops import Products
 from jtssm.protocol import device_memory
+from jtssm.protocol.exchange import Exchange, by_index
 from jtssm.protocol.method import Method, Placement
-from jtssm.protocol.pieces import Exchange, by_index
 from jtssm.protocol.stages import whole_params
 from jtssm.protocol.whole import WholeProgram
 from jtssm.sharding import collectives
@@ -201,16 +202,47 @@ class Samples(NamedTuple):
 
     def exchange(self, samples: int) -> Exchange:
         """The exchange of the one piece, for arrays of so many samples on a device."""
-        grid = self.grid
-        sizes = [lax.axis_size(name) for name in grid.samples]
-        index = lax.axis_index(grid.samples) if grid.samples else 0
-        own = lambda a: lax.dynamic_slice_in_dim(a, index * self.here, self.here)
-        return by_index(1)._replace(
-            total=lambda sums: _total(grid, sums[0]),
-            own_samples=lambda a: own(a) if grid.samples else a,
-            num_splits=prod(sizes) * self.here // samples,
-            products=lambda i, _: grid.products(i, self.here),
-        )
+        split = prod(lax.axis_size(name) for name in self.grid.samples)
+        held = _Held(self.grid, self.here, split * self.here // samples)
+        return by_index(1, held, _Layers(self.grid, self.here))
+
+
+class _Held(NamedTuple):
+    """The samples that a device holds of a call's; see `jtssm.protocol.exchange.SampleSplit`."""
+
+    grid: Grid
+    here: int
+    num_splits: int
+
+    def own(self, a: Array) -> Array:
+        """By where the device stands along pc."""
+        axes = self.grid.samples
+        if not axes:
+            return a
+        return lax.dynamic_slice_in_dim(a, lax.axis_index(axes) * self.here, self.here)
+
+    def sum(self, a: Array) -> Array:
+        """The array itself: what differs along axes of the mesh is summed by `total` alone."""
+        return a
+
+    def total(self, sums: tuple) -> Tree:
+        """Over the devices whose samples the sums are of."""
+        return _total(self.grid, sums[0])
+
+
+class _Layers(NamedTuple):
+    """The layers in their forms; see `jtssm.protocol.exchange.LayerSplit`."""
+
+    grid: Grid
+    here: int
+
+    def own(self, l: int, params: list[Tree]) -> list[Tree]:
+        """All of them: jax shards what is stored."""
+        return params
+
+    def products(self, i: int, samples: int) -> Products:
+        """By the samples of the call, of which `samples` may be a part."""
+        return self.grid.products(i, self.here)
 
 
 def _total(grid: Grid, sums: Tree) -> Tree:

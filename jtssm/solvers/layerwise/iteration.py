@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from jtssm.arrays import Array
 from jtssm.protocol.declared import Declared, MatrixProduct, Move
+from jtssm.protocol.exchange import Exchange
 from jtssm.protocol.method import Info
-from jtssm.protocol.pieces import Exchange
 from jtssm.protocol.program import Batch
 from jtssm.protocol.stages import StageProgram
 from jtssm.solvers.layerwise import updates
@@ -114,7 +114,7 @@ class Layered(NamedTuple):
                 turn.renew_inbox, p, inbox, exchange.to_next(message), kinds=("samples",),
                 batched=True,
             )  # fmt: skip
-        info = turn.info(exchange.total(sums), exchange.total(gaps))
+        info = turn.info(exchange.samples.total(sums), exchange.samples.total(gaps))
         return State(weights, p, z, r, q, u, inbox, state.numbers, state.pace), info
 
     def moves(self, samples: int) -> tuple[Move, ...]:
@@ -226,7 +226,7 @@ class Turn(NamedTuple):
         z, fallen_at_last, (cost, loss, right) = self._renew_z(l, z, m, q)
         r = m - z
         _, nu, weight_decay, *_ = self.numbers
-        decay = weight_decay / 2 * updates.squared(params["W"]) / self.exchange.num_splits
+        decay = weight_decay / 2 * updates.squared(params["W"]) / self.exchange.samples.num_splits
         objective = cost + nu / 2 * updates.squared(r) + decay
         sums = objective, fallen + fallen_too + fallen_at_last, loss, right
         renewed = Weights([params], weights.opt_state)
@@ -243,7 +243,7 @@ class Turn(NamedTuple):
         else:
             moved, r_moved, tau = updates.update_p(
                 p, r, W, *pull, rho=rho, nu=nu, t0=t0, pace=self.pace,
-                total=self.exchange.sum_samples,
+                total=self.exchange.samples.sum,
             )  # fmt: skip
         message: Any = moved
         if grid is not None:
@@ -255,7 +255,7 @@ class Turn(NamedTuple):
     def _renew_weights(self, params: dict[str, Array], r: Array, p: Array) -> tuple:
         """(W and b, r, fall of L): the W-step, then the b-step."""
         _, nu, weight_decay, damping, t0 = self.numbers
-        total, count = self.exchange.sum_samples, self._count
+        total, count = self.exchange.samples.sum, self._count
         shared = {"nu": nu, "weight_decay": weight_decay, "total": total, "pace": self.pace}
         if self.layers.steps == "gradient":
             W, r_moved, theta = updates.update_W(params["W"], r, p, t0=t0, **shared)
@@ -264,9 +264,9 @@ class Turn(NamedTuple):
                 params["W"], r, p, damping=damping, samples=count, **shared
             )
         b, r_moved = updates.update_b(params["b"], r_moved, total=total, samples=count)
-        fallen = theta / 2 * updates.squared(W - params["W"]) / self.exchange.num_splits
+        fallen = theta / 2 * updates.squared(W - params["W"]) / self.exchange.samples.num_splits
         if self.layers.steps == "gradient":
-            moved = updates.squared(b - params["b"]) * count / self.exchange.num_splits
+            moved = updates.squared(b - params["b"]) * count / self.exchange.samples.num_splits
         else:  # W and b were minimised together
             moved = updates.squared(r_moved - r)
         return {"W": W, "b": b}, r_moved, fallen + nu / 2 * moved
@@ -316,7 +316,7 @@ class Turn(NamedTuple):
     @property
     def _count(self) -> int:
         """Samples on all devices."""
-        return self.x.shape[0] * self.exchange.num_splits
+        return self.x.shape[0] * self.exchange.samples.num_splits
 
     def info(self, sums: tuple, gaps: tuple) -> Info:
         """Means over all samples."""

@@ -45,8 +45,8 @@ from jtssm import checks, losses
 from jtssm.arrays import Array
 from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network
+from jtssm.protocol.exchange import by_index
 from jtssm.protocol.method import Method
-from jtssm.protocol.pieces import by_index
 from jtssm.protocol.stages import StageProgram
 from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.tssm import stored, stored_gsadmm, stored_gsam, streaming, turn

@@ -16,8 +16,8 @@ from jax import lax
 
 from jtssm.arrays import Array
 from jtssm.protocol.declared import Declared, Run
+from jtssm.protocol.exchange import Exchange
 from jtssm.protocol.method import Info, Method
-from jtssm.protocol.pieces import Exchange
 from jtssm.protocol.program import Batch
 from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.tssm.updates import Penalties, squared
@@ -98,8 +98,8 @@ class Samples(NamedTuple):
 
         seen: carried (loss, number right); the residuals: carried sums of squares.
         """
-        loss, right = (a / self._count for a in self.exchange.total(seen))
-        root = lambda a: jnp.sqrt(self.exchange.total(a) / self._count)
+        loss, right = (a / self._count for a in self.exchange.samples.total(seen))
+        root = lambda a: jnp.sqrt(self.exchange.samples.total(a) / self._count)
         residuals = (
             jnp.zeros_like(loss) if a is None else root(a) for a in (primal, dual, coupling)
         )
@@ -140,9 +140,9 @@ def method(
         return state, info
 
     def _samples(exchange, x, y, alpha, pace, key):
-        strata = Strata(batch_size, x.shape[0] * exchange.num_splits // batch_size)
+        strata = Strata(batch_size, x.shape[0] * exchange.samples.num_splits // batch_size)
         draws = strata.draw(key, weight_steps or strata.each)
-        draws = exchange.own_samples(draws.T).T  # columns: the strata that live here
+        draws = exchange.samples.own(draws.T).T  # columns: the strata that live here
         return Samples(pieces, exchange, x, y, alpha, pace, strata, draws)
 
     def moves(samples):

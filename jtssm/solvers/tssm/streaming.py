@@ -115,7 +115,7 @@ def _init(
     n = pieces.num
 
     def init(exchange, key, x, y, params):
-        b = batch_size // exchange.num_splits
+        b = batch_size // exchange.samples.num_splits
 
         def empty(l):
             def zeros(piece, *lead):
@@ -152,7 +152,7 @@ def _init(
 def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Callable:
     def tick(exchange, state, x, y, entering):
         t, n = state.tick, pieces.num
-        samples = x.shape[0] * exchange.num_splits
+        samples = x.shape[0] * exchange.samples.num_splits
         labels = state.labels.at[t % n].set(y)
         live = state.live.at[t % state.live.size].set(entering)
         penalties = state.penalties
@@ -169,16 +169,16 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Callable:
             state.weights,
             state.forward,
             state.backward,
-            exchange.recall(state.inputs, t),
-            exchange.recall(state.kept, t),
+            exchange.ring.recall(state.inputs, t),
+            exchange.ring.recall(state.kept, t),
             kinds=("weights", "samples", "samples", "samples", "samples", "sums"),
         )
         state = State(
             weights,
             exchange.to_next(forward),
             exchange.to_previous(backward),
-            exchange.store(state.inputs, entry, t),
-            exchange.store(state.kept, kept, t),
+            exchange.ring.store(state.inputs, entry, t),
+            exchange.ring.store(state.kept, kept, t),
             labels,
             live,
             t + 1,
@@ -186,7 +186,7 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Callable:
             state.key,
             state.pace,
         )
-        return state, _info(exchange.total(sums))
+        return state, _info(exchange.samples.total(sums))
 
     return tick
 

@@ -131,8 +131,8 @@ class Turn(NamedTuple):
     def _forward(self, l: int, params, p: Array, entered: Array) -> Array:
         """f_l at p, of the minibatch that entered at that tick: whenever it runs, it draws the same."""
         key = None if self.key is None else jax.random.fold_in(self.key, entered)
-        ids = self.exchange.own_samples(jnp.arange(self.samples))
-        products = lambda i, here: training(self.exchange.products(i, here), key, i, ids)
+        ids = self.exchange.samples.own(jnp.arange(self.samples))
+        products = lambda i, here: training(self.exchange.layers.products(i, here), key, i, ids)
         return self.pieces.forward(self.exchange, l, params, p, products)
 
     def _linearised(self, l, params, p, y, v_next, entered):

@@ -8,7 +8,7 @@ import pytest
 
 import jtssm
 from jtssm import losses, solvers
-from jtssm.protocol.pieces import by_index
+from jtssm.protocol.exchange import by_index
 from jtssm.solvers.pieces import Pieces
 from jtssm.solvers.tssm.updates import update_p, update_q, update_u
 
