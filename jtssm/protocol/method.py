@@ -16,6 +16,7 @@ import jax
 from jtssm import checks
 from jtssm.arrays import Array, Tree
 from jtssm.protocol import sample_checks
+from jtssm.protocol.settings import Settings
 
 
 class Info(NamedTuple):
@@ -61,6 +62,7 @@ class Method(NamedTuple):
     mesh: Any = None  # set by place
     axes: Any = None  # set by place: jtssm.sharding.mesh.AxisNames
     forms: tuple[str, ...] | None = None  # set by place: of each layer, where layers may be split
+    settings: Settings | None = None  # what it was made with, by `recorded` constructors
 
 
 def given_trees(draw: Callable, params: Any, dtype: Any) -> list[Tree]:

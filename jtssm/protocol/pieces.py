@@ -72,7 +72,6 @@ class Parts(NamedTuple):
     # device are batched; None: every piece is of its own kind
     alike: tuple[int, ...] | None = None
     splits_layers: bool = True  # whether layers can be split over "pr"
-    rebuild: Callable | None = None  # network -> the same method on another network
     # (exchange, state, x) -> State with the network's statistics estimated on x; None: it has none
     estimate: Callable | None = None
     # a method that trains the network as one piece: its step is descend(state, gradient(...)[0])

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 
 from jtssm.protocol.method import Method
+from jtssm.protocol.optimizers import optimizer
+from jtssm.protocol.settings import Settings
 from jtssm.solvers.descent import sgd
 from jtssm.solvers.layerwise import pdadmm
 from jtssm.solvers.tssm import Variables, gsadmm, gsam, lagrangian, variables
+from jtssm.solvers.tssm.schedules import Stored, Streaming
 from jtssm.solvers.tssm.streaming import delays
 from jtssm.solvers.workers.averaging import ensemble, local_sgd
 from jtssm.solvers.workers.ist import ist
@@ -22,6 +25,9 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 __all__ = [
     "METHODS",
+    "Settings",
+    "Stored",
+    "Streaming",
     "Variables",
     "delays",
     "ensemble",
@@ -31,6 +37,7 @@ __all__ = [
     "lagrangian",
     "layerwise",
     "local_sgd",
+    "optimizer",
     "pdadmm",
     "sgd",
     "variables",

@@ -163,14 +163,14 @@ class Layered(NamedTuple):
             found += [MatrixProduct(i, o, i, split=False), *_solve(i, samples, split=True)]
         return tuple(found)
 
-    def parts(self, *, precision: Any, rebuild: Any) -> Parts:
+    def parts(self, *, precision: Any) -> Parts:
         """Everything `jtssm.sharding.place` needs."""
         samples = dict.fromkeys(("p", "z", "r", "q", "u", "inbox"), "samples")
         return self.pieces.parts(
             name="pdadmm", kinds={"weights": "weights", **samples}, init=self.init, step=self.step,
             drain=lambda exchange, state: state, moves=self.moves, work=self.work, sums=9,
             precision=precision, batch_size=None, resident=True, alike=self._alike(),
-            splits_layers=False, rebuild=rebuild,
+            splits_layers=False,
         )  # fmt: skip
 
     def _alike(self) -> tuple[int, ...]:
