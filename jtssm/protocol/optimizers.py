@@ -35,7 +35,8 @@ def optimizer(name: str, /, *values: Any, **arguments: Any) -> Told:
 
     Args:
       name: of a function of optax, e.g. "adam".
-      values, arguments: its arguments, by place and by name.
+      *values: its arguments by place.
+      **arguments: its arguments by name.
 
     Raises:
       ValueError: no optimizer of optax, or one that is not made of such arguments.
