@@ -86,6 +86,10 @@ def _lines(section: str) -> list[str]:
 def _entry(name: str, text: str) -> str:
     """An argument and its text, in lines."""
     return textwrap.fill(
-        f"{name}: {text}", WIDTH, initial_indent="  ", subsequent_indent="    ",
-        break_long_words=False, break_on_hyphens=False,
-    )  # fmt: skip
+        f"{name}: {text}",
+        WIDTH,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

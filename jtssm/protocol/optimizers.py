@@ -49,18 +49,19 @@ def optimizer(name: str, /, *values: Any, **arguments: Any) -> Told:
       sgd(optimizer=adam(learning_rate=0.001, b1=0.8), batch_size=20)
     """
     make = getattr(optax, name, None) if isinstance(name, str) else None
+    if not callable(make):
+        raise ValueError(
+            f"name: expected a function of optax, e.g. 'adam'; got {checks.shown(name)}"
+        )
     try:
-        bound = inspect.signature(make).bind(*values, **arguments)  # type: ignore[arg-type]
-        made = make(*bound.args, **bound.kwargs)  # type: ignore[misc]
+        bound = inspect.signature(make).bind(*values, **arguments)
+        made = make(*bound.args, **bound.kwargs)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"name: expected a function of optax and its arguments, e.g. 'adam', learning_rate=1e-3; "
-            f"got {checks.shown(name)}: {error}"
+            f"arguments: expected those of optax.{name}; got {checks.shown(arguments)}: {error}"
         ) from error
     if not isinstance(made, optax.GradientTransformation):
-        raise ValueError(
-            f"name: expected an optimizer of optax, e.g. 'adam'; got {checks.shown(name)}"
-        )
+        raise ValueError(f"name: expected an optimizer of optax, e.g. 'adam'; got {name!r}")
     return told(made, name, _flat(bound))
 
 

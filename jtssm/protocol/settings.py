@@ -68,9 +68,10 @@ class Settings:
     def __repr__(self) -> str:
         """The call that makes the method, but for the network and what is left at its default."""
         own = {
-            name: value for name, value in self.arguments.items()
+            name: value
+            for name, value in self.arguments.items()
             if name not in self.defaults or plain(value) != plain(self.defaults[name])
-        }  # fmt: skip
+        }
         return _call(self.constructor, own)
 
 
@@ -84,21 +85,14 @@ def recorded(**readers: Reader) -> Callable[[Callable[P, Method]], Callable[P, M
 
     def keep(make: Callable[P, Method]) -> Callable[P, Method]:
         signature = inspect.signature(make)
-        defaults = {
-            name: _kept(name, parameter.default, read)
-            for name, parameter in signature.parameters.items()
-            if parameter.default is not inspect.Parameter.empty
-        }
+        defaults = _defaults(signature, read)
 
         @functools.wraps(make)
         def made(*args: P.args, **kwargs: P.kwargs) -> Method:
             method = make(*args, **kwargs)
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            arguments = {
-                name: _kept(name, value, read)
-                for name, value in bound.arguments.items() if name != "net"
-            }  # fmt: skip
+            arguments = _kept(bound.arguments, read)
             return method._replace(settings=Settings(make.__name__, arguments, defaults, made))
 
         return made
@@ -106,10 +100,22 @@ def recorded(**readers: Reader) -> Callable[[Callable[P, Method]], Callable[P, M
     return keep
 
 
-def _kept(name: str, value: Any, read: Mapping[str, Reader]) -> Any:
-    """A value that nobody changes afterwards."""
-    if name in read:
-        return read[name](value)
+def _defaults(signature: inspect.Signature, read: Mapping[str, Reader]) -> dict[str, Any]:
+    """The arguments that a signature has defaults for."""
+    left = {name: parameter.default for name, parameter in signature.parameters.items()}
+    empty = inspect.Parameter.empty
+    return _kept({name: value for name, value in left.items() if value is not empty}, read)
+
+
+def _kept(arguments: Mapping[str, Any], read: Mapping[str, Reader]) -> dict[str, Any]:
+    """All but the network, as the values they stand for, which nobody changes afterwards."""
+    as_it_is: Reader = lambda value: value
+    given = {name: value for name, value in arguments.items() if name != "net"}
+    return {name: _fixed(read.get(name, as_it_is)(value)) for name, value in given.items()}
+
+
+def _fixed(value: Any) -> Any:
+    """A list or an array as a tuple."""
     if isinstance(value, np.ndarray):
         return tuple(value.tolist())
     return tuple(value) if isinstance(value, list) else value

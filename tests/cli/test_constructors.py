@@ -86,10 +86,13 @@ def test_the_fields_of_both_schedules_are_options_which_say_whose_they_are():
         (["--schedule", "stored"], "stored"),
         (["--sweeps", "2", "--delay-power", "0"], solvers.Streaming(2, 0.0)),
         (["--schedule", "stored", "--weight-steps", "5"], solvers.Stored(weight_steps=5)),
-        (["--schedule", "stored", "--order", "parallel", "--sweeps", "3"], solvers.Stored(3, order="parallel")),
+        (
+            ["--schedule", "stored", "--order", "parallel", "--sweeps", "3"],
+            solvers.Stored(3, order="parallel"),
+        ),
         (["--schedule", "async", "--sweeps", "3"], "async"),  # which the constructor refuses
     ],
-)  # fmt: skip
+)
 def test_options_of_a_schedule_make_the_schedule(words, schedule):
     found = given(PARSERS["jtssm train gsam"].parse_args(words), solvers.gsam)
     assert found.pop("schedule", None) == schedule

@@ -56,20 +56,33 @@ def test_a_document_has_no_addresses_and_every_kind_of_value():
                 {"state": ["EmptyState", "EmptyState"]},
                 {"name": "adam", "learning_rate": 0.001},
             ],
-            "batch_size": 6, "subnets": 2, "cuts": None, "rho": 0.5, "alpha": 1.0, "eta": None,
+            "batch_size": 6,
+            "subnets": 2,
+            "cuts": None,
+            "rho": 0.5,
+            "alpha": 1.0,
+            "eta": None,
             "schedule": {"kind": "Streaming", "sweeps": 1, "delay_power": 1.0},
-            "loss": "cross_entropy", "precision": None, "compute_dtype": "bfloat16",
+            "loss": "cross_entropy",
+            "precision": None,
+            "compute_dtype": "bfloat16",
         },
-    }  # fmt: skip
+    }
     rate = solvers.optimizer("sgd", optax.cosine_decay_schedule(0.1, 10))
     assert plain(rate) == {"name": "sgd", "learning_rate": "cosine_decay_schedule"}
 
 
 CHANGES = [
-    {"rho": 2.0}, {"cuts": [1], "subnets": None}, {"schedule": "stored"}, {"loss": "squared_error"},
-    {"precision": "highest"}, {"compute_dtype": "bfloat16"}, {"optimizer": optax.adam(1e-3)},
-    {"optimizer": solvers.optimizer("adam", 1e-2)}, {"schedule": solvers.Streaming(2)},
-]  # fmt: skip
+    {"rho": 2.0},
+    {"cuts": [1], "subnets": None},
+    {"schedule": "stored"},
+    {"loss": "squared_error"},
+    {"precision": "highest"},
+    {"compute_dtype": "bfloat16"},
+    {"optimizer": optax.adam(1e-3)},
+    {"optimizer": solvers.optimizer("adam", 1e-2)},
+    {"schedule": solvers.Streaming(2)},
+]
 
 
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
