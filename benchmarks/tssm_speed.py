@@ -63,7 +63,9 @@ def _methods(net: Any, precision: Any, given: argparse.Namespace) -> dict[str, A
     methods = {ADAM: solvers.sgd(net, **shared)}
     for n in given.subnets:
         methods[f"n = {n}"] = solvers.gsadmm(net, subnets=n, **shared)
-    methods["n = 2, 2 sweeps"] = solvers.gsadmm(net, subnets=2, sweeps=2, **shared)
+    methods["n = 2, 2 sweeps"] = solvers.gsadmm(
+        net, subnets=2, schedule=solvers.Streaming(sweeps=2), **shared
+    )
     return methods
 
 

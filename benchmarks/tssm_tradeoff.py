@@ -33,6 +33,7 @@ import jtssm
 from benchmarks import record
 from benchmarks.running import Runs
 from jtssm import data, losses, plot, solvers
+from jtssm.protocol.settings import plain
 
 BATCH, WARMUP, TUNED = 110, 500, (2, 3, 5, 10)
 COLLAPSED = 0.5  # held-out accuracy of a run that has not learned
@@ -63,11 +64,11 @@ def entries(subnets: Sequence[int]) -> dict[str, Entry]:
         near = min(tuned, key=lambda t: (abs(t - n), -t))
         table[line(n)] = Entry("gsadmm", {"subnets": n}, line(near), 3 if n in tuned else 1)
     more = {
-        "gsADMM streaming, 2 sweeps": ("gsadmm", {"sweeps": 2}),
+        "gsADMM streaming, 2 sweeps": ("gsadmm", {"schedule": solvers.Streaming(sweeps=2)}),
         "gsADMM stored": ("gsadmm", {"schedule": "stored"}),
-        "gsAM streaming, 2 sweeps": ("gsam", {"sweeps": 2}),
+        "gsAM streaming, 2 sweeps": ("gsam", {"schedule": solvers.Streaming(sweeps=2)}),
         "gsAM stored, sequential": ("gsam", {"schedule": "stored"}),
-        "gsAM stored, parallel": ("gsam", {"schedule": "stored", "order": "parallel"}),
+        "gsAM stored, parallel": ("gsam", {"schedule": solvers.Stored(order="parallel")}),
     }
     for name, (method, options) in more.items():
         for n in tuned:
@@ -179,7 +180,9 @@ def _train(entry: Entry, run: tuple, epochs: int, smoke: bool) -> dict:
     if smoke:
         splits = splits._replace(train=data.Split(*(a[:550] for a in splits.train)))
     _, rate, seed, read_test = run
-    steps = len(splits.train.x) // BATCH * epochs * entry.options.get("sweeps", 1)
+    steps = (
+        len(splits.train.x) // BATCH * epochs * getattr(entry.options.get("schedule"), "sweeps", 1)
+    )
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(WARMUP, steps // 5), steps)
     method = solvers.METHODS[entry.method](
         net, optimizer=optax.adam(schedule), batch_size=BATCH, **entry.options
@@ -209,7 +212,7 @@ def _line(name: str, table: dict, rates: dict, seen: dict) -> dict:
     rate = entry.scale * rates[entry.rate_of]
     print(f"{name:36} rate {rate:g}  test {np.mean(test):.4f}")
     return {
-        "method": entry.method, "options": entry.options, "subnets": entry.subnets,
+        "method": entry.method, "options": plain(entry.options), "subnets": entry.subnets,
         "rate": rate, "rate_of": entry.rate_of, "test_accuracy": test,
         "train_accuracy": [s["train_accuracy"] for s in runs],
         "valid_accuracy_by_epoch": np.mean([s["valid_accuracy"] for s in runs], axis=0).tolist(),

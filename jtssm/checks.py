@@ -189,14 +189,6 @@ def key(value: Any) -> jax.Array:
     raise ValueError(f"key: expected a single key, e.g. jax.random.key(0); got {shown(value)}")
 
 
-def no_use_for(name: str, value: Any, why: str, *, schedule: str, given: str) -> None:
-    """The value is None where the schedule `given` is the one that has no use for it."""
-    if isinstance(given, str) and given == schedule and value is not None:
-        raise ValueError(
-            f"{name}: expected None with schedule={schedule!r}, {why}; got {shown(value)}"
-        )
-
-
 def precision(value: Any) -> None:
     """A name that jax.default_matmul_precision takes, or None for jax's own default."""
     try:

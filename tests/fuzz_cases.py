@@ -115,16 +115,23 @@ LAYERS = {
 }  # fmt: skip
 SHARED = {"net": NET, "optimizer": SGD, "batch_size": 6, "loss": "cross_entropy", "precision": None}
 SPLIT = SHARED | {
-    "subnets": 2, "cuts": None, "alpha": 1.0, "eta": None, "schedule": "streaming", "sweeps": 1, "weight_steps": None,
-    "delay_power": None,
+    "subnets": 2, "cuts": None, "alpha": 1.0, "eta": None, "schedule": "streaming",
 }  # fmt: skip
-STORED = {"schedule": "stored", "weight_steps": 1}
+STORED = {"schedule": solvers.Stored(weight_steps=1)}
 ROUND = SHARED | {"batch_size": 2, "local_steps": 2}
 METHODS = {
     "gsadmm": (solvers.gsadmm, SPLIT | {"rho": 1.0}),
     "gsadmm stored": (solvers.gsadmm, SPLIT | STORED | {"rho": 1.0}),
     "gsam": (solvers.gsam, SPLIT),
-    "gsam stored": (solvers.gsam, SPLIT | STORED | {"order": "parallel"}),
+    "gsam stored": (solvers.gsam, SPLIT | {"schedule": solvers.Stored(weight_steps=1, order="parallel")}),
+    "streaming": (
+        lambda **given: solvers.gsadmm(**SHARED, subnets=2, schedule=solvers.Streaming(**given)),
+        {"sweeps": 1, "delay_power": 1.0},
+    ),
+    "stored": (
+        lambda **given: solvers.gsam(**SHARED, subnets=2, schedule=solvers.Stored(**given)),
+        {"sweeps": 1, "weight_steps": None, "order": None},
+    ),
     "pdadmm": (
         solvers.pdadmm,
         {"net": NET, "rho": 1.0, "nu": 0.1, "damping": None, "t0": None, "weight_decay": 0.0, "grid": None,

@@ -22,15 +22,19 @@ METHODS = {
     "sgd": solvers.sgd(NET, optimizer=optax.adam(1e-2), batch_size=BATCH),
     "gsadmm, 1 subnet": solvers.gsadmm(NET, subnets=1, **GSADMM),
     "gsadmm, 2 subnets": solvers.gsadmm(NET, subnets=2, **GSADMM),
-    "gsadmm, 3 subnets, 2 sweeps": solvers.gsadmm(NET, subnets=3, sweeps=2, **GSADMM),
+    "gsadmm, 3 subnets, 2 sweeps": solvers.gsadmm(
+        NET, subnets=3, schedule=solvers.Streaming(sweeps=2), **GSADMM
+    ),
     "gsadmm, stored": solvers.gsadmm(NET, subnets=2, schedule="stored", **GSADMM),
-    "gsam, 3 subnets, 2 sweeps": solvers.gsam(NET, subnets=3, sweeps=2, **GSADMM),
+    "gsam, 3 subnets, 2 sweeps": solvers.gsam(
+        NET, subnets=3, schedule=solvers.Streaming(sweeps=2), **GSADMM
+    ),
     "gsam, stored": solvers.gsam(NET, subnets=2, schedule="stored", **GSADMM),
     "ist": solvers.ist(NET, subnets=2, **ROUND),
     "local_sgd": solvers.local_sgd(NET, workers=2, **ROUND),
     "pdadmm": solvers.pdadmm(NET),
     "gsam, stored, parallel": solvers.gsam(
-        NET, subnets=3, schedule="stored", order="parallel", **GSADMM
+        NET, subnets=3, schedule=solvers.Stored(order="parallel"), **GSADMM
     ),
 }
 

@@ -11,6 +11,7 @@ DOORS = [
     jtssm.fit, jtssm.evaluate, jtssm.plan, jtssm.sweep,
     nn.mlp, nn.from_nnx, nn.layers, nn.cut, nn.balanced_starts,
     solvers.gsadmm, solvers.gsam, solvers.pdadmm, solvers.ist, solvers.sgd, solvers.local_sgd,
+    solvers.optimizer,
     sharding.place, sharding.make_mesh,
     data.load,
 ]  # fmt: skip

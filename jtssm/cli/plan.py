@@ -7,12 +7,11 @@ import csv
 import json
 import sys
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 
 import jtssm
 from jtssm import plot, solvers
@@ -21,9 +20,11 @@ from jtssm.cli.constructors import given, takes
 from jtssm.planning import plan, sweeps
 from jtssm.planning.builders import LOCAL_STEPS, workers_argument
 from jtssm.planning.trials import Record
+from jtssm.protocol.optimizers import optimizer
 from jtssm.sharding.cost.calibration import calibrate
 from jtssm.sharding.cost.planner import Proposal
 
+RATE = 1e-3  # of optimizers, of which only the kind counts here
 LISTED = 4  # shapes that do not go
 CAUSES = ("permute", "all_gather", "reduce_scatter", "all_reduce", "all_to_all")
 
@@ -66,9 +67,9 @@ def code(found: Proposal, arguments: argparse.Namespace) -> str:
         if arguments.widths is None
         else f"jtssm.mlp({arguments.widths})"
     )
-    options = [f"{name}={value!r}" for name, value in _options(found, arguments).items()]
+    options = [f"{name}={_written(value)}" for name, value in _options(found, arguments).items()]
     if takes(solvers.METHODS[arguments.method], "optimizer"):
-        options.insert(0, f"optimizer=optax.{arguments.optimizer}(1e-3)")
+        options.insert(0, f"optimizer=optax.{arguments.optimizer}({RATE})")
     forms = f", forms={list(found.forms)}" if found.forms and found.shape[1] > 1 else ""
     return (
         "import jtssm\nimport optax\nfrom jtssm import nn, sharding, solvers\n\n"
@@ -76,6 +77,11 @@ def code(found: Proposal, arguments: argparse.Namespace) -> str:
         f"mesh = sharding.make_mesh{found.shape}\n"
         f"placed = sharding.place(method, mesh{forms})\n"
     )
+
+
+def _written(value: object) -> str:
+    """A value as Python writes it where jtssm.solvers is at hand."""
+    return f"solvers.{value!r}" if is_dataclass(value) else repr(value)
 
 
 def _options(found: Proposal, arguments: argparse.Namespace) -> dict[str, object]:
@@ -116,7 +122,7 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
     make = solvers.METHODS[arguments.method]
     asked = given(arguments, make)
     if takes(make, "optimizer"):
-        asked["optimizer"] = getattr(optax, arguments.optimizer)(1e-3)
+        asked["optimizer"] = optimizer(arguments.optimizer, learning_rate=RATE)
     net = arguments.net if arguments.widths is None else jtssm.mlp(arguments.widths)
     return asked | {
         "net": net, "num_devices": arguments.devices, "batch": arguments.batch,

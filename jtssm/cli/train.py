@@ -14,6 +14,7 @@ from jtssm.nn import images
 from jtssm.nn.network import Network
 from jtssm.planning.builders import workers_argument
 from jtssm.protocol.method import Method
+from jtssm.protocol.optimizers import told
 
 HIDDEN = {"mlp": [512] * 3, "convnet": [128]}  # unless given
 CHANNELS = [16, 32]
@@ -80,22 +81,37 @@ def build(
     options = given(arguments, make)
     if takes(make, "optimizer"):
         checks.positive(**{"--learning-rate": arguments.learning_rate})
-        rate = learning_rate(arguments, samples)
-        options["optimizer"] = getattr(optax, arguments.optimizer)(rate)
+        options["optimizer"] = optimizer(arguments, samples)
     return make(network(arguments, shape, classes), **options)
+
+
+def optimizer(arguments: argparse.Namespace, samples: int) -> optax.GradientTransformation:
+    """The optimizer, which says how it was asked for."""
+    rate = learning_rate(arguments, samples)
+    words = {"learning_rate": arguments.learning_rate, "rates": arguments.rates}
+    if arguments.rates != "constant":
+        words["steps"] = _steps(arguments, samples)
+    return told(getattr(optax, arguments.optimizer)(rate), arguments.optimizer, words)
 
 
 def learning_rate(arguments: argparse.Namespace, samples: int) -> optax.ScalarOrSchedule:
     """Constant, or up to --learning-rate and down to 0 in as many steps as the optimizer will take."""
     if arguments.rates == "constant":
         return arguments.learning_rate
-    checks.count(**{"--batch-size": arguments.batch_size, "--epochs": arguments.epochs})
-    options = given(arguments, solvers.METHODS[arguments.method])
-    sharers = options.get(workers_argument(solvers.METHODS[arguments.method]) or "", 1)
-    minibatches = options.get("weight_steps") or samples // (arguments.batch_size * (sharers or 1))
-    steps = max(minibatches * arguments.epochs * (options.get("sweeps") or 1), 1)
+    steps = _steps(arguments, samples)
     warmup = min(WARMUP, steps // 5)
     return optax.warmup_cosine_decay_schedule(0.0, arguments.learning_rate, warmup, steps)
+
+
+def _steps(arguments: argparse.Namespace, samples: int) -> int:
+    """How many steps the optimizer of a subnetwork or worker will take."""
+    checks.count(**{"--batch-size": arguments.batch_size, "--epochs": arguments.epochs})
+    make = solvers.METHODS[arguments.method]
+    options = given(arguments, make)
+    sharers = options.get(workers_argument(make) or "") or 1
+    schedule = options.get("schedule")  # of the methods that have any
+    each = getattr(schedule, "weight_steps", None) or samples // (arguments.batch_size * sharers)
+    return max(each * arguments.epochs * getattr(schedule, "sweeps", 1), 1)
 
 
 def shallow(arguments: argparse.Namespace, method: Method) -> Method | None:
@@ -113,5 +129,6 @@ def shallow(arguments: argparse.Namespace, method: Method) -> Method | None:
             f"--hidden: expected equal widths from layer {arguments.shallow} on, as inserted identity "
             f"layers need; got {hidden}"
         )
-    assert method.parts.rebuild is not None
-    return method.parts.rebuild(jtssm.mlp([*shapes[0], *hidden[: arguments.shallow], *shapes[-1]]))
+    assert method.settings is not None
+    few = jtssm.mlp([*shapes[0], *hidden[: arguments.shallow], *shapes[-1]])
+    return method.settings.remade(few)

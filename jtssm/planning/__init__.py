@@ -25,7 +25,7 @@ def plan(
       machine: a `Machine`, the name of one of `MACHINES`, or the path of a machine file.
       method: the name of a method, or (net, n, batch) -> the unplaced one with n subnetworks or workers.
       optimizer: of the method; None: Adam.
-      options: its other arguments, as its constructor takes them.
+      options: its other arguments, as its constructor takes them (a schedule by its name or as it is).
       memory_limit: bytes a device may hold; None: the machine's capacity.
       overlap: share of the products' time, 0 to 1, behind which the all-reduce of gradients may hide.
       samples: that a resident method keeps.

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import optax
-
 from jtssm import checks, solvers
 from jtssm.nn.architectures import find_architecture
 from jtssm.nn.network import Network
@@ -24,9 +22,10 @@ def builder(method: str | Build, *, optimizer: Any = None, **options: Any) -> Bu
     Args:
       method: a name of `solvers.METHODS`, or such a function as it is.
       optimizer: of methods that take one; None: optax.adam(1e-3).
-      options: of the method, as its function takes them. With the number of
-        subnetworks or workers among them (subnets, cuts, workers, members) n only says over how many
-        devices they lie. Workers share the batch evenly.
+      options: of the method, as its function takes them, e.g. schedule="stored" or
+        schedule=solvers.Stored(weight_steps=1). With the number of subnetworks or workers among them
+        (subnets, cuts, workers, members) n only says over how many devices they lie. Workers share
+        the batch evenly.
 
     Raises:
       ValueError: an unknown name.
@@ -37,7 +36,7 @@ def builder(method: str | Build, *, optimizer: Any = None, **options: Any) -> Bu
     make = solvers.METHODS[method]
     _check_options(make, options)
     _optimizers(optimizer)
-    adam = optax.adam(1e-3) if optimizer is None else optimizer
+    adam = solvers.optimizer("adam", 1e-3) if optimizer is None else optimizer
     takes = inspect.signature(make).parameters
     trained = {"optimizer": adam} if "optimizer" in takes else {}
     workers = workers_argument(make)

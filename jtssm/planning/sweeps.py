@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from tqdm.auto import tqdm
 
 from jtssm import checks
 from jtssm.nn.network import Network
-from jtssm.planning.builders import _optimizers, as_network, builder
+from jtssm.planning.builders import as_network, builder
 from jtssm.planning.trials import Record, column, counted, measured, ring_sent, topology_devices
+from jtssm.protocol.settings import plain
 from jtssm.sharding.cost import planner
 from jtssm.sharding.cost.demand import Sizes
 from jtssm.sharding.cost.machine_files import find_machine
@@ -79,8 +78,8 @@ def sweep(
         "net": net if isinstance(net, str) else layers, "devices": num_devices,
         "batch": batch, "machine": machine.name, "method": method if isinstance(method, str) else "own",
         "overlap": overlap, "samples": samples, "memory_limit": memory_limit,
-        "count": count, "measure": measure, "topology": topology, "optimizer": _state_words(optimizer),
-        "options": {name: str(value) for name, value in options.items()},
+        "count": count, "measure": measure, "topology": topology, "optimizer": plain(optimizer),
+        "options": plain(options),
     }  # fmt: skip
     resume = None if resume is None else checks.path("resume", resume)
     done = _done(resume, about)
@@ -96,15 +95,6 @@ def sweep(
     records = [done[shape] for shape in shapes]
     _mark_best(records)
     return records
-
-
-def _state_words(optimizer: Any) -> int | None:
-    """What tells one optimizer from another here: the size of its state."""
-    if optimizer is None:
-        return None
-    toy = {"W": jax.ShapeDtypeStruct((8, 8), np.float32)}
-    state = [jax.eval_shape(each.init, toy) for each in _optimizers(optimizer)]
-    return sum(prod(a.shape) for a in jax.tree.leaves(state))
 
 
 class _Sweep:

@@ -4,6 +4,7 @@ from jtssm.protocol.declared import Declared, MatrixProduct, Move, Run
 from jtssm.protocol.exchange import Exchange
 from jtssm.protocol.method import Info, Method
 from jtssm.protocol.program import Batch, Program, Stages
+from jtssm.protocol.settings import Settings, recorded
 from jtssm.protocol.stages import StageProgram
 from jtssm.protocol.whole import WholeProgram
 from jtssm.protocol.workers import Meeting, Model, WorkerProgram
@@ -20,8 +21,10 @@ __all__ = [
     "Move",
     "Program",
     "Run",
+    "Settings",
     "StageProgram",
     "Stages",
     "WholeProgram",
     "WorkerProgram",
+    "recorded",
 ]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jtssm.losses import Loss
     from jtssm.nn.network import Network
     from jtssm.protocol.program import Program
+    from jtssm.protocol.settings import Settings
 
 
 class Info(NamedTuple):
@@ -73,6 +74,11 @@ class Method(NamedTuple):
     def name(self) -> str:
         """What its constructor is called."""
         return self.program.name
+
+    @property
+    def settings(self) -> Settings | None:
+        """What it was made with; None: of a constructor that is not `recorded`."""
+        return self.program.settings
 
     @property
     def network(self) -> Network:

@@ -21,6 +21,7 @@ from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network
 from jtssm.protocol.declared import Declared
 from jtssm.protocol.method import Method
+from jtssm.protocol.settings import Settings
 
 
 class Stages(NamedTuple):
@@ -64,7 +65,7 @@ class Batch(NamedTuple):
     resident: bool = False  # whether variables of every sample are kept: samples stay in place
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Program(abc.ABC):
     """A method, written once; `on_one_device` makes a `Method` of it, and so does `sharding.place`."""
 
@@ -75,6 +76,7 @@ class Program(abc.ABC):
     # field of State -> "weights", "samples", "line" (see `jtssm.protocol.exchange`), or the mesh axes of
     # its arrays' first dimensions
     kinds: Mapping[str, str | tuple[str | None, ...]]
+    settings: Settings | None = None  # what it was made with, of a constructor that is `recorded`
 
     @abc.abstractmethod
     def on_one_device(self) -> Method:

@@ -19,7 +19,7 @@ from jtssm.protocol.method import Info, Method, given_trees
 from jtssm.protocol.program import Program
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class StageProgram(Program):
     """Functions whose first argument is the exchange through which pieces meet."""
 

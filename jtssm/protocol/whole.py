@@ -18,7 +18,7 @@ from jtssm.protocol.program import Program
 from jtssm.protocol.stages import starting, whole_params
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class WholeProgram(Program):
     """A step is descend(state, gradient): the first on shares of the samples, the second on whole arrays,
     which jax shards."""

@@ -60,7 +60,7 @@ class Model(NamedTuple):
     homes: int  # in how many parts it is stored; 1: not on a mesh
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class WorkerProgram(Program):
     """Functions whose first argument is the meeting of workers; a step is a round.
 

@@ -1,15 +1,21 @@
 """Training methods as pure functions: arrays in, arrays out."""
 
+from jtssm.protocol.optimizers import optimizer
+from jtssm.protocol.settings import Settings
 from jtssm.solvers.descent import sgd
 from jtssm.solvers.layerwise import pdadmm
 from jtssm.solvers.methods import METHODS, register
 from jtssm.solvers.tssm import Variables, gsadmm, gsam, lagrangian, variables
+from jtssm.solvers.tssm.schedules import Stored, Streaming
 from jtssm.solvers.tssm.streaming import delays
 from jtssm.solvers.workers.averaging import ensemble, local_sgd
 from jtssm.solvers.workers.ist import ist
 
 __all__ = [
     "METHODS",
+    "Settings",
+    "Stored",
+    "Streaming",
     "Variables",
     "delays",
     "ensemble",
@@ -19,6 +25,7 @@ __all__ = [
     "lagrangian",
     "layerwise",
     "local_sgd",
+    "optimizer",
     "pdadmm",
     "register",
     "sgd",

@@ -21,10 +21,12 @@ from jtssm import checks, losses
 from jtssm.arrays import Array
 from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network, estimate_layers
+from jtssm.protocol.arguments import documented
 from jtssm.protocol.declared import Declared, Run
 from jtssm.protocol.exchange import Exchange
 from jtssm.protocol.method import Info, Method
 from jtssm.protocol.program import Batch
+from jtssm.protocol.settings import recorded
 from jtssm.protocol.whole import WholeProgram
 from jtssm.solvers.pieces import Pieces, Weights, precisely, training
 
@@ -37,6 +39,8 @@ class State(NamedTuple):
     pace: Array  # [] what the optimizer's updates are multiplied by: 1, less after a divergence
 
 
+@recorded()
+@documented()
 def sgd(
     net: Network,
     *,
@@ -52,10 +56,6 @@ def sgd(
       net: the network.
       optimizer: an optax optimizer; it sees the gradient of the minibatch's mean loss.
       batch_size: samples of the whole minibatch, all devices together.
-      loss: "cross_entropy" (integer labels), "squared_error", or a `losses.Loss`.
-      precision: of the products, a name `jax.default_matmul_precision` takes; None: jax's default.
-      compute_dtype: "bfloat16": layers compute and send in it, while parameters, state, sums and losses
-        keep the dtype of the samples (normalisation's statistics: float32); None: that dtype throughout.
 
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.

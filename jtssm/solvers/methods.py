@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from jtssm import checks
 from jtssm.protocol.method import Method
+from jtssm.protocol.settings import recorded
 from jtssm.solvers.descent import sgd
 from jtssm.solvers.layerwise import pdadmm
 from jtssm.solvers.tssm import gsadmm, gsam
@@ -39,16 +40,20 @@ def register(name: str, constructor: Callable[..., Method]) -> None:
       ValueError: another name, a name that is taken, or another constructor.
 
     Examples:
+      >>> import jtssm
       >>> from jtssm import solvers
       >>> def slow_sgd(net, *, optimizer, batch_size):
       ...     return solvers.sgd(net, optimizer=optimizer, batch_size=batch_size)
       >>> solvers.register("slow_sgd", slow_sgd)
-      >>> solvers.METHODS.pop("slow_sgd") is slow_sgd
-      True
+      >>> net = jtssm.mlp([4, 8, 3])
+      >>> adam = solvers.optimizer("adam", 1e-3)
+      >>> solvers.METHODS.pop("slow_sgd")(net, optimizer=adam, batch_size=20).settings
+      slow_sgd(optimizer=adam(learning_rate=0.001), batch_size=20)
     """
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"name: expected an identifier, e.g. 'diloco'; got {checks.shown(name)}")
-    if METHODS.get(name, constructor) is not constructor:
+    known = METHODS.get(name, constructor)
+    if inspect.unwrap(known) is not inspect.unwrap(constructor):
         raise ValueError(
             f"name: expected one that is not taken, not of {list(METHODS)}; got {name!r}"
         )
@@ -63,4 +68,4 @@ def register(name: str, constructor: Callable[..., Method]) -> None:
             f"constructor: expected arguments (net, *, ...), all but net by name; got "
             f"{inspect.signature(constructor)}"
         )
-    METHODS[name] = constructor
+    METHODS[name] = recorded()(inspect.unwrap(constructor))

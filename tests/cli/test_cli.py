@@ -139,7 +139,11 @@ def test_a_method_is_named_in_two_ways_and_is_gsadmm_if_it_is_not(tmp_path, monk
 
 @pytest.mark.parametrize(
     ("options", "steps"),
-    [({}, 2 * 20), ({"sweeps": 3}, 6 * 20), ({"weight_steps": 7, "sweeps": 2}, 2 * 14)],
+    [
+        ({}, 2 * 20),
+        ({"sweeps": 3}, 6 * 20),
+        ({"weight_steps": 7, "sweeps": 2, "schedule": "stored"}, 2 * 14),
+    ],
 )
 def test_rates_run_up_and_then_down_to_zero_over_all_steps(options, steps):
     given = {"rates": "warmup-cosine", "learning_rate": 0.1, "batch_size": 60, "epochs": 2}
@@ -230,6 +234,12 @@ def test_a_network_or_form_that_does_not_fit_is_refused(arguments, message, tmp_
         (["--data", "imagenet"], "name: expected one of"),
         (["--data", "mnist", "--data-dir", "nowhere"], "train-images-idx3-ubyte.gz: expected this file"),
         (["--rates", "magic"], "--rates: expected one of"),
+        (["--weight-steps", "3"], "--weight-steps: expected none with --schedule streaming, which takes --sweeps, --delay-power; got 3"),
+        (["--schedule", "stored", "--delay-power", "0"], "--delay-power: expected none with --schedule stored, which takes --sweeps, --weight-steps; got 0.0"),
+        (["gsam", "--order", "parallel"], "--order: expected none with --schedule streaming, which takes --sweeps, --delay-power; got parallel"),
+        (["--order", "parallel"], "train gsadmm: expected no --order, which it does not take; it takes --batch-size, --subnets, "),
+        (["--schedule", "async", "--sweeps", "2"], "schedule: expected one of ['stored', 'streaming'], "),
+        (["--sweeps", "0"], "sweeps: expected an integer of at least 1; got 0"),
         (["sgd", "--order", "parallel"], "train sgd: expected no --order, which it does not take; it takes --batch-size, "),
         (["--optimizer", "magic"], "--optimizer: expected one of"),
         (["--learning-rate", "-1"], "--learning-rate: expected a finite number above 0"),

@@ -8,7 +8,8 @@ import pytest
 
 from jtssm import solvers
 from jtssm.cli import main, parser
-from jtssm.cli.constructors import NOT_OPTIONS, add_options, described, flag, given
+from jtssm.cli.constructors import NOT_OPTIONS, add_options, flag, given, names
+from jtssm.protocol.arguments import described
 from jtssm.protocol.method import Method
 
 
@@ -54,15 +55,48 @@ def test_every_option_has_a_help_text(command):
 def test_each_argument_of_a_constructor_is_described_and_an_option(method):
     arguments = set(inspect.signature(solvers.METHODS[method]).parameters)
     assert set(described(solvers.METHODS[method])) == arguments
-    options = {flag(name) for name in arguments - set(NOT_OPTIONS)}
+    assert arguments - set(NOT_OPTIONS) <= set(names(solvers.METHODS[method]))
+    options = {flag(name) for name in names(solvers.METHODS[method])}
     assert options <= words(f"jtssm train {method}")
     # the command's --batch is that of all devices together
     assert options - {"--batch-size"} <= words(f"jtssm plan {method}")
     assert options - {"--batch-size"} <= words(f"jtssm sweep {method}")
-    others = {
-        name for make in solvers.METHODS.values() for name in inspect.signature(make).parameters
-    }
-    assert not {flag(name) for name in others - arguments} & words(f"jtssm train {method}")
+    others = {flag(name) for make in solvers.METHODS.values() for name in names(make)}
+    assert not (others - options) & words(f"jtssm train {method}")
+
+
+def test_the_fields_of_both_schedules_are_options_which_say_whose_they_are():
+    own = ["schedule", "sweeps", "delay_power", "weight_steps"]
+    assert [name for name in names(solvers.gsadmm) if name in [*own, "order"]] == own
+    assert [name for name in names(solvers.gsam) if name in [*own, "order"]] == [*own, "order"]
+    text = " ".join(PARSERS["jtssm train gsam"].format_help().split())
+    for part in (
+        "--sweeps N streaming: ADMM sweeps a minibatch. stored: ADMM sweeps a step; default: 1",
+        "--weight-steps N stored only: minibatch steps of W a sweep",
+        "--delay-power X streaming only: updates of subnetwork l",
+        "--order NAME stored only: of gsAM",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("words", "schedule"),
+    [
+        ([], None),
+        (["--schedule", "stored"], "stored"),
+        (["--sweeps", "2", "--delay-power", "0"], solvers.Streaming(2, 0.0)),
+        (["--schedule", "stored", "--weight-steps", "5"], solvers.Stored(weight_steps=5)),
+        (
+            ["--schedule", "stored", "--order", "parallel", "--sweeps", "3"],
+            solvers.Stored(3, order="parallel"),
+        ),
+        (["--schedule", "async", "--sweeps", "3"], "async"),  # which the constructor refuses
+    ],
+)
+def test_options_of_a_schedule_make_the_schedule(words, schedule):
+    found = given(PARSERS["jtssm train gsam"].parse_args(words), solvers.gsam)
+    assert found.pop("schedule", None) == schedule
+    assert found == {"batch_size": 110}
 
 
 def test_what_shapes_no_layer_or_takes_no_gradient_lacks_the_options_for_it():
@@ -94,16 +128,6 @@ def made(
       ValueError: never.
     """
     raise NotImplementedError
-
-
-def test_texts_of_arguments_are_read_from_the_docstring():
-    assert described(made) == {
-        "net": "the network.",
-        "number": "a number: of things.",
-        "lengths": "of 100% `steps`. None: all.",
-        "share": "both of them.",
-        "exactly": "both of them.",
-    }
 
 
 def test_options_have_the_types_and_defaults_of_the_signature(capsys):

@@ -209,6 +209,36 @@ def test_bad_options_are_refused(options, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_schedules_are_planned_as_objects_and_told_apart_in_a_file(tmp_path):
+    given = {"method": "gsadmm", "subnets": 2, "samples": 64}
+    named = jtssm.plan(NET, 2, 16, V5E, schedule="stored", **given)
+    once = jtssm.plan(NET, 2, 16, V5E, schedule=solvers.Stored(weight_steps=1), **given)
+    assert named.best.method.settings.arguments["schedule"] == solvers.Stored()
+    assert once.best.method.settings.arguments["schedule"] == solvers.Stored(weight_steps=1)
+    assert once.best.seconds.total < named.best.seconds.total  # an epoch is four minibatches
+    with pytest.raises(ValueError, match=r"options: expected one of .*'schedule'.*got 'sweeps'"):
+        jtssm.plan(NET, 2, 16, V5E, sweeps=2, **given)
+    ways = given | {"count": False, "progress": False, "resume": tmp_path / "records.jsonl"}
+    optimizer = solvers.optimizer("adam", 1e-3)
+    jtssm.sweep(NET, 2, 16, V5E, schedule=solvers.Stored(2), optimizer=optimizer, **ways)
+    about = json.loads((tmp_path / "records.jsonl").read_text().splitlines()[0])["about"]
+    schedule = {"kind": "Stored", "sweeps": 2, "weight_steps": None, "order": None}
+    assert about["options"] == {"subnets": 2, "schedule": schedule}
+    assert about["optimizer"] == {"name": "adam", "learning_rate": 0.001}
+    with pytest.raises(ValueError, match=r"resume: expected records of the same sweep"):
+        jtssm.sweep(NET, 2, 16, V5E, schedule=solvers.Stored(3), optimizer=optimizer, **ways)
+
+
+def test_the_python_that_plan_prints_makes_the_schedule(capsys):
+    words = ["--method", "gsadmm", "--schedule", "stored", "--weight-steps", "2", "--samples", "64"]
+    assert main(["plan", *words, *SHAPE]) == 0
+    printed = capsys.readouterr().out
+    found: dict = {}
+    exec(printed[printed.index("import jtssm\n") :], found)
+    schedule = found["method"].settings.arguments["schedule"]
+    assert schedule == solvers.Stored(weight_steps=2)
+
+
 def test_calibrate_writes_a_machine_that_plan_takes(tmp_path, capsys):
     path = tmp_path / "here.json"
     assert main(["calibrate", str(path)]) == 0

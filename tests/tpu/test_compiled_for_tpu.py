@@ -117,7 +117,7 @@ METHODS = {
         DOMAIN, FEW_CHANNELS,
     ),
     "gsam, 2 sweeps": Row(
-        solvers.gsam(NET, subnets=4, sweeps=2, **BATCH), ALL_AXES, BOUNDARIES | SPLIT
+        solvers.gsam(NET, subnets=4, schedule=solvers.Streaming(sweeps=2), **BATCH), ALL_AXES, BOUNDARIES | SPLIT
     ),
     "gsam, stored": Row(
         solvers.gsam(NET, subnets=4, schedule="stored", **BATCH), ALL_AXES, BOUNDARIES | SPLIT

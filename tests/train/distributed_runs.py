@@ -33,7 +33,7 @@ NET = jtssm.mlp([4, 16, 3])
 DEEP = jtssm.mlp([4, 16, 12, 3])
 SHARED = {"optimizer": optax.adam(1e-2), "batch_size": 16}
 ROUND = {"optimizer": optax.sgd(0.05), "batch_size": 4, "local_steps": 2}
-STORED = {"schedule": "stored", "weight_steps": 2}
+STORED = {"schedule": solvers.Stored(weight_steps=2)}
 
 
 def cases() -> dict[str, tuple]:
@@ -60,7 +60,7 @@ def few_cases() -> dict[str, tuple]:
 def more_cases() -> dict[str, tuple]:
     """Other schedules, forms of layers, and images, whose halos are permutes."""
     sgd = solvers.sgd(DEEP, **SHARED)
-    pieces = solvers.gsadmm(DEEP, subnets=3, sweeps=2, **SHARED)
+    pieces = solvers.gsadmm(DEEP, subnets=3, schedule=solvers.Streaming(sweeps=2), **SHARED)
     normal = jtssm.mlp([4, 16, 12, 3], normalisation="running")
     layers = [
         *(images.convolution(3, 3, activation=jnp.tanh) for _ in range(2)),

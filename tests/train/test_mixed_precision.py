@@ -34,7 +34,7 @@ def rounds(dtype, rate=1e-2):
 
 METHODS = {
     "sgd": lambda d: solvers.sgd(IMAGES, **batch(d)),
-    "gsadmm": lambda d: solvers.gsadmm(NET, subnets=3, sweeps=2, **batch(d)),
+    "gsadmm": lambda d: solvers.gsadmm(NET, subnets=3, schedule=solvers.Streaming(sweeps=2), **batch(d)),
     "gsadmm, stored": lambda d: solvers.gsadmm(NET, subnets=2, schedule="stored", **batch(d)),
     "gsam": lambda d: solvers.gsam(NET, subnets=2, **batch(d)),
     "ist": lambda d: solvers.ist(jtssm.mlp([24, 30, 45, 8]), subnets=4, **rounds(d)),

@@ -43,7 +43,6 @@ Departs from the paper:
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,7 +50,9 @@ import optax
 
 from jtssm import checks, losses
 from jtssm.nn.network import Network
+from jtssm.protocol.arguments import documented
 from jtssm.protocol.method import Method
+from jtssm.protocol.settings import recorded
 from jtssm.solvers.layerwise import activations
 from jtssm.solvers.layerwise.growing import grow
 from jtssm.solvers.layerwise.iteration import STEPS, Inbox, Layered, Numbers, State
@@ -80,6 +81,8 @@ __all__ = [
 RHO, NU, DAMPING = 100.0, 0.3, 0.1
 
 
+@recorded()
+@documented()
 def pdadmm(
     net: Network,
     *,
@@ -115,7 +118,6 @@ def pdadmm(
         the least and the largest of each sample; a list of rising numbers: to the nearest of them.
       float_q: with a grid: round p alone (the constraint set of pdADMM-G-Q).
       loss: "cross_entropy" (integer labels), "squared_error", or a `losses.Loss` with a prox.
-      precision: of the products, a name `jax.default_matmul_precision` takes; None: jax's default.
 
     Raises:
       ValueError: bad arguments, a network it cannot train; from `init`, bad samples.
@@ -132,9 +134,6 @@ def pdadmm(
       >>> bool(info.decrease > 0)  # of the Lagrangian, at least
       True
     """
-    rebuild = functools.partial(
-        pdadmm, **{name: a for name, a in locals().items() if name != "net"}
-    )
     checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")
     rho, nu = checks.positive(rho=rho, nu=nu)
     (weight_decay,) = checks.not_negative(weight_decay=weight_decay)

@@ -33,8 +33,8 @@ def grow(method: Method, state: State, net: Network) -> tuple[Method, State]:
       ValueError: `net` is not such a network, or the method is placed.
     """
     _check(method, net)
-    assert method.parts.rebuild is not None
-    grown = method.parts.rebuild(net)
+    assert method.settings is not None
+    grown = method.settings.remade(net)
     more = len(net.layers) - len(state.weights)
     width = net.shapes[-2][0]
     P = jnp.maximum(state.p[-1], 0)

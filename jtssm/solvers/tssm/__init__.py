@@ -45,19 +45,34 @@ from jtssm import checks, losses
 from jtssm.arrays import Array
 from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network
+from jtssm.protocol.arguments import documented
 from jtssm.protocol.exchange import by_index
 from jtssm.protocol.method import Method
+from jtssm.protocol.settings import recorded
 from jtssm.protocol.stages import StageProgram
 from jtssm.solvers.pieces import Pieces, Weights
-from jtssm.solvers.tssm import stored, stored_gsadmm, stored_gsam, streaming, turn
+from jtssm.solvers.tssm import schedules, stored, stored_gsadmm, stored_gsam, streaming, turn
+from jtssm.solvers.tssm.schedules import Stored, Streaming
 from jtssm.solvers.tssm.streaming import delays
 from jtssm.solvers.tssm.updates import Penalties
 
-SCHEDULES = ["streaming", "stored"]
-DELAY_POWER = 1.0
-MOST_SWEEPS = 1000  # they stand one after the other in the compiled program
+# of arguments that gsadmm and gsam share
+TEXTS = {
+    "net": "the network; its layers are never cut themselves.",
+    "optimizer": "an optax optimizer for W, or a sequence of n, one a subnetwork.",
+    "batch_size": "samples a gradient sees, all devices together.",
+    "subnets": "n, from 1 (plain training, None) to the number of layers; cut by balanced cost.",
+    "cuts": "instead of subnets, the first layer of every subnetwork but the first.",
+    "schedule": (
+        '"streaming": minibatches flow through the subnetworks; "stored": variables of every sample '
+        "are kept (resident: `step` takes all samples); these with their defaults, or a "
+        "`solvers.Streaming` or `solvers.Stored` with other settings."
+    ),
+}
 
 
+@recorded(schedule=schedules.find)
+@documented(TEXTS)
 def gsadmm(
     net: Network,
     *,
@@ -68,10 +83,7 @@ def gsadmm(
     rho: float = 1.0,
     alpha: float = 1.0,
     eta: float | None = None,
-    schedule: str = "streaming",
-    sweeps: int = 1,
-    weight_steps: int | None = None,
-    delay_power: float | None = None,
+    schedule: str | Streaming | Stored = "streaming",
     loss: str | losses.Loss = "cross_entropy",
     precision: Any = None,
     compute_dtype: Any = None,
@@ -82,26 +94,10 @@ def gsadmm(
     step is compiled again.
 
     Args:
-      net: the network; its layers are never cut themselves.
-      optimizer: an optax optimizer for W, or a sequence of n, one a subnetwork.
-      batch_size: samples a gradient sees, all devices together.
-      subnets: n, from 1 (plain training, None) to the number of layers; cut by balanced cost.
-      cuts: instead of subnets, the first layer of every subnetwork but the first.
       rho: penalty of p = q.
       alpha: weight of |q - f|^2.
       eta: step length of p. None: 1/alpha + 1/rho for one streaming sweep (q - f is then exactly
         the back-propagated gradient / -alpha), 1/(alpha + rho) otherwise.
-      schedule: "streaming": minibatches flow through the subnetworks; "stored": p, q, u of every
-        sample are kept (resident: `step` takes all samples).
-      sweeps: ADMM sweeps a minibatch (streaming) or a step (stored).
-      weight_steps: stored only: minibatch steps of W a sweep; the paper's 1, None: one epoch.
-      delay_power: streaming only: updates of subnetwork l are scaled by (1 + delay)^-delay_power,
-        delay = `delays(n)[l - 1]` minibatches; None: 1.0. 0: not scaled.
-      loss: "cross_entropy" (integer labels), "squared_error", or a `losses.Loss`.
-      precision: of the products, a name `jax.default_matmul_precision` takes; None: jax's default.
-      compute_dtype: "bfloat16": layers compute and send in it, while parameters, state (p, q, u), sums,
-        losses and what crosses boundaries keep the dtype of the samples (normalisation's statistics:
-        float32); None: that dtype throughout.
 
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
@@ -118,14 +114,16 @@ def gsadmm(
       >>> method.predict(state, x).shape
       (40, 3)
     """
-    (rho,) = checks.positive(rho=rho)
-    schedules = {"streaming": turn.GSADMM, "stored": stored_gsadmm.GSADMM}
-    return _method(
-        schedules, net, optimizer, batch_size, subnets, cuts, Penalties(rho, alpha, eta),
-        schedule, sweeps, weight_steps, delay_power, loss, precision, compute_dtype,
-    )  # fmt: skip
+    penalties = Penalties(checks.positive(rho=rho)[0], *_numbers(alpha, eta))
+    found = schedules.find(schedule)
+    schedules.check_for("gsadmm", found)
+    pieces = _pieces(net, subnets, cuts, optimizer, found, loss, compute_dtype)
+    rules = Rules(turn.GSADMM, stored_gsadmm.GSADMM)
+    return _method(found, rules, pieces, batch_size, penalties, precision)
 
 
+@recorded(schedule=schedules.find)
+@documented(TEXTS)
 def gsam(
     net: Network,
     *,
@@ -135,11 +133,7 @@ def gsam(
     cuts: Sequence[int] | None = None,
     alpha: float = 1.0,
     eta: float | None = None,
-    schedule: str = "streaming",
-    order: str | None = None,
-    sweeps: int = 1,
-    weight_steps: int | None = None,
-    delay_power: float | None = None,
+    schedule: str | Streaming | Stored = "streaming",
     loss: str | losses.Loss = "cross_entropy",
     precision: Any = None,
     compute_dtype: Any = None,
@@ -147,28 +141,9 @@ def gsam(
     """gsAM of TSSM: as gsADMM without q and u, with less to store (the module's docstring).
 
     Args:
-      net: the network; its layers are never cut themselves.
-      optimizer: an optax optimizer for W, or a sequence of n, one a subnetwork.
-      batch_size: samples a gradient sees, all devices together.
-      subnets: n, from 1 (plain training, None) to the number of layers; cut by balanced cost.
-      cuts: instead of subnets, the first layer of every subnetwork but the first.
       alpha: weight of |p - f|^2.
       eta: step length of p. None: 1/alpha for one streaming sweep (p - f is then exactly the
         back-propagated gradient / -alpha), 1/(2 alpha) otherwise.
-      schedule: "streaming": minibatches flow through the subnetworks; "stored": p of every sample is
-        kept (resident: `step` takes all samples).
-      order: stored only. "sequential" (None): the sweep l = 2 .. n as the paper prints it;
-        "parallel": all l from the previous iteration's p. In the streaming schedule subnetworks
-        take their turns on a minibatch from the last to the first.
-      sweeps: sweeps a minibatch (streaming) or a step (stored).
-      weight_steps: stored only: minibatch steps of W a sweep; the paper's 1, None: one epoch.
-      delay_power: streaming only: updates of subnetwork l are scaled by (1 + delay)^-delay_power,
-        delay = `delays(n)[l - 1]` minibatches; None: 1.0. 0: not scaled.
-      loss: "cross_entropy" (integer labels), "squared_error", or a `losses.Loss`.
-      precision: of the products, a name `jax.default_matmul_precision` takes; None: jax's default.
-      compute_dtype: "bfloat16": layers compute and send in it, while parameters, state (p), sums,
-        losses and what crosses boundaries keep the dtype of the samples (normalisation's statistics:
-        float32); None: that dtype throughout.
 
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
@@ -178,70 +153,70 @@ def gsam(
       >>> from jtssm import solvers
       >>> from jtssm.data import synthetic
       >>> net = jtssm.mlp([4, 8, 8, 3])
-      >>> method = solvers.gsam(net, subnets=3, optimizer=optax.adam(1e-2), batch_size=40)
+      >>> stored = solvers.Stored(weight_steps=1, order="parallel")
+      >>> ways = {"optimizer": optax.adam(1e-2), "batch_size": 40, "schedule": stored}
+      >>> method = solvers.gsam(net, subnets=3, **ways)
       >>> x, y = synthetic.separable(0, 40, 4, 3)
       >>> state = method.init(jax.random.key(0), x, y)
       >>> state, info = jax.jit(method.step)(state, x, y)
       >>> method.predict(state, x).shape
       (40, 3)
     """
-    if order is not None:
-        checks.one_of("order", order, list(stored_gsam.ORDERS))
-    checks.no_use_for(
-        "order", order, "whose subnetworks take their turns from the last to the first",
-        schedule="streaming", given=schedule,
-    )  # fmt: skip
-    schedules = {
-        "streaming": turn.GSAM,
-        "stored": stored_gsam.ORDERS[order or "sequential"],
-    }
-    return _method(
-        schedules, net, optimizer, batch_size, subnets, cuts, Penalties(None, alpha, eta),
-        schedule, sweeps, weight_steps, delay_power, loss, precision, compute_dtype,
-    )  # fmt: skip
+    penalties = Penalties(None, *_numbers(alpha, eta))
+    found = schedules.find(schedule)
+    pieces = _pieces(net, subnets, cuts, optimizer, found, loss, compute_dtype)
+    order = found.order if isinstance(found, Stored) else None
+    rules = Rules(turn.GSAM, stored_gsam.ORDERS[order or "sequential"])
+    return _method(found, rules, pieces, batch_size, penalties, precision)
+
+
+class Rules(NamedTuple):
+    """What tells gsADMM from gsAM, a rule a schedule."""
+
+    streaming: turn.Rule
+    stored: stored.Rule
+
+
+def _numbers(alpha: float, eta: float | None) -> tuple[float, float | None]:
+    """alpha and eta, checked."""
+    (alpha,) = checks.positive(alpha=alpha)
+    return alpha, None if eta is None else checks.positive(eta=eta)[0]
+
+
+def _pieces(
+    net: Network,
+    subnets: int | None,
+    cuts: Sequence[int] | None,
+    optimizer: Any,
+    schedule: Streaming | Stored,
+    loss: str | losses.Loss,
+    compute_dtype: Any,
+) -> Pieces:
+    """The subnetworks and what trains each."""
+    starts = cut(net, subnets, cuts)
+    optimizers = checks.optimizers(optimizer, len(starts) - 1)
+    if isinstance(schedule, Streaming):
+        optimizers = _slowed(optimizers, schedule.delay_power)
+    return Pieces(net, starts, optimizers, losses.find(loss), checks.compute_dtype(compute_dtype))
 
 
 def _method(
-    rules, net, optimizer, batch_size, subnets, cuts, penalties, schedule, sweeps, weight_steps,
-    delay_power, loss, precision, compute_dtype,
-) -> Method:  # fmt: skip
-    """What gsADMM and gsAM have in common: the checks, the pieces, the schedule."""
-    (alpha,) = checks.positive(alpha=penalties.alpha)
-    penalties = penalties._replace(alpha=alpha)
-    if penalties.eta is not None:
-        penalties = penalties._replace(eta=checks.positive(eta=penalties.eta)[0])
-    batch_size, sweeps = checks.count(batch_size=batch_size, sweeps=sweeps)
-    if sweeps > MOST_SWEEPS:
-        raise ValueError(
-            f"sweeps: expected at most {MOST_SWEEPS}, each of which is compiled; got {sweeps}"
-        )
-    checks.one_of("schedule", schedule, SCHEDULES)
+    schedule: Streaming | Stored,
+    rules: Rules,
+    pieces: Pieces,
+    batch_size: int,
+    penalties: Penalties,
+    precision: Any,
+) -> Method:
+    """The method that works by the schedule's rule."""
+    (batch_size,) = checks.count(batch_size=batch_size)
     checks.precision(precision)
-    compute_dtype = checks.compute_dtype(compute_dtype)
-    starts = cut(net, subnets, cuts)
-    optimizers = checks.optimizers(optimizer, len(starts) - 1)
-    checks.no_use_for(
-        "delay_power",
-        delay_power,
-        "where no gradient is delayed",
-        schedule="stored",
-        given=schedule,
+    sweeps = schedule.sweeps
+    if isinstance(schedule, Streaming):
+        return streaming.method(rules.streaming, pieces, batch_size, penalties, sweeps, precision)
+    return stored.method(
+        rules.stored, pieces, batch_size, penalties, sweeps, precision, schedule.weight_steps
     )
-    checks.no_use_for(
-        "weight_steps", weight_steps, "whose subnetworks take one step a sweep",
-        schedule="streaming", given=schedule,
-    )  # fmt: skip
-    if schedule == "stored":
-        if weight_steps is not None:
-            (weight_steps,) = checks.count(weight_steps=weight_steps)
-        pieces = Pieces(net, starts, optimizers, losses.find(loss), compute_dtype)
-        return stored.method(
-            rules[schedule], pieces, batch_size, penalties, sweeps, precision, weight_steps
-        )
-    power = DELAY_POWER if delay_power is None else delay_power
-    (power,) = checks.not_negative(delay_power=power)
-    pieces = Pieces(net, starts, _slowed(optimizers, power), losses.find(loss), compute_dtype)
-    return streaming.method(rules[schedule], pieces, batch_size, penalties, sweeps, precision)
 
 
 def _slowed(optimizers: Sequence[Any], power: float) -> tuple:

@@ -18,8 +18,10 @@ import jax.numpy as jnp
 from jtssm import checks, losses
 from jtssm.arrays import Array, Tree
 from jtssm.nn.network import Network
+from jtssm.protocol.arguments import documented
 from jtssm.protocol.declared import Move
 from jtssm.protocol.method import Method
+from jtssm.protocol.settings import recorded
 from jtssm.protocol.workers import Meeting, Model
 from jtssm.solvers.workers.local_steps import Local, composed, local
 
@@ -34,6 +36,8 @@ class State(NamedTuple):
     pace: Array  # [] what the optimizer's updates are multiplied by: 1, less after a divergence
 
 
+@recorded()
+@documented()
 def local_sgd(
     net: Network,
     *,
@@ -57,10 +61,6 @@ def local_sgd(
       optimizer: an optax optimizer; its state stays with its worker and is not averaged.
       local_steps: R, steps of a worker between two means.
       batch_size: samples that one gradient of one worker sees.
-      loss: "cross_entropy" (integer labels), "squared_error", or a `losses.Loss`.
-      precision: of the products, a name `jax.default_matmul_precision` takes; None: jax's default.
-      compute_dtype: "bfloat16": layers compute and send in it, while parameters, state, sums and losses
-        keep the dtype of the samples (normalisation's statistics: float32); None: that dtype throughout.
 
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
@@ -85,6 +85,8 @@ def local_sgd(
     return _method("local_sgd", _Averaged(trainer, workers), precision)
 
 
+@recorded()
+@documented()
 def ensemble(
     net: Network,
     *,
@@ -108,10 +110,6 @@ def ensemble(
       optimizer: an optax optimizer; each member has a state of its own.
       local_steps: R, which only says how many steps of a member are one step of the protocol.
       batch_size: samples that one gradient of one member sees.
-      loss: "cross_entropy" (integer labels), "squared_error", or a `losses.Loss`.
-      precision: of the products, a name `jax.default_matmul_precision` takes; None: jax's default.
-      compute_dtype: "bfloat16": layers compute and send in it, while parameters, state, sums and losses
-        keep the dtype of the samples (normalisation's statistics: float32); None: that dtype throughout.
 
     Raises:
       ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.

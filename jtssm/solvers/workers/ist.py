@@ -40,8 +40,10 @@ from jtssm.arrays import Array, Tree
 from jtssm.nn.network import Network, estimate_layers
 from jtssm.nn.norm import Statistics
 from jtssm.nn.ops import Products, entering, narrowed, widened
+from jtssm.protocol.arguments import documented
 from jtssm.protocol.declared import Declared, MatrixProduct, Move
 from jtssm.protocol.method import Method
+from jtssm.protocol.settings import recorded
 from jtssm.protocol.workers import Meeting, Model, WorkerProgram, round_info
 from jtssm.solvers.pieces import precisely
 from jtssm.solvers.workers.deal import Cut, Stored, cuts_of, stored
@@ -68,6 +70,8 @@ class Own(NamedTuple):
     scale: list  # M / neurons of this subnet
 
 
+@recorded()
+@documented()
 def ist(
     net: Network,
     *,
@@ -96,13 +100,9 @@ def ist(
         depends on that order (the scale of muon) is not as in `sgd`.
       local_steps: R, steps of a subnet between two deals; all of them reach the whole model.
       batch_size: samples that one gradient of one subnet sees; a round takes R N batch_size.
-      loss: "cross_entropy" (integer labels), "squared_error", or a `losses.Loss`.
       deal: "stratified", or "uniform" (any share of a layer is as likely; on one device only).
       scale: of what a layer without normalisation takes from a dealt one; None: M over the number of the
         subnet's neurons, 1.0: nothing.
-      precision: of the products, a name `jax.default_matmul_precision` takes; None: jax's default.
-      compute_dtype: "bfloat16": layers compute and send in it, while parameters, state, sums and losses
-        keep the dtype of the samples (normalisation's statistics: float32); None: that dtype throughout.
 
     Raises:
       ValueError: bad arguments, a layer that cannot be dealt or is narrower than N; from `init`, bad

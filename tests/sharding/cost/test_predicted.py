@@ -59,13 +59,13 @@ CASES = {
     "sgd on rows": Case(solvers.sgd(IMAGES, **BATCH), (1, 2, 2), DOMAIN),
     "gsadmm": Case(solvers.gsadmm(NET, subnets=4, **BATCH), (4, 1, 2)),
     "gsadmm on three axes": Case(solvers.gsadmm(NET, subnets=4, **BATCH), (2, 2, 2)),
-    "gsadmm on rows": Case(solvers.gsadmm(IMAGES, subnets=2, sweeps=2, **BATCH), (2, 2, 2), DOMAIN),
+    "gsadmm on rows": Case(solvers.gsadmm(IMAGES, subnets=2, schedule=solvers.Streaming(sweeps=2), **BATCH), (2, 2, 2), DOMAIN),
     "gsadmm on one device of subnet": Case(
         solvers.gsadmm(IMAGES, cuts=[3], **BATCH), (1, 2, 2),
         ("domain", "domain", "row", "batch", "model", "gathered"),
     ),
     "gsadmm in one piece": Case(solvers.gsadmm(NET, subnets=1, **BATCH), (1, 1, 4)),
-    "gsam": Case(solvers.gsam(NET, subnets=4, sweeps=2, **BATCH), (4, 2, 1)),
+    "gsam": Case(solvers.gsam(NET, subnets=4, schedule=solvers.Streaming(sweeps=2), **BATCH), (4, 2, 1)),
     "gsadmm, stored": Case(solvers.gsadmm(NET, subnets=4, schedule="stored", **BATCH), (4, 1, 2)),
     "gsam, stored": Case(solvers.gsam(NET, subnets=4, schedule="stored", **BATCH), (2, 1, 4)),
     "gsadmm, stored, on three axes": Case(
@@ -78,7 +78,7 @@ CASES = {
         solvers.gsadmm(IMAGES, cuts=[3], schedule="stored", **BATCH), (1, 2, 2), DOMAIN
     ),
     "gsam, parallel": Case(
-        solvers.gsam(NET, subnets=2, schedule="stored", order="parallel", **BATCH), (2, 1, 2)
+        solvers.gsam(NET, subnets=2, schedule=solvers.Stored(order="parallel"), **BATCH), (2, 1, 2)
     ),
     "pdadmm": Case(solvers.pdadmm(NET), (4, 1, 2)),
     "pdadmm on pc": Case(solvers.pdadmm(NET, steps="gradient"), (1, 1, 8)),
@@ -199,9 +199,13 @@ def products(jaxpr, times=1):
 
 
 FLAT = {
-    "gsadmm, stored": solvers.gsadmm(NET, subnets=3, schedule="stored", weight_steps=5, **BATCH),
+    "gsadmm, stored": solvers.gsadmm(
+        NET, subnets=3, schedule=solvers.Stored(weight_steps=5), **BATCH
+    ),
     "gsam, stored": solvers.gsam(NET, subnets=3, schedule="stored", **BATCH),
-    "gsam, parallel": solvers.gsam(NET, subnets=3, schedule="stored", order="parallel", **BATCH),
+    "gsam, parallel": solvers.gsam(
+        NET, subnets=3, schedule=solvers.Stored(order="parallel"), **BATCH
+    ),
     "pdadmm": solvers.pdadmm(NET),
     "pdadmm, gradient": solvers.pdadmm(NET, steps="gradient"),
     "pdadmm, exact": solvers.pdadmm(NET, steps="exact"),

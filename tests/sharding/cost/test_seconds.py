@@ -30,8 +30,8 @@ def sgd(net=NET, batch=BATCH):
     [
         sgd(),
         *(solvers.gsadmm(NET, subnets=n, **SHARED) for n in (1, 2, 3, 4)),
-        solvers.gsadmm(NET, subnets=3, sweeps=3, **SHARED),
-        solvers.gsam(NET, subnets=4, sweeps=2, **SHARED),
+        solvers.gsadmm(NET, subnets=3, schedule=solvers.Streaming(sweeps=3), **SHARED),
+        solvers.gsam(NET, subnets=4, schedule=solvers.Streaming(sweeps=2), **SHARED),
     ],
     ids=lambda m: f"{m.name}-{len(m.program.stages.starts) - 1}",
 )

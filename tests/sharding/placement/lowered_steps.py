@@ -43,7 +43,7 @@ def methods() -> dict[str, tuple]:
         "gsadmm, flax": (solvers.gsadmm(tokens, subnets=2, **SHARED), (2, 2, 2)),
         "gsadmm": (solvers.gsadmm(flat, subnets=2, **SHARED), (2, 2, 2)),
         "gsam, stored": (
-            solvers.gsam(plain, subnets=2, schedule="stored", weight_steps=2, **SHARED), (2, 2, 2),
+            solvers.gsam(plain, subnets=2, schedule=solvers.Stored(weight_steps=2), **SHARED), (2, 2, 2),
         ),
         "pdadmm": (solvers.pdadmm(plain), (2, 1, 4)),
         "ist": (solvers.ist(plain, subnets=2, **ROUND), (2, 1, 4)),

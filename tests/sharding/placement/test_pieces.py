@@ -72,11 +72,12 @@ SHAPES = {
 
 def cases():
     """The first shape of 4 and of 3 subnetworks, others slow: test_pieces_on_the_grid has more shapes."""
-    for options in ({}, {"sweeps": 2}, {"schedule": "stored"}):
+    for schedule in ("streaming", solvers.Streaming(sweeps=2), "stored"):
+        options = {"schedule": schedule}
         for n, shapes in SHAPES.items():
             for shape in shapes:
-                first = n in (3, 4) and not options.get("sweeps") and shape == shapes[0]
-                first = first and (n == 4 or not options)
+                first = n in (3, 4) and isinstance(schedule, str) and shape == shapes[0]
+                first = first and (n == 4 or schedule == "streaming")
                 marks = [] if first else [pytest.mark.slow]
                 yield pytest.param(n, shape, options, marks=marks)
 
@@ -93,8 +94,8 @@ def test_sharded_equals_unsharded(n, shape, options):
     "options",
     [
         {"schedule": "stored"},
-        pytest.param({"sweeps": 2}, marks=pytest.mark.slow),
-        pytest.param({"schedule": "stored", "order": "parallel"}, marks=pytest.mark.slow),
+        pytest.param({"schedule": solvers.Streaming(sweeps=2)}, marks=pytest.mark.slow),
+        pytest.param({"schedule": solvers.Stored(order="parallel")}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -132,7 +133,7 @@ def test_a_whole_optimizer_a_subnetwork_sees_what_it_would_see_alone():
 @pytest.mark.parametrize("shape", [(3, 1, 2), pytest.param((3, 1, 1), marks=pytest.mark.slow)])
 def test_pieces_of_unequal_depth_and_width(shape):
     net = jtssm.mlp([6, 3, 14, 2, 9, 4])
-    method = gsadmm(net, cuts=[1, 4], sweeps=2)
+    method = gsadmm(net, cuts=[1, 4], schedule=solvers.Streaming(sweeps=2))
     expected = run(method, 9)
     assert_same(expected, run(sharding.place(method, sharding.make_mesh(*shape)), 9), atol=1e-10)
 
@@ -227,17 +228,21 @@ def test_memory_a_device_falls_with_every_axis(schedule):
         (NET, {"subnets": 4, "schedule": "stored"}, (4, 1, 2)),
         (
             NET,
-            {"subnets": 4, "alternating": True, "schedule": "stored", "order": "parallel"},
+            {"subnets": 4, "alternating": True, "schedule": solvers.Stored(order="parallel")},
             (4, 1, 2),
         ),
         (NET, {"subnets": 4, "alternating": True, "schedule": "stored"}, (4, 1, 2)),
-        (jtssm.mlp([6, 3, 14, 2, 9, 4]), {"cuts": [1, 4], "sweeps": 2}, (3, 1, 2)),
+        (
+            jtssm.mlp([6, 3, 14, 2, 9, 4]),
+            {"cuts": [1, 4], "schedule": solvers.Streaming(sweeps=2)},
+            (3, 1, 2),
+        ),
         *(
             pytest.param(NET, {"subnets": 4} | options, shape, marks=pytest.mark.slow)
             for options, shape in (
                 ({}, (4, 1, 1)),
-                ({"sweeps": 3}, (4, 1, 2)),
-                ({"alternating": True, "sweeps": 2}, (4, 1, 2)),
+                ({"schedule": solvers.Streaming(sweeps=3)}, (4, 1, 2)),
+                ({"alternating": True, "schedule": solvers.Streaming(sweeps=2)}, (4, 1, 2)),
             )
         ),
     ],
@@ -252,7 +257,7 @@ def test_two_matrices_a_boundary_a_sweep_cross_and_no_more(net, options, shape):
     declared = [m for m in method.moves(num) if m.axis == "subnet"]
     numbers = sum(int(np.prod(m.shape)) * m.times for m in declared)
     widths = [int(np.prod(net.shapes[s])) for s in method.program.stages.starts[1:-1]]
-    assert numbers == 2 * num * sum(widths) * options.get("sweeps", 1)
+    assert numbers == 2 * num * sum(widths) * getattr(options.get("schedule"), "sweeps", 1)
     assert hlo.permuted_bytes(program.as_text()) == 4 * numbers
 
 

@@ -63,8 +63,8 @@ def test_iterations_equal_the_papers_algorithm_box(problem, n, weight_steps):
     numbers = {"rho": 0.6, "alpha": 1.7, "eta": 0.21}
     optimizer = optax.sgd(0.05, momentum=0.9)
     method = solvers.gsadmm(
-        NET, subnets=n, optimizer=optimizer, batch_size=BATCH, schedule="stored",
-        weight_steps=weight_steps, **numbers,
+        NET, subnets=n, optimizer=optimizer, batch_size=BATCH,
+        schedule=solvers.Stored(weight_steps=weight_steps), **numbers,
     )  # fmt: skip
     params = NET.init(jax.random.key(2), jnp.float64)
     state = method.init(jax.random.key(0), x, y, params)
@@ -113,8 +113,8 @@ def test_at_the_start_the_lagrangian_is_the_loss_of_the_composed_network(problem
 
 def test_several_sweeps_a_step_are_as_many_steps(problem):
     x, y = problem
-    shared = {"optimizer": optax.sgd(0.05), "batch_size": BATCH, "schedule": "stored", "subnets": 3}
-    twice, once = (solvers.gsadmm(NET, sweeps=k, **shared) for k in (2, 1))
+    shared = {"optimizer": optax.sgd(0.05), "batch_size": BATCH, "subnets": 3}
+    twice, once = (solvers.gsadmm(NET, schedule=solvers.Stored(sweeps=k), **shared) for k in (2, 1))
     state, other = (m.init(jax.random.key(0), x, y) for m in (twice, once))
     state, _ = twice.step(state, x, y)
     for _ in range(2):

@@ -59,8 +59,8 @@ def test_iterations_equal_the_papers_algorithm_box(problem, n, weight_steps, ord
     numbers = {"alpha": 1.7, "eta": 0.21}
     optimizer = optax.sgd(0.05, momentum=0.9)
     method = solvers.gsam(
-        NET, subnets=n, optimizer=optimizer, batch_size=BATCH, schedule="stored", order=order,
-        weight_steps=weight_steps, **numbers,
+        NET, subnets=n, optimizer=optimizer, batch_size=BATCH,
+        schedule=solvers.Stored(weight_steps=weight_steps, order=order), **numbers,
     )  # fmt: skip
     params = NET.init(jax.random.key(2), jnp.float64)
     state = method.init(jax.random.key(0), x, y, params)
@@ -104,7 +104,11 @@ def test_the_p_step_follows_the_gradient_of_the_objective(problem):
 def test_the_variables_of_gsam_put_into_L_give_its_objective(problem, order):
     x, y = problem
     method = solvers.gsam(
-        NET, subnets=3, optimizer=optax.sgd(0.05), batch_size=BATCH, schedule="stored", order=order
+        NET,
+        subnets=3,
+        optimizer=optax.sgd(0.05),
+        batch_size=BATCH,
+        schedule=solvers.Stored(order=order),
     )
     state = method.init(jax.random.key(0), x, y)
     start = float(losses.cross_entropy.value(NET.apply(method.params(state), x), y).sum())
@@ -128,16 +132,16 @@ def test_the_variables_of_gsam_put_into_L_give_its_objective(problem, order):
 
 def test_the_orders_differ_and_gsam_stores_less_than_gsadmm(problem):
     x, y = problem
-    shared = {"optimizer": optax.sgd(0.05), "batch_size": BATCH, "schedule": "stored", "subnets": 4}
+    shared = {"optimizer": optax.sgd(0.05), "batch_size": BATCH, "subnets": 4}
     states = {}
     for order in ORDERS:
-        method = solvers.gsam(NET, order=order, **shared)
+        method = solvers.gsam(NET, schedule=solvers.Stored(order=order), **shared)
         states[order] = method.init(jax.random.key(0), x, y)
         for _ in range(3):
             states[order], _ = method.step(states[order], x, y)
     one, other = (states[order].held[3].p for order in ORDERS)
     assert float(jnp.abs(one - other).max()) > 1e-6
-    admm = solvers.gsadmm(NET, **shared).init(jax.random.key(0), x, y)
+    admm = solvers.gsadmm(NET, schedule="stored", **shared).init(jax.random.key(0), x, y)
     numbers = lambda held: sum(a.size for a in jax.tree.leaves(held))
     widths = 7 + 6 + 8
     assert numbers(states["parallel"].held) == 2 * M * widths
@@ -149,7 +153,11 @@ def test_a_small_separable_problem_is_solved(order):
     net = jtssm.mlp([4, 16, 16, 3])
     x, y = synthetic.separable(0, 120, 4, 3, np.float64)
     method = solvers.gsam(
-        net, subnets=3, optimizer=optax.adam(1e-2), batch_size=20, schedule="stored", order=order
+        net,
+        subnets=3,
+        optimizer=optax.adam(1e-2),
+        batch_size=20,
+        schedule=solvers.Stored(order=order),
     )
     state = method.init(jax.random.key(1), x, y)
     run = jax.jit(lambda s: jax.lax.fori_loop(0, 60, lambda _, s: method.step(s, x, y)[0], s))

@@ -56,7 +56,9 @@ MORE = (
     ids=lambda a: a if isinstance(a, int) else getattr(getattr(a, "func", None), "__name__", ""),
 )
 def test_one_sweep_is_training_with_delayed_gradients(params, n, build, optimizer):
-    method = build(subnets=n, optimizer=optimizer, alpha=1.7, delay_power=0)
+    method = build(
+        subnets=n, optimizer=optimizer, alpha=1.7, schedule=solvers.Streaming(delay_power=0)
+    )
     data = batches(12)
     state, _ = trained(method, data, params)
     starts = method.program.stages.starts
@@ -68,7 +70,11 @@ def test_one_sweep_is_training_with_delayed_gradients(params, n, build, optimize
     ("optimizer", "given", "power"),
     [
         (optax.adam, {}, 1.0),
-        (lambda rate: optax.sgd(rate, momentum=0.9), {"delay_power": 0.5}, 0.5),
+        (
+            lambda rate: optax.sgd(rate, momentum=0.9),
+            {"schedule": solvers.Streaming(delay_power=0.5)},
+            0.5,
+        ),
     ],
     ids=["adam", "sgd"],
 )
@@ -114,7 +120,9 @@ def test_a_minibatch_meets_a_subnetwork_again_after_its_delay(params):
 def test_any_number_of_sweeps_equals_the_literal_twin(params, build, n, sweeps):
     numbers = {"alpha": 1.7, "eta": 0.21}
     optimizer = optax.sgd(0.05, momentum=0.9)
-    method = build(subnets=n, optimizer=optimizer, sweeps=sweeps, delay_power=0, **numbers)
+    method = build(
+        subnets=n, optimizer=optimizer, schedule=solvers.Streaming(sweeps, delay_power=0), **numbers
+    )
     data = batches(6)
     state, _ = trained(method, data, params)
     twin = twins.Pieces(NET, params, method.program.stages.starts, optimizer, losses.cross_entropy)
@@ -130,7 +138,7 @@ def test_with_one_sweep_gsam_and_gsadmm_are_the_same_method(params):
 
 
 def test_gsam_stores_and_reports_nothing_of_a_dual(params):
-    method = GSAM(subnets=3, optimizer=optax.sgd(0.05), sweeps=2)
+    method = GSAM(subnets=3, optimizer=optax.sgd(0.05), schedule=solvers.Streaming(sweeps=2))
     state, infos = trained(method, batches(9), params, drain=False)
     assert all(kept.u == () for line in state.kept for kept in line)
     assert float(infos[-1].primal_residual) == float(infos[-1].dual_residual) == 0
@@ -170,7 +178,9 @@ def test_empty_minibatches_change_nothing(params):
 def test_draining_lets_every_minibatch_reach_every_subnetwork_once(params):
     """Optimizer step counts say how many minibatches a subnetwork was trained on."""
     for sweeps in (1, 2):
-        method = GSADMM(subnets=4, optimizer=optax.adam(1e-2), sweeps=sweeps, delay_power=0)
+        method = GSADMM(
+            subnets=4, optimizer=optax.adam(1e-2), schedule=solvers.Streaming(sweeps, delay_power=0)
+        )
         state, _ = trained(method, batches(7), params)
         assert [int(w.opt_state[0].count) for w in state.weights] == [7 * sweeps] * 4
         again = method.drain(state)
@@ -178,7 +188,7 @@ def test_draining_lets_every_minibatch_reach_every_subnetwork_once(params):
 
 
 def test_training_goes_on_after_draining_as_with_a_pause(params):
-    method = GSADMM(subnets=3, optimizer=optax.sgd(0.05), delay_power=0)
+    method = GSADMM(subnets=3, optimizer=optax.sgd(0.05), schedule=solvers.Streaming(delay_power=0))
     state, _ = trained(method, batches(4), params)
     for x, y in batches(3):
         state, _ = method.step(state, x, y)
@@ -276,13 +286,17 @@ def test_cut_into_single_layers_the_network_learns_because_rates_fall_with_the_d
     steps = 40 * (len(splits.train.y) // 30)
     optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps // 5, steps))
     accuracy = {}
-    for power in (None, 0):
+    for power in (1, 0):
         method = solvers.gsadmm(
-            net, subnets=10, optimizer=optimizer, batch_size=30, delay_power=power
+            net,
+            subnets=10,
+            optimizer=optimizer,
+            batch_size=30,
+            schedule=solvers.Streaming(delay_power=power),
         )
         result = jtssm.fit(
             method, splits.train, epochs=40, key=jax.random.key(0), validation=splits.valid
         )
         accuracy[power] = result.history[-1]["validation_accuracy"]
-    assert accuracy[None] > 0.93
-    assert accuracy[0] < accuracy[None] - 0.1
+    assert accuracy[1] > 0.93
+    assert accuracy[0] < accuracy[1] - 0.1

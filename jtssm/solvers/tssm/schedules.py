@@ -1,0 +1,108 @@
+"""The schedules of gsADMM and gsAM as data, checked where they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from jtssm import checks
+
+MOST_SWEEPS = 1000  # they stand one after the other in the compiled program
+ORDERS = ("sequential", "parallel")
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """Minibatches flow through the subnetworks; see `jtssm.solvers.tssm.streaming`.
+
+    Subnetworks take their turns on a minibatch from the last to the first.
+
+    Args:
+      sweeps: ADMM sweeps a minibatch.
+      delay_power: updates of subnetwork l are scaled by (1 + delay)^-delay_power, delay =
+        `delays(n)[l - 1]` minibatches; 0: not scaled.
+
+    Raises:
+      ValueError: no number of sweeps, a negative power.
+    """
+
+    sweeps: int = 1
+    delay_power: float = 1.0
+
+    def __post_init__(self) -> None:
+        _keep(self, "sweeps", _sweeps(self.sweeps))
+        _keep(self, "delay_power", checks.not_negative(delay_power=self.delay_power)[0])
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The paper's: variables of every sample are kept (resident: `step` takes all samples).
+
+    Args:
+      sweeps: ADMM sweeps a step.
+      weight_steps: minibatch steps of W a sweep; the paper's 1, None: one epoch.
+      order: of gsAM. "sequential" (None): the sweep l = 2 .. n as the paper prints it; "parallel":
+        all l from the previous iteration's p.
+
+    Raises:
+      ValueError: no number of sweeps or of steps, an unknown order.
+    """
+
+    sweeps: int = 1
+    weight_steps: int | None = None
+    # of one constructor alone, which the command line reads as well
+    order: str | None = field(default=None, metadata={"only": "gsam"})
+
+    def __post_init__(self) -> None:
+        _keep(self, "sweeps", _sweeps(self.sweeps))
+        if self.weight_steps is not None:
+            _keep(self, "weight_steps", checks.count(weight_steps=self.weight_steps)[0])
+        if self.order is not None:
+            checks.one_of("order", self.order, ORDERS)
+
+
+SCHEDULES: dict[str, type[Streaming] | type[Stored]] = {"streaming": Streaming, "stored": Stored}
+
+
+def find(schedule: str | Streaming | Stored) -> Streaming | Stored:
+    """A schedule by its name, with its defaults, or the schedule itself.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if isinstance(schedule, (Streaming, Stored)):
+        return schedule
+    if not isinstance(schedule, str) or schedule not in SCHEDULES:
+        raise ValueError(
+            f"schedule: expected one of {sorted(SCHEDULES)}, a solvers.Streaming(...) or a "
+            f"solvers.Stored(...); got {checks.shown(schedule)}"
+        )
+    return SCHEDULES[schedule]()
+
+
+def check_for(constructor: str, schedule: Streaming | Stored) -> None:
+    """A schedule asks for nothing that is another constructor's alone.
+
+    Raises:
+      ValueError: it does.
+    """
+    for each in fields(schedule):
+        only, value = each.metadata.get("only", constructor), getattr(schedule, each.name)
+        if only != constructor and value is not None:
+            raise ValueError(
+                f"{each.name}: expected None with {constructor}, it is {only}'s alone; got {value!r}"
+            )
+
+
+def _sweeps(sweeps: int) -> int:
+    (sweeps,) = checks.count(sweeps=sweeps)
+    if sweeps > MOST_SWEEPS:
+        raise ValueError(
+            f"sweeps: expected at most {MOST_SWEEPS}, each of which is compiled; got {sweeps}"
+        )
+    return sweeps
+
+
+def _keep(schedule: Streaming | Stored, name: str, value: Any) -> None:
+    """Set a checked number of a frozen record while it is made."""
+    object.__setattr__(schedule, name, value)
