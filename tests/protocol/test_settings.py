@@ -85,7 +85,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("changes", CHANGES, ids=str)
+@pytest.mark.parametrize("changes", CHANGES)
 def test_an_argument_that_differs_makes_the_settings_differ(changes):
     assert made().settings != made(**changes).settings
     assert made(**changes).settings == made(**changes).settings
