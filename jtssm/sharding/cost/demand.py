@@ -28,6 +28,7 @@ from jtssm.sharding.cost.products import (
 )
 from jtssm.sharding.count.routes import Route
 from jtssm.sharding.layers.forms import Grid
+from jtssm.sharding.layers.questions import bare
 from jtssm.sharding.layers.traffic import Pass, Sent, in_compute_dtype
 
 
@@ -168,9 +169,8 @@ class Layered(NamedTuple):
         """What layer i sends forward only to make its piece's outputs: no gradient needs it."""
         if i + 1 not in self.parts.starts:
             return set()
-        layer = self.grid.network.layers[i]
-        bare = layer.activation is None and not layer.statistics
-        return {"hop", "paired"} | ({"row"} if bare else set())
+        ends = {"hop", "paired"}
+        return ends | {"row"} if bare(self.grid.network.layers[i]) else ends
 
 
 def layered_of(method: Method, sizes: Sizes, samples: int) -> Layered:

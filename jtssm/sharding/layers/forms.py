@@ -35,6 +35,7 @@ from jtssm.nn.ops import PLAIN, Products, plain_convolved, plain_dense, varying
 from jtssm.sharding import collectives
 from jtssm.sharding.layers.halo import Halo, Slabs, windowed
 from jtssm.sharding.layers.layouts import Hop, hops, moved
+from jtssm.sharding.layers.questions import mixes, splits, window
 
 FORMS = ("batch", "gathered", "model", "scattered", "row", "domain", "paired")
 SPLITS = {
@@ -148,7 +149,7 @@ def whole_grid(
 def enters(layer: Layer, form: str, spread: bool) -> str:
     """The layout that a layer takes in a form; spread: pr divides the samples at hand."""
     if form == "model":
-        return "whole" if layer.mixes else "columns"
+        return "whole" if mixes(layer) else "columns"
     known = {"scattered": "copies", "row": "columns", "domain": "rows", "paired": "whole"}
     return known.get(form, "samples" if spread else "whole")
 
@@ -224,7 +225,7 @@ def _of_layout(grid: Grid, layout: str, i: int, height: int) -> dict[str, Any]:
             "drawn": lambda draw, keys, x: PLAIN.drawn(draw, _rows(keys, axis), x),
         }
     if layout == "rows":
-        halo = Halo.of(grid.network.layers[i].window, grid.network.shapes[i][0], grid.size)
+        halo = Halo.of(window(grid.network.layers[i]), grid.network.shapes[i][0], grid.size)
         return {
             # every device's own before they are used for inner rows and edges: one gradient is summed
             "weights": lambda p: varying(p, both),
@@ -263,4 +264,4 @@ def _mean_of_rows(
 
 def split_dimensions(layer: Layer, form: str) -> Tree | None:
     """For each parameter of the layer the dimension split over pr, -1 for none; None: all whole."""
-    return layer.splits[SPLITS[form]] if form in SPLITS else None
+    return splits(layer)[SPLITS[form]] if form in SPLITS else None

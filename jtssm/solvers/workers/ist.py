@@ -46,6 +46,7 @@ from jtssm.protocol.workers import Meeting, WorkerParts, as_method, round_info
 from jtssm.solvers.pieces import precisely
 from jtssm.solvers.workers.deal import Cut, Stored, cuts_of, stored
 from jtssm.solvers.workers.local_steps import Local, composed, local
+from jtssm.solvers.workers.neurons import scaled
 
 DEALS = ("stratified", "uniform")
 DEAL = (("pull", "all_to_all"), ("push", "all_to_all"))
@@ -158,7 +159,7 @@ def _forward(
     """Outputs of one subnet for x [b, ...], computed in `dtype`; empty places give zeros."""
     inputs, x = x, entering(x, dtype)
     for i, (layer, how, p) in enumerate(zip(net.layers, plan, params, strict=True)):
-        if layer.scaled and own.scale[i] is not None:
+        if scaled(layer) and own.scale[i] is not None:
             x = (x * own.scale[i]).astype(x.dtype)  # a scale is not rounded
         p = {name: kept.turned(p[name]) if kept else p[name] for name, kept in how.items()}
         given, taken = products(i), own.taken[i + 1]
