@@ -161,10 +161,11 @@ def floating(a: Any) -> bool:
 
 def _applied(one: Pure, tree: Tree, x: Array, products: Products, random: bool) -> Array:
     params, state, axes = tree["params"], tree.get("state", {}), products.sample_axes
+    training, keys_of = products.mode
     x = varying(x, axes)  # a module may take means over them
-    if not (random and products.training and products.keys):
-        return one.run(params, state, x, Call(products.training, axes=axes))[0]
-    keys = products.drawn(lambda key, _: key, products.keys(), x)  # of the samples here
+    if not (random and training and keys_of):
+        return one.run(params, state, x, Call(training, axes=axes))[0]
+    keys = products.drawn(lambda key, _: key, keys_of(), x)  # of the samples here
     if state:
         return one.run(params, state, x, Call(True, keys=keys, axes=axes))[0]
     alone = lambda x, key: one.run(params, state, x[None], Call(True, key))[0][0]

@@ -47,10 +47,11 @@ class Dropout(Layer):
 
     def apply(self, params: Tree, x: Array, products: Products) -> Array:
         """x [b, ...], while training with zeros in it."""
-        if not products.training or products.keys is None:
+        training, keys = products.mode
+        if not training or keys is None:
             return x
         kept = lambda key, shape: jax.random.bernoulli(key, 1 - self.rate, shape)
-        return jnp.where(products.drawn(kept, products.keys(), x), x / (1 - self.rate), 0)
+        return jnp.where(products.drawn(kept, keys(), x), x / (1 - self.rate), 0)
 
     def shape(self, shape: Shape) -> Shape:
         """That of the inputs."""

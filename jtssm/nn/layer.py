@@ -93,7 +93,7 @@ class Layer(ABC):
 
     @property
     def random(self) -> bool:
-        """Whether it draws from `products.keys` while training."""
+        """Whether it draws from `products.mode.keys` while training."""
         return False
 
     @property

@@ -192,8 +192,9 @@ def run_layers(
     inputs = x
     for i, (layer, p) in enumerate(zip(layers, params, strict=True)):
         given = products(i)
-        p = narrowed(given.weights(p), layer.uncast, compute_dtype, given)
-        x = given.leave(layer.apply(p, given.enter(_entering(layer, x, compute_dtype)), given))
+        p = narrowed(given.hops.weights(p), layer.uncast, compute_dtype, given)
+        x = layer.apply(p, given.hops.enter(_entering(layer, x, compute_dtype)), given)
+        x = given.hops.leave(x)
     return widened(x, compute_dtype, list(params), inputs)
 
 
@@ -214,13 +215,13 @@ def estimate_layers(
     for i, (layer, p) in enumerate(zip(layers, params, strict=True)):
         given = products(i)
         cast = lambda p, layer=layer, given=given: narrowed(p, layer.uncast, compute_dtype, given)
-        x = given.enter(_entering(layer, x, compute_dtype))
+        x = given.hops.enter(_entering(layer, x, compute_dtype))
         if layer.estimated:
             new = layer.estimate(cast(p), x, given)
             like = lambda a, old: a.astype(old.dtype)
             p = p | {name: jax.tree.map(like, new[name], p[name]) for name in layer.estimated}
         found.append(p)
-        x = given.leave(layer.apply(cast(given.weights(p)), x, given))
+        x = given.hops.leave(layer.apply(cast(given.hops.weights(p)), x, given))
     return found
 
 

@@ -88,7 +88,7 @@ def _of_samples(params: Tree, z: Array, products: Products) -> tuple[Array, Arra
 
 
 def _running(params: Tree, z: Array, products: Products) -> tuple[Array, Array]:
-    if products.training:
+    if products.mode.training:
         return _of_samples(params, z, products)
     return _beside(params["mean"], z), _beside(params["var"], z)
 

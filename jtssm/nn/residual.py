@@ -19,7 +19,7 @@ from jtssm.nn.images import convolution
 from jtssm.nn.layer import Activation, Layer, Shape
 from jtssm.nn.network import estimate_layers, run_layers
 from jtssm.nn.norm import Statistics
-from jtssm.nn.ops import PLAIN, Products
+from jtssm.nn.ops import Hops, Products
 
 EXPANSION = 4  # a bottleneck block's outputs over its inner channels
 
@@ -149,5 +149,5 @@ def _by_part(params: dict, parts: int) -> list[dict]:
 
 def _inside(products: Products) -> Callable[[int], Products]:
     """The products of a block's parts: the block itself has changed the layout of its inputs."""
-    inner = products._replace(enter=PLAIN.enter, leave=PLAIN.leave, weights=PLAIN.weights)
+    inner = products._replace(hops=Hops(narrowed=products.hops.narrowed))
     return lambda i: inner

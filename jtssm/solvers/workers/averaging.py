@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jtssm import checks, losses
 from jtssm.arrays import Array, Tree
 from jtssm.nn.network import Network, estimate_layers
+from jtssm.nn.ops import TRAINING
 from jtssm.protocol.declared import Move, Run
 from jtssm.protocol.method import Method
 from jtssm.protocol.workers import Meeting, WorkerParts, as_method, round_info
@@ -258,6 +259,6 @@ def _trained(trainer, meeting, state, params, x, y) -> tuple:
 
 
 def _estimated(trainer: Local, meeting: Meeting, params: list[Tree], x: Array) -> list[Tree]:
-    products = meeting.products._replace(training=True)
+    products = meeting.products._replace(mode=TRAINING)
     layers, dtype = trainer.network.layers, trainer.compute_dtype
     return estimate_layers(layers, params, x, lambda i: products, dtype)
