@@ -85,9 +85,6 @@ class Mode(NamedTuple):
     keys: Callable[[], Array] | None = None  # () -> one key a sample, the same on any mesh
 
 
-TRAINING = Mode(training=True)
-
-
 def _same(a: Any) -> Any:
     return a
 
@@ -130,6 +127,10 @@ class Products(NamedTuple):
     sample_axes: tuple[str, ...] = ()  # mesh axes that split the samples as this layer has them
     mode: Mode = Mode()
     hops: Hops = Hops()
+
+    def to_train(self, keys: Callable[[], Array] | None = None) -> Products:
+        """The same for a layer that trains; keys: as in `Mode`."""
+        return self._replace(mode=Mode(True, keys))
 
 
 PLAIN = Products()

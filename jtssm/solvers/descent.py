@@ -20,7 +20,6 @@ from jtssm import checks, losses
 from jtssm.arrays import Array
 from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network, estimate_layers
-from jtssm.nn.ops import TRAINING
 from jtssm.protocol.declared import Run
 from jtssm.protocol.method import Info, Method
 from jtssm.protocol.pieces import as_method
@@ -138,7 +137,7 @@ def _descend(pieces: Pieces) -> Callable:
 def _estimate(pieces: Pieces) -> Callable:
     def estimate(exchange, state, x):
         def work(l, weights):
-            products = lambda i: exchange.products(i, x.shape[0])._replace(mode=TRAINING)
+            products = lambda i: exchange.products(i, x.shape[0]).to_train()
             found = estimate_layers(
                 pieces.network.layers, weights.params, x, products, pieces.compute_dtype
             )

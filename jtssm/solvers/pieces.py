@@ -14,7 +14,7 @@ from jtssm import checks
 from jtssm.arrays import Array, Tree
 from jtssm.losses import Loss
 from jtssm.nn.network import Network, estimate_layers, keep_estimated, run_layers
-from jtssm.nn.ops import TRAINING, Mode, Products
+from jtssm.nn.ops import Products
 from jtssm.protocol import sample_checks
 from jtssm.protocol.declared import Move
 from jtssm.protocol.pieces import Exchange, Parts, by_piece
@@ -94,7 +94,7 @@ class Pieces(NamedTuple):
 
     def estimate(self, exchange: Exchange, state: Any, x: Array) -> Any:
         """The state with the statistics of x [samples, ...] in the layers that keep any."""
-        seen = lambda i, here: exchange.products(i, here)._replace(mode=TRAINING)
+        seen = lambda i, here: exchange.products(i, here).to_train()
         run = lambda l, weights, p: self.forward(exchange, l, weights.params, p, seen)
         _, inputs, _ = exchange.chain(run, state.weights, x=x, keep=True)
 
@@ -190,6 +190,6 @@ def precisely(precision: Any, fn: Callable) -> Callable:
 def training(products: Products, key: Array | None, layer: int, ids: Array) -> Products:
     """The products of a layer while it trains; its sample i draws from the key and ids[i]."""
     if key is None:
-        return products._replace(mode=TRAINING)
+        return products.to_train()
     each = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, layer), i))
-    return products._replace(mode=Mode(training=True, keys=lambda: each(ids)))
+    return products.to_train(lambda: each(ids))

@@ -6,7 +6,7 @@ import numpy as np
 
 from jtssm import nn
 from jtssm.nn.network import estimate_layers, run_layers
-from jtssm.nn.ops import PLAIN, Hops, Mode
+from jtssm.nn.ops import PLAIN, Hops
 
 HOPS = Hops(
     weights=lambda p: jax.tree.map(lambda a: 2 * a, p),
@@ -28,7 +28,7 @@ def test_statistics_are_estimated_of_what_the_hops_bring():
     net = nn.sequence([nn.dense(6, jnp.tanh, "running"), nn.dense(3, None, "running")], (4,))
     params = net.init(jax.random.key(0), jnp.float64)
     hops = HOPS._replace(weights=Hops().weights)
-    products = PLAIN._replace(hops=hops, mode=Mode(training=True))
+    products = PLAIN._replace(hops=hops).to_train()
     found = estimate_layers(net.layers, params, X, lambda i: products)
     z = (X + 1) @ params[0]["W"]
     np.testing.assert_allclose(found[0]["mean"], z.mean(axis=0), rtol=1e-13)

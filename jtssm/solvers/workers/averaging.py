@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jtssm import checks, losses
 from jtssm.arrays import Array, Tree
 from jtssm.nn.network import Network, estimate_layers
-from jtssm.nn.ops import TRAINING
 from jtssm.protocol.declared import Move, Run
 from jtssm.protocol.method import Method
 from jtssm.protocol.workers import Meeting, WorkerParts, as_method, round_info
@@ -259,6 +258,6 @@ def _trained(trainer, meeting, state, params, x, y) -> tuple:
 
 
 def _estimated(trainer: Local, meeting: Meeting, params: list[Tree], x: Array) -> list[Tree]:
-    products = meeting.products._replace(mode=TRAINING)
+    products = meeting.products.to_train()
     layers, dtype = trainer.network.layers, trainer.compute_dtype
     return estimate_layers(layers, params, x, lambda i: products, dtype)

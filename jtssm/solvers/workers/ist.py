@@ -39,7 +39,7 @@ from jtssm import checks, losses
 from jtssm.arrays import Array, Tree
 from jtssm.nn.network import Network, estimate_layers
 from jtssm.nn.norm import Statistics
-from jtssm.nn.ops import TRAINING, Products, entering, narrowed, widened
+from jtssm.nn.ops import Products, entering, narrowed, widened
 from jtssm.protocol.declared import MatrixProduct, Move
 from jtssm.protocol.method import Method
 from jtssm.protocol.workers import Meeting, WorkerParts, as_method, round_info
@@ -287,7 +287,7 @@ class _Model(NamedTuple):
 
     def estimate(self, meeting: Meeting, state: State, x: Array) -> State:
         """The state with the whole network's statistics of x."""
-        products = meeting.products._replace(mode=TRAINING)
+        products = meeting.products.to_train()
         params = self._joined(state, Stored.joined)
         split = lambda i: self._split(meeting, products, i)
         found = estimate_layers(self.net.layers, params, x, split, self.trainer.compute_dtype)

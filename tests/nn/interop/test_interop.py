@@ -13,7 +13,7 @@ from jtssm import sharding, solvers
 from jtssm.nn.interop.functions import layers
 from jtssm.nn.interop.linen import from_linen
 from jtssm.nn.interop.nnx import from_nnx
-from jtssm.nn.ops import PLAIN, TRAINING
+from jtssm.nn.ops import PLAIN
 from jtssm.solvers.pieces import training
 
 SGD = optax.sgd(0.05)
@@ -266,7 +266,7 @@ def test_statistics_are_those_of_the_samples_under_the_whole_network(flavour):
     state = method.estimate(method.drain(state), x)
     h = jnp.asarray(x)
     for layer, p in zip(net.layers, method.params(state), strict=True):
-        h = layer.apply(p, h, PLAIN._replace(mode=TRAINING))
+        h = layer.apply(p, h, PLAIN.to_train())
     np.testing.assert_allclose(method.predict(state, x), h, atol=1e-12)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 
 from jtssm.losses import cross_entropy
-from jtssm.nn.ops import PLAIN, TRAINING
+from jtssm.nn.ops import PLAIN
 from jtssm.solvers.workers import deal
 from jtssm.solvers.workers.neurons import neurons, scaled
 
@@ -39,7 +39,7 @@ def forward(net, params, x, sizes, scale):
     for i, (layer, p) in enumerate(zip(net.layers, params, strict=True)):
         if scaled(layer) and sizes[i]:
             x = x * (net.shapes[i][0] / sizes[i] if scale is None else scale)
-        x = layer.apply(p, x, PLAIN._replace(mode=TRAINING))
+        x = layer.apply(p, x, PLAIN.to_train())
     return x
 
 
