@@ -28,6 +28,7 @@ import jtssm
 from benchmarks import record
 from jtssm import nn, sharding, solvers
 from jtssm.sharding import count
+from jtssm.sharding.layers.questions import mixes
 
 DEVICES = 64  # virtual
 UNIFORM = ("batch", "gathered", "model", "scattered", "paired", "domain")
@@ -115,7 +116,7 @@ def uniform(net: nn.Network, name: str, pr: int) -> list[str]:
     for i in range(len(net.layers)):
         wanted = ("model", "row")[turn % 2] if name == "paired" else name
         fits = not sharding.misfit(net, i, shapes[i], wanted, pr)
-        turn += fits and net.layers[i].mixes
+        turn += fits and mixes(net.layers[i])
         forms.append(wanted if fits else "batch")
     return forms
 

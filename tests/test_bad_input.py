@@ -11,6 +11,7 @@ from jtssm import losses, sharding, solvers
 from jtssm.nn import images
 from jtssm.nn.network import sequence
 from jtssm.nn.perceptrons import dense
+from tests.nn.own_layer import Grow
 
 NET = jtssm.mlp([4, 8, 8, 3])
 GOOD = {"optimizer": optax.sgd(0.1), "batch_size": 6, "subnets": 2}
@@ -66,8 +67,8 @@ ROUND = {"optimizer": optax.sgd(0.1), "batch_size": 2, "local_steps": 3}
         (NET, {"optimizer": "adam"}, r"optimizer: expected an optax optimizer.*got 'adam'"),
         (jtssm.mlp([4, 3]), {}, r"net: expected at least one hidden layer.*got 1 layer"),
         (
-            sequence([dense(8), dense(3)._replace(name="mine", neurons=None)], (4,)), {},
-            r"net: expected layers whose parameters belong to neurons.*got layer 1, 'mine'",
+            sequence([dense(8), Grow(3)], (4,)), {},
+            r"net: expected layers whose parameters belong to neurons.*got layer 1, 'grow 3'",
         ),
     ],
 )  # fmt: skip
@@ -142,8 +143,8 @@ def test_workers_are_counted_from_one(builder, count):
             r"net: expected a last layer that is dense, without activation; got 'dense 3 relu'",
         ),
         (
-            {"net": sequence([dense(4)._replace(dense=False, name="mine"), dense(3)], (4,))},
-            r"net: expected dense layers only; got layer 0, 'mine'",
+            {"net": sequence([Grow(4), dense(3)], (4,))},
+            r"net: expected dense layers only; got layer 0, 'grow 4'",
         ),
     ],
 )

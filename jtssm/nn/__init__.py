@@ -1,5 +1,6 @@
 """What is trained: layers, networks, where they are cut; flax modules and functions as layers."""
 
+from jtssm.nn.adapted import Adapted
 from jtssm.nn.architectures import (
     ARCHITECTURES,
     find_architecture,
@@ -9,20 +10,40 @@ from jtssm.nn.architectures import (
     vgg16,
 )
 from jtssm.nn.cuts import balanced_starts, cut
-from jtssm.nn.dropout import dropout_layer
-from jtssm.nn.images import alexnet, convnet, convolution, max_pool, mean_pool
+from jtssm.nn.dropout import Dropout, dropout_layer
+from jtssm.nn.images import (
+    Convolution,
+    MaxPool,
+    MeanPool,
+    alexnet,
+    convnet,
+    convolution,
+    max_pool,
+    mean_pool,
+)
 from jtssm.nn.interop import from_linen, from_nnx, layers
 from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network, sequence
 from jtssm.nn.norm import NORMALISATIONS
-from jtssm.nn.perceptrons import dense, mlp
-from jtssm.nn.residual import attention, bottleneck, mean_token, perceptron
+from jtssm.nn.perceptrons import Dense, dense, mlp
+from jtssm.nn.residual import Residual, bottleneck
+from jtssm.nn.tokens import Attention, MeanToken, Perceptron, attention, mean_token, perceptron
 
 __all__ = [
     "ARCHITECTURES",
     "NORMALISATIONS",
+    "Adapted",
+    "Attention",
+    "Convolution",
+    "Dense",
+    "Dropout",
     "Layer",
+    "MaxPool",
+    "MeanPool",
+    "MeanToken",
     "Network",
+    "Perceptron",
+    "Residual",
     "alexnet",
     "attention",
     "balanced_starts",

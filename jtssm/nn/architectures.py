@@ -1,8 +1,8 @@
 """Published networks, at their full sizes unless told otherwise.
 
-A residual block, or half of a transformer's, is one layer (`jtssm.nn.residual`): a network is cut, and
-its layers' forms on a grid are chosen, between blocks. Blocks of equal shape are one and the same
-`Layer`.
+A residual block, or half of a transformer's, is one layer (`jtssm.nn.residual`, `jtssm.nn.tokens`): a
+network is cut, and its layers' forms on a grid are chosen, between blocks. Blocks of equal shape are one
+and the same `Layer`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from jtssm.nn.layer import Layer, Shape
 from jtssm.nn.network import Network
 from jtssm.nn.norm import NORMALISATIONS
 from jtssm.nn.perceptrons import dense
-from jtssm.nn.residual import attention, bottleneck, mean_token, perceptron
+from jtssm.nn.residual import bottleneck
+from jtssm.nn.tokens import attention, mean_token, perceptron
 
 MOST_BLOCKS = 10_000  # each is a layer of its own in a program
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from jtssm import checks
-from jtssm.nn.layer import Layer
-from jtssm.nn.ops import Window
+from jtssm.arrays import Array, Tree
+from jtssm.nn.layer import Layer, Shape
+from jtssm.nn.ops import Products
 
 
 def dropout_layer(rate: float) -> Layer:
@@ -18,26 +22,44 @@ def dropout_layer(rate: float) -> Layer:
     Raises:
       ValueError: a rate outside [0, 1).
     """
-    rate = checks.share("dropout", rate, 0.5, whole=False)
+    return Dropout(checks.share("dropout", rate, 0.5, whole=False))
 
-    def apply(_, x, products):
-        if not products.training or products.keys is None:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dropout(Layer):
+    """Dropout with a probability; see `dropout_layer`."""
+
+    rate: float
+
+    @property
+    def name(self) -> str:
+        """With its rate."""
+        return f"dropout {self.rate:g}"
+
+    @property
+    def random(self) -> bool:
+        """It draws what is 0."""
+        return True
+
+    def init(self, key: Array, shape: Shape, dtype: Any) -> Tree:
+        """No parameters."""
+        return {}
+
+    def apply(self, params: Tree, x: Array, products: Products) -> Array:
+        """x [b, ...], while training with zeros in it."""
+        training, keys = products.mode
+        if not training or keys is None:
             return x
-        kept = lambda key, shape: jax.random.bernoulli(key, 1 - rate, shape)
-        return jnp.where(products.drawn(kept, products.keys(), x), x / (1 - rate), 0)
+        kept = lambda key, shape: jax.random.bernoulli(key, 1 - self.rate, shape)
+        return jnp.where(products.drawn(kept, keys(), x), x / (1 - self.rate), 0)
 
-    return Layer(
-        name=f"dropout {rate:g}",
-        init=lambda key, shape, dtype: {},
-        apply=apply,
-        shape=lambda shape: shape,
-        cost=lambda shape: 0,
-        splits={"model": {}},
-        neurons={},
-        random=True,
-        window=Window(1),
-        mixes=False,
-    )
+    def shape(self, shape: Shape) -> Shape:
+        """That of the inputs."""
+        return shape
+
+    def cost(self, shape: Shape) -> int:
+        """No multiply-adds."""
+        return 0
 
 
 def dropouts(rate: float) -> list[Layer]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jtssm import checks
-from jtssm.arrays import Array
+from jtssm.arrays import Array, Tree
 from jtssm.nn.dropout import dropouts
-from jtssm.nn.layer import Layer, Shape
+from jtssm.nn.layer import Activation, Layer, Shape, titled
+from jtssm.nn.linear import Linear
 from jtssm.nn.network import Network, sequence
 from jtssm.nn.norm import find
-from jtssm.nn.ops import Window
+from jtssm.nn.ops import Products, Window
 from jtssm.nn.perceptrons import dense
 
 PADDINGS = ("VALID", "SAME")
@@ -51,54 +54,58 @@ def convolution(
     (channels,) = checks.count(channels=channels)
     groups = checks.divides("groups", groups, channels, "channels")
     window = _window(size, stride, padding)
-    size = window.size
     checks.activation(activation)
-    norm = find(normalisation)
-    scale = jax.nn.initializers.he_normal if activation else jax.nn.initializers.lecun_normal
+    find(normalisation)
+    return Convolution(channels, *window, activation, normalisation, groups)
 
-    def init(key: Array, shape: Shape, dtype: Any) -> dict:
-        kernel = (size, size, shape[-1] // groups, channels)
-        W = {"W": scale(in_axis=(0, 1, 2))(key, kernel, dtype)}
-        return W | (norm.init(channels, True, dtype) if norm else {"b": jnp.zeros(channels, dtype)})
 
-    def product(params, x, products):
-        convolve = lambda rows, *pads: products.convolved(rows, params["W"], window, pads, groups)
+@dataclass(frozen=True, eq=False, repr=False)
+class Convolution(Linear):
+    """activation(x * W + b), W [size, size, in channels / groups, channels]; see `convolution`."""
+
+    channels: int
+    size: int
+    stride: int = 1
+    padding: str = "SAME"
+    activation: Activation | None = None
+    normalisation: str | None = None
+    groups: int = 1
+
+    @property
+    def name(self) -> str:
+        """Window, channels, activation and normalisation."""
+        size = f"{self.size}x{self.size}"
+        return titled(f"convolution {size} {self.channels}", self.activation, self.normalisation)
+
+    @property
+    def window(self) -> Window:
+        """What an output pixel sees."""
+        return Window(self.size, self.stride, self.padding)
+
+    @property
+    def columns(self) -> int:
+        """Its channels."""
+        return self.channels
+
+    def kernel(self, shape: Shape) -> Shape:
+        """[size, size, in channels / groups, channels]."""
+        return self.size, self.size, shape[-1] // self.groups, self.channels
+
+    def sums(self, params: Tree, x: Array, products: Products) -> Array:
+        """x * W + b for images x [b, height, width, channels]."""
+        W, window = params["W"], self.window
+        convolve = lambda rows, *pads: products.convolved(rows, W, window, pads, self.groups)
         z = products.windowed(convolve, x, window, 0.0)
         return z + params["b"][None, None, None, :] if "b" in params else z
 
-    def apply(params, x, products):
-        z = product(params, x, products)
-        z = norm.apply(params, z, products) if norm else z
-        return z if activation is None else activation(z)
+    def shape(self, shape: Shape) -> Shape:
+        """(height, width, channels) of an image of the outputs."""
+        checks.divides("groups", self.groups, shape[-1], "input channels")
+        return (*_sides("convolution", self.window, shape), self.channels)
 
-    def out(shape: Shape) -> Shape:
-        checks.divides("groups", groups, shape[-1], "input channels")
-        return (*_sides("convolution", window, shape), channels)
-
-    estimate = norm and norm.estimated and (
-        lambda params, x, products: norm.estimate(params, product(params, x, products), products)
-    )  # fmt: skip
-    names = norm.init(1, True, jnp.float32) if norm else ("b",)
-    title = (f"convolution {size}x{size} {channels}", _named(activation), normalisation)
-    return Layer(
-        name=" ".join(word for word in title if word),
-        init=init,
-        apply=apply,
-        shape=out,
-        cost=lambda shape: prod(out(shape)) * size * size * shape[-1] // groups,
-        splits={
-            "gathered": {"W": 3} | dict.fromkeys(names, -1),
-            "model": {"W": 3} | dict.fromkeys(names, 0),
-        }
-        | ({"row": {"W": 2} | dict.fromkeys(names, -1)} if groups == 1 else {}),
-        activation=activation,
-        estimate=estimate or None,
-        estimated=norm.estimated if norm else (),
-        statistics=(norm.statistics(channels),) if norm else (),
-        uncast=tuple(names) if norm else (),
-        window=window,
-        groups=groups,
-    )  # fmt: skip
+    def cost(self, shape: Shape) -> int:
+        """One for each entry of W at each pixel of the outputs."""
+        return prod(self.shape(shape)) * self.size**2 * shape[-1] // self.groups
 
 
 def max_pool(size: int, stride: int | None = None, padding: str = "VALID") -> Layer:
@@ -107,41 +114,90 @@ def max_pool(size: int, stride: int | None = None, padding: str = "VALID") -> La
     Raises:
       ValueError: as `convolution`.
     """
-
-    def largest(x, window, pads):
-        dims, strides = (1, window.size, window.size, 1), (1, window.stride, window.stride, 1)
-        return lax.reduce_window(x, -jnp.inf, lax.max, dims, strides, ((0, 0), *pads, (0, 0)))
-
-    return _pool("max_pool", size, stride, padding, largest, float("-inf"))
+    return MaxPool(*_window(size, size if stride is None else stride, padding))
 
 
 def mean_pool(size: int, stride: int | None = None, padding: str = "VALID") -> Layer:
     """The mean of every size x size pixels of a channel, padding counted as zeros; see `max_pool`."""
-
-    def mean(x, window, pads):
-        dims, strides = (1, window.size, window.size, 1), (1, window.stride, window.stride, 1)
-        sums = lax.reduce_window(x, 0.0, lax.add, dims, strides, ((0, 0), *pads, (0, 0)))
-        return sums / window.size**2
-
-    return _pool("mean_pool", size, stride, padding, mean, 0.0)
+    return MeanPool(*_window(size, size if stride is None else stride, padding))
 
 
-def _pool(name: str, size: int, stride: int | None, padding: str, pool: Callable, fill) -> Layer:
-    window = _window(size, size if stride is None else stride, padding)
+class Pool(Layer):
+    """One number out of every size x size pixels of a channel."""
 
-    def apply(_, x, products):
-        return products.windowed(lambda rows, *pads: pool(rows, window, pads), x, window, fill)
+    size: int
+    stride: int
+    padding: str
+    title: ClassVar[str]
+    fill: ClassVar[float]  # what stands for pixels outside the image
 
-    return Layer(
-        name=f"{name} {size}x{size}",
-        init=lambda key, shape, dtype: {},
-        apply=apply,
-        shape=lambda shape: (*_sides(name, window, shape), shape[-1]),
-        cost=lambda shape: 0,
-        splits={"model": {}},
-        window=window,
-        mixes=False,
-    )
+    @abstractmethod
+    def pooled(self, x: Array, pads: Sequence[tuple[int, int]]) -> Array:
+        """Images x [b, height, width, channels], padded so, pooled."""
+
+    @property
+    def name(self) -> str:
+        """What it takes, and of how many pixels."""
+        return f"{self.title} {self.size}x{self.size}"
+
+    @property
+    def window(self) -> Window:
+        """What an output pixel sees."""
+        return Window(self.size, self.stride, self.padding)
+
+    def init(self, key: Array, shape: Shape, dtype: Any) -> Tree:
+        """No parameters."""
+        return {}
+
+    def apply(self, params: Tree, x: Array, products: Products) -> Array:
+        """The pooled images [b, height', width', channels]."""
+        pool = lambda rows, *pads: self.pooled(rows, pads)
+        return products.windowed(pool, x, self.window, self.fill)
+
+    def reduced(
+        self, x: Array, pads: Sequence[tuple[int, int]], start: float, by: Callable
+    ) -> Array:
+        """The pixels that each output sees, reduced."""
+        dims, strides = (1, self.size, self.size, 1), (1, self.stride, self.stride, 1)
+        return lax.reduce_window(x, start, by, dims, strides, ((0, 0), *pads, (0, 0)))
+
+    def shape(self, shape: Shape) -> Shape:
+        """(height, width, channels) of an image of the outputs."""
+        return (*_sides(self.title, self.window, shape), shape[-1])
+
+    def cost(self, shape: Shape) -> int:
+        """No multiply-adds."""
+        return 0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MaxPool(Pool):
+    """The largest of every size x size pixels; see `max_pool`."""
+
+    size: int
+    stride: int
+    padding: str = "VALID"
+    title = "max_pool"
+    fill = float("-inf")
+
+    def pooled(self, x: Array, pads: Sequence[tuple[int, int]]) -> Array:
+        """Their largest."""
+        return self.reduced(x, pads, -jnp.inf, lax.max)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MeanPool(Pool):
+    """The mean of every size x size pixels; see `mean_pool`."""
+
+    size: int
+    stride: int
+    padding: str = "VALID"
+    title = "mean_pool"
+    fill = 0.0
+
+    def pooled(self, x: Array, pads: Sequence[tuple[int, int]]) -> Array:
+        """Their mean."""
+        return self.reduced(x, pads, 0.0, lax.add) / self.size**2
 
 
 def _window(size: int, stride: int, padding: str) -> Window:
@@ -158,10 +214,6 @@ def _sides(name: str, window: Window, shape: Shape) -> tuple[int, int]:
             f"{window.size} pixels; got samples of shape {tuple(shape)}"
         )
     return window.outputs(shape[0]), window.outputs(shape[1])
-
-
-def _named(activation: Callable | None) -> str:
-    return "" if activation is None else getattr(activation, "__name__", str(activation))
 
 
 def convnet(

@@ -1,52 +1,144 @@
-"""What a layer and a network are: pure functions of parameters, one layer after the other."""
+"""What a layer is: pure functions of parameters, and what this folder asks of any of them.
+
+A kind of layer is a frozen dataclass whose fields are what a person says of it (width, size, stride).
+What one solver or the grid alone wants to know of a layer is no field: it is asked by a
+`functools.singledispatch` function in that folder, with an answer for layers that it does not know.
+
+Layers equal and hash by identity (`eq=False`): an activation or a user's module may be any object,
+without a hash or with an == that gives an array. Two layers made alike are two, as their parameters are.
+"""
 
 from __future__ import annotations
 
+import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 from jtssm.arrays import Array, Tree
-from jtssm.nn import norm
-from jtssm.nn.ops import Products, Window
+from jtssm.nn.norm import Statistics
+from jtssm.nn.ops import Products
 
 Shape = tuple[int, ...]
+Activation = Callable[[Array], Array]
 
 
-class Layer(NamedTuple):
-    """One layer. Its products come in as an argument, so that a grid can hand in its own."""
+class Layer(ABC):
+    """One layer: `init`, `apply`, `shape` and `cost` make one; the rest has defaults.
 
-    name: str
-    init: Callable[[Array, Shape, Any], Tree]  # (key, shape of one input sample, dtype) -> params
-    apply: Callable[[Tree, Array, Products], Array]  # (params, x [b, ...], products) -> [b, ...]
-    shape: Callable[[Shape], Shape]  # shape of one input sample -> shape of one output sample
-    cost: Callable[[Shape], int]  # shape of one input sample -> multiply-adds a sample
-    # "gathered", "model" (by its outputs), "row" (by its inputs), "paired" (first by outputs, second by
-    # inputs) -> tree like params: the dimension that this form splits over pr, -1 for none; see
-    # `jtssm.sharding.layers.forms`
-    splits: dict[str, Tree]
-    dense: bool = False  # activation(x W + b) with params {"W", "b"}: what pdADMM can train
-    activation: Callable[[Array], Array] | None = None  # of a dense layer
-    # parameter -> for each of its dimensions "in" or "out", the neurons it belongs to: what independent
-    # subnet training deals; None: the layer cannot be dealt
-    neurons: dict[str, tuple[str, ...]] | None = None
-    scaled: bool = False  # whether the size of its inputs' sum matters: no normalisation follows it
-    random: bool = False  # draws from products.keys while training
-    estimate: Callable[[Tree, Array, Products], Tree] | None = (
-        None  # (params, x, products) -> params
-    )
-    estimated: tuple[str, ...] = ()  # parameters that `estimate` sets and no optimizer moves
-    window: Window | None = None  # what an output pixel sees, where rows of an image may be split
-    mixes: bool = True  # whether an output sees other columns (channels, neurons) than its own
-    groups: int = 1  # of channels that do not see each other
-    # units (heads, neurons) of the columns between its two products, which the form "paired" deals out
-    # over pr; 0: it has no such pair
-    pair: int = 0
-    # whether parameters of its own work on its inputs before the first product
-    prepares: bool = False
-    # means and variances that it takes while training, for what they cost on a mesh
-    statistics: tuple[norm.Statistics, ...] = ()
-    integer: bool = False  # takes integers, which travel as floats
-    # parameters that keep their dtype where the others are cast to a method's compute_dtype
-    uncast: tuple[str, ...] = ()
-    # parameters -> the user's own module with them; None: the layer is no adapted one
-    module: Callable[[Tree], Any] | None = None
+    A layer of one's own with these four trains by every method that asks no more of it, whole or cut,
+    on a mesh in the form "batch". Its other answers are overridden by properties or by attributes of the
+    class.
+
+    Examples:
+      >>> import jax
+      >>> from jtssm import nn
+      >>> class Double(nn.Layer):
+      ...     def init(self, key, shape, dtype):
+      ...         return {}
+      ...
+      ...     def apply(self, params, x, products):
+      ...         return 2 * x
+      ...
+      ...     def shape(self, shape):
+      ...         return shape
+      ...
+      ...     def cost(self, shape):
+      ...         return 0
+      >>> net = nn.sequence([Double(), nn.dense(3)], (4,))
+      >>> net.apply(net.init(jax.random.key(0)), jax.numpy.ones((2, 4))).shape
+      (2, 3)
+    """
+
+    @abstractmethod
+    def init(self, key: Array, shape: Shape, dtype: Any) -> Tree:
+        """Random parameters.
+
+        Args:
+          key: what they are drawn from.
+          shape: of one sample of the inputs.
+          dtype: of the parameters.
+        """
+
+    @abstractmethod
+    def apply(self, params: Tree, x: Array, products: Products) -> Array:
+        """Outputs [b, ...] for x [b, ...]; `products`: the operations as the mesh has them."""
+
+    @abstractmethod
+    def shape(self, shape: Shape) -> Shape:
+        """The shape of one sample of the outputs for that of one of the inputs.
+
+        Raises:
+          ValueError: samples that the layer does not take.
+        """
+
+    @abstractmethod
+    def cost(self, shape: Shape) -> int:
+        """Multiply-adds of the forward product for one sample of this shape."""
+
+    def estimate(self, params: Tree, x: Array, products: Products) -> Tree:
+        """The parameters, those in `estimated` as x [b, ...] has them."""
+        return params
+
+    @property
+    def name(self) -> str:
+        """What messages, results and checkpoints call it."""
+        return type(self).__name__
+
+    @property
+    def estimated(self) -> tuple[str, ...]:
+        """Parameters that `estimate` sets and no optimizer moves."""
+        return ()
+
+    @property
+    def random(self) -> bool:
+        """Whether it draws from `products.mode.keys` while training."""
+        return False
+
+    @property
+    def statistics(self) -> tuple[Statistics, ...]:
+        """Means and variances that it takes while training, for what they cost on a mesh."""
+        return ()
+
+    @property
+    def integer(self) -> bool:
+        """Whether it takes integers, which travel as floats."""
+        return False
+
+    @property
+    def uncast(self) -> tuple[str, ...]:
+        """Parameters that keep their dtype where the others are cast to a `compute_dtype`."""
+        return ()
+
+    def __repr__(self) -> str:
+        told = [f"{name}={_told(value)}" for name, value in _given(self)]
+        return f"{type(self).__name__}({', '.join(told)})"
+
+
+def titled(*words: Any) -> str:
+    """The name of a layer: what is said of it, functions by their names, without what is None.
+
+    It stands in checkpoints: of a `functools.partial` no address, which differs between processes.
+    """
+    partly = lambda word: _told(word) if isinstance(word, functools.partial) else word
+    return " ".join(str(getattr(word, "__name__", partly(word))) for word in words if word)
+
+
+def _given(layer: Layer) -> list[tuple[str, Any]]:
+    """The fields of a layer that are not as they are by default."""
+    shown: list = [f for f in fields(layer) if f.repr] if is_dataclass(layer) else []
+    return [(f.name, a) for f in shown if (a := getattr(layer, f.name)) is not f.default]
+
+
+def _told(value: Any) -> str:
+    """A field as a person would write it."""
+    if isinstance(value, functools.partial):
+        settings = [_told(a) for a in value.args]
+        settings += [f"{name}={_told(a)}" for name, a in value.keywords.items()]
+        return f"partial({', '.join((_told(value.func), *settings))})"
+    if callable(value) and not isinstance(value, Layer):
+        return getattr(value, "__name__", type(value).__name__)
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_told, value))}{',' if len(value) == 1 else ''})"
+    return repr(value)

@@ -12,9 +12,12 @@ import jax.numpy as jnp
 
 from jtssm import checks
 from jtssm.arrays import Array, Tree
-from jtssm.nn import norm
+from jtssm.nn.adapted import Adapted
 from jtssm.nn.layer import Layer, Shape
+from jtssm.nn.norm import Statistics
 from jtssm.nn.ops import PLAIN, entering, narrowed, widened
+
+MOST_LINES = 16  # of layers in a network's repr
 
 
 def as_input(network: Any, x: Any) -> Array:
@@ -42,6 +45,9 @@ class Network(NamedTuple):
     layers: tuple[Layer, ...]
     shapes: tuple[Shape, ...]
 
+    def __repr__(self) -> str:
+        return "\n".join(shown(self))
+
     def init(self, key: Array, dtype: Any = jnp.float32) -> list[Tree]:
         """Random parameters, one tree a layer; layer i draws from fold_in(key, i)."""
         return [self.init_layer(i, key, dtype) for i in range(len(self.layers))]
@@ -66,7 +72,7 @@ class Network(NamedTuple):
     @property
     def estimated(self) -> bool:
         """Whether some layer keeps statistics that are estimated rather than trained."""
-        return any(layer.estimate for layer in self.layers)
+        return any(layer.estimated for layer in self.layers)
 
     def estimate(self, params: Sequence[Tree], x: Array) -> list[Tree]:
         """The parameters with the statistics of x [samples, ...], layer after layer."""
@@ -88,15 +94,16 @@ class Network(NamedTuple):
           ValueError: a layer that is not a user's own.
         """
         for i, layer in enumerate(self.layers):
-            if layer.module is None:
+            if not isinstance(layer, Adapted):
                 raise ValueError(
                     f"modules: expected a network of from_nnx, from_linen or layers; got layer {i}, "
                     f"{layer.name!r}, which is jtssm's own: its parameters are params[{i}]"
                 )
-        return [layer.module(p) for layer, p in zip(self.layers, params, strict=True)]  # type: ignore[misc]
+        own = (layer for layer in self.layers if isinstance(layer, Adapted))
+        return [layer.module(p) for layer, p in zip(own, params, strict=True)]
 
     @property
-    def statistics(self) -> tuple[norm.Statistics, ...]:
+    def statistics(self) -> tuple[Statistics, ...]:
         """Means and variances that its layers take while training."""
         return tuple(each for layer in self.layers for each in layer.statistics)
 
@@ -105,8 +112,29 @@ class Network(NamedTuple):
         return [layer.cost(s) for layer, s in zip(self.layers, self.shapes, strict=False)]
 
 
+def shown(net: Network) -> list[str]:
+    """A network's layers, with the shape of what each gives and its parameters, a line each.
+
+    Of a long one the first and the last, and how many stand between.
+    """
+    sizes = [sum(a.size for a in jax.tree.leaves(tree)) for tree in net.parameter_shapes()]
+    rows = [
+        (f"{i:>4}  {layer.name}", str(shape), f"{size:,}")
+        for i, (layer, shape, size) in enumerate(
+            zip(net.layers, net.shapes[1:], sizes, strict=True)
+        )
+    ]
+    wide = [max(len(row[k]) for row in rows) for k in range(3)]
+    lines = [f"{a:<{wide[0]}}  {b:<{wide[1]}}  {c:>{wide[2]}}" for a, b, c in rows]
+    if (more := len(lines) - MOST_LINES) > 0:
+        half = MOST_LINES // 2
+        lines[half : half + more] = [f"   ... {more} more"]
+    head = f"Network of {len(rows)} layers, {sum(sizes):,} parameters: samples {net.shapes[0]}"
+    return [head, *lines]
+
+
 class _Identity:
-    """A network as a key: layers hold dicts, which have no hash."""
+    """A network as a key: layers of a user's own may have no hash, or an == that gives an array."""
 
     def __init__(self, net: Network):
         self.net = net
@@ -164,8 +192,9 @@ def run_layers(
     inputs = x
     for i, (layer, p) in enumerate(zip(layers, params, strict=True)):
         given = products(i)
-        p = narrowed(given.weights(p), layer.uncast, compute_dtype, given)
-        x = given.leave(layer.apply(p, given.enter(_entering(layer, x, compute_dtype)), given))
+        p = narrowed(given.hops.weights(p), layer.uncast, compute_dtype, given)
+        x = layer.apply(p, given.hops.enter(_entering(layer, x, compute_dtype)), given)
+        x = given.hops.leave(x)
     return widened(x, compute_dtype, list(params), inputs)
 
 
@@ -186,13 +215,13 @@ def estimate_layers(
     for i, (layer, p) in enumerate(zip(layers, params, strict=True)):
         given = products(i)
         cast = lambda p, layer=layer, given=given: narrowed(p, layer.uncast, compute_dtype, given)
-        x = given.enter(_entering(layer, x, compute_dtype))
-        if layer.estimate:
+        x = given.hops.enter(_entering(layer, x, compute_dtype))
+        if layer.estimated:
             new = layer.estimate(cast(p), x, given)
             like = lambda a, old: a.astype(old.dtype)
             p = p | {name: jax.tree.map(like, new[name], p[name]) for name in layer.estimated}
         found.append(p)
-        x = given.leave(layer.apply(cast(given.weights(p)), x, given))
+        x = given.hops.leave(layer.apply(cast(given.hops.weights(p)), x, given))
     return found
 
 

@@ -53,6 +53,10 @@ class Normalisation(NamedTuple):
         start = {"mean": jnp.zeros(width, dtype), "var": jnp.ones(width, dtype)}
         return (params if affine else {}) | {name: start[name] for name in self.estimated}
 
+    def parameters(self, affine: bool) -> tuple[str, ...]:
+        """The names of what `init` gives, in its order."""
+        return (*(("gamma", "beta") if affine else ()), *self.estimated)
+
     def statistics(self, width: int, affine: bool = True) -> Statistics:
         """What a layer of this width takes, for what it sends on a mesh."""
         return Statistics(self.over, width, affine)
@@ -84,7 +88,7 @@ def _of_samples(params: Tree, z: Array, products: Products) -> tuple[Array, Arra
 
 
 def _running(params: Tree, z: Array, products: Products) -> tuple[Array, Array]:
-    if products.training:
+    if products.mode.training:
         return _of_samples(params, z, products)
     return _beside(params["mean"], z), _beside(params["var"], z)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Array = jax.Array
+from jtssm.arrays import Array, Tree
 
 
 class Window(NamedTuple):
@@ -78,34 +78,62 @@ def varying(x: Any, axes: Sequence[str]) -> Any:
     return jax.tree.map(lambda a: mark(jnp.asarray(a)), x)
 
 
-class Products(NamedTuple):
-    """What a layer is handed from outside: its products and means; a grid hands in its own versions."""
+class Mode(NamedTuple):
+    """Whether a layer trains, and what it draws from then."""
 
-    dense: Callable  # (x [b, i], W [i, o], b [o] or None) -> [b, o]
+    training: bool = False  # statistics come from the minibatch, and dropout drops
+    keys: Callable[[], Array] | None = None  # () -> one key a sample, the same on any mesh
+
+
+def _same(a: Any) -> Any:
+    return a
+
+
+def _cast(a: Array, dtype: Any) -> Array:
+    return a.astype(dtype)
+
+
+class Hops(NamedTuple):
+    """How parameters and samples come to where a layer works, and what it gives goes from there.
+
+    A network calls them around its layers (`jtssm.nn.network.run_layers`); no layer does.
+    """
+
+    weights: Callable[[Tree], Tree] = _same  # parameters -> the same, as the layer's work uses them
+    enter: Callable[[Array], Array] = _same  # what the layer before left -> x as the layer takes it
+    leave: Callable[[Array], Array] = _same  # what the layer gives -> what it leaves behind
+    # (a parameter, dtype) -> it in that dtype; devices sum its gradient in its own dtype
+    narrowed: Callable[[Array, Any], Array] = _cast
+
+
+class Products(NamedTuple):
+    """The operations that a layer calls; a grid hands in its own versions."""
+
+    # (x [b, i], W [i, o], b [o] or None) -> [b, o]
+    dense: Callable[[Array, Array, Array | None], Array] = plain_dense
+    # as `dense`, of columns that `dense` gave within the same layer: the second product of a pair
+    second: Callable[[Array, Array, Array | None], Array] = plain_dense
     # (x [b, h, w, i], W, window, pads, groups) -> [b, h', w', o], pads of height and width
-    convolved: Callable = plain_convolved
+    convolved: Callable[..., Array] = plain_convolved
     # (fn, x [b, h, w, c], window, fill) -> fn(rows, pads of height, of width) for the rows that the
     # outputs here see; fill: what stands for pixels outside the image
-    windowed: Callable = plain_windowed
+    windowed: Callable[[Callable, Array, Window, float], Array] = plain_windowed
     # [b, ..., width] -> [width]: mean over the samples (and pixels), those on other devices too
-    over_samples: Callable = _over_samples
+    over_samples: Callable[[Array], Array] = _over_samples
     # [b, ..., width] -> [b, 1, ...]: mean over the neurons of the layer, those on other devices too
-    over_neurons: Callable = _over_neurons
-    weights: Callable = lambda p: p  # parameters -> the same, as this layer's work uses them
-    enter: Callable = lambda x: x  # what the layer before left -> x as this layer takes it
-    leave: Callable = lambda x: x  # what this layer gives -> what it leaves behind
+    over_neurons: Callable[[Array], Array] = _over_neurons
     # (draw, keys [b], x [b, ...]) -> draw(key, shape of a whole sample) of each sample, as x lies here
-    drawn: Callable = _drawn
+    drawn: Callable[[Callable, Array, Array], Array] = _drawn
     sample_axes: tuple[str, ...] = ()  # mesh axes that split the samples as this layer has them
-    training: bool = False  # statistics come from the minibatch, and dropout drops
-    keys: Callable | None = None  # () -> one key a sample, the same on any mesh; while training
-    # as `dense`, of columns that `dense` gave within the same layer: the second product of a pair
-    second: Callable = plain_dense
-    # (a parameter, dtype) -> it in that dtype; devices sum its gradient in its own dtype
-    narrowed: Callable = lambda a, dtype: a.astype(dtype)
+    mode: Mode = Mode()
+    hops: Hops = Hops()
+
+    def to_train(self, keys: Callable[[], Array] | None = None) -> Products:
+        """The same for a layer that trains; keys: as in `Mode`."""
+        return self._replace(mode=Mode(True, keys))
 
 
-PLAIN = Products(plain_dense)
+PLAIN = Products()
 
 
 # Mixed precision: layers compute in a `compute_dtype`, a narrow one such as bfloat16. Parameters and
@@ -117,7 +145,7 @@ def narrowed(params: Any, uncast: Sequence[str], dtype: Any, products: Products)
     """A layer's parameters in the dtype it computes in, but for those named in `uncast`."""
     if dtype is None:
         return params
-    cast = lambda a: products.narrowed(a, dtype) if _floating(a) else a
+    cast = lambda a: products.hops.narrowed(a, dtype) if _floating(a) else a
     if not uncast:
         return jax.tree.map(cast, params)
     return {n: a if n in uncast else jax.tree.map(cast, a) for n, a in params.items()}

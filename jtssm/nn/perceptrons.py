@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import jax
-import jax.numpy as jnp
 
 from jtssm import checks
-from jtssm.arrays import Array
+from jtssm.arrays import Array, Tree
 from jtssm.nn.dropout import dropouts
-from jtssm.nn.layer import Layer
+from jtssm.nn.layer import Activation, Layer, Shape, titled
+from jtssm.nn.linear import Linear
 from jtssm.nn.network import Network, sequence
 from jtssm.nn.norm import find
+from jtssm.nn.ops import Products
 
 
 def mlp(
@@ -45,9 +47,9 @@ def mlp(
       (3,)
     """
     widths = checks.counts("widths", widths, "[196, 512, 10]", least=2)
-    kind, drop = find(normalisation), dropouts(dropout)
+    norm, drop = find(normalisation), dropouts(dropout)
     hidden = [layer for w in widths[1:-1] for layer in (dense(w, activation, normalisation), *drop)]
-    outputs = normalisation if kind is not None and kind.outputs else None
+    outputs = normalisation if norm is not None and norm.outputs else None
     return sequence([*hidden, dense(widths[-1], None, outputs, affine=False)], (widths[0],))
 
 
@@ -70,43 +72,41 @@ def dense(
     """
     (width,), affine = checks.count(width=width), checks.flag("affine", affine)
     checks.activation(activation)
-    scale = jax.nn.initializers.he_normal() if activation else jax.nn.initializers.lecun_normal()
-    norm = find(normalisation)
+    find(normalisation)
+    return Dense(width, activation, normalisation, affine)
 
-    def init(key, shape, dtype):
-        W = {"W": scale(key, (prod(shape), width), dtype)}
-        return W | (norm.init(width, affine, dtype) if norm else {"b": jnp.zeros(width, dtype)})
 
-    def product(params, x, products):
+@dataclass(frozen=True, eq=False, repr=False)
+class Dense(Linear):
+    """activation(x W + b), W [inputs, width]; see `dense`, which checks what it is given."""
+
+    width: int
+    activation: Activation | None = None
+    normalisation: str | None = None
+    affine: bool = True
+
+    @property
+    def name(self) -> str:
+        """Width, activation and normalisation."""
+        return titled(f"dense {self.width}", self.activation, self.normalisation)
+
+    @property
+    def columns(self) -> int:
+        """Its neurons."""
+        return self.width
+
+    def kernel(self, shape: Shape) -> Shape:
+        """[inputs, width]."""
+        return prod(shape), self.width
+
+    def sums(self, params: Tree, x: Array, products: Products) -> Array:
+        """x W + b for x [b, ...], flattened."""
         return products.dense(x.reshape(x.shape[0], -1), params["W"], params.get("b"))
 
-    def apply(params, x, products):
-        z = product(params, x, products)
-        z = norm.apply(params, z, products) if norm else z
-        return z if activation is None else activation(z)
+    def shape(self, shape: Shape) -> Shape:
+        """(width,), whatever the samples are."""
+        return (self.width,)
 
-    estimate = norm and norm.estimated and (
-        lambda params, x, products: norm.estimate(params, product(params, x, products), products)
-    )  # fmt: skip
-    names = norm.init(1, affine, jnp.float32) if norm else ("b",)
-    title = (f"dense {width}", getattr(activation, "__name__", activation), normalisation)
-    return Layer(
-        name=" ".join(str(word) for word in title if word),
-        init=init,
-        apply=apply,
-        shape=lambda _: (width,),
-        cost=lambda shape: prod(shape) * width,
-        splits={
-            "gathered": {"W": 1} | dict.fromkeys(names, -1),
-            "model": {"W": 1} | dict.fromkeys(names, 0),
-            "row": {"W": 0} | dict.fromkeys(names, -1),
-        },
-        dense=norm is None,
-        activation=activation,
-        neurons={"W": ("in", "out")} | dict.fromkeys(names, ("out",)),
-        scaled=norm is None,
-        estimate=estimate or None,
-        estimated=norm.estimated if norm else (),
-        statistics=(norm.statistics(width, affine),) if norm else (),
-        uncast=tuple(names) if norm else (),
-    )
+    def cost(self, shape: Shape) -> int:
+        """One for each entry of W."""
+        return prod(shape) * self.width

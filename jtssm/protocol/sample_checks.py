@@ -24,7 +24,7 @@ EXACT = 2**24  # integers up to it are exact as float32
 def steady(network: Network, method: str) -> None:
     """No layer draws random numbers or is estimated: the method runs layers more often than it trains."""
     for i, layer in enumerate(network.layers):
-        if layer.random or layer.estimate:
+        if layer.random or layer.estimated:
             raise ValueError(
                 f"net: expected layers without dropout and running statistics for {method}; got layer "
                 f"{i}, {layer.name!r}: use normalisation='batch' or 'layer', or a method that streams "

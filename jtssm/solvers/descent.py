@@ -134,7 +134,7 @@ def _descend(pieces: Pieces) -> Callable:
 def _estimate(pieces: Pieces) -> Callable:
     def estimate(exchange, state, x):
         def work(l, weights):
-            products = lambda i: exchange.layers.products(i, x.shape[0])._replace(training=True)
+            products = lambda i: exchange.layers.products(i, x.shape[0]).to_train()
             found = estimate_layers(
                 pieces.network.layers, weights.params, x, products, pieces.compute_dtype
             )

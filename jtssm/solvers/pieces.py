@@ -79,7 +79,7 @@ class Pieces(Stages):
 
     def estimate(self, exchange: Exchange, state: Any, x: Array) -> Any:
         """The state with the statistics of x [samples, ...] in the layers that keep any."""
-        seen = lambda i, here: exchange.layers.products(i, here)._replace(training=True)
+        seen = lambda i, here: exchange.layers.products(i, here).to_train()
         run = lambda l, weights, p: self.forward(exchange, l, weights.params, p, seen)
         _, inputs, _ = exchange.chain(run, state.weights, x=x, keep=True)
 
@@ -167,6 +167,6 @@ def precisely(precision: Any, fn: Callable) -> Callable:
 def training(products: Products, key: Array | None, layer: int, ids: Array) -> Products:
     """The products of a layer while it trains; its sample i draws from the key and ids[i]."""
     if key is None:
-        return products._replace(training=True)
+        return products.to_train()
     each = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, layer), i))
-    return products._replace(training=True, keys=lambda: each(ids))
+    return products.to_train(lambda: each(ids))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtssm.nn import architectures, residual
+from jtssm.nn import architectures, residual, tokens
 from jtssm.nn.architectures import ARCHITECTURES, find_architecture
 from jtssm.nn.network import sequence
 from jtssm.nn.ops import PLAIN
@@ -120,7 +120,7 @@ def softmax(z):
 
 
 def test_attention_is_what_a_loop_over_heads_makes():
-    layer, x = residual.attention(6, 3), RNG.normal(size=(4, 5, 6))
+    layer, x = tokens.attention(6, 3), RNG.normal(size=(4, 5, 6))
     p = drawn(layer, (5, 6))
     h, found = normalised(x, p["gamma"], p["beta"], -1), []
     for head in range(3):
@@ -131,14 +131,14 @@ def test_attention_is_what_a_loop_over_heads_makes():
 
 
 def test_the_perceptron_of_a_block_and_the_mean_token():
-    layer, x = residual.perceptron(4, 7), RNG.normal(size=(3, 5, 4))
+    layer, x = tokens.perceptron(4, 7), RNG.normal(size=(3, 5, 4))
     p = drawn(layer, (5, 4))
     z = normalised(x, p["gamma"], p["beta"], -1) @ p["W1"] + p["b1"]
     z = (
         0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
     )  # Hendrycks, Gimpel 2016
     np.testing.assert_allclose(applied(layer, p, x), x + z @ p["W2"] + p["b2"], atol=1e-10)
-    layer = residual.mean_token(4)
+    layer = tokens.mean_token(4)
     p = drawn(layer, (5, 4))
     expected = normalised(x, p["gamma"], p["beta"], -1).mean(axis=1)
     np.testing.assert_allclose(applied(layer, p, x), expected, atol=1e-10)
@@ -174,7 +174,7 @@ def test_every_parameter_has_a_finite_gradient(net):
         (lambda: sequence([residual.bottleneck(2)], (4, 4, 3)), r"bottleneck 2 8 batch: expected samples whose shape it keeps, \(4, 4, 8\); got \(4, 4, 3\): widen=True"),
         (lambda: architectures.transformer(heads=5), r"heads: expected one of \[1, 2, 3, 4, .*got 5"),
         (lambda: architectures.transformer(0), "blocks: expected an integer of at least 1; got 0"),
-        (lambda: sequence([residual.attention(4, 2)], (5, 3)), r"attention 4 / 2: expected samples of tokens \(number, 4\); got shape \(5, 3\)"),
+        (lambda: sequence([tokens.attention(4, 2)], (5, 3)), r"attention 4 / 2: expected samples of tokens \(number, 4\); got shape \(5, 3\)"),
     ],
 )  # fmt: skip
 def test_misuse_is_refused(build, message):

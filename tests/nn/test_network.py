@@ -9,9 +9,9 @@ import pytest
 
 import jtssm
 from jtssm.nn.cuts import balanced_starts, cut
-from jtssm.nn.layer import Layer
 from jtssm.nn.network import sequence
 from jtssm.nn.perceptrons import dense
+from tests.nn.own_layer import Double
 
 
 def test_apply_is_the_product_and_the_activation_of_every_layer():
@@ -94,8 +94,7 @@ def test_a_network_without_layers_is_refused():
 
 
 def test_layers_of_the_users_own_join_a_network():
-    double = Layer("double", lambda *_: {}, lambda p, x, _: 2 * x, lambda s: s, lambda s: 0, {})
-    net = sequence([double, dense(2)], (3,))
+    net = sequence([Double(), dense(2)], (3,))
     params = net.init(jax.random.key(0), jnp.float64)
     x = np.ones((4, 3))
     np.testing.assert_allclose(net.apply(params, x), 2 * x @ params[1]["W"])

@@ -52,7 +52,7 @@ def test_each_normalises_what_its_docstring_says(name):
 def test_while_training_running_statistics_are_the_minibatchs():
     batch, running = (perceptrons.dense(6, jax.nn.relu, name) for name in ("batch", "running"))
     params = running.init(KEY, (4,), jnp.float64)
-    train = PLAIN._replace(training=True)
+    train = PLAIN.to_train()
     np.testing.assert_array_equal(running.apply(params, X, train), batch.apply(params, X, train))
 
 
@@ -91,7 +91,7 @@ def test_dropout_keeps_its_share_scales_it_and_is_off_in_prediction():
     layer = dropout_layer(0.25)
     keys = jax.random.split(KEY, 2000)
     x = jnp.full((2000, 5), 3.0)
-    train = PLAIN._replace(training=True, keys=lambda: keys)
+    train = PLAIN.to_train(lambda: keys)
     dropped = np.asarray(layer.apply({}, x, train))
     assert set(np.unique(dropped)) == {0.0, 4.0}
     np.testing.assert_allclose((dropped > 0).mean(axis=0), 0.75, atol=0.04)

@@ -28,6 +28,7 @@ from jtssm.nn.perceptrons import dense
 from jtssm.sharding.cost import seconds
 from jtssm.sharding.count import hlo, hlo_text
 from jtssm.sharding.layers.halo import Halo
+from jtssm.sharding.layers.questions import window
 from jtssm.sharding.mesh import AXES
 
 
@@ -425,7 +426,7 @@ def test_edges_travel_while_inner_rows_are_convolved():
     forward = [between for line, between in sent if "transpose(" not in line]
     assert (len(forward), len(sent)) == (4, 6)
     assert all(any(" fusion(" in line for line in between) for _, between in sent)
-    i0, i1 = Halo.of(LARGE.layers[0].window, 64, 2).inner
+    i0, i1 = Halo.of(window(LARGE.layers[0]), 64, 2).inner
     found = [{convolved(bodies, line) for line in between} for between in forward]
     assert sum((8, i1 - i0, 64, 32) in shapes for shapes in found) == 2  # while both edges travel
 

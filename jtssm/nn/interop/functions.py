@@ -9,7 +9,8 @@ from typing import Any
 import jax
 
 from jtssm.arrays import Array, Tree
-from jtssm.nn.interop.adapt import Adapted, Call, chained, listed, named
+from jtssm.nn.adapted import Call, Pure
+from jtssm.nn.interop.adapt import chained, listed, named
 from jtssm.nn.network import Network
 
 
@@ -41,7 +42,7 @@ def layers(functions: Sequence[Any], sample_input: Any) -> Network:
     return chained([_maker(i, f) for i, f in enumerate(listed(functions))], sample_input)
 
 
-def _maker(i: int, given: Any) -> Callable[[], Adapted]:
+def _maker(i: int, given: Any) -> Callable[[], Pure]:
     alone = callable(given) and not isinstance(given, (tuple, list))
     pair = isinstance(given, (tuple, list)) and len(given) == 2 and callable(given[1])
     if not alone and not pair:
@@ -52,10 +53,10 @@ def _maker(i: int, given: Any) -> Callable[[], Adapted]:
     return lambda: of_function(given) if alone else _of_pair(*given)
 
 
-def of_function(f: Callable) -> Adapted:
+def of_function(f: Callable) -> Pure:
     """A layer without parameters."""
     call = _keywords(f)
-    return Adapted(
+    return Pure(
         named(f),
         draw=lambda key, x: ({}, {}),
         run=lambda params, state, x, how: (f(x, **call(how)), {}),
@@ -63,13 +64,13 @@ def of_function(f: Callable) -> Adapted:
     )
 
 
-def _of_pair(start: Any, f: Callable) -> Adapted:
+def _of_pair(start: Any, f: Callable) -> Pure:
     call = _keywords(f)
 
     def draw(key: Array, x: Array) -> tuple[Tree, Tree]:
         return (start(key, x) if callable(start) else jax.tree.map(lambda a: a, start)), {}
 
-    return Adapted(
+    return Pure(
         named(f),
         draw=draw,
         run=lambda params, state, x, how: (f(params, x, **call(how)), {}),

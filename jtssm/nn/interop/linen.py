@@ -10,7 +10,8 @@ from typing import Any
 import jax
 
 from jtssm.arrays import Array, Tree
-from jtssm.nn.interop.adapt import Adapted, Call, chained, dropped, listed, need_flax
+from jtssm.nn.adapted import Call, Pure
+from jtssm.nn.interop.adapt import chained, dropped, listed, need_flax
 from jtssm.nn.interop.functions import of_function
 from jtssm.nn.network import Network
 
@@ -53,14 +54,14 @@ def from_linen(
             raise ValueError(
                 f"modules: expected linen modules or functions; got {module!r} as entry {i}"
             )
-    makers: list[Callable[[], Adapted]] = [
+    makers: list[Callable[[], Pure]] = [
         lambda m=m: _adapted(m, tuple(streams)) if isinstance(m, linen.Module) else of_function(m)  # type: ignore[misc]
         for m in given
     ]
     return chained(makers, sample_input)
 
 
-def _adapted(module: Any, streams: tuple[str, ...]) -> Adapted:
+def _adapted(module: Any, streams: tuple[str, ...]) -> Pure:
     from flax import linen
 
     known = inspect.signature(module.__call__).parameters
@@ -85,7 +86,7 @@ def _adapted(module: Any, streams: tuple[str, ...]) -> Adapted:
         return y, new.get(STATE, state)
 
     whole = lambda params, state: (module, {"params": params} | ({STATE: state} if state else {}))
-    return Adapted(type(module).__name__, draw, run, whole)
+    return Pure(type(module).__name__, draw, run, whole)
 
 
 def _keys(key: Array, streams: Sequence[str]) -> dict[str, Array]:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jtssm.arrays import Array, Tree
-from jtssm.nn.interop.adapt import Adapted, Call, chained, dropped, listed, need_flax
+from jtssm.nn.adapted import Call, Pure
+from jtssm.nn.interop.adapt import chained, dropped, listed, need_flax
 from jtssm.nn.interop.functions import of_function
 from jtssm.nn.network import Network
 
@@ -57,7 +58,7 @@ def from_nnx(modules: Sequence[Any], sample_input: Any = None) -> Network:
                 f"{type(given[0]).__name__}, does not tell their shape; got None"
             )
         sample_input = jax.ShapeDtypeStruct((1, given[0].in_features), jnp.float32)
-    makers: list[Callable[[], Adapted]] = [lambda m=m: _adapted(m) for m in given]  # type: ignore[misc]
+    makers: list[Callable[[], Pure]] = [lambda m=m: _adapted(m) for m in given]  # type: ignore[misc]
     return chained(makers, sample_input)
 
 
@@ -78,7 +79,7 @@ def _apart(modules: Sequence[Any]) -> None:
                 )
 
 
-def _adapted(module: Any) -> Adapted:
+def _adapted(module: Any) -> Pure:
     from flax import nnx
 
     if not isinstance(module, nnx.Module):
@@ -98,7 +99,7 @@ def _adapted(module: Any) -> Adapted:
         _unchanged(type(module).__name__, rest, left)
         return y, nnx.to_pure_dict(after)
 
-    return Adapted(
+    return Pure(
         type(module).__name__,
         draw=lambda key, x: (nnx.to_pure_dict(params), nnx.to_pure_dict(stats)),
         run=run,

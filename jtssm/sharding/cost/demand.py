@@ -33,6 +33,7 @@ from jtssm.sharding.cost.products import (
 )
 from jtssm.sharding.count.routes import Route
 from jtssm.sharding.layers.forms import Grid
+from jtssm.sharding.layers.questions import bare
 from jtssm.sharding.layers.traffic import Pass, Sent, in_compute_dtype
 
 
@@ -198,9 +199,8 @@ class Layered(NamedTuple):
         """What layer i sends forward only to make its piece's outputs: no gradient needs it."""
         if i + 1 not in self.program.stages.starts:
             return set()
-        layer = self.grid.network.layers[i]
-        bare = layer.activation is None and not layer.statistics
-        return {"hop", "paired"} | ({"row"} if bare else set())
+        ends = {"hop", "paired"}
+        return ends | {"row"} if bare(self.grid.network.layers[i]) else ends
 
 
 def layered_of(program: Program, sizes: Sizes, samples: int) -> Layered:

@@ -11,6 +11,7 @@ from jtssm.arrays import Tree
 from jtssm.protocol.declared import MatrixProduct, Run
 from jtssm.sharding.layers.forms import SPLITS, Grid
 from jtssm.sharding.layers.halo import Halo, Slabs
+from jtssm.sharding.layers.questions import groups, splits, window
 from jtssm.sharding.layers.traffic import Pass
 
 
@@ -61,7 +62,7 @@ def _share(work: Pass, i: int) -> float:
         return 1.0
     if form == "domain":
         height = grid.network.shapes[i][0]
-        outputs = Halo.of(grid.network.layers[i].window, height, grid.size).outputs
+        outputs = Halo.of(window(grid.network.layers[i]), height, grid.size).outputs
         return outputs.room / outputs.height
     return 1 / grid.size
 
@@ -92,7 +93,7 @@ def _smallest(work: Pass, i: int) -> float:
         return float("inf")
     largest = max(weights, key=lambda a: a.size)
     form = grid.forms[i] if grid.axis is not None else "batch"
-    inner, columns = prod(largest.shape[:-1]), largest.shape[-1] / grid.network.layers[i].groups
+    inner, columns = prod(largest.shape[:-1]), largest.shape[-1] / groups(grid.network.layers[i])
     inner /= grid.size if form in ("row", "paired") else 1
     columns /= grid.size if SPLITS.get(form) == "model" else 1
     rows = work.samples * prod(out[:-1]) * (_parts(work, i)[1] if form not in SPLITS else 1)
@@ -111,7 +112,7 @@ def stored_words(grid: Grid, params: Tree, i: int) -> int:
     layer, form = grid.network.layers[i], grid.forms[i]
     if grid.axis is None or form not in SPLITS:
         return sum(a.size for a in jax.tree.leaves(params))
-    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(layer.splits[SPLITS[form]]), strict=True)
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(splits(layer)[SPLITS[form]]), strict=True)
     return sum(a.size // (grid.size if d >= 0 else 1) for a, d in pairs)
 
 

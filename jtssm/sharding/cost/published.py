@@ -18,6 +18,7 @@ from math import prod
 from typing import NamedTuple
 
 from jtssm import checks, nn
+from jtssm.sharding.layers.questions import window
 
 FORMS = ("model", "domain")
 
@@ -60,10 +61,10 @@ def layers_of(net: nn.Network) -> tuple[Layer, ...]:
 def _as_printed(number: int, layer: nn.Layer, x: tuple, y: tuple) -> Layer:
     """A weight multiplies once a sample at each position of the outputs."""
     adds = layer.cost(x)
-    if layer.window is None:
+    seen = window(layer)
+    if seen is None:
         return Layer(f"fc{number}", adds, prod(x), prod(y))
-    window = (layer.window.size,) * 2
-    return Layer(f"conv{number}", adds // prod(y[:2]), prod(x), prod(y), x, y, window)
+    return Layer(f"conv{number}", adds // prod(y[:2]), prod(x), prod(y), x, y, (seen.size,) * 2)
 
 
 ALEXNET = layers_of(nn.alexnet())

@@ -17,6 +17,7 @@ from jtssm.protocol.declared import WORD
 from jtssm.protocol.program import Program
 from jtssm.sharding.layers.forms import FORMS, SPLITS, Grid
 from jtssm.sharding.layers.halo import Halo
+from jtssm.sharding.layers.questions import groups, mixes, pair, splits, window
 from jtssm.sharding.layers.traffic import Pass, ring_numbers
 
 # multiply-adds that an accelerator does while it sends a byte: 550 of an H100 over NVLink, 2 000 of a
@@ -167,20 +168,20 @@ def misfit(net: Network, i: int, params: Tree, form: str, pr: int) -> str:
         return ""
     if form == "domain":
         return _domain_misfit(layer, shape, pr)
-    if SPLITS[form] not in layer.splits or (form == "scattered" and not layer.mixes):
+    if SPLITS[form] not in splits(layer) or (form == "scattered" and not mixes(layer)):
         return f"{layer.name!r} has no such form"
-    if form == "paired" and layer.pair % pr:
-        return f"pr = {pr} does not divide the {layer.pair} units (heads or neurons) of its pair"
+    if form == "paired" and pair(layer) % pr:
+        return f"pr = {pr} does not divide the {pair(layer)} units (heads or neurons) of its pair"
     if form == "row":
         widths, ends = [prod(shape) if len(out) == 1 else shape[-1]], "inputs"
     else:
         widths, ends = [] if form == "paired" else [out[-1]], "outputs"
-    widths += _split_sizes(params, layer.splits[SPLITS[form]])
+    widths += _split_sizes(params, splits(layer)[SPLITS[form]])
     odd = [width for width in widths if width % pr]
     if odd:
         return f"pr = {pr} does not divide its {odd[0]} {ends}"
-    if form != "gathered" and layer.groups % pr and pr % layer.groups:
-        return f"its {layer.groups} groups do not fit pr = {pr}"
+    if form != "gathered" and groups(layer) % pr and pr % groups(layer):
+        return f"its {groups(layer)} groups do not fit pr = {pr}"
     return ""
 
 
@@ -195,23 +196,25 @@ def fits(net: Network, i: int, params: Tree, form: str, pr: int) -> bool:
     if form != "domain":
         return not misfit(net, i, params, form, pr)
     layer, shape = net.layers[i], net.shapes[i]  # without the reason, which takes a search
-    return layer.window is not None and len(shape) == 3 and Halo.of(layer.window, shape[0], pr).fits
+    seen = window(layer)
+    return seen is not None and len(shape) == 3 and Halo.of(seen, shape[0], pr).fits
 
 
 def _domain_misfit(layer: Layer, shape: Sequence[int], pr: int) -> str:
-    if layer.window is None and len(layer.shape(tuple(shape))) == 3:
+    seen = window(layer)
+    if seen is None and len(layer.shape(tuple(shape))) == 3:
         return f"{layer.name!r} has no such form"
-    if layer.window is None or len(shape) != 3:
+    if seen is None or len(shape) != 3:
         return f"{layer.name!r} takes no images, whose rows could be split"
-    halo = Halo.of(layer.window, shape[0], pr)
+    halo = Halo.of(seen, shape[0], pr)
     if halo.fits:
         return ""
-    fit = max(n for n in range(1, pr) if Halo.of(layer.window, shape[0], n).fits)
+    fit = max(n for n in range(1, pr) if Halo.of(seen, shape[0], n).fits)
     rows = min(shape[0], halo.outputs.height)
     if rows < pr:
         return f"{rows} rows over pr = {pr} leave a slab empty; pr = {fit} fits"
     return (
-        f"a window of {layer.window.size} takes {max(halo.above, halo.below)} rows of a neighbour that "
+        f"a window of {seen.size} takes {max(halo.above, halo.below)} rows of a neighbour that "
         f"has {halo.rows.sizes.min()}: a halo wider than a slab; pr = {fit} fits"
     )
 

@@ -31,10 +31,11 @@ from jax import lax
 from jtssm.arrays import Array, Tree
 from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network
-from jtssm.nn.ops import PLAIN, Products, plain_convolved, plain_dense, varying
+from jtssm.nn.ops import PLAIN, Hops, Products, plain_convolved, plain_dense, varying
 from jtssm.sharding import collectives
 from jtssm.sharding.layers.halo import Halo, Slabs, windowed
 from jtssm.sharding.layers.layouts import Hop, hops, moved
+from jtssm.sharding.layers.questions import mixes, splits, window
 
 FORMS = ("batch", "gathered", "model", "scattered", "row", "domain", "paired")
 SPLITS = {
@@ -106,24 +107,29 @@ class Grid(NamedTuple):
     def products(self, i: int, samples: int) -> Products:
         """The products of layer i where `samples` samples are here at the entry of its piece."""
         over = lambda a: collectives.mean(PLAIN.over_samples(a), self.samples)
-        narrowed = lambda axes: partial(collectives.narrowed, axes=axes)
+        products = PLAIN._replace(over_samples=over, sample_axes=self.samples)
         if self.axis is None:
-            return PLAIN._replace(
-                over_samples=over, sample_axes=self.samples, narrowed=narrowed(self.samples)
-            )
+            return products._replace(hops=Hops(narrowed=_narrowed(self.samples)))
         spread = samples % self.size == 0
-        heights = [shape[0] for shape in self.network.shapes[i : i + 2]]
-        products = PLAIN._replace(
-            over_samples=over,
-            sample_axes=self.samples,
-            enter=partial(self._moved, i, self.before(i, spread), heights[0]),
-            leave=partial(self._moved, i, self.after(i, spread), heights[1]),
-            narrowed=narrowed(self._apart_axes(i, spread)),
-        )
         return products._replace(
+            hops=self._hops(i, spread),
             **_of_form(self, self.forms[i], self.leaves(i, spread)),
-            **_of_layout(self, self.enters(i, spread), i, heights[1]),
+            **_of_layout(self, self.enters(i, spread), i),
         )
+
+    def _hops(self, i: int, spread: bool) -> Hops:
+        """How parameters and samples come to layer i, and its outputs go on."""
+        into, away = self.before(i, spread), self.after(i, spread)
+        heights = [shape[0] for shape in self.network.shapes[i : i + 2]]
+        found = Hops(
+            enter=partial(self._moved, i, into, heights[0]),
+            leave=partial(self._moved, i, away, heights[1]),
+            narrowed=_narrowed(self._apart_axes(i, spread)),
+        )
+        if self.enters(i, spread) != "rows":
+            return found
+        # every device's own before they are used for inner rows and edges: one gradient is summed
+        return found._replace(weights=partial(varying, axes=(*self.samples, self.axis)))
 
     def _apart_axes(self, i: int, spread: bool) -> tuple[str, ...]:
         """Along which the samples, or rows of them, that parameters of layer i work on differ."""
@@ -134,6 +140,10 @@ class Grid(NamedTuple):
         for hop in way:
             x = moved(x.reshape(len(x), -1) if hop.flat else x, hop, self.axis, height)
         return x
+
+
+def _narrowed(axes: tuple[str, ...]) -> Callable[[Array, Any], Array]:
+    return partial(collectives.narrowed, axes=axes)
 
 
 def whole_grid(
@@ -148,7 +158,7 @@ def whole_grid(
 def enters(layer: Layer, form: str, spread: bool) -> str:
     """The layout that a layer takes in a form; spread: pr divides the samples at hand."""
     if form == "model":
-        return "whole" if layer.mixes else "columns"
+        return "whole" if mixes(layer) else "columns"
     known = {"scattered": "copies", "row": "columns", "domain": "rows", "paired": "whole"}
     return known.get(form, "samples" if spread else "whole")
 
@@ -213,7 +223,7 @@ def _own_groups(
     return plain_convolved(x, W, window, pads, groups)
 
 
-def _of_layout(grid: Grid, layout: str, i: int, height: int) -> dict[str, Any]:
+def _of_layout(grid: Grid, layout: str, i: int) -> dict[str, Any]:
     """Means, draws and windows of a layer that works on a layout."""
     axis, both = grid.axis, (*grid.samples, grid.axis)
     columns = grid.forms[i] in ("model", "scattered")
@@ -224,10 +234,8 @@ def _of_layout(grid: Grid, layout: str, i: int, height: int) -> dict[str, Any]:
             "drawn": lambda draw, keys, x: PLAIN.drawn(draw, _rows(keys, axis), x),
         }
     if layout == "rows":
-        halo = Halo.of(grid.network.layers[i].window, grid.network.shapes[i][0], grid.size)
+        halo = Halo.of(window(grid.network.layers[i]), grid.network.shapes[i][0], grid.size)
         return {
-            # every device's own before they are used for inner rows and edges: one gradient is summed
-            "weights": lambda p: varying(p, both),
             "windowed": partial(windowed, halo, axis, grid.apart),
             "over_samples": lambda a: _mean_of_rows(a, halo.outputs, axis, both, (0, 1, 2)),
             "over_neurons": lambda a: _mean_of_rows(a, halo.outputs, axis, (axis,), (1, 2, 3)),
@@ -263,4 +271,4 @@ def _mean_of_rows(
 
 def split_dimensions(layer: Layer, form: str) -> Tree | None:
     """For each parameter of the layer the dimension split over pr, -1 for none; None: all whole."""
-    return layer.splits[SPLITS[form]] if form in SPLITS else None
+    return splits(layer)[SPLITS[form]] if form in SPLITS else None

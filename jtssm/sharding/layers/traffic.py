@@ -41,6 +41,7 @@ from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.layers.forms import SPLITS, Grid
 from jtssm.sharding.layers.halo import Halo, Slabs
 from jtssm.sharding.layers.layouts import Hop
+from jtssm.sharding.layers.questions import mixes, prepares, splits, window
 
 
 class Sent(NamedTuple):
@@ -142,10 +143,10 @@ class Pass(NamedTuple):
         def send(collective: str, numbers: int, backward: bool = False) -> Sent:
             return Sent(form, i, collective, ("pr",), numbers, backward=backward)
 
-        if form == "model" and self.grid.network.layers[i].mixes and self.differs(i):
+        if form == "model" and mixes(self.grid.network.layers[i]) and self.differs(i):
             yield send("all_reduce", self._numbers(i), True)
         elif form == "gathered":
-            split = self.grid.network.layers[i].splits["gathered"]
+            split = splits(self.grid.network.layers[i])["gathered"]
             numbers = sum(a.size for a, d in _pairs(self.params[i], split) if d >= 0)
             yield send("all_gather", numbers // size)
             if self.spread and self.weights:
@@ -158,14 +159,14 @@ class Pass(NamedTuple):
                 yield send("all_reduce", self._numbers(i + 1))
         elif form == "paired":
             yield send("all_reduce", self._numbers(i + 1))
-            if self.differs(i) or self.grid.network.layers[i].prepares:
+            if self.differs(i) or prepares(self.grid.network.layers[i]):
                 yield send("all_reduce", self._numbers(i), True)
         elif form == "domain":
             yield from self._halo(i)
 
     def _halo(self, i: int) -> Iterator[Sent]:
         height, width, channels = self.grid.network.shapes[i]
-        halo = Halo.of(self.grid.network.layers[i].window, height, self.grid.size)
+        halo = Halo.of(window(self.grid.network.layers[i]), height, self.grid.size)
         row = self.samples * width * channels
         down, up = halo.above * row, halo.below * row  # to the device after, to the one before
         both = down + up
@@ -184,7 +185,7 @@ class Pass(NamedTuple):
         """All-reduces of the gradient, one kind of axes after the other."""
         form, layer = self.grid.forms[i], self.grid.network.layers[i]
         params = _trained(layer, self.params[i])
-        split = _trained(layer, layer.splits[SPLITS[form]]) if form in SPLITS else None
+        split = _trained(layer, splits(layer)[SPLITS[form]]) if form in SPLITS else None
         pairs = _pairs(params, split or jax.tree.map(lambda _: -1, params))
         over = ("pr",) if self._varies(i) and self.grid.axis is not None else ()
         stored = {True: 0, False: 0}

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jtssm import checks
 from jtssm.arrays import Tree
 from jtssm.nn.network import as_input, float_dtype
-from jtssm.nn.ops import PLAIN, varying
+from jtssm.nn.ops import PLAIN, Hops, varying
 from jtssm.protocol import device_memory
 from jtssm.protocol.method import Method, Placement, given_trees
 from jtssm.protocol.workers import Meeting, WorkerProgram
@@ -57,8 +57,8 @@ def by_collectives(num: int, names: AxisNames) -> Meeting:
         own_samples=partial(_own, axis=names.pc),
         products=PLAIN._replace(
             over_samples=lambda a: collectives.mean(PLAIN.over_samples(a), pc),
-            narrowed=partial(collectives.narrowed, axes=pc),
             sample_axes=tuple(pc),
+            hops=Hops(narrowed=partial(collectives.narrowed, axes=pc)),
         ),
     )
 

@@ -178,7 +178,7 @@ def _hidden(net: Network) -> tuple[activations.Activation, ...]:
     *hidden, last = net.layers
     if not hidden:
         raise ValueError("net: expected at least two layers, e.g. mlp([64, 100, 10]); got one")
-    if not last.dense or last.activation is not None:
+    if not activations.is_dense(last) or activations.activation(last) is not None:
         raise ValueError(
             f"net: expected a last layer that is dense, without activation; got {last.name!r}"
         )

@@ -19,6 +19,7 @@ from jax import lax
 
 from jtssm.arrays import Array
 from jtssm.nn.layer import Layer
+from jtssm.nn.perceptrons import Dense
 
 STARTS = 16  # points at which tanh's bracket is looked at
 HALVINGS = 40  # most Newton or bisection steps of tanh's solver
@@ -109,14 +110,36 @@ RELU = leaky(0.0)
 TANH = Activation("tanh", jnp.tanh, _tanh_minimise, 1.0)
 
 
+@functools.singledispatch
+def is_dense(layer: Layer) -> bool:
+    """Whether it is activation(x W + b) with params {"W", "b"}: what pdADMM can train."""
+    return False
+
+
+@functools.singledispatch
+def activation(layer: Layer) -> Callable[[Array], Array] | None:
+    """What follows the sums of such a layer; None: nothing."""
+    return None
+
+
+@is_dense.register
+def _(layer: Dense) -> bool:
+    return layer.normalisation is None
+
+
+@activation.register
+def _(layer: Dense) -> Callable[[Array], Array] | None:
+    return layer.activation
+
+
 def find(i: int, layer: Layer) -> Activation:
     """The activation of a hidden dense layer.
 
     Raises:
       ValueError: a layer that is not dense, or whose activation has no z-step.
     """
-    f = layer.activation
-    if not layer.dense:
+    f = activation(layer)
+    if not is_dense(layer):
         raise ValueError(f"net: expected dense layers only; got layer {i}, {layer.name!r}")
     if f is jax.nn.relu:
         return RELU

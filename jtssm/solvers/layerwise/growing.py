@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jtssm.nn.network import Network
 from jtssm.protocol.method import Method
+from jtssm.solvers.layerwise.activations import activation
 from jtssm.solvers.layerwise.iteration import Inbox, State
 from jtssm.solvers.pieces import Weights
 
@@ -64,10 +65,10 @@ def _check(method: Method, net: Network) -> None:
     inserted = net.layers[hidden:-1]
     same = net.shapes[: hidden + 1] == old.shapes[: hidden + 1] and net.shapes[-1] == old.shapes[-1]
     same &= all(shape == width for shape in net.shapes[hidden:-1])
-    same &= [layer.activation for layer in net.layers[:hidden]] == [
-        layer.activation for layer in old.layers[:-1]
+    same &= [activation(layer) for layer in net.layers[:hidden]] == [
+        activation(layer) for layer in old.layers[:-1]
     ]
-    relu = all(layer.activation is jax.nn.relu for layer in net.layers[hidden - 1 : -1])
+    relu = all(activation(layer) is jax.nn.relu for layer in net.layers[hidden - 1 : -1])
     if len(inserted) < 1 or not same or not relu:
         raise ValueError(
             f"net: expected the layers of widths {[s[0] for s in old.shapes[:-1]]} with at least one "

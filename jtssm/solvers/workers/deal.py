@@ -25,6 +25,7 @@ import numpy as np
 from jtssm.arrays import Array
 from jtssm.nn.network import Network
 from jtssm.protocol.workers import Meeting
+from jtssm.solvers.workers.neurons import neurons
 
 
 class Cut(NamedTuple):
@@ -215,12 +216,12 @@ def cuts_of(net: Network, subnets: int, homes: int) -> list[Cut | None]:
       ValueError: a layer that cannot be dealt, a layer narrower than N, or no hidden layer.
     """
     for i, layer in enumerate(net.layers):
-        if layer.neurons is None or (not layer.neurons and net.shapes[i] != net.shapes[i + 1]):
+        if neurons(layer) is None or (not neurons(layer) and net.shapes[i] != net.shapes[i + 1]):
             raise ValueError(
                 f"net: expected layers whose parameters belong to neurons (dense, normalised, "
                 f"dropout), which can be dealt; got layer {i}, {layer.name!r}"
             )
-    makers = [i for i, layer in enumerate(net.layers) if layer.neurons]
+    makers = [i for i, layer in enumerate(net.layers) if neurons(layer)]
     if len(makers) < 2:
         raise ValueError(
             f"net: expected at least one hidden layer, whose neurons are dealt; got {len(makers)} "
@@ -228,13 +229,13 @@ def cuts_of(net: Network, subnets: int, homes: int) -> list[Cut | None]:
         )
     cuts: list[Cut | None] = [None]
     for i, (layer, shape) in enumerate(zip(net.layers, net.shapes[1:], strict=True)):
-        if layer.neurons and i < makers[-1] and prod(shape) < subnets:
+        if neurons(layer) and i < makers[-1] and prod(shape) < subnets:
             raise ValueError(
                 f"subnets: expected at most {prod(shape)}, the width of layer {i}, {layer.name!r}; "
                 f"got {subnets}"
             )
         new = Cut(i, prod(shape), homes, subnets) if i < makers[-1] else None
-        cuts.append(new if layer.neurons else cuts[-1])
+        cuts.append(new if neurons(layer) else cuts[-1])
     return cuts
 
 
@@ -243,7 +244,7 @@ def stored(net: Network, cuts: Sequence[Cut | None]) -> list[dict[str, Stored | 
     plan = []
     for i, layer in enumerate(net.layers):
         of = {"in": cuts[i], "out": cuts[i + 1]}
-        plan.append({name: _stored(roles, of) for name, roles in (layer.neurons or {}).items()})
+        plan.append({name: _stored(roles, of) for name, roles in (neurons(layer) or {}).items()})
     return plan
 
 

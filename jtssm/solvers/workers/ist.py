@@ -48,6 +48,7 @@ from jtssm.protocol.workers import Meeting, Model, WorkerProgram, round_info
 from jtssm.solvers.pieces import precisely
 from jtssm.solvers.workers.deal import Cut, Stored, cuts_of, stored
 from jtssm.solvers.workers.local_steps import Local, composed, local
+from jtssm.solvers.workers.neurons import scaled
 
 DEALS = ("stratified", "uniform")
 DEAL = (("pull", "all_to_all"), ("push", "all_to_all"))
@@ -165,7 +166,7 @@ def _forward(
     """Outputs of one subnet for x [b, ...], computed in `dtype`; empty places give zeros."""
     inputs, x = x, entering(x, dtype)
     for i, (layer, how, p) in enumerate(zip(net.layers, plan, params, strict=True)):
-        if layer.scaled and own.scale[i] is not None:
+        if scaled(layer) and own.scale[i] is not None:
             x = (x * own.scale[i]).astype(x.dtype)  # a scale is not rounded
         p = {name: kept.turned(p[name]) if kept else p[name] for name, kept in how.items()}
         given, taken = products(i), own.taken[i + 1]
@@ -293,7 +294,7 @@ class _Model(NamedTuple):
 
     def estimate(self, meeting: Meeting, state: State, x: Array) -> State:
         """The state with the whole network's statistics of x."""
-        products = meeting.products._replace(training=True)
+        products = meeting.products.to_train()
         params = self._joined(state, Stored.joined)
         split = lambda i: self._split(meeting, products, i)
         found = estimate_layers(self.net.layers, params, x, split, self.trainer.compute_dtype)

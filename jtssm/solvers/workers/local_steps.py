@@ -141,7 +141,7 @@ class Local(NamedTuple):
 
     def estimated(self, meeting: Meeting, params: list[Tree], x: Array) -> list[Tree]:
         """The parameters of the whole network with its statistics of x."""
-        products = meeting.products._replace(training=True)
+        products = meeting.products.to_train()
         return estimate_layers(
             self.network.layers, params, x, lambda i: products, self.compute_dtype
         )

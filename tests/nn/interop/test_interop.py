@@ -268,7 +268,7 @@ def test_statistics_are_those_of_the_samples_under_the_whole_network(flavour):
     state = method.estimate(method.drain(state), x)
     h = jnp.asarray(x)
     for layer, p in zip(net.layers, method.params(state), strict=True):
-        h = layer.apply(p, h, PLAIN._replace(training=True))
+        h = layer.apply(p, h, PLAIN.to_train())
     np.testing.assert_allclose(method.predict(state, x), h, atol=1e-12)
 
 

@@ -11,10 +11,10 @@ from jax.sharding import AxisType
 
 import jtssm
 from jtssm import sharding, solvers
-from jtssm.nn.layer import Layer
 from jtssm.nn.network import sequence
 from jtssm.nn.perceptrons import dense
 from jtssm.sharding.count import hlo
+from tests.nn.own_layer import Grow
 
 BATCH = 8
 NET = jtssm.mlp([6, 8, 12, 8, 4])
@@ -140,11 +140,7 @@ def test_pieces_of_unequal_depth_and_width(shape):
 
 def test_boundaries_may_be_images_and_forms_may_be_chosen():
     """A layer of the user's own, without forms; the others split over pr as told."""
-    grow = Layer(
-        "grow", lambda key, shape, dtype: {"s": jnp.ones((), dtype)},
-        lambda p, x, _: jnp.tanh(p["s"] * x.reshape(-1, 3, 2, 1)), lambda _: (3, 2, 1), lambda s: 6, {},
-    )  # fmt: skip
-    net = sequence([grow, dense(8, jnp.tanh), dense(8, jnp.tanh), dense(4)], (6,))
+    net = sequence([Grow(3, 2, 1), dense(8, jnp.tanh), dense(8, jnp.tanh), dense(4)], (6,))
     method = gsadmm(net, cuts=[1, 3])
     expected = run(method, 9)
     forms = ["batch", "model", "batch", "model"]

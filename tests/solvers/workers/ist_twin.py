@@ -9,6 +9,7 @@ import optax
 from jtssm.losses import cross_entropy
 from jtssm.nn.ops import PLAIN
 from jtssm.solvers.workers import deal
+from jtssm.solvers.workers.neurons import neurons, scaled
 
 
 def owners(net, subnets, homes, key, round):
@@ -29,16 +30,16 @@ def owners(net, subnets, homes, key, round):
 def index(layer, name, shape, ins, outs):
     """The numpy index of what a subnet owns of a parameter."""
     of = {"in": ins, "out": outs}
-    picks = zip(layer.neurons[name], shape, strict=True)
+    picks = zip(neurons(layer)[name], shape, strict=True)
     return np.ix_(*(np.arange(n) if of[role] is None else of[role] for role, n in picks))
 
 
 def forward(net, params, x, sizes, scale):
     """Outputs of a ragged subnet, whose inputs to an unnormalised layer are scaled."""
     for i, (layer, p) in enumerate(zip(net.layers, params, strict=True)):
-        if layer.scaled and sizes[i]:
+        if scaled(layer) and sizes[i]:
             x = x * (net.shapes[i][0] / sizes[i] if scale is None else scale)
-        x = layer.apply(p, x, PLAIN._replace(training=True))
+        x = layer.apply(p, x, PLAIN.to_train())
     return x
 
 
@@ -87,4 +88,4 @@ def rounds(net, optimizer, params, key, xs, ys, homes, scale=None):
 
 def unowned(layer, name, ins, outs):
     """Whether no hidden neuron owns the parameter."""
-    return all((outs if role == "out" else ins) is None for role in layer.neurons[name])
+    return all((outs if role == "out" else ins) is None for role in neurons(layer)[name])

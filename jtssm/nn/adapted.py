@@ -1,0 +1,209 @@
+"""The layer that somebody's module becomes: pure functions of parameters, statistics and draws.
+
+A layer's tree is {"params": what is trained, "state": statistics of batch normalisation, if any}. While
+training, batch normalisation takes the mean and variance of the minibatch, on a mesh those of all
+devices that share it; its running averages are not moved along the way but estimated anew on training
+samples (`jtssm.Result`, `Method.estimate`), for a layer of a split network runs more often than it steps.
+A layer that draws runs sample by sample under `jax.vmap`, each with a key of its own, so that its draws
+are the same on any mesh. One that has statistics, too, runs on all samples at once: there only dropout
+may draw, a mask for each sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
+from jax.interpreters import partial_eval
+
+from jtssm.arrays import Array, Tree
+from jtssm.nn.layer import Layer, Shape
+from jtssm.nn.ops import Products, varying
+
+ROWS = 2  # samples in a trace
+
+
+class Call(NamedTuple):
+    """How a module is run."""
+
+    training: bool = False
+    key: Array | None = None  # None: nothing is drawn but what dropout draws from
+    keys: Array | None = None  # [b]: each sample's
+    axes: tuple[str, ...] = ()  # mesh axes that split the samples
+    estimating: bool = False  # whether the state shall become that of these samples
+
+    @property
+    def drops(self) -> bool:
+        """Whether dropout drops."""
+        return self.key is not None or self.keys is not None
+
+
+class Pure(NamedTuple):
+    """Somebody's module as pure functions."""
+
+    name: str
+    draw: Callable[[Array, Array], tuple]  # (key, x [b, ...]) -> (params, state), {} for none
+    run: Callable[[Tree, Tree, Array, Call], tuple]  # (params, state, x, call) -> (y, state)
+    whole: Callable[[Tree, Tree], Any]  # (params, state) -> what the user gave, with these
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Adapted(Layer):
+    """Somebody's module as a layer; made by `adapted`."""
+
+    of: str  # what the user gave
+    pure: Pure = field(repr=False)
+    given: jax.ShapeDtypeStruct = field(repr=False)  # [samples, ...] as the module takes them
+    params: Tree = field(repr=False)  # shapes of them, and
+    state: Tree = field(repr=False)  # of the statistics
+    draws: bool = False  # while training
+    integers: bool = False  # whether samples are integers
+
+    @property
+    def name(self) -> str:
+        """What the user gave."""
+        return self.of
+
+    @property
+    def random(self) -> bool:
+        """Whether it draws while training."""
+        return self.draws
+
+    @property
+    def integer(self) -> bool:
+        """Whether samples are integers."""
+        return self.integers
+
+    @property
+    def estimated(self) -> tuple[str, ...]:
+        """Its statistics."""
+        return ("state",) if self.state else ()
+
+    @property
+    def uncast(self) -> tuple[str, ...]:
+        """Its statistics."""
+        return ("state",)
+
+    def _taken(self, x: Array) -> Array:
+        """As the module takes it: a grid may flatten it on the way, and integers travel as floats."""
+        x = x.reshape(-1, *self.given.shape[1:])
+        return x.astype(jnp.int32) if self.integers else x
+
+    def init(self, key: Array, shape: Shape, dtype: Any) -> Tree:
+        """{"params", "state"} as the module draws them, all of them of the dtype."""
+        x = jnp.zeros((ROWS, *shape), self.given.dtype if self.integers else dtype)
+        return _tree(*jax.tree.map(lambda a: jnp.asarray(a, dtype), self.pure.draw(key, x)))
+
+    def apply(self, params: Tree, x: Array, products: Products) -> Array:
+        """What the module makes of x [b, ...], training or not."""
+        return _applied(self.pure, params, self._taken(x), products, self.draws)
+
+    def estimate(self, params: Tree, x: Array, products: Products) -> Tree:
+        """The tree with the statistics of x."""
+        if not self.state:
+            return params
+        call = Call(True, axes=products.sample_axes, estimating=True)
+        x, old = varying(self._taken(x), call.axes), params["state"]
+        _, found = self.pure.run(params["params"], old, x, call)
+        return params | {"state": jax.tree.map(lambda a, b: a.astype(b.dtype), found, old)}
+
+    def shape(self, shape: Shape) -> Shape:
+        """Of a sample of the outputs, traced."""
+        predict = lambda params, state, x: self.pure.run(params, state, x, Call())[0]
+        y = jax.eval_shape(predict, self.params, self.state, self._samples(shape))
+        if not y.shape or y.shape[0] != ROWS or not floating(y):
+            raise ValueError(f"expected [samples, ...] of floats, samples first; got {y}")
+        return tuple(y.shape[1:])
+
+    def cost(self, shape: Shape) -> int:
+        """Of a sample, in products and convolutions, traced."""
+        return _multiply_adds(self.pure, self.params, self.state, self._samples(shape))
+
+    def _samples(self, shape: Shape) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((ROWS, *shape), self.given.dtype)
+
+    def module(self, params: Tree) -> Any:
+        """The user's own module with these parameters."""
+        return self.pure.whole(params["params"], params.get("state", {}))
+
+
+def adapted(one: Pure, x: jax.ShapeDtypeStruct, integer: bool) -> Adapted:
+    """The layer of somebody's module, which takes samples like x; integer: as integers.
+
+    Raises:
+      ValueError: parameters that are no floats, draws beside statistics that are not dropout's.
+    """
+    params, state = jax.eval_shape(lambda x: one.draw(jax.random.key(0), x), x)
+    if strange := [a.dtype for a in jax.tree.leaves((params, state)) if not floating(a)]:
+        raise ValueError(f"expected parameters and statistics of floats; got {strange[0]}")
+    random = _draws(one, params, state, x)
+    if random and jax.tree.leaves(state) and _draws(one, params, state, x, masks=True):
+        raise ValueError(
+            "expected of a module with batch statistics that only dropout draws in it; got other draws: "
+            "make them a module of their own"
+        )
+    return Adapted(one.name, one, x, params, state, random, integer)
+
+
+def _tree(params: Tree, state: Tree) -> Tree:
+    return {"params": params} | ({"state": state} if jax.tree.leaves(state) else {})
+
+
+def floating(a: Any) -> bool:
+    """Whether an array, or the shape of one, is of floats."""
+    return jnp.issubdtype(a.dtype, jnp.floating)
+
+
+def _applied(one: Pure, tree: Tree, x: Array, products: Products, random: bool) -> Array:
+    params, state, axes = tree["params"], tree.get("state", {}), products.sample_axes
+    training, keys_of = products.mode
+    x = varying(x, axes)  # a module may take means over them
+    if not (random and training and keys_of):
+        return one.run(params, state, x, Call(training, axes=axes))[0]
+    keys = products.drawn(lambda key, _: key, keys_of(), x)  # of the samples here
+    if state:
+        return one.run(params, state, x, Call(True, keys=keys, axes=axes))[0]
+    alone = lambda x, key: one.run(params, state, x[None], Call(True, key))[0][0]
+    return jax.vmap(alone)(x, keys)
+
+
+def _draws(
+    one: Pure, params: Tree, state: Tree, x: jax.ShapeDtypeStruct, *, masks: bool = False
+) -> bool:
+    """Whether what a module gives while training depends on its key; masks: dropout has others."""
+    keys = jax.random.split(jax.random.key(1), ROWS) if masks else None
+    run = lambda key, params, state, x: one.run(params, state, x, Call(True, key, keys))[0]
+    traced = jax.make_jaxpr(run)(jax.random.key(0), params, state, x).jaxpr
+    return bool(partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))[1][0])
+
+
+def _multiply_adds(one: Pure, params: Tree, state: Tree, x: jax.ShapeDtypeStruct) -> int:
+    """Of a sample, in products and convolutions."""
+    run = lambda params, state, x: one.run(params, state, x, Call())[0]
+    return _of_jaxpr(jax.make_jaxpr(run)(params, state, x).jaxpr) // ROWS
+
+
+def _of_jaxpr(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        total += _of_equation(equation)
+        total += times * sum(_of_jaxpr(inner) for inner in jaxprs_in_params(equation.params))
+    return total
+
+
+def _of_equation(equation: Any) -> int:
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        inner = prod(equation.invars[0].aval.shape[d] for d in contracted)
+    elif equation.primitive.name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        inner = prod(kernel) // kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    else:
+        return 0
+    return prod(equation.outvars[0].aval.shape) * inner

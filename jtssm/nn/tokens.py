@@ -1,0 +1,226 @@
+"""Layers of tokens [samples, tokens, width]: the halves of a transformer's block, and what ends it.
+
+    attention    x + attention(norm(x)), one half of a block
+    perceptron   x + perceptron(norm(x)), the other half
+    mean_token   the mean over the tokens
+
+None of them can be dealt to independent subnets.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jtssm import checks
+from jtssm.arrays import Array, Tree
+from jtssm.nn.layer import Layer, Shape
+from jtssm.nn.norm import EPSILON
+from jtssm.nn.ops import Products, in_full
+
+NORM = ("gamma", "beta")  # parameters of the norm, [width] each
+
+
+def attention(width: int, heads: int) -> Layer:
+    """x + attention(norm(x)) of tokens [tokens, width], each of which sees all: one layer.
+
+    Parameters: gamma, beta [width] of the norm; W1 [width, heads * 3 * width / heads], b1: a head's
+    query, key and value side by side, head after head; W2 [width, width], b2. Forms on a grid: "batch",
+    "gathered" and "paired", which splits the heads.
+
+    Raises:
+      ValueError: heads that do not divide the width; when a network is built, other samples.
+    """
+    (width,) = checks.count(width=width)
+    heads = checks.divides("heads", heads, width, "numbers of a token")
+    return Attention(width, heads)
+
+
+def perceptron(width: int, hidden: int) -> Layer:
+    """x + W2 gelu(W1 norm(x) + b1) + b2 of every token of [tokens, width]: one layer.
+
+    GELU in its tanh form. Parameters: gamma, beta [width], W1 [width, hidden], b1, W2 [hidden, width],
+    b2. Forms on a grid: "batch", "gathered" and "paired", which splits the hidden neurons.
+
+    Raises:
+      ValueError: numbers below 1; when a network is built, other samples.
+    """
+    width, hidden = checks.count(width=width, hidden=hidden)
+    return Perceptron(width, hidden)
+
+
+class Half(Layer):
+    """x + between(norm(x) W1 + b1) W2 + b2, of tokens [tokens, width]."""
+
+    width: int
+
+    @property
+    @abstractmethod
+    def inner(self) -> tuple[int, int]:
+        """Columns of W1, and rows of W2."""
+
+    @abstractmethod
+    def between(self, z: Array) -> Array:
+        """What stands between the products: of [b, tokens, columns] here, [b, tokens, rows] here."""
+
+    def init(self, key: Array, shape: Shape, dtype: Any) -> Tree:
+        """gamma, beta of the norm; W1, W2 from LeCun's normal; b1, b2 from 0."""
+        (columns, rows), width = self.inner, self.width
+        one, two = jax.random.split(key)
+        draw = jax.nn.initializers.lecun_normal()
+        first = {"W1": draw(one, (width, columns), dtype), "b1": jnp.zeros(columns, dtype)}
+        second = {"W2": draw(two, (rows, width), dtype), "b2": jnp.zeros(width, dtype)}
+        return _norm_params(width, dtype) | first | second
+
+    def apply(self, params: Tree, x: Array, products: Products) -> Array:
+        """x + between(norm(x) W1 + b1) W2 + b2."""
+        b, tokens, width = x.shape
+        h = _normed(params, x).reshape(b * tokens, width)
+        h = products.dense(h, params["W1"], params["b1"])
+        z = self.between(h.reshape(b, tokens, -1)).reshape(b * tokens, -1)
+        return x + products.second(z, params["W2"], params["b2"]).reshape(b, tokens, width)
+
+    def shape(self, shape: Shape) -> Shape:
+        """That of the inputs."""
+        return _tokens(self.name, self.width, shape)
+
+    @property
+    def uncast(self) -> tuple[str, ...]:
+        """The norm's: computed in float32 at least."""
+        return NORM
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Attention(Half):
+    """x + attention(norm(x)); see `attention`."""
+
+    width: int
+    heads: int
+
+    @property
+    def name(self) -> str:
+        """Width and heads."""
+        return f"attention {self.width} / {self.heads}"
+
+    @property
+    def inner(self) -> tuple[int, int]:
+        """Query, key and value of all heads; their values."""
+        return 3 * self.width, self.width
+
+    def between(self, z: Array) -> Array:
+        """softmax(q k^T / sqrt(size)) v of every head."""
+        return _attended(z, self.width // self.heads)
+
+    def cost(self, shape: Shape) -> int:
+        """Both batched products have tokens x tokens x width multiply-adds."""
+        tokens, width = shape[0], self.width
+        return tokens * 4 * width**2 + 2 * tokens**2 * width
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Perceptron(Half):
+    """x + perceptron(norm(x)); see `perceptron`."""
+
+    width: int
+    hidden: int
+
+    @property
+    def name(self) -> str:
+        """Both widths."""
+        return f"perceptron {self.width} {self.hidden}"
+
+    @property
+    def inner(self) -> tuple[int, int]:
+        """The hidden neurons."""
+        return self.hidden, self.hidden
+
+    def between(self, z: Array) -> Array:
+        """GELU in its tanh form."""
+        return jax.nn.gelu(z)
+
+    def cost(self, shape: Shape) -> int:
+        """One for each entry of W1 and W2, a token."""
+        return shape[0] * 2 * self.width * self.hidden
+
+
+def _attended(z: Array, size: int) -> Array:
+    """softmax(q k^T / sqrt(size)) v of each head: z [b, tokens, heads * 3 * size] -> [.., heads * size].
+
+    The heads are those at hand.
+    """
+    b, tokens, _ = z.shape
+    q, k, v = (z.reshape(b, tokens, -1, 3, size)[..., part, :] for part in range(3))
+    scores = jnp.einsum("bqhc,bkhc->bhqk", q, k) / math.sqrt(size)
+    seen = jnp.einsum("bhqk,bkhc->bqhc", jax.nn.softmax(scores), v)
+    return seen.reshape(b, tokens, -1)
+
+
+def _norm_params(width: int, dtype: Any) -> Tree:
+    return {"gamma": jnp.ones(width, dtype), "beta": jnp.zeros(width, dtype)}
+
+
+def _normed(params: Tree, x: Array) -> Array:
+    """gamma (x - mean) / sqrt(var + EPSILON) + beta of every token of x [b, tokens, width].
+
+    Computed in float32 at least, as all normalisation; the result is in the dtype of x.
+    """
+    dtype, x = x.dtype, in_full(x)
+    mean = x.mean(axis=-1, keepdims=True)
+    var = ((x - mean) ** 2).mean(axis=-1, keepdims=True)
+    gamma, beta = (params[name][None, None, :] for name in NORM)
+    return ((x - mean) * lax.rsqrt(var + EPSILON) * gamma + beta).astype(dtype)
+
+
+def mean_token(width: int) -> Layer:
+    """The mean over the tokens of norm(x): [tokens, width] -> [width]."""
+    return MeanToken(width)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MeanToken(Layer):
+    """The mean over the tokens of norm(x); see `mean_token`."""
+
+    width: int
+
+    @property
+    def name(self) -> str:
+        """With its width."""
+        return f"mean of tokens {self.width}"
+
+    def init(self, key: Array, shape: Shape, dtype: Any) -> Tree:
+        """gamma, beta of the norm."""
+        return _norm_params(self.width, dtype)
+
+    def apply(self, params: Tree, x: Array, products: Products) -> Array:
+        """[b, width]."""
+        # a grid flattens images where samples of one dimension follow
+        tokens = x.reshape(x.shape[0], -1, self.width)
+        return _normed(params, tokens).mean(axis=1)
+
+    def shape(self, shape: Shape) -> Shape:
+        """(width,)."""
+        return _tokens(self.name, self.width, shape)[1:]
+
+    def cost(self, shape: Shape) -> int:
+        """No multiply-adds."""
+        return 0
+
+    @property
+    def uncast(self) -> tuple[str, ...]:
+        """The norm's: computed in float32 at least."""
+        return NORM
+
+
+def _tokens(name: str, width: int, shape: Shape) -> Shape:
+    """The shape of samples that are tokens of a width."""
+    if len(shape) != 2 or shape[1] != width:
+        raise ValueError(
+            f"{name}: expected samples of tokens (number, {width}); got shape {tuple(shape)}"
+        )
+    return tuple(shape)
