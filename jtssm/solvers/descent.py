@@ -21,7 +21,8 @@ from jtssm.arrays import Array
 from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network, estimate_layers
 from jtssm.protocol.declared import Run
-from jtssm.protocol.method import Info, Method
+from jtssm.protocol.info import Info
+from jtssm.protocol.method import Method
 from jtssm.protocol.pieces import as_method
 from jtssm.solvers.pieces import Pieces, Weights, precisely, training
 
@@ -117,9 +118,7 @@ def _gradient(pieces: Pieces) -> Callable:
 
         found, sums = exchange.each(work, state.weights, kinds=("weights", "sums"))
         loss, right = exchange.total(sums)
-        zero = jnp.zeros_like(loss)
-        count = jnp.full_like(loss, samples)
-        return found, Info(loss, right / samples, count, *(zero,) * 5)
+        return found, Info(loss, right / samples, jnp.full_like(loss, samples), {})
 
     return gradient
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jtssm.protocol.method import Info, Method
+from jtssm.protocol.method import Method
 from jtssm.sharding.distributed import ProcessSamples, Shares, check_shares, put_rows, shares, whole
 from jtssm.sharding.placement import batch_sharding, num_splits, samples_sharding
 from jtssm.train.divergence import Guard, Outcome
@@ -217,16 +217,3 @@ def fixed(method: Method, x: np.ndarray, shared: bool) -> Any:
     here = min(len(x), SEEN // num) // unit * unit
     rows = np.random.default_rng(0).permutation(len(x))[:here]
     return put_rows(x, rows[shares_of(sharding, (here * num,), shared).mine], sharding)
-
-
-def means(infos: Info) -> dict[str, float]:
-    """Means over steps, each weighted by the samples it measured."""
-    count = max(float(infos.samples.sum()), 1.0)
-    means = {name: float((a * infos.samples).sum() / count) for name, a in infos._asdict().items()}
-    return means | {"samples": float(infos.samples.sum())}
-
-
-def joined(infos: Sequence[Info]) -> Info:
-    """Infos of some steps, one after the other; of none where there are none."""
-    empty = Info(*np.zeros((len(Info._fields), 0)))
-    return jax.tree.map(lambda *a: np.concatenate(a), *infos) if infos else empty

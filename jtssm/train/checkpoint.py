@@ -35,8 +35,9 @@ from jtssm.sharding.placement.packing import gathered
 from jtssm.train.divergence import Divergence
 from jtssm.train.fingerprint import checksums, differences, is_key, unplaced
 from jtssm.train.position import Checkpoint, Position, Sound
+from jtssm.train.record import plain
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Folder:
@@ -95,7 +96,7 @@ class Folder:
             "halvings": [tuple(halving) for halving in checkpoint.halvings],
             "checksums": checksums(list(arrays.values())),
         }
-        text, orbax = json.dumps(document), self._orbax
+        text, orbax = json.dumps(document, default=plain), self._orbax
         with self._writing(number):
             self._manager.save(
                 number,

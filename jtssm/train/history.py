@@ -13,6 +13,7 @@ import numpy as np
 
 from jtssm import checks
 from jtssm.sharding.distributed import is_first
+from jtssm.train.record import known, plain
 from jtssm.train.result import Epoch
 
 FORMATS = ("csv", "jsonl")
@@ -60,7 +61,8 @@ class HistoryFile:
 
     def _write(self, file: IO[str], lines: Sequence[dict]) -> None:
         if self.path.suffix == ".jsonl":
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+            told = (json.dumps(known(line), default=plain) for line in lines)
+            file.writelines(line + "\n" for line in told)
         else:
             csv.DictWriter(file, self._names).writerows(lines)
 

@@ -35,7 +35,7 @@ class Bar:
         """Count steps done, and show loss, residuals and the accuracies of the composed network."""
         scores = {name: a for name, a in record.items() if name.endswith("_accuracy")}
         self.scores |= {name.removesuffix("_accuracy"): f"{a:.3f}" for name, a in scores.items()}
-        self.sizes |= {s: f"{record[name]:.3g}" for name, s in self.NAMES if record.get(name)}
+        self.sizes |= {s: f"{record[name]:.3g}" for name, s in self.NAMES if name in record}
         self.bar.set_postfix(self.scores | self.sizes, refresh=False)
         self.bar.update(steps)
 

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from jtssm.protocol.method import Info, Method
+from jtssm.protocol.method import Method
 from jtssm.sharding.distributed import largest
-from jtssm.train.batches import estimator, joined, means
+from jtssm.train.batches import estimator
 from jtssm.train.checkpoint import Folder
 from jtssm.train.divergence import Divergence, Guard
 from jtssm.train.position import Checkpoint, Position, Sound
 from jtssm.train.progress import Bar
+from jtssm.train.record import certificate, joined, means
 from jtssm.train.result import Epoch, Result, evaluate
 from jtssm.train.signals import Wish
 
@@ -160,7 +160,7 @@ class Run:
     def _record(self, end: int, seconds: float, infos: Any) -> dict[str, float]:
         plan = self.plan
         record = {"epoch": end, "step": plan.feed.steps(end), "seconds": seconds}
-        record |= means(infos) | _certificate(infos, self.history)
+        record |= means(infos) | certificate(infos, self.history)
         record |= {"halvings": len(self.halvings)} if plan.halvings else {}
         return record | evaluate(plan.method, self.shown, plan.sets)
 
@@ -225,11 +225,3 @@ class Run:
             self.history, state, self.plan.method, self.divergence, interrupted, self.halvings,
             self.signal,
         )  # fmt: skip
-
-
-def _certificate(infos: Info, history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """c_k: the least decrease that theory guarantees, of all steps so far."""
-    if not infos.decrease.any():
-        return {}
-    before = history[-1].get("c_k", np.inf) if history else np.inf
-    return {"c_k": min(float(infos.decrease.min()), before)}

@@ -16,7 +16,8 @@ from jax import lax
 
 from jtssm.arrays import Array
 from jtssm.protocol.declared import Run
-from jtssm.protocol.method import Info, Method
+from jtssm.protocol.info import Info
+from jtssm.protocol.method import Method
 from jtssm.protocol.pieces import Exchange, as_method
 from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.tssm.updates import Penalties, squared
@@ -92,20 +93,16 @@ class Samples(NamedTuple):
         """p_l -> (R or Omega_l summed over all samples at hand, (f_l, (loss, number right)))."""
         return lambda p: self._objective(l, weights.params, p, q, self.y)
 
-    def info(self, seen: tuple, primal: Any = None, dual: Any = None, coupling: Any = None) -> Info:
-        """Means over all samples, those of other devices too; None: zero by construction.
+    def info(self, seen: Any, **squares: Any) -> Info:
+        """Means over all samples, those of other devices too.
 
-        seen: carried (loss, number right); the residuals: carried sums of squares.
+        seen: carried (loss, number right); squares: by name, carried sums of a residual's squares.
         """
         loss, right = (a / self._count for a in self.exchange.total(seen))
-        root = lambda a: jnp.sqrt(self.exchange.total(a) / self._count)
-        residuals = (
-            jnp.zeros_like(loss) if a is None else root(a) for a in (primal, dual, coupling)
-        )
-        zero = jnp.zeros_like(loss)
-        count = jnp.full_like(loss, self._count)
-        primal, dual, coupling = residuals
-        return Info(loss, right, count, primal, dual, coupling, zero, zero)
+        shown = {
+            name: jnp.sqrt(self.exchange.total(a) / self._count) for name, a in squares.items()
+        }
+        return Info(loss, right, jnp.full_like(loss, self._count), shown)
 
     @property
     def _count(self) -> int:
