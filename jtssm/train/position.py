@@ -26,16 +26,22 @@ class Position(NamedTuple):
 
     def document(self) -> dict[str, Any]:
         """As JSON holds it, every bit of its numbers."""
-        tell = lambda a: {"dtype": str(a.dtype), "numbers": a.tolist()}
+        tell = lambda a: [str(a.dtype), a.tolist()]
         infos = self.infos and jax.tree.map(tell, self.infos._asdict())
         return self._asdict() | {"infos": infos}
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Position:
         """The position that a document tells of."""
-        read = lambda told: np.asarray(told["numbers"], told["dtype"])
-        infos = jax.tree.map(read, document["infos"], is_leaf=lambda told: "numbers" in told)
-        return cls(**{**document, "infos": infos and Info(**infos)})
+        infos = None if document["infos"] is None else _infos(**document["infos"])
+        return cls(**{**document, "infos": infos})
+
+
+def _infos(shown: Mapping[str, list], **told: list) -> Info:
+    """What `Position.document` tells of infos."""
+    read: Any = lambda dtype, numbers: np.asarray(numbers, dtype)
+    measured = {name: read(*a) for name, a in told.items()}
+    return Info(**measured, shown={name: read(*a) for name, a in shown.items()})
 
 
 class Sound(NamedTuple):
