@@ -191,9 +191,7 @@ def test_a_history_shows_what_its_method_has_and_no_more():
 
 def test_a_result_and_an_epoch_are_told_in_a_few_lines():
     told = []
-    result = fit(
-        epochs=2, validation=(X, Y), callbacks=[lambda e: told.append(repr(e))]
-    )
+    result = fit(epochs=2, validation=(X, Y), callbacks=[lambda e: told.append(repr(e))])
     last = result.history[-1]
     title, line = repr(result).split("\n")
     assert title == "sgd, 2 epochs, 12 steps"
