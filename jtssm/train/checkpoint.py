@@ -287,7 +287,11 @@ def _placed_as(layout: Mapping[str, Any], method: Method, state: Any) -> Any:
 def _checkpoint(document: Mapping[str, Any], trees: Sequence[Any]) -> Checkpoint:
     sound = document["sound"] and Sound(trees[-1], Position.of(document["sound"]))
     return Checkpoint(
-        trees[0], Position.of(document["position"]), sound, document["history"],
+        trees[0],
+        Position.of(document["position"]),
+        sound,
+        document["history"],
         tuple(Divergence(*halving) for halving in document["halvings"]),
-        document["odd"], document["stopped"],
-    )  # fmt: skip
+        document["odd"],
+        document["stopped"],
+    )

@@ -14,7 +14,7 @@ import numpy as np
 from jtssm import checks
 from jtssm.sharding.distributed import is_first
 from jtssm.train.hooks import Hook
-from jtssm.train.record import known, plain
+from jtssm.train.record import plain, without_nan
 from jtssm.train.result import Epoch
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class HistoryFile(Hook):
 
     def _write(self, file: IO[str], lines: Sequence[dict]) -> None:
         if self.path.suffix == ".jsonl":
-            told = (json.dumps(known(line), default=plain) for line in lines)
+            told = (json.dumps(without_nan(line), default=plain) for line in lines)
             file.writelines(line + "\n" for line in told)
         else:
             csv.DictWriter(file, self._names).writerows(lines)

@@ -166,21 +166,20 @@ def fit(
     epochs, evaluate_every = checks.count(epochs=epochs, evaluate_every=evaluate_every)
     key, given = checks.key(key), as_hooks(callbacks)
     _check_ways(checkpoint, every, keep, resume, on_divergence, halvings)
-    stream = is_stream(train)
-    if stream:
+    if is_stream(train):
         check_streams(method, train, steps_per_epoch)
+        method = _on_mesh(method, mesh, forms, machine, 0)
     else:
         train = in_memory(train, steps_per_epoch)
-    method = _on_mesh(method, mesh, forms, machine, 0 if stream else len(train[0]))
+        method = _on_mesh(method, mesh, forms, machine, len(train[0]))
     introduce(method.mesh)
     init_key, order_key = jax.random.split(key)
-    if stream:
-        feed: Feed = Stream(method, train, steps_per_epoch, checkpoint is not None)
-        told = fingerprint.stream((feed.x, feed.y), steps_per_epoch)
+    if is_stream(train):
+        feed, told = _streamed(method, train, steps_per_epoch, checkpoint is not None)
     else:
         feed, told = _held(method, train, order_key, epochs)
     sets = evaluated(method, validation)
-    _check_start(method, params, state, None if stream or feed.shared else feed)
+    _check_start(method, params, state, feed)
     # the epochs after which a line of the history is due
     lines = [*range(evaluate_every, epochs, evaluate_every), epochs]
     with contextlib.ExitStack() as stack:
@@ -196,12 +195,18 @@ def fit(
         else:
             feed.resume(begun.position.order)
         _check_epochs(epochs, begun.position)
-        halving = [Halving(halvings, begun.sound)] if on_divergence == "halve" else []
-        bar = stack.enter_context(Bar(feed.steps(epochs), begun.position.steps, progress))
-        kept = [] if folder is None else [stack.enter_context(noted()), Saving(folder, every)]
-        # a stop or a signal is known to all before a checkpoint is written
-        hooks: list[Hook] = [*halving, bar, *given, *kept]
+        hooks: list[Hook] = [Halving(halvings, begun.sound)] if on_divergence == "halve" else []
+        hooks.append(stack.enter_context(Bar(feed.steps(epochs), begun.position.steps, progress)))
+        hooks += given
+        if folder is not None:  # behind all others: what they have done stands in the checkpoint
+            hooks += [stack.enter_context(noted()), Saving(folder, every)]
         return Trainer(begun, method, feed, lines, sets, hooks).train()
+
+
+def _streamed(method: Method, train: Any, steps: int | None, placed: bool) -> tuple[Feed, str]:
+    """What feeds samples from batches, and what they are, in words; placed: for checkpoints."""
+    feed = Stream(method, train, steps, placed)
+    return feed, fingerprint.stream((feed.x, feed.y), steps)
 
 
 def _held(method: Method, train: Any, key: Array, epochs: int) -> tuple[Feed, str]:
@@ -215,11 +220,11 @@ def _held(method: Method, train: Any, key: Array, epochs: int) -> tuple[Feed, st
     return kind(method, x, y, rng, epochs, shared), fingerprint.samples(train, crc)
 
 
-def _check_start(method: Method, params: Any, state: Any, feed: Feed | None) -> None:
-    """A run starts from weights or from a state; feed: of the samples it must be of, if this is known."""
+def _check_start(method: Method, params: Any, state: Any, feed: Feed) -> None:
+    """A run starts from weights or from a state of the samples that this process knows all of."""
     if state is not None and params is not None:
         raise ValueError("params: expected None with a state, which has its own; got both")
-    if state is not None and feed is not None:
+    if state is not None and not (isinstance(feed, Stream) or feed.shared):
         _check_state(method, state, feed.x, feed.y)
 
 

@@ -23,9 +23,12 @@ class Bar(Hook):
     """Steps, their rate and the time left, and the newest numbers; quiet where there is no terminal."""
 
     NAMES = (
-        ("loss", "loss"), ("primal_residual", "|p-q|"), ("coupling", "|q-f|"), ("objective", "L"),
+        ("loss", "loss"),
+        ("primal_residual", "|p-q|"),
+        ("coupling", "|q-f|"),
+        ("objective", "L"),
         ("c_k", "c_k"),
-    )  # fmt: skip
+    )
 
     def __init__(self, steps: int | None, done: int, progress: bool | None):
         given = None if progress is None else not checks.flag("progress", progress)

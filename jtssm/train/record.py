@@ -52,7 +52,7 @@ def make_plain(record: MutableMapping[str, Any]) -> None:
             record[name] = value.tolist()
 
 
-def known(record: Mapping[str, Any]) -> dict[str, Any]:
+def without_nan(record: Mapping[str, Any]) -> dict[str, Any]:
     """The same with None for nan, which JSON does not know."""
     return {n: None if isinstance(a, float) and isnan(a) else a for n, a in record.items()}
 

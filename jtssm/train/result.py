@@ -25,7 +25,7 @@ class Epoch(NamedTuple):
     history: list[dict[str, float]]  # all lines, also those from before a checkpoint
 
     def __repr__(self) -> str:
-        return f"epoch {self.record['epoch']} of {self.method.name}: {_told(self.record)}"
+        return f"epoch {self.record.get('epoch')} of {self.method.name}: {_told(self.record)}"
 
 
 class Result(NamedTuple):

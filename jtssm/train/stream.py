@@ -119,8 +119,11 @@ class Stream(Feed):
         """Where the run and the streams of all processes stand: JSON holds it."""
         places = told_by_all(self._place) if self.shared else [self._place]
         return {
-            "epochs": self._epoch, "begun": self._begun, "steps": self._done, "places": places,
-        }  # fmt: skip
+            "epochs": self._epoch,
+            "begun": self._begun,
+            "steps": self._done,
+            "places": places,
+        }
 
     def within(self, order: dict[str, Any]) -> dict[str, Any]:
         """The same within an epoch that began in `order`."""

@@ -173,9 +173,12 @@ class Reader:
         """Where the next batch begins."""
         state = _told(self._open) if self.placed else None
         return {
-            "pass": self.passes, "batch": self._batch, "passed": self._passed, "crc": self._crc,
+            "pass": self.passes,
+            "batch": self._batch,
+            "passed": self._passed,
+            "crc": self._crc,
             "iterator": state,
-        }  # fmt: skip
+        }
 
     def _begin_pass(self) -> None:
         if hasattr(self.batches, "set_epoch"):

@@ -68,7 +68,7 @@ class Trainer:
         self.signal: int | None = None
         self.divergence: Divergence | None = None
         self._seen: list[Info] = []
-        self.shown = begun.state  # to hand out; self.state: to go on from
+        self.settled = begun.state  # to hand out; self.state: to go on from
         self._go_to(begun.state, begun.position)
 
     def train(self) -> Result:
@@ -79,20 +79,20 @@ class Trainer:
         except KeyboardInterrupt:
             if jax.process_count() > 1:  # the others know nothing of it, and would wait
                 raise
-            self.shown, interrupted = self.guard.latest, True
+            self.settled, interrupted = self.guard.latest, True
         except Exception as error:
             # a callback's, a full disk, out of memory: hand out what there is
             error.result = self._result(self.guard.latest, True)  # type: ignore[attr-defined]
             raise
         if self.divergence is not None:
             checks.warn(self.divergence.message, RuntimeWarning)
-        return self._result(self.shown, interrupted or self.signal is not None)
+        return self._result(self.settled, interrupted or self.signal is not None)
 
     def _run(self) -> None:
         for hook in self.hooks:
             hook.on_begin(self)
         if self.complete:
-            self.shown = self.drain(self.state)
+            self.settled = self.drain(self.state)
         while not self.complete and self.signal is None and self.divergence is None:
             divergence = self._chunks()
             if divergence is not None:
@@ -111,7 +111,7 @@ class Trainer:
         for outcome in feed.run(self.guard, self.state, chunks[at.chunks :]):
             if outcome.divergence is not None:
                 return outcome.divergence
-            self.state = self.shown = outcome.state
+            self.state = self.settled = outcome.state
             self._seen.append(outcome.infos)
             done, seconds = self.at.chunks + 1, time.perf_counter() - begun
             self.at = self.at._replace(chunks=done, steps=self.guard.done, seconds=seconds)
@@ -136,7 +136,7 @@ class Trainer:
         """Go on where a hook went back, or else end."""
         back = [hook.on_divergence(self, divergence) for hook in self.hooks]
         if not any(back):
-            self.divergence, self.shown = divergence, self.guard.latest
+            self.divergence, self.settled = divergence, self.guard.latest
 
     def _line(self) -> None:
         """A line of the history: evaluate, ask the hooks, and stop where one of them wants it."""
@@ -144,11 +144,11 @@ class Trainer:
         self.infos = at.infos or joined([])
         self.history.append(self._record(at.end, seconds))
         self.at = Position(at.end, at.end, 0, at.steps, len(self.history), self.feed.order())
-        epoch = Epoch(self.history[-1], self.shown, self.method, self.history)
+        epoch = Epoch(self.history[-1], self.settled, self.method, self.history)
         stops = [self._stops(hook, epoch) for hook in self.hooks]
         if largest(any(stops)):  # all processes, or none
             self.stopped = self.lines[-1]
-            self.shown = self.drain(self.shown)
+            self.settled = self.drain(self.settled)
         self._place()
         self._go_to(self.state, self.at)
 
@@ -156,17 +156,17 @@ class Trainer:
         """The state that a line evaluates; returns the seconds of training since the line before."""
         start = time.perf_counter()
         if self.at.end == self.lines[-1]:  # a longer run goes on with the minibatches in flight
-            self.shown = jax.block_until_ready(self.drain(self.state))
+            self.settled = jax.block_until_ready(self.drain(self.state))
         seconds = self.at.seconds + time.perf_counter() - start
         if self.estimate is not None:
-            self.state = self.shown = self.estimate(self.shown, self.feed.seen(self.method))
-        self.guard.latest = self.shown
+            self.state = self.settled = self.estimate(self.settled, self.feed.seen(self.method))
+        self.guard.latest = self.settled
         return seconds
 
     def _record(self, end: int, seconds: float) -> dict[str, float]:
         record: dict[str, Any] = {"epoch": end, "step": self.feed.steps(end), "seconds": seconds}
         record |= means(self.infos) | certificate(self.infos, self.history)
-        return record | evaluate(self.method, self.shown, self.sets)
+        return record | evaluate(self.method, self.settled, self.sets)
 
     def _stops(self, hook: Hook, epoch: Epoch) -> bool:
         stops = is_true(hook.on_line(self, epoch))
@@ -190,13 +190,13 @@ class Trainer:
             order = self.feed.within(self.at.order)
             self.at = self.at._replace(infos=self._seen[0], order=order)
         return Checkpoint(
-            self.state,
-            self.at,
-            self.sound,
-            self.history,
-            self.halvings,
-            self.guard.odd,
-            self.stopped,
+            state=self.state,
+            position=self.at,
+            sound=self.sound,
+            history=self.history,
+            halvings=self.halvings,
+            odd=self.guard.odd,
+            stopped=self.stopped,
         )
 
     def go_back(self, sound: Sound) -> None:
@@ -204,7 +204,7 @@ class Trainer:
         self.sound = sound
         del self.history[sound.position.lines :]
         self._go_to(*sound)
-        self.shown = self.state
+        self.settled = self.state
 
     def _go_to(self, state: Any, at: Position) -> None:
         """Stand there, with the next line due where this run wants it."""
