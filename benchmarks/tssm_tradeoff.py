@@ -192,7 +192,7 @@ def _train(entry: Entry, run: tuple, epochs: int, smoke: bool) -> dict:
         validation={"valid": splits.valid},
     )  # fmt: skip
     columns = ("valid_accuracy", "loss", "primal_residual", "dual_residual", "coupling")
-    seen = {c: [line[c] for line in result.history] for c in columns}
+    seen = {c: [line[c] for line in result.history] for c in columns if c in result.history[0]}
     seen |= {"run": list(run), "epochs": epochs, "diverged": result.divergence is not None}
     if read_test:
         for name in ("train", "test"):
@@ -219,6 +219,7 @@ def _line(name: str, table: dict, rates: dict, seen: dict) -> dict:
         **{
             residual: float(np.mean([s[residual][-1] for s in runs]))
             for residual in ("primal_residual", "dual_residual", "coupling")
+            if all(residual in s for s in runs)
         },
     }  # fmt: skip
 

@@ -4,7 +4,8 @@ from jtssm import data, losses, nn, plot, sharding, solvers
 from jtssm.nn import mlp, sequence
 from jtssm.planning import plan
 from jtssm.planning.sweeps import sweep
-from jtssm.protocol.method import Info, Method
+from jtssm.protocol.info import Info
+from jtssm.protocol.method import Method
 from jtssm.train.loop import fit
 from jtssm.train.result import Result, evaluate
 

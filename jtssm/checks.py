@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from math import isqrt
 from numbers import Integral, Real
@@ -15,9 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+PACKAGE = str(Path(__file__).parent) + os.sep
 SHOWN = 200  # most characters of a value in a message
 LISTED = 4096  # up to which divisors are listed
 LEAST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the user's line: of the innermost function that is not of this package."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def shown(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,14 @@ def histories(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, float]]
 def _lines(axes, colour: str, name: str, history: Sequence[Mapping[str, float]], suffix: str):
     first = history[0] if history else {}
     columns = [c for c in first if c.endswith(suffix)] if suffix else list(RESIDUALS)
-    columns = [c for c in columns if any(line.get(c) for line in history)]
+    # a curve needs a number: of what was not measured there is none, and zeros are below a log scale
+    columns = [c for c in columns if any(abs(line.get(c, 0)) > 0 for line in history)]
     for style, column in zip(("-", "--", ":"), columns, strict=False):
         label = f"{name} {column.removesuffix(suffix) if suffix else column}".replace("_", " ")
         epochs = [line["epoch"] for line in history]
-        axes.plot(epochs, [line[column] for line in history], style, color=colour, label=label)
+        axes.plot(
+            epochs, [line.get(column, nan) for line in history], style, color=colour, label=label
+        )
 
 
 def tradeoff(path: str | Path, lines: Mapping[str, Mapping], baseline: str) -> None:

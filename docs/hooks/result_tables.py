@@ -166,7 +166,7 @@ def tssm_tradeoff(found: dict) -> str:
         seen = line["test_accuracy"]
         method, n = name.partition(", n = ")[0], line["subnets"]
         behind = points(mean(seen), adam) if n > 1 else "–"
-        coupling, seeds = f"{line['coupling']:.2g}", len(seen)
+        coupling, seeds = f"{line.get('coupling', 0):.2g}", len(seen)
         rows.append((method, n, accuracy(mean(seen)), extent(seen), seeds, behind, coupling))
     head = ("method", "n", "test accuracy", "range", "seeds", "behind Adam, points", "coupling")
     return markdown(head, rows)

@@ -2,7 +2,8 @@
 
 from jtssm.protocol.declared import Declared, MatrixProduct, Move, Run
 from jtssm.protocol.exchange import Exchange
-from jtssm.protocol.method import Info, Method
+from jtssm.protocol.info import Info
+from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch, Program, Stages
 from jtssm.protocol.settings import Settings, recorded
 from jtssm.protocol.stages import StageProgram

@@ -17,27 +17,13 @@ from jtssm.arrays import Array, Tree
 from jtssm.protocol import sample_checks
 from jtssm.protocol.axes import AxisNames
 from jtssm.protocol.declared import Move
+from jtssm.protocol.info import Info
 
 if TYPE_CHECKING:
     from jtssm.losses import Loss
     from jtssm.nn.network import Network
     from jtssm.protocol.program import Program
     from jtssm.protocol.settings import Settings
-
-
-class Info(NamedTuple):
-    """What a person wants to see of one step; scalars. `samples` = 0: nothing was measured yet."""
-
-    loss: Array  # mean loss of the samples that reached the last piece
-    accuracy: Array  # share of them it classified rightly; 0 for a loss without labels
-    samples: Array  # how many they were
-    primal_residual: Array  # sqrt of the mean over samples of sum_l |p_{l+1} - q_l|^2
-    dual_residual: Array  # the same of rho (q_l - q_l before the step)
-    coupling: Array  # the same of q_l - f_l: what Theorem 1 of TSSM bounds the error by
-    objective: Array  # pdADMM: the augmented Lagrangian, mean over samples; elsewhere 0
-    # pdADMM: by how much theory says it fell at least, likewise, if rho > 4 nu and nothing is rounded
-    # (otherwise the same weighted squares of the steps, without a promise); elsewhere 0
-    decrease: Array
 
 
 class Placement(NamedTuple):

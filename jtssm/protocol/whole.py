@@ -13,7 +13,8 @@ from jtssm.arrays import Array, Tree
 from jtssm.nn.network import as_input
 from jtssm.protocol import sample_checks
 from jtssm.protocol.exchange import Exchange, by_index
-from jtssm.protocol.method import Info, Method, given_trees
+from jtssm.protocol.info import Info
+from jtssm.protocol.method import Method, given_trees
 from jtssm.protocol.program import Program
 from jtssm.protocol.stages import starting, whole_params
 

@@ -20,7 +20,8 @@ from jtssm.arrays import Array, Tree
 from jtssm.nn.network import as_input, float_dtype
 from jtssm.nn.ops import PLAIN, Products
 from jtssm.protocol import device_memory, sample_checks
-from jtssm.protocol.method import Info, Method, given_trees
+from jtssm.protocol.info import Info
+from jtssm.protocol.method import Method, given_trees
 from jtssm.protocol.program import Program
 
 
@@ -198,5 +199,4 @@ def round_info(meeting: Meeting, sums: tuple, samples: int) -> Info:
     sums: (loss, right answers) of each worker here, [n] each.  samples: of this round, on all devices.
     """
     loss, right = (total / samples for total in meeting.total(sums))
-    zero = jnp.zeros_like(loss)
-    return Info(loss, right, jnp.full_like(loss, samples), *(zero,) * 5)
+    return Info(loss, right, jnp.full_like(loss, samples), {})

@@ -24,7 +24,8 @@ from jtssm.nn.network import Network, estimate_layers
 from jtssm.protocol.arguments import documented
 from jtssm.protocol.declared import Declared, Run
 from jtssm.protocol.exchange import Exchange
-from jtssm.protocol.method import Info, Method
+from jtssm.protocol.info import Info
+from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
 from jtssm.protocol.settings import recorded
 from jtssm.protocol.whole import WholeProgram
@@ -114,9 +115,7 @@ def _gradient(pieces: Pieces) -> Callable:
 
         found, sums = exchange.each(work, state.weights, kinds=("weights", "sums"))
         loss, right = exchange.samples.total(sums)
-        zero = jnp.zeros_like(loss)
-        count = jnp.full_like(loss, samples)
-        return found, Info(loss, right / samples, count, *(zero,) * 5)
+        return found, Info(loss, right / samples, jnp.full_like(loss, samples), {})
 
     return gradient
 

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import gcd, prod
+from collections.abc import Iterator, Mapping, Sequence
+from math import gcd
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
-from jtssm.protocol.method import Info, Method
-from jtssm.sharding.distributed import ProcessSamples, Shares, check_shares, put_rows, shares, whole
-from jtssm.sharding.placement import batch_sharding, num_splits, samples_sharding
+from jtssm import checks
+from jtssm.protocol.method import Method
+from jtssm.sharding.distributed import put_rows
+from jtssm.sharding.placement import batch_sharding, num_splits
 from jtssm.train.divergence import Guard, Outcome
+from jtssm.train.feed import Feed, shares_of
 
 CHUNK = 50  # most steps a dispatch
-SEEN = 8192  # most training samples that statistics are estimated on
 CHUNK_SAMPLES = 2**14  # most samples a dispatch, unless one step takes more
 
 
-class Minibatches:
+class Minibatches(Feed):
     """Epochs of a method that takes minibatches: chunks of steps, each one dispatch.
 
     What does not fill a last minibatch is left out of an epoch; a round of local steps instead goes on
@@ -73,21 +71,10 @@ class Minibatches:
         """What decides the order of samples from here on; JSON holds it."""
         return {"rng": self.rng.bit_generator.state, "left": self.left.tolist()}
 
-    def within(self, order: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The same between two chunks of what was drawn in `order`: chunks that are done are skipped."""
-        return order
-
-    def resume(self, order: Mapping[str, Any]) -> None:
-        """Stand where another process stood: `go_to` does."""
-
     def go_to(self, order: Mapping[str, Any]) -> None:
         """Go on with the order of samples as it was."""
         self.rng.bit_generator.state = order["rng"]
         self.left = np.asarray(order["left"], int)
-
-    def seen(self, method: Method) -> Any:
-        """Training samples that statistics are estimated on, the same every time."""
-        return fixed(method, self.at_hand, self.shared)
 
     def draw(self, epochs: int) -> list[np.ndarray]:
         """Chunks of steps on every sample `epochs` times, each time in a new order."""
@@ -115,7 +102,7 @@ class Minibatches:
         return tuple(put_rows(a, rows, self.sharding) for a in (self.x, self.y))
 
 
-class Resident:
+class Resident(Feed):
     """Epochs of a method that keeps all samples in place: each is one step on all of them."""
 
     def __init__(
@@ -136,11 +123,9 @@ class Resident:
         unit = size // gcd(size, num)  # a whole number of minibatches, of all shares together
         kept = len(x) - len(x) % unit
         if 0 < kept < len(x):
-            warnings.warn(
+            checks.warn(
                 f"train: {len(x) - kept} of {len(x)} samples are left out: {method.name} needs a "
-                f"multiple of {what}={unit}",
-                UserWarning,
-                stacklevel=4,
+                f"multiple of {what}={unit}"
             )
         order = np.arange(len(x))
         if (
@@ -159,24 +144,6 @@ class Resident:
         """An epoch is a step."""
         return epochs
 
-    def order(self) -> dict[str, Any]:
-        """Samples stay where they are."""
-        return {}
-
-    def within(self, order: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Samples stay where they are."""
-        return order
-
-    def resume(self, order: Mapping[str, Any]) -> None:
-        """Samples stay where they are."""
-
-    def go_to(self, order: Mapping[str, Any]) -> None:
-        """Samples stay where they are."""
-
-    def seen(self, method: Method) -> Any:
-        """Training samples that statistics are estimated on, the same every time."""
-        return fixed(method, self.at_hand, self.shared)
-
     def draw(self, epochs: int) -> list[int]:
         """That many steps on all samples, in one dispatch."""
         return [epochs]
@@ -190,45 +157,3 @@ class Resident:
             if outcome.divergence is not None:
                 return
             state = outcome.state
-
-
-def shares_of(sharding: NamedSharding | None, shape: Sequence[int], shared: bool) -> Shares:
-    """The shares of the processes in a step's samples; one where all of them hold everything."""
-    return shares(sharding, shape) if shared else whole(prod(shape))
-
-
-def check_shared(method: Method, samples: ProcessSamples, check: Callable) -> int:
-    """The shares of all processes fit the method and each other; returns a checksum of all of them."""
-    shape = method.batch_shape or (num_splits(method),)
-    return check_shares(shares(batch_sharding(method), shape).owners, samples, check)
-
-
-def estimator(method: Method, feed: Any) -> Callable:
-    """state -> state with the statistics of up to SEEN training samples, where layers keep any."""
-    if not method.network.estimated:
-        return lambda state: state
-    estimate = jax.jit(method.estimate)
-    return lambda state: estimate(state, feed.seen(method))
-
-
-def fixed(method: Method, x: np.ndarray, shared: bool) -> Any:
-    """Samples [samples, ...] of all processes, drawn once, split over pc."""
-    splits, sharding = num_splits(method), samples_sharding(method)
-    num = shares_of(sharding, (splits,), shared).num
-    unit = splits // num
-    here = min(len(x), SEEN // num) // unit * unit
-    rows = np.random.default_rng(0).permutation(len(x))[:here]
-    return put_rows(x, rows[shares_of(sharding, (here * num,), shared).mine], sharding)
-
-
-def means(infos: Info) -> dict[str, float]:
-    """Means over steps, each weighted by the samples it measured."""
-    count = max(float(infos.samples.sum()), 1.0)
-    means = {name: float((a * infos.samples).sum() / count) for name, a in infos._asdict().items()}
-    return means | {"samples": float(infos.samples.sum())}
-
-
-def joined(infos: Sequence[Info]) -> Info:
-    """Infos of some steps, one after the other; of none where there are none."""
-    empty = Info(*np.zeros((len(Info._fields), 0)))
-    return jax.tree.map(lambda *a: np.concatenate(a), *infos) if infos else empty

@@ -35,8 +35,9 @@ from jtssm.sharding.placement.packing import gathered
 from jtssm.train.divergence import Divergence
 from jtssm.train.fingerprint import checksums, differences, is_key
 from jtssm.train.position import Checkpoint, Position, Sound
+from jtssm.train.record import plain
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Folder:
@@ -95,7 +96,7 @@ class Folder:
             "halvings": [tuple(halving) for halving in checkpoint.halvings],
             "checksums": checksums(list(arrays.values())),
         }
-        text, orbax = json.dumps(document), self._orbax
+        text, orbax = json.dumps(document, default=plain), self._orbax
         with self._writing(number):
             self._manager.save(
                 number,
@@ -287,7 +288,11 @@ def _placed_as(layout: Mapping[str, Any], method: Method, state: Any) -> Any:
 def _checkpoint(document: Mapping[str, Any], trees: Sequence[Any]) -> Checkpoint:
     sound = document["sound"] and Sound(trees[-1], Position.of(document["sound"]))
     return Checkpoint(
-        trees[0], Position.of(document["position"]), sound, document["history"],
+        trees[0],
+        Position.of(document["position"]),
+        sound,
+        document["history"],
         tuple(Divergence(*halving) for halving in document["halvings"]),
-        document["odd"], document["stopped"],
-    )  # fmt: skip
+        document["odd"],
+        document["stopped"],
+    )

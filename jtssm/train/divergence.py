@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from jtssm.arrays import Array
+from jtssm.protocol.info import Info
 from jtssm.sharding.placement.packing import gathered
 
 
@@ -58,16 +59,16 @@ class Guard:
         """The state after the chunk, or, if it went wrong, the last finite one."""
         state, infos, count = after
         infos = jax.tree.map(np.asarray, infos)
-        if np.isfinite(infos.loss).all() and int(count) <= self.odd:
+        if _sound(infos).all() and int(count) <= self.odd:
             self.done += len(infos.loss)
             self.latest = state
             return Outcome(state, infos, None)
         for i in range(len(infos.loss)):
             state, info = self._step(before, xs, ys, i % len(xs))
-            loss = float(info.loss)
-            if not np.isfinite(loss) or int(not_finite(state)) > self.odd:
-                name = first_not_finite(before, state) if np.isfinite(loss) else "loss"
-                return Outcome(before, None, _divergence(self.done + i, name, loss))
+            sound = bool(_sound(info))
+            if not sound or int(not_finite(state)) > self.odd:
+                name = first_not_finite(before, state) if sound else "loss"
+                return Outcome(before, None, _divergence(self.done + i, name, float(info.loss)))
             self.latest = before = state
         return Outcome(before, None, _divergence(self.done + len(infos.loss), "loss", np.nan))
 
@@ -81,6 +82,11 @@ def _chunk(step: Callable, state: Any, xs: Any, ys: Any, times: int) -> tuple:
         state, infos = lax.scan(lambda s, _: once(s), state, length=times)
         infos = jax.tree.map(jnp.ravel, infos)
     return state, infos, not_finite(state)
+
+
+def _sound(info: Info) -> Any:
+    """Whether a loss is finite, or was not measured yet, which is no divergence."""
+    return np.isfinite(info.loss) | (np.asarray(info.samples) == 0)
 
 
 def _divergence(step: int, name: str, loss: float) -> Divergence:

@@ -6,20 +6,25 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from jtssm import checks
 from jtssm.sharding.distributed import is_first
+from jtssm.train.hooks import Hook
+from jtssm.train.record import plain, without_nan
 from jtssm.train.result import Epoch
+
+if TYPE_CHECKING:
+    from jtssm.train.trainer import Trainer
 
 FORMATS = ("csv", "jsonl")
 
 
-class HistoryFile:
-    """A callback for `fit` that keeps the history in a file as it happens, each epoch once.
+class HistoryFile(Hook):
+    """One of the callbacks of `fit`: keeps the history in a file as it happens, each epoch once.
 
     Args:
       path: the file; its suffix, .csv or .jsonl, is the format. An existing file is replaced. Of
@@ -40,7 +45,7 @@ class HistoryFile:
         self._lines = -1 if keep else 0  # in the file; -1: unknown
         self._names: list[str] = []
 
-    def __call__(self, epoch: Epoch) -> None:
+    def on_line(self, trainer: Trainer, epoch: Epoch) -> None:
         """Append one line; write all anew where the file is not the history up to it."""
         if not is_first():
             return
@@ -60,7 +65,8 @@ class HistoryFile:
 
     def _write(self, file: IO[str], lines: Sequence[dict]) -> None:
         if self.path.suffix == ".jsonl":
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+            told = (json.dumps(without_nan(line), default=plain) for line in lines)
+            file.writelines(line + "\n" for line in told)
         else:
             csv.DictWriter(file, self._names).writerows(lines)
 

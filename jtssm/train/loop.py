@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from jtssm import checks
 from jtssm.arrays import Array
-from jtssm.protocol import sample_checks
 from jtssm.protocol.method import Method
 from jtssm.sharding.cost import planner
 from jtssm.sharding.cost.machine_files import present_machine
@@ -23,15 +22,20 @@ from jtssm.sharding.mesh import make_mesh
 from jtssm.sharding.placement import place
 from jtssm.sharding.placement.packing import is_rows
 from jtssm.train import fingerprint
-from jtssm.train.batches import Minibatches, Resident, check_shared
+from jtssm.train.batches import Minibatches, Resident
 from jtssm.train.checkpoint import Folder
 from jtssm.train.divergence import not_finite
+from jtssm.train.feed import Feed, check_shared
+from jtssm.train.halving import Halving
+from jtssm.train.hooks import Hook, as_hooks
 from jtssm.train.position import Checkpoint, Position
 from jtssm.train.progress import Bar
 from jtssm.train.result import Epoch, Result
+from jtssm.train.samples import evaluated, in_memory
+from jtssm.train.saving import Saving
 from jtssm.train.signals import noted
 from jtssm.train.stream import Stream, check_streams, is_stream
-from jtssm.train.trainer import Plan, Run
+from jtssm.train.trainer import Trainer
 
 DIVERGED = ("stop", "halve")
 
@@ -46,7 +50,7 @@ def fit(
     machine: Machine | str | None = None,
     forms: str | Sequence[str] = "auto",
     validation: Any = None,
-    callbacks: Sequence[Callable[[Epoch], Any]] = (),
+    callbacks: Sequence[Callable[[Epoch], Any] | Hook] = (),
     params: Any = None,
     state: Any = None,
     progress: bool | None = None,
@@ -90,7 +94,9 @@ def fit(
       validation: (x, y), or several by name: {"train": (x, y), "valid": (x, y)}. Loss and accuracy
         of the composed network on each stand in the history as `valid_loss`, `valid_accuracy`; a
         single pair is called "validation".
-      callbacks: called with an `Epoch` at every line of the history; returning True stops.
+      callbacks: called with an `Epoch` at every line of the history; a true bool of Python, numpy or jax
+        that one returns stops the training. Numbers that it adds to `epoch.record` stand in the history.
+        Or a `jtssm.train.hooks.Hook`, which sees more than lines.
       params: weights to start from, one tree a layer.
       state: instead, a state of the method to go on from, placed or not (of one device, or
         `sharding.gathered`). The samples of a resident method must be those it was made with, in the
@@ -120,9 +126,9 @@ def fit(
 
     Returns:
       A `Result`. History: epoch, step, seconds (training only, since the line before; the first
-      includes compilation), the means since then of `Info`, and the evaluations; of a method with a
-      certificate (pdADMM) also c_k, the least `Info.decrease` of all steps so far; with
-      on_divergence="halve" also halvings, their number so far.
+      includes compilation), the means since then of `Info` and of what it shows (nan where nothing was
+      measured yet), and the evaluations; of a method with a certificate (pdADMM) also c_k, the least
+      decrease of all steps so far; with on_divergence="halve" also halvings, their number so far.
 
     Raises:
       ValueError: bad samples, fewer than one minibatch, or bad arguments; a checkpoint that is damaged
@@ -155,37 +161,22 @@ def fit(
     """
     checks.instance("method", method, Method, "solvers.sgd(net, ...)")
     epochs, evaluate_every = checks.count(epochs=epochs, evaluate_every=evaluate_every)
-    key, callbacks = checks.key(key), _functions(callbacks)
+    key, given = checks.key(key), as_hooks(callbacks)
     _check_ways(checkpoint, every, keep, resume, on_divergence, halvings)
-    stream, shared = is_stream(train), isinstance(train, ProcessSamples)
-    if stream:
+    if is_stream(train):
         check_streams(method, train, steps_per_epoch)
-    elif steps_per_epoch is not None:
-        raise ValueError(
-            f"steps_per_epoch: expected None with arrays, all of which are an epoch; got "
-            f"{steps_per_epoch!r}"
-        )
-    x, y = (np.zeros(0),) * 2 if stream else _pair("train", train)
-    method = _on_mesh(method, mesh, forms, machine, len(x))
-    introduce(method.mesh)
-    sets = validation if isinstance(validation, Mapping) else {"validation": validation}
-    sets = {name: _pair(name, pair) for name, pair in sets.items() if pair is not None}
-    check = lambda x, y: method.program.check(x, y, "values")
-    crc = check_shared(method, ProcessSamples(x, y), check) if shared else None
-    for pair in (*([] if stream or shared else [(x, y)]), *sets.values()):
-        check(*pair)
-    if state is not None and params is not None:
-        raise ValueError("params: expected None with a state, which has its own; got both")
-    init_key, order_key = jax.random.split(key)
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
-    if stream:
-        feed: Any = Stream(method, train, steps_per_epoch, checkpoint is not None)
-        told = fingerprint.stream((feed.x, feed.y), steps_per_epoch)
+        method = _on_mesh(method, mesh, forms, machine, 0)
     else:
-        feed = (Resident if method.resident else Minibatches)(method, x, y, rng, epochs, shared)
-        told = fingerprint.samples((x, y), crc)
-    if state is not None and not (stream or shared):
-        _check_state(method, state, feed.x, feed.y)
+        train = in_memory(train, steps_per_epoch)
+        method = _on_mesh(method, mesh, forms, machine, len(train[0]))
+    introduce(method.mesh)
+    init_key, order_key = jax.random.split(key)
+    if is_stream(train):
+        feed, told = _streamed(method, train, steps_per_epoch, checkpoint is not None)
+    else:
+        feed, told = _held(method, train, order_key, epochs)
+    sets = evaluated(method, validation)
+    _check_start(method, params, state, feed)
     # the epochs after which a line of the history is due
     lines = [*range(evaluate_every, epochs, evaluate_every), epochs]
     with contextlib.ExitStack() as stack:
@@ -201,13 +192,37 @@ def fit(
         else:
             feed.resume(begun.position.order)
         _check_epochs(epochs, begun.position)
-        plan = Plan(
-            method, feed, lines, sets, callbacks, folder, every,
-            halvings if on_divergence == "halve" else 0,
-        )  # fmt: skip
-        bar = stack.enter_context(Bar(feed.steps(epochs), begun.position.steps, progress))
-        wish = stack.enter_context(noted(folder is not None))
-        return Run(plan, begun, bar, wish).go()
+        hooks: list[Hook] = [Halving(halvings, begun.sound)] if on_divergence == "halve" else []
+        hooks.append(stack.enter_context(Bar(feed.steps(epochs), begun.position.steps, progress)))
+        hooks += given
+        if folder is not None:  # behind all others: what they have done stands in the checkpoint
+            hooks += [stack.enter_context(noted()), Saving(folder, every)]
+        return Trainer(begun, method, feed, lines, sets, hooks).train()
+
+
+def _streamed(method: Method, train: Any, steps: int | None, placed: bool) -> tuple[Feed, str]:
+    """What feeds samples from batches, and what they are, in words; placed: for checkpoints."""
+    feed = Stream(method, train, steps, placed)
+    return feed, fingerprint.stream((feed.x, feed.y), steps)
+
+
+def _held(method: Method, train: Any, key: Array, epochs: int) -> tuple[Feed, str]:
+    """What feeds samples in arrays, once they are checked, and what they are, in words."""
+    shared = isinstance(train, ProcessSamples)
+    check = lambda x, y: method.program.check(x, y, "values")
+    crc = check_shared(method, train, check) if shared else check(*train)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    x, y = train
+    kind = Resident if method.resident else Minibatches
+    return kind(method, x, y, rng, epochs, shared), fingerprint.samples(train, crc)
+
+
+def _check_start(method: Method, params: Any, state: Any, feed: Feed) -> None:
+    """A run starts from weights or from a state of the samples that this process knows all of."""
+    if state is not None and params is not None:
+        raise ValueError("params: expected None with a state, which has its own; got both")
+    if state is not None and not (isinstance(feed, Stream) or feed.shared):
+        _check_state(method, state, feed.x, feed.y)
 
 
 def _check_state(method: Method, state: Any, x: np.ndarray, y: np.ndarray) -> None:
@@ -247,7 +262,7 @@ def _on_mesh(method: Method, mesh: Any, forms: Any, machine: Any, samples: int) 
     return place(method, make_mesh(*best.shape), forms=best.forms or "auto")
 
 
-def _begin(method, feed, key, params, state) -> Checkpoint:
+def _begin(method: Method, feed: Feed, key: Array, params: Any, state: Any) -> Checkpoint:
     """The start of a run as a checkpoint."""
     state = method.init(key, feed.x, feed.y, params) if state is None else method.spread(state)
     at = Position(0, 0, 0, 0, 0, feed.order())
@@ -274,26 +289,3 @@ def _check_ways(
     for name, value in (("every", every), ("resume", resume)):
         if checkpoint is None and value is not None:
             raise ValueError(f"{name}: expected None without a checkpoint; got {value!r}")
-
-
-def _pair(name: str, pair: Any) -> tuple[np.ndarray, np.ndarray]:
-    """x and y in host memory, of a pair of arrays or of lists of numbers."""
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise ValueError(f"{name}: expected a pair (x, y); got {type(pair).__name__}")
-    try:
-        x, y = (np.asarray(a) for a in pair)
-    except (ValueError, TypeError) as error:  # lists of unequal lengths
-        raise ValueError(f"{name}: expected a pair of arrays (x, y); got {error}") from error
-    for part, a in (("x", x), ("y", y)):
-        sample_checks.array(f"{name}: {part}", a)
-        if not a.ndim:
-            raise ValueError(f"{name}: {part}: expected [samples, ...]; got a single number, {a}")
-    return x, y
-
-
-def _functions(callbacks: Any) -> tuple:
-    if not isinstance(callbacks, (list, tuple)) or not all(map(callable, callbacks)):
-        raise ValueError(
-            f"callbacks: expected a list of functions, e.g. [print]; got {checks.shown(callbacks)}"
-        )
-    return tuple(callbacks)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from jtssm.protocol.method import Info
+from jtssm.protocol.info import Info
 from jtssm.train.divergence import Divergence
 
 
@@ -25,18 +26,22 @@ class Position(NamedTuple):
 
     def document(self) -> dict[str, Any]:
         """As JSON holds it, every bit of its numbers."""
-        infos = self.infos and {
-            name: [str(a.dtype), a.tolist()] for name, a in self.infos._asdict().items()
-        }
+        tell = lambda a: [str(a.dtype), a.tolist()]
+        infos = self.infos and jax.tree.map(tell, self.infos._asdict())
         return self._asdict() | {"infos": infos}
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Position:
         """The position that a document tells of."""
-        told: Any = document["infos"]
-        read: Any = {name: np.asarray(a, dtype) for name, (dtype, a) in (told or {}).items()}
-        infos = Info(**read) if told else None
+        infos = None if document["infos"] is None else _infos(**document["infos"])
         return cls(**{**document, "infos": infos})
+
+
+def _infos(shown: Mapping[str, list], **told: list) -> Info:
+    """What `Position.document` tells of infos."""
+    read: Any = lambda dtype, numbers: np.asarray(numbers, dtype)
+    measured = {name: read(*a) for name, a in told.items()}
+    return Info(**measured, shown={name: read(*a) for name, a in shown.items()})
 
 
 class Sound(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from signal import Signals
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +17,15 @@ ROWS = 8192  # most samples a forward pass of an evaluation
 
 
 class Epoch(NamedTuple):
-    """What a callback is given after every epoch; it stops the training by returning True."""
+    """What a callback is given at every line; a true bool that it returns stops the training."""
 
     record: dict[str, float]  # the line just added to the history
     state: Any
     method: Method  # as placed
     history: list[dict[str, float]]  # all lines, also those from before a checkpoint
+
+    def __repr__(self) -> str:
+        return f"epoch {self.record.get('epoch')} of {self.method.name}: {_told(self.record)}"
 
 
 class Result(NamedTuple):
@@ -35,6 +39,16 @@ class Result(NamedTuple):
     halvings: tuple[Divergence, ...] = ()  # those after which training went on with halved steps
     signal: int | None = None  # which interrupted it
 
+    def __repr__(self) -> str:
+        last = self.history[-1] if self.history else {}
+        lines = [f"{self.method.name}, {last.get('epoch', 0)} epochs, {last.get('step', 0)} steps"]
+        lines += [_told(last)] if last else []
+        lines += [halving.message for halving in self.halvings]
+        lines += [self.divergence.message] if self.divergence else []
+        by = "an exception or Ctrl-C" if self.signal is None else Signals(self.signal).name
+        lines += [f"interrupted by {by}"] if self.interrupted else []
+        return "\n  ".join(lines)
+
     def predict(self, x: Any) -> np.ndarray:
         """Outputs [samples, ...] of the composed network, on the host; every process must ask."""
         return outputs(self.method, self.state, x)
@@ -47,6 +61,12 @@ class Result(NamedTuple):
     def module(self) -> list:
         """The user's own modules, trained; see `jtssm.nn.Network.modules`."""
         return self.method.network.modules(self.params)
+
+
+def _told(record: Mapping[str, Any]) -> str:
+    """The numbers of a line, as a person reads them."""
+    tell = lambda a: f"{a:.4g}" if isinstance(a, float) else str(a)
+    return ", ".join(f"{name} {tell(a)}" for name, a in record.items() if name != "epoch")
 
 
 def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, float]:

@@ -10,7 +10,6 @@ layers keep statistics also the first 8192 samples, on which these are estimated
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,8 +20,9 @@ from jtssm import checks
 from jtssm.protocol.method import Method
 from jtssm.sharding.distributed import ProcessBatches, put_rows, told_by_all
 from jtssm.sharding.placement import batch_sharding
-from jtssm.train.batches import CHUNK, CHUNK_SAMPLES, SEEN, fixed, shares_of
+from jtssm.train.batches import CHUNK, CHUNK_SAMPLES
 from jtssm.train.divergence import Guard, Outcome
+from jtssm.train.feed import SEEN, Feed, shares_of
 from jtssm.train.stream_reader import Reader, checksum, is_pair
 
 CHUNK_BYTES = 2**27  # most of a chunk's samples, unless one step takes more
@@ -53,8 +53,8 @@ def check_streams(method: Method, train: Any, steps_per_epoch: Any) -> None:
         )
 
 
-class Stream:
-    """Epochs of a method whose samples come in batches; the interface is that of `feeding.Minibatches`.
+class Stream(Feed):
+    """Epochs of a method whose samples come in batches.
 
     An epoch is a pass, or `steps_per_epoch` steps. What a pass leaves over is left out where it does not
     fill a minibatch, and begins the next epoch where it does not fill a round, or the steps are counted.
@@ -86,7 +86,7 @@ class Stream:
         self._check_processes()
         self._most = max(1, min(CHUNK, CHUNK_SAMPLES // self.size, self._steps_in(CHUNK_BYTES)))
         estimated = method.network.estimated
-        self._fixed = self._reader.ahead(SEEN // self.shares.num)[0] if estimated else self.x
+        self.at_hand = self._reader.ahead(SEEN // self.shares.num)[0] if estimated else self.x
         self._epoch = self._done = 0  # epochs and steps
         self._begun = 0  # passes of the stream when the epoch began
         self._ends = {0: 0}  # the steps done at the end of each epoch
@@ -119,10 +119,13 @@ class Stream:
         """Where the run and the streams of all processes stand: JSON holds it."""
         places = told_by_all(self._place) if self.shared else [self._place]
         return {
-            "epochs": self._epoch, "begun": self._begun, "steps": self._done, "places": places,
-        }  # fmt: skip
+            "epochs": self._epoch,
+            "begun": self._begun,
+            "steps": self._done,
+            "places": places,
+        }
 
-    def within(self, order: Mapping[str, Any]) -> dict[str, Any]:
+    def within(self, order: dict[str, Any]) -> dict[str, Any]:
         """The same within an epoch that began in `order`."""
         del order
         return self.order()
@@ -140,19 +143,13 @@ class Stream:
         """Stand where another process stood, before any step."""
         places = order["places"]
         if self.shared and len(places) != jax.process_count():
-            warnings.warn(
+            checks.warn(
                 f"train: expected the {len(places)} processes of the checkpoint; got "
-                f"{jax.process_count()}: each goes on with the start of its batches",
-                UserWarning,
-                stacklevel=3,
+                f"{jax.process_count()}: each goes on with the start of its batches"
             )
             return
         self._reader.go_to(places[jax.process_index() if self.shared else 0])
         self._place, self._begun = self._reader.place(), order["begun"]
-
-    def seen(self, method: Method) -> Any:
-        """Training samples that statistics are estimated on: the first, the same every time."""
-        return fixed(method, self._fixed, self.shared)
 
     def draw(self, epochs: int) -> Sequence[int]:
         """The steps of each chunk in so many epochs; of passes of unknown length, no end of chunks."""

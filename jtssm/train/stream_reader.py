@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import json
-import warnings
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jtssm import checks
 from jtssm.protocol.method import Method
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -117,11 +117,9 @@ class Reader:
             self._at_hand.clear()
             self._begin_pass()
         if not (self._set_state(place) or self._reread(place)):
-            warnings.warn(
+            checks.warn(
                 "train: expected the batches that were read before the checkpoint; got others: the run "
-                "goes on with what comes, not as it would have",
-                UserWarning,
-                stacklevel=4,
+                "goes on with what comes, not as it would have"
             )
         while self.passes < place["passes"]:  # what earlier passes left over
             batch = self._next()
@@ -175,9 +173,12 @@ class Reader:
         """Where the next batch begins."""
         state = _told(self._open) if self.placed else None
         return {
-            "pass": self.passes, "batch": self._batch, "passed": self._passed, "crc": self._crc,
+            "pass": self.passes,
+            "batch": self._batch,
+            "passed": self._passed,
+            "crc": self._crc,
             "iterator": state,
-        }  # fmt: skip
+        }
 
     def _begin_pass(self) -> None:
         if hasattr(self.batches, "set_epoch"):

@@ -1,235 +1,226 @@
-"""A run of `fit`: intervals of chunks between lines of the history, checkpoints, ways back."""
+"""The trainer: chunks of steps up to a line of the history, line after line; hooks do the rest."""
 
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 
-from jtssm.protocol.method import Info, Method
+from jtssm import checks
+from jtssm.protocol.info import Info
+from jtssm.protocol.method import Method
 from jtssm.sharding.distributed import largest
-from jtssm.train.batches import estimator, joined, means
-from jtssm.train.checkpoint import Folder
 from jtssm.train.divergence import Divergence, Guard
+from jtssm.train.feed import Feed
+from jtssm.train.hooks import Hook, is_true
 from jtssm.train.position import Checkpoint, Position, Sound
-from jtssm.train.progress import Bar
+from jtssm.train.record import certificate, joined, make_plain, means
 from jtssm.train.result import Epoch, Result, evaluate
-from jtssm.train.signals import Wish
 
 
-class Plan(NamedTuple):
-    """What a run is asked to do."""
+class Trainer:
+    """A run of a method from a checkpoint, or from the start as if it were one.
 
-    method: Method
-    feed: Any  # Minibatches, Resident or Stream
-    lines: Sequence[int]  # the epochs after which a line of the history is due
-    sets: Mapping[str, Any]
-    callbacks: Sequence[Callable[[Epoch], Any]]
-    folder: Folder | None
-    every: int | None  # steps between checkpoints; None: at every line
-    halvings: int  # most of them
+    What hooks find in it:
 
+        state     to go on from, placed
+        at        the `Position` where the run stands
+        history   its lines
+        infos     `Info` of every step since the line before, at a line
+        complete  whether the last line is reached, or a hook stopped the run
+        signal    a hook sets it, in all processes, to end the run at this place
+        halvings  divergences after which it went on; a hook that goes back adds to them
+        sound     where a hook would go back to, kept in checkpoints; None: there is no such hook
 
-class Run:
-    """Training from a checkpoint, or from the start as if it were one."""
+    Args:
+      begun: where it begins.
+      method: as placed.
+      feed: what gives it samples.
+      lines: the epochs after which a line of the history is due.
+      sets: samples (x, y) by name that each line evaluates.
+      hooks: in the order in which they are called.
+    """
 
-    def __init__(self, plan: Plan, begun: Checkpoint, bar: Bar, wish: Wish):
-        self.plan, self.bar, self.wish = plan, bar, wish
-        self.signal: int | None = None  # that processes agree on
-        method = plan.method
+    state: Any
+    at: Position
+
+    def __init__(
+        self,
+        begun: Checkpoint,
+        method: Method,
+        feed: Feed,
+        lines: Sequence[int],
+        sets: Mapping[str, Any],
+        hooks: Sequence[Hook],
+    ):
+        self.method, self.feed, self.lines, self.sets = method, feed, lines, sets
+        self.hooks = hooks
         self.guard = Guard(method.step, begun.state, begun.position.steps, begun.odd)
-        self.drain, self.estimate = jax.jit(method.drain), estimator(method, plan.feed)
+        self.drain: Callable[[Any], Any] = jax.jit(method.drain)
+        estimated = method.network.estimated
+        self.estimate = jax.jit(method.estimate) if estimated else None
         self.history, self.halvings = list(begun.history), begun.halvings
-        self.stopped = begun.stopped if begun.stopped >= plan.lines[-1] else 0
+        self.stopped = begun.stopped if begun.stopped >= lines[-1] else 0
+        self.infos = joined([])
         self.sound: Sound | None = None
-        if plan.halvings:
-            self.sound = begun.sound or Sound(begun.state, begun.position)
-        self.shown = begun.state  # to hand out; self.state: to go on from
+        self.signal: int | None = None
         self.divergence: Divergence | None = None
+        self._seen: list[Info] = []
+        self.settled = begun.state  # to hand out; self.state: to go on from
         self._go_to(begun.state, begun.position)
-        self.saved, self.saved_steps = self._place(), self.at.steps
 
-    def go(self) -> Result:
-        """Train to the last line, to a divergence, a callback's stop or a signal."""
+    def train(self) -> Result:
+        """Train to the last line, to a divergence, a hook's stop or a signal."""
         interrupted = False
         try:
-            self._intervals()
-            if self.plan.folder is not None:
-                self.plan.folder.wait()
+            self._run()
         except KeyboardInterrupt:
             if jax.process_count() > 1:  # the others know nothing of it, and would wait
                 raise
-            self.shown, interrupted = self.guard.latest, True
-        except (
-            Exception
-        ) as error:  # a callback's, a full disk, out of memory: hand out what there is
+            self.settled, interrupted = self.guard.latest, True
+        except Exception as error:
+            # a callback's, a full disk, out of memory: hand out what there is
             error.result = self._result(self.guard.latest, True)  # type: ignore[attr-defined]
             raise
         if self.divergence is not None:
-            warnings.warn(self.divergence.message, RuntimeWarning, stacklevel=3)
-        return self._result(self.shown, interrupted or self.signal is not None)
+            checks.warn(self.divergence.message, RuntimeWarning)
+        return self._result(self.settled, interrupted or self.signal is not None)
 
-    def _intervals(self) -> None:
-        if self._complete():
-            self.shown = self.drain(self.state)
-        while not self._complete():
-            divergence = self._interval()
+    def _run(self) -> None:
+        for hook in self.hooks:
+            hook.on_begin(self)
+        if self.complete:
+            self.settled = self.drain(self.state)
+        while not self.complete and self.signal is None and self.divergence is None:
+            divergence = self._chunks()
             if divergence is not None:
-                if self._halve(divergence):
-                    continue
-                self.divergence, self.shown = divergence, self.guard.latest
-                return
-            if self.signal is None:
+                self._diverged(divergence)
+            elif self.signal is None:
                 self._line()
-                self._listen()
+        for hook in self.hooks:
+            hook.on_end(self)
+
+    def _chunks(self) -> Divergence | None:
+        """Steps up to the next line; a signal ends them early, and so does a divergence."""
+        at, feed = self.at, self.feed
+        chunks = feed.draw(at.end - at.start)
+        begun = time.perf_counter() - at.seconds
+        self._seen = [] if at.infos is None else [at.infos]
+        for outcome in feed.run(self.guard, self.state, chunks[at.chunks :]):
+            if outcome.divergence is not None:
+                return outcome.divergence
+            self.state = self.settled = outcome.state
+            self._seen.append(outcome.infos)
+            done, seconds = self.at.chunks + 1, time.perf_counter() - begun
+            self.at = self.at._replace(chunks=done, steps=self.guard.done, seconds=seconds)
+            self._chunk(outcome.infos, done < len(chunks))
             if self.signal is not None:
-                self._save()
-                return
+                return None
+        self.at = self.at._replace(infos=joined(self._seen), seconds=time.perf_counter() - begun)
+        return None
 
-    def _listen(self) -> None:
-        """A signal that came to one process stops all of them, at the same place."""
-        if self.plan.folder is not None:
-            self.signal = largest(self.wish.signal or 0) or None
+    def _chunk(self, infos: Info, more: bool) -> None:
+        """Tell the hooks of a chunk, and of the place behind it if no line is due there."""
+        for hook in self.hooks:
+            hook.on_chunk(self, infos)
+        if more or self.signal is not None:
+            self._place()
 
-    def _complete(self) -> bool:
-        return self.stopped > 0 or self.at.start >= self.plan.lines[-1]
+    def _place(self) -> None:
+        for hook in self.hooks:
+            hook.on_place(self)
+
+    def _diverged(self, divergence: Divergence) -> None:
+        """Go on where a hook went back, or else end."""
+        back = [hook.on_divergence(self, divergence) for hook in self.hooks]
+        if not any(back):
+            self.divergence, self.settled = divergence, self.guard.latest
+
+    def _line(self) -> None:
+        """A line of the history: evaluate, ask the hooks, and stop where one of them wants it."""
+        at, seconds = self.at, self._settle()
+        self.infos = at.infos or joined([])
+        self.history.append(self._record(at.end, seconds))
+        self.at = Position(at.end, at.end, 0, at.steps, len(self.history), self.feed.order())
+        epoch = Epoch(self.history[-1], self.settled, self.method, self.history)
+        stops = [self._stops(hook, epoch) for hook in self.hooks]
+        if largest(any(stops)):  # all processes, or none
+            self.stopped = self.lines[-1]
+            self.settled = self.drain(self.settled)
+        self._place()
+        self._go_to(self.state, self.at)
+
+    def _settle(self) -> float:
+        """The state that a line evaluates; returns the seconds of training since the line before."""
+        start = time.perf_counter()
+        if self.at.end == self.lines[-1]:  # a longer run goes on with the minibatches in flight
+            self.settled = jax.block_until_ready(self.drain(self.state))
+        seconds = self.at.seconds + time.perf_counter() - start
+        if self.estimate is not None:
+            self.state = self.settled = self.estimate(self.settled, self.feed.seen(self.method))
+        self.guard.latest = self.settled
+        return seconds
+
+    def _record(self, end: int, seconds: float) -> dict[str, float]:
+        record: dict[str, Any] = {"epoch": end, "step": self.feed.steps(end), "seconds": seconds}
+        record |= means(self.infos) | certificate(self.infos, self.history)
+        return record | evaluate(self.method, self.settled, self.sets)
+
+    def _stops(self, hook: Hook, epoch: Epoch) -> bool:
+        stops = is_true(hook.on_line(self, epoch))
+        make_plain(epoch.record)
+        return stops
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.stopped > 0 or self.at.start >= self.lines[-1]
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Where the run stands, and in which of its lives: what tells checkpoints apart."""
+        return self.at.start, self.at.chunks, self.at.lines, len(self.halvings)
+
+    def checkpoint(self) -> Checkpoint:
+        """What another process needs to go on from here; every process must ask, at a place."""
+        if self.at.chunks:
+            self._seen = [joined(self._seen)]
+            order = self.feed.within(self.at.order)
+            self.at = self.at._replace(infos=self._seen[0], order=order)
+        return Checkpoint(
+            state=self.state,
+            position=self.at,
+            sound=self.sound,
+            history=self.history,
+            halvings=self.halvings,
+            odd=self.guard.odd,
+            stopped=self.stopped,
+        )
+
+    def go_back(self, sound: Sound) -> None:
+        """Stand there again: lines after it are dropped."""
+        self.sound = sound
+        del self.history[sound.position.lines :]
+        self._go_to(*sound)
+        self.settled = self.state
 
     def _go_to(self, state: Any, at: Position) -> None:
         """Stand there, with the next line due where this run wants it."""
         if at.infos is None:
-            at = at._replace(
-                end=min((n for n in self.plan.lines if n > at.start), default=at.start)
-            )
+            at = at._replace(end=min((n for n in self.lines if n > at.start), default=at.start))
         self.state, self.at = state, at
         self.guard.back(state, at.steps)
-        self.plan.feed.go_to(at.order)
-
-    def _interval(self) -> Divergence | None:
-        """Steps up to the next line; a signal ends them early."""
-        at, feed = self.at, self.plan.feed
-        chunks = feed.draw(at.end - at.start)
-        begun = time.perf_counter() - at.seconds
-        seen = [] if at.infos is None else [at.infos]
-        for outcome in feed.run(self.guard, self.state, chunks[at.chunks :]):
-            if outcome.divergence is not None:
-                return outcome.divergence
-            self.state = self.shown = outcome.state
-            seen.append(outcome.infos)
-            self.bar.show(means(outcome.infos), len(outcome.infos.loss))
-            done, seconds = self.at.chunks + 1, time.perf_counter() - begun
-            self.at = self.at._replace(chunks=done, steps=self.guard.done, seconds=seconds)
-            due = done < len(chunks) and self._due()
-            self._listen()
-            if due or self.signal is not None:
-                seen = [joined(seen)]
-                self.at = self.at._replace(infos=seen[0], order=feed.within(self.at.order))
-            if due:
-                self._save()
-            if self.signal is not None:
-                return None
-        self.at = self.at._replace(infos=joined(seen), seconds=time.perf_counter() - begun)
-        return None
-
-    def _line(self) -> None:
-        """A line of the history: evaluate, tell the callbacks, keep a checkpoint."""
-        plan, at, start = self.plan, self.at, time.perf_counter()
-        if at.end == plan.lines[-1]:  # a longer run goes on with the minibatches in flight
-            self.shown = jax.block_until_ready(self.drain(self.state))
-        seconds = at.seconds + time.perf_counter() - start
-        if plan.method.network.estimated:
-            self.state = self.shown = self.estimate(self.shown)
-        self.guard.latest = self.shown
-        record = self._record(at.end, seconds, at.infos)
-        self.history.append(record)
-        self.bar.show(record)
-        self.at = Position(at.end, at.end, 0, at.steps, len(self.history), plan.feed.order())
-        self._note_sound(record, at.infos)
-        epoch = Epoch(record, self.shown, plan.method, self.history)
-        stops = [call(epoch) is True for call in plan.callbacks]
-        if plan.callbacks and largest(any(stops)):  # all processes stop, or none
-            self.stopped = plan.lines[-1]
-            self.shown = self.drain(self.shown)
-        if plan.every is None or self._complete() or self._due():
-            self._save()
-        self._go_to(self.state, self.at)
-
-    def _record(self, end: int, seconds: float, infos: Any) -> dict[str, float]:
-        plan = self.plan
-        record = {"epoch": end, "step": plan.feed.steps(end), "seconds": seconds}
-        record |= means(infos) | _certificate(infos, self.history)
-        record |= {"halvings": len(self.halvings)} if plan.halvings else {}
-        return record | evaluate(plan.method, self.shown, plan.sets)
-
-    def _due(self) -> bool:
-        every = self.plan.every
-        return every is not None and self.at.steps - self.saved_steps >= every
-
-    def _place(self) -> tuple[int, ...]:
-        """Where the run stands, and in which of its lives."""
-        return self.at.start, self.at.chunks, self.at.lines, len(self.halvings)
-
-    def _save(self) -> None:
-        """A checkpoint of where the run stands, unless the newest is of just that."""
-        if self.plan.folder is None or self._place() == self.saved:
-            return
-        checkpoint = Checkpoint(
-            self.state,
-            self.at,
-            self.sound,
-            self.history,
-            self.halvings,
-            self.guard.odd,
-            self.stopped,
-        )
-        self.plan.folder.save(checkpoint, self.plan.method)
-        self.saved, self.saved_steps = self._place(), self.at.steps
-
-    def _note_sound(self, record: Mapping[str, float], infos: Any) -> None:
-        """A line is a place to go back to, unless its loss says that a blow-up begins.
-
-        That is: unless it is over twice the least line's, or twice that of its own first step.
-        """
-        if not self.plan.halvings or not record["samples"]:
-            return
-        first = float(infos.loss[infos.samples > 0][0])
-        least = min(first, *(line["loss"] for line in self.history if line["samples"]))
-        if record["loss"] <= least + abs(least):
-            self.sound = Sound(self.state, self.at)
-
-    def _halve(self, divergence: Divergence) -> bool:
-        """Go back to the last sound line with halved steps; False: often enough."""
-        if len(self.halvings) >= self.plan.halvings or self.sound is None:
-            return False
-        state, at = self.sound
-        state = state._replace(pace=state.pace * 0.5)
-        message = (
-            f"step {divergence.step}: {divergence.variable} is not finite; going on from epoch "
-            f"{at.start} with halved steps, {len(self.halvings) + 1} of {self.plan.halvings} times"
-        )
-        warnings.warn(message, RuntimeWarning, stacklevel=5)
-        self.halvings += (divergence._replace(message=message),)
-        self.sound = Sound(state, at)
-        del self.history[at.lines :]
-        self.bar.back(at.steps)
-        self._go_to(state, at)
-        self.shown = self.state
-        self.saved_steps = min(self.saved_steps, at.steps)
-        return True
+        self.feed.go_to(at.order)
 
     def _result(self, state: Any, interrupted: bool) -> Result:
         return Result(
-            self.history, state, self.plan.method, self.divergence, interrupted, self.halvings,
-            self.signal,
-        )  # fmt: skip
-
-
-def _certificate(infos: Info, history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """c_k: the least decrease that theory guarantees, of all steps so far."""
-    if not infos.decrease.any():
-        return {}
-    before = history[-1].get("c_k", np.inf) if history else np.inf
-    return {"c_k": min(float(infos.decrease.min()), before)}
+            history=self.history,
+            state=state,
+            method=self.method,
+            divergence=self.divergence,
+            interrupted=interrupted,
+            halvings=self.halvings,
+            signal=self.signal,
+        )

@@ -137,7 +137,7 @@ METHODS = {
     ),
     "ensemble": Row(solvers.ensemble(NET, members=4, **ROUND), WORKERS, {"pc": {"all_reduce"}}),
 }  # fmt: skip
-SCALARS = 4 * len(jtssm.Info._fields)  # bytes of a step's Info, which all devices share
+SCALARS = 4 * 8  # bytes of the longest of a step's Info, which all devices share
 
 # images of which there is something to compute while edges travel; in jax's default precision
 LARGE = images.convnet((64, 64, 32), CLASSES, channels=(32, 32), hidden=())

@@ -99,14 +99,14 @@ def say(*words: object) -> None:
 
 def tell(name: str) -> None:
     """Print where the runs of this process begin."""
-    start = trainer.Run.__init__
+    start = trainer.Trainer.__init__
 
-    def told(run, plan, checkpoint, *args):
-        at = checkpoint.position
+    def told(run, begun, *args):
+        at = begun.position
         say("BEGUN", name, at.steps, at.start, at.chunks)
-        start(run, plan, checkpoint, *args)
+        start(run, begun, *args)
 
-    trainer.Run.__init__ = told
+    trainer.Trainer.__init__ = told
 
 
 def bits(tree) -> list[bytes]:

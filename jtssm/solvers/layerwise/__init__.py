@@ -23,8 +23,8 @@ For rho > 4 nu (activations with Lipschitz constant 1) L falls every iteration b
 
     S tau/2 |dp|^2 + theta/2 |dW|^2 + M nu/2 |db|^2 + C1 |dz|^2 + C2 |dq|^2 + nu/2 |dz_L|^2,
 
-C1 = nu/2 - 2 nu^2/rho, C2 = rho/2 - 2 nu^2/rho - nu/2 (`Info.decrease`); c_k, the least of it up to
-iteration k, is o(1/k).
+C1 = nu/2 - 2 nu^2/rho, C2 = rho/2 - 2 nu^2/rho - nu/2 (the decrease in
+`Info.shown`); c_k, the least of it up to iteration k, is o(1/k).
 
 Departs from the paper:
 - tau and theta: the paper doubles a trial value until L does not exceed its quadratic model. Along
@@ -131,7 +131,7 @@ def pdadmm(
       >>> x, y = synthetic.separable(0, 40, 4, 3)
       >>> state = method.init(jax.random.key(0), x, y)
       >>> state, info = jax.jit(method.step)(state, x, y)
-      >>> bool(info.decrease > 0)  # of the Lagrangian, at least
+      >>> bool(info.shown["decrease"] > 0)  # of the Lagrangian, at least
       True
     """
     checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")

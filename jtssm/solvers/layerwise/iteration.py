@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jtssm.arrays import Array
 from jtssm.protocol.declared import Declared, MatrixProduct, Move
 from jtssm.protocol.exchange import Exchange
-from jtssm.protocol.method import Info
+from jtssm.protocol.info import Info
 from jtssm.protocol.program import Batch
 from jtssm.protocol.stages import StageProgram
 from jtssm.solvers.layerwise import updates
@@ -56,7 +56,7 @@ class State(NamedTuple):
     inbox: Any  # carried Inbox, () in the first; everywhere () unless q is rounded
     numbers: Numbers
     # [] what the steps of p and W are multiplied by: 1, less after a divergence; L then still falls by
-    # what `Info.decrease` says
+    # what the decrease in `Info.shown` says
     pace: Array
 
 
@@ -323,6 +323,7 @@ class Turn(NamedTuple):
         objective, fallen, loss, right = (a / self._count for a in sums)
         at_boundaries, moved, *squares = (a / self._count for a in gaps)
         count = jnp.full_like(loss, self._count)
-        primal, dual, coupling = (jnp.sqrt(a) for a in squares)
-        objective, decrease = objective + at_boundaries, fallen + moved
-        return Info(loss, right, count, primal, dual, coupling, objective, decrease)
+        names = ("primal_residual", "dual_residual", "coupling")
+        shown = dict(zip(names, map(jnp.sqrt, squares), strict=True))
+        shown |= {"objective": objective + at_boundaries, "decrease": fallen + moved}
+        return Info(loss, right, count, shown)

@@ -17,7 +17,8 @@ from jax import lax
 from jtssm.arrays import Array
 from jtssm.protocol.declared import Declared, Run
 from jtssm.protocol.exchange import Exchange
-from jtssm.protocol.method import Info, Method
+from jtssm.protocol.info import Info
+from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
 from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.tssm.updates import Penalties, squared
@@ -93,20 +94,15 @@ class Samples(NamedTuple):
         """p_l -> (R or Omega_l summed over all samples at hand, (f_l, (loss, number right)))."""
         return lambda p: self._objective(l, weights.params, p, q, self.y)
 
-    def info(self, seen: tuple, primal: Any = None, dual: Any = None, coupling: Any = None) -> Info:
-        """Means over all samples, those of other devices too; None: zero by construction.
+    def info(self, seen: Any, **squares: Any) -> Info:
+        """Means over all samples, those of other devices too.
 
-        seen: carried (loss, number right); the residuals: carried sums of squares.
+        seen: carried (loss, number right); squares: by name, carried sums of a residual's squares.
         """
-        loss, right = (a / self._count for a in self.exchange.samples.total(seen))
-        root = lambda a: jnp.sqrt(self.exchange.samples.total(a) / self._count)
-        residuals = (
-            jnp.zeros_like(loss) if a is None else root(a) for a in (primal, dual, coupling)
-        )
-        zero = jnp.zeros_like(loss)
-        count = jnp.full_like(loss, self._count)
-        primal, dual, coupling = residuals
-        return Info(loss, right, count, primal, dual, coupling, zero, zero)
+        total, count = self.exchange.samples.total, self._count
+        loss, right = (a / count for a in total(seen))
+        shown = {name: jnp.sqrt(total(a) / count) for name, a in squares.items()}
+        return Info(loss, right, jnp.full_like(loss, count), shown)
 
     @property
     def _count(self) -> int:

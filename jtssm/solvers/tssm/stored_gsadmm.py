@@ -58,7 +58,7 @@ def sweep(at: Samples, weights: Any, held: Any, penalties: Penalties) -> tuple:
     held, gap = at.exchange.each(
         turn.renew_u, held, at.exchange.to_next(message), kinds=("samples", "sums")
     )
-    return weights, held, at.info(seen, primal=gap, dual=moved, coupling=missed)
+    return weights, held, at.info(seen, primal_residual=gap, dual_residual=moved, coupling=missed)
 
 
 class Turn(NamedTuple):

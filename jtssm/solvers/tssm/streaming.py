@@ -34,7 +34,7 @@ Departs from the paper:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -42,7 +42,8 @@ from jax import lax
 
 from jtssm.arrays import Array
 from jtssm.protocol.declared import Declared, Move, Run
-from jtssm.protocol.method import Info, Method
+from jtssm.protocol.info import Info, measured
+from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
 from jtssm.solvers.pieces import Pieces
 from jtssm.solvers.tssm.turn import Kept, Rule, Turn
@@ -105,8 +106,8 @@ def _declared(rule: Rule, pieces: Pieces, sweeps: int) -> Declared:
         more = int(l < pieces.num - 1)  # and the last sweep's gradient needs no f
         return (Run(samples, sweeps + more, sweeps, sweeps, first=l > 0, unused=more),)
 
-    # residuals of a single piece are three equal zeros, which XLA sums once
-    return Declared(moves, work, sums=6 if pieces.num > 1 else 4)
+    # residuals of a single piece are equal zeros, which XLA sums once
+    return Declared(moves, work, sums=3 + (len(rule.shows) if pieces.num > 1 else 1))
 
 
 def _init(
@@ -186,17 +187,17 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Callable:
             state.key,
             state.pace,
         )
-        return state, _info(exchange.samples.total(sums))
+        return state, _info(rule, exchange.samples.total(sums))
 
     return tick
 
 
-def _info(totals) -> Info:
-    loss, right, samples, *residuals = totals
+def _info(rule: Rule, totals: Sequence[Array]) -> Info:
+    loss, right, samples, *squares = totals
     mean = 1 / jnp.maximum(samples, 1)
-    primal, dual, coupling = (jnp.sqrt(r * mean) for r in residuals)
-    zero = jnp.zeros_like(loss)
-    return Info(loss * mean, right * mean, samples, primal, dual, coupling, zero, zero)
+    residuals = (jnp.sqrt(a * mean) for a in squares)
+    shown = dict(zip(rule.shows, residuals, strict=True))
+    return measured(Info(loss * mean, right * mean, samples, shown))
 
 
 def _drain(tick: Callable, pieces: Pieces) -> Callable:

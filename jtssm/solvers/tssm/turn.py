@@ -26,10 +26,15 @@ class Rule(NamedTuple):
     """How a piece renews the variables at its input: what tells gsADMM and gsAM apart."""
 
     name: str
-    boundary: Callable  # (was: Kept, g_p, penalties) -> (e, u, v, squares of the three residuals)
+    boundary: Callable  # (was: Kept, g_p, penalties) -> (e, u, v, squares of what it shows)
     default_eta: Callable  # (penalties, sweeps) -> step length of p where none was given
     sends: str  # what goes backward
     dual: bool  # whether there is a u
+
+    @property
+    def shows(self) -> tuple[str, ...]:
+        """Names of the residuals, in the order of their squares."""
+        return ("primal_residual", "dual_residual", "coupling") if self.dual else ("coupling",)
 
 
 def _gsadmm_boundary(was: Kept, g_p: Array, penalties: Penalties) -> tuple:
@@ -45,8 +50,7 @@ def _gsadmm_boundary(was: Kept, g_p: Array, penalties: Penalties) -> tuple:
 def _gsam_boundary(was: Kept, g_p: Array, penalties: Penalties) -> tuple:
     """The p-step towards f; q = p, so that only the coupling p - f remains."""
     e = update_p(was.e, g_p, 0.0, 0.0, rho=penalties.alpha, eta=penalties.eta)
-    zero = jnp.zeros((), e.dtype)
-    return e, (), e, (zero, zero, squared(e))
+    return e, (), e, (squared(e),)
 
 
 def _gsadmm_eta(penalties: Penalties, sweeps: int) -> Any:
@@ -113,7 +117,8 @@ class Turn(NamedTuple):
         g_W = jax.tree.map(lambda g: g / self.samples, g_W)
         weights = self.pieces.descend(l, weights, g_W, live, self.pace)
         if l == 0:
-            e, u, v, residuals = (), (), (), (jnp.zeros((), p.dtype),) * 3
+            e, u, v = (), (), ()
+            residuals = (jnp.zeros((), p.dtype),) * len(self.rule.shows)
         else:
             e, u, v, residuals = self.rule.boundary(was, g_p, self.penalties)
         seen = jax.tree.map(lambda a: jnp.where(live, a, 0), (*seen, *residuals))

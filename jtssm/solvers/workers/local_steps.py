@@ -16,7 +16,7 @@ from jtssm.losses import Loss
 from jtssm.nn.network import Network, estimate_layers, keep_estimated, run_layers
 from jtssm.nn.ops import Products
 from jtssm.protocol.declared import Declared, Move, Run
-from jtssm.protocol.method import Info
+from jtssm.protocol.info import Info
 from jtssm.protocol.program import Batch, Stages
 from jtssm.protocol.workers import Meeting, Model, WorkerProgram, round_info
 from jtssm.solvers.pieces import paced, precisely, training

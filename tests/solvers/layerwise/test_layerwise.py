@@ -288,7 +288,7 @@ def test_what_the_carried_variables_promise_holds_after_100_float32_iterations(s
         f = np.maximum(state.z[l], 0)
         np.testing.assert_allclose(state.u[l], NU * (state.q[l] - f), atol=2e-6 * float(f.max()))
     value = float(layerwise.lagrangian(method, state, x, y)) / len(x)
-    np.testing.assert_allclose(infos.objective[-1], value, rtol=1e-5)
+    np.testing.assert_allclose(infos.shown["objective"][-1], value, rtol=1e-5)
 
 
 @pytest.mark.parametrize("steps", ["gradient", "damped", "exact"])
@@ -306,9 +306,9 @@ def test_above_4_nu_the_lagrangian_falls_by_what_theory_says_every_iteration(ste
             state = state._replace(numbers=numbers)
             start = value(state, x, y)
             _, infos = run(state, x, y)
-            objective = np.array([start, *infos.objective])
-            assert (infos.decrease >= 0).all()
-            assert (np.diff(objective) <= -infos.decrease + 1e-12).all()
+            objective = np.array([start, *infos.shown["objective"]])
+            assert (infos.shown["decrease"] >= 0).all()
+            assert (np.diff(objective) <= -infos.shown["decrease"] + 1e-12).all()
 
 
 def test_below_the_condition_nothing_is_promised_and_the_papers_rho_equals_nu_still_learns():
@@ -409,7 +409,7 @@ def test_growing_leaves_the_network_and_the_duals_as_they_are():
         losses_ = []
         for _ in range(15):
             after, info = jax.jit(grown.step)(after, x, y)
-            losses_.append(float(info.objective))
+            losses_.append(float(info.shown["objective"]))
         assert losses_[-1] < losses_[0]
 
 
@@ -442,7 +442,7 @@ def test_images_are_taken_as_rows():
         state, _ = jax.jit(method.step)(state, seen, y)
         state, info = jax.jit(method.step)(state, seen, y)
         value = layerwise.lagrangian(method, state, seen, y) / len(x)
-        np.testing.assert_allclose(info.objective, value, rtol=1e-12)
+        np.testing.assert_allclose(info.shown["objective"], value, rtol=1e-12)
         assert [m.shape for m in method.moves(12) if m.what == "p^T p"] == [(81,), (25,)]
         ends.append(state.z[0])
     np.testing.assert_allclose(*ends, atol=1e-12)
@@ -455,5 +455,5 @@ def test_on_the_digits_too_the_lagrangian_falls_every_iteration():
     run = jax.jit(lambda s: jax.lax.scan(lambda s, _: method.step(s, x, y), s, length=40)[1])
     for seed in range(8):
         infos = run(method.init(jax.random.key(seed), x, y))
-        assert (np.diff(infos.objective) <= -infos.decrease[1:] + 1e-12).all()
+        assert (np.diff(infos.shown["objective"]) <= -infos.shown["decrease"][1:] + 1e-12).all()
         assert infos.accuracy[-1] > 0.8

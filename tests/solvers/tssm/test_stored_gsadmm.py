@@ -95,7 +95,7 @@ def test_iterations_equal_the_papers_algorithm_box(problem, n, weight_steps):
             twin.params(),
         )
     gaps = sum(float(((p[l + 1] - q[l]) ** 2).sum()) for l in range(n - 1))
-    np.testing.assert_allclose(info.primal_residual, np.sqrt(gaps / M), atol=1e-12)
+    np.testing.assert_allclose(info.shown["primal_residual"], np.sqrt(gaps / M), atol=1e-12)
 
 
 def test_at_the_start_the_lagrangian_is_the_loss_of_the_composed_network(problem):

@@ -1,0 +1,70 @@
+"""A line of the history: what the steps since the line before have shown, as plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from math import isnan
+from typing import Any
+
+import jax
+import numpy as np
+
+from jtssm.protocol.info import Info
+
+
+def means(infos: Info) -> dict[str, float]:
+    """Means over steps, each weighted by the samples it measured; nan where there were none.
+
+    Args:
+      infos: arrays [steps] on the host.
+
+    Returns:
+      loss, accuracy, samples (their sum), and what the method shows.
+    """
+    total, seen = float(infos.samples.sum()), infos.samples > 0
+
+    def mean(a: Any) -> float:
+        return float((np.where(seen, a, 0) * infos.samples).sum() / total) if total else np.nan
+
+    given = {"loss": mean(infos.loss), "accuracy": mean(infos.accuracy), "samples": total}
+    return given | {name: mean(a) for name, a in infos.shown.items()}
+
+
+def joined(infos: Sequence[Info]) -> Info:
+    """Infos of some steps, one after the other; of none where there are none."""
+    empty: Any = np.zeros(0)
+    joint = lambda *a: np.concatenate(a)
+    return jax.tree.map(joint, *infos) if infos else Info(empty, empty, empty, {})
+
+
+def certificate(infos: Info, history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """c_k: the least decrease that theory guarantees, of all steps so far, where a method shows any."""
+    if "decrease" not in infos.shown:
+        return {}
+    before = history[-1].get("c_k", np.inf) if history else np.inf
+    return {"c_k": min(float(infos.shown["decrease"].min()), before)}
+
+
+def make_plain(record: MutableMapping[str, Any]) -> None:
+    """Scalars of numpy and jax, which a callback may have added, become Python's, in place."""
+    for name, value in record.items():
+        if np.ndim(value) == 0 and hasattr(value, "tolist"):
+            record[name] = value.tolist()
+
+
+def without_nan(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with None for nan, which JSON does not know."""
+    return {n: None if isinstance(a, float) and isnan(a) else a for n, a in record.items()}
+
+
+def plain(value: Any) -> Any:
+    """An array or a scalar of numpy or jax as JSON holds it: the `default` of `json.dumps`.
+
+    Raises:
+      TypeError: it is neither.
+    """
+    if not hasattr(value, "tolist"):
+        raise TypeError(
+            f"history: expected numbers, text and lists in its lines; got {type(value).__name__}"
+        )
+    return np.asarray(value).tolist()

@@ -1,0 +1,52 @@
+"""Samples as `fit` is given them: pairs (x, y) of arrays, in host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jtssm.protocol import sample_checks
+from jtssm.protocol.method import Method
+from jtssm.sharding.distributed import ProcessSamples
+
+
+def in_memory(train: Any, steps_per_epoch: Any) -> Any:
+    """The pair (x, y), or `ProcessSamples`, in host memory.
+
+    Raises:
+      ValueError: it is no pair of arrays, or epochs are counted in steps.
+    """
+    if steps_per_epoch is not None:
+        raise ValueError(
+            f"steps_per_epoch: expected None with arrays, all of which are an epoch; got "
+            f"{steps_per_epoch!r}"
+        )
+    x, y = _pair("train", train)
+    return ProcessSamples(x, y) if isinstance(train, ProcessSamples) else (x, y)
+
+
+def evaluated(method: Method, validation: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The samples that every line evaluates, by name."""
+    sets = validation if isinstance(validation, Mapping) else {"validation": validation}
+    sets = {name: _pair(name, pair) for name, pair in sets.items() if pair is not None}
+    for pair in sets.values():
+        x, y = pair
+        method.program.check(x, y, "values")
+    return sets
+
+
+def _pair(name: str, pair: Any) -> tuple[np.ndarray, np.ndarray]:
+    """x and y in host memory, of a pair of arrays or of lists of numbers."""
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise ValueError(f"{name}: expected a pair (x, y); got {type(pair).__name__}")
+    try:
+        x, y = (np.asarray(a) for a in pair)
+    except (ValueError, TypeError) as error:  # lists of unequal lengths
+        raise ValueError(f"{name}: expected a pair of arrays (x, y); got {error}") from error
+    for part, a in (("x", x), ("y", y)):
+        sample_checks.array(f"{name}: {part}", a)
+        if not a.ndim:
+            raise ValueError(f"{name}: {part}: expected [samples, ...]; got a single number, {a}")
+    return x, y
