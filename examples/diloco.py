@@ -3,6 +3,7 @@
     gradient <- W - mean of the workers' weights after R local steps;  W <- outer optimizer(W, gradient)
 
 Douillard et al., arXiv 2311.08105.  Run: python -m examples.diloco
+Or: jtssm train examples.diloco:diloco --workers 4
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jtssm import data, fit, mlp, protocol, solvers
+from jtssm import data, fit, mlp, protocol
 from jtssm.solvers import workers as shared
 
 
@@ -52,8 +53,6 @@ def diloco(net, *, workers: int, optimizer, local_steps: int, batch_size: int, o
     do = {"step": step, "forward": forward, "estimate": estimate}
     return trainer.program("diloco", workers, kinds, model, moves, **do).on_one_device()
 
-
-solvers.register("diloco", diloco)
 
 if __name__ == "__main__":
     train, ways = data.load("digits", flat=True).train, {"local_steps": 10, "batch_size": 16}

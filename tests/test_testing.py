@@ -1,6 +1,7 @@
 """The contract, run on a method of one's own; and on ones that break it."""
 
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ import pytest
 import jtssm
 from examples.diloco import diloco
 from jtssm import sharding, solvers, testing
+from jtssm.cli import main
 from jtssm.data import synthetic
+from jtssm.solvers import methods
 
 NET = jtssm.mlp([4, 16, 12, 3], normalisation="running")
 X, Y = synthetic.separable(0, 120, 4, 3, np.float64)
@@ -49,7 +52,25 @@ def test_without_momentum_and_at_rate_one_it_is_local_sgd():
         np.testing.assert_allclose(start - end, 1.9 * gradient, atol=1e-12)
 
 
-def test_it_is_planned_and_swept_by_name():
+@pytest.fixture
+def registered(monkeypatch):
+    monkeypatch.setattr(methods, "METHODS", dict(solvers.METHODS))
+    for module in (solvers, methods):
+        monkeypatch.setattr(module, "METHODS", methods.METHODS)
+    solvers.register("diloco", diloco)
+
+
+def test_the_command_line_trains_it_by_the_name_of_its_module(registered, tmp_path, capsys):
+    ways = ["--workers", "2", "--local-steps", "2", "--batch-size", "20", "--outer-rate", "0.5"]
+    out = ["--hidden", "16", "--epochs", "2", "--out", str(tmp_path / "run")]
+    assert main(["train", "examples.diloco:diloco", *ways, *out]) == 0
+    result = json.loads((tmp_path / "run/result.json").read_text())["results"]
+    assert list(result) == ["diloco"]
+    assert main(["train", "examples.diloco:nothing"]) == 2
+    assert "expected package.module:function" in capsys.readouterr().err
+
+
+def test_it_is_planned_and_swept_by_name(registered):
     net = jtssm.mlp([784, 512, 512, 10])
     best = jtssm.plan(net, 4, 64, "tpu-v5e", method="diloco", workers=4, local_steps=5).best
     assert best.method.name == "diloco"
@@ -92,6 +113,6 @@ BAD = [
 def test_what_cannot_be_registered_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         solvers.register(*given)
-    assert set(solvers.METHODS) - {"diloco"} == {
+    assert set(solvers.METHODS) == {
         "ensemble", "gsadmm", "gsam", "ist", "local_sgd", "pdadmm", "sgd",
     }  # fmt: skip

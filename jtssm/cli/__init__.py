@@ -1,6 +1,7 @@
 """The command line: jtssm train METHOD | plan METHOD | sweep METHOD | demo | methods | data | calibrate.
 
-Options of a method are those of its constructor (`jtssm.cli.constructors`); what all methods share
+METHOD is a name, or package.module:function for one of your own (`jtssm.cli.outside`). Options of
+a method are those of its constructor (`jtssm.cli.constructors`); what all methods share
 stands in `jtssm.cli.options`.
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import jtssm
 from jtssm import checks, data, solvers
-from jtssm.cli import options, plan, runs, tables
+from jtssm.cli import options, outside, plan, runs, tables
 from jtssm.cli.constructors import flag, names, summary
 
 HELP = ("-h", "--help")
@@ -71,13 +72,15 @@ def _with_method(argv: list[str]) -> list[str]:
     if command not in options.METHOD_OF or (rest and rest[0] in HELP):
         return argv
     if rest and not rest[0].startswith("-"):
-        checks.one_of("method", rest[0], list(solvers.METHODS))
-        return argv
+        name = outside.known(rest[0])
+        checks.one_of("method", name, list(solvers.METHODS))
+        return [command, name, *rest[1:]]
     named = options.Parser(prog=f"jtssm {command}", add_help=False)
     named.add_argument("--method", default=options.METHOD_OF[command])
     found, rest = named.parse_known_args(rest)
-    checks.one_of("--method", found.method, list(solvers.METHODS))
-    return [command, found.method, *rest]
+    name = outside.known(found.method)
+    checks.one_of("--method", name, list(solvers.METHODS))
+    return [command, name, *rest]
 
 
 def run_methods(_: argparse.Namespace) -> int:

@@ -76,7 +76,8 @@ def options(make: Constructor) -> Iterator[Option]:
     for name, parameter in inspect.signature(make).parameters.items():
         if name in NOT_OPTIONS:
             continue
-        hint = hints.get(name, Any)
+        bare = type(parameter.default)  # of an argument without a type
+        hint = hints.get(name, bare if bare in READERS else Any)
         yield Option(name, hint, parameter.default, texts.get(name, ""))
         yield from _fields(make, _kinds(hint))
 

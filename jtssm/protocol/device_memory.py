@@ -47,6 +47,17 @@ def fits(state: Any, devices: Iterable[Any] | None = None) -> None:
         )
 
 
+def held(tree: Any) -> int:
+    """Bytes that one device holds of arrays, or of shapes: of those with a sharding its shard."""
+    return sum(prod(_here(a)) * _itemsize(a.dtype) for a in jax.tree.leaves(tree))
+
+
+def _here(a: Any) -> tuple[int, ...]:
+    """The shape of an array's part on one device."""
+    sharding = getattr(a, "sharding", None)
+    return a.shape if sharding is None else sharding.shard_shape(a.shape)
+
+
 def _default_device() -> Any:
     """Where jax puts what is not told where to go."""
     given = jax.config.values.get("jax_default_device")

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from jtssm import checks
 from jtssm.arrays import Array, Tree
-from jtssm.protocol import sample_checks
+from jtssm.protocol import sample_checks, summary
 from jtssm.protocol.axes import AxisNames
 from jtssm.protocol.declared import Move
 from jtssm.protocol.info import Info
@@ -55,6 +55,38 @@ class Method(NamedTuple):
     estimate: Callable[[Any, Any], Any]
     program: Program
     placement: Placement | None = None  # None: on one device
+
+    def __repr__(self) -> str:
+        return summary.line(self)
+
+    def summary(self, samples: int | None = None) -> str:
+        """Layers and parameters, cuts, what a step sends, what a device holds: a text to print.
+
+        Args:
+          samples: that a resident method keeps; float32 samples are assumed.
+
+        Examples:
+          >>> import jtssm
+          >>> from jtssm import solvers
+          >>> adam = solvers.optimizer("adam", 1e-3)
+          >>> method = solvers.gsadmm(
+          ...     jtssm.mlp([4, 8, 3]), subnets=2, optimizer=adam, batch_size=20
+          ... )
+          >>> print(method.summary())
+          gsadmm(optimizer=adam(learning_rate=0.001), batch_size=20, subnets=2)
+          Network of 2 layers, 67 parameters: samples (4,)
+             0  dense 8 relu  (8,)  40
+             1  dense 3       (3,)  27
+          cut before layer 1: 40, 27 parameters
+          on one device:
+            a step takes 20 samples; on a mesh it would send
+              f, 20 x 8, along subnet from piece 0 to 1 (permute), once
+              q - f, 20 x 8, along subnet from piece 1 to 0 (permute), once
+              gradient of W, 40, along pc (all_reduce), once
+              gradient of W, 27, along pc (all_reduce), once
+            a device holds 812 B of weights and optimizer's state, 3.55 kB of other variables
+        """
+        return summary.text(self, samples)
 
     @property
     def name(self) -> str:

@@ -23,6 +23,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from jtssm.arrays import Tree
 from jtssm.protocol.declared import WORD
+from jtssm.protocol.device_memory import held
 from jtssm.protocol.method import Method
 from jtssm.sharding.cost.demand import Demand, Layered, Sizes, Step
 from jtssm.sharding.mesh import AXES
@@ -81,7 +82,7 @@ def step_memory(
     """
     _, state, given = placed_step(method, sizes, forms, samples)
     program = method.program
-    named = {name: device_bytes(getattr(state, name)) for name in state._fields}
+    named = {name: held(getattr(state, name)) for name in state._fields}
     kept = sum(named.pop(name) for name in program.weight_fields)
     rest, info = sum(named.values()), WORD * _scalars(method, *given)
     trained = WORD * max(
@@ -93,7 +94,7 @@ def step_memory(
         weights = kept
         fresh = trained * _state_words(optimizer, program.network.parameter_shapes())
     return Memory(
-        weights, kept - weights, rest, device_bytes(given), kept + rest + info,
+        weights, kept - weights, rest, held(given), kept + rest + info,
         gradients=GRADIENTS * trained + round(fresh),
         activations=round(max(activation_bytes(device) for device in step.devices)),
         halo=round(max(halo_bytes(device) for device in step.devices)),
@@ -179,9 +180,3 @@ def placed_step(
     given = [jax.ShapeDtypeStruct((*lead, *of), a.dtype) for of, a in ((shape, x), ((), y))]
     put = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
     return placed, placed.spread(state), tuple(put(a) for a in given)
-
-
-def device_bytes(tree: Any) -> int:
-    """Bytes of the shards that one device holds of arrays, or of shapes with shardings."""
-    leaves = [a for a in jax.tree.leaves(tree) if hasattr(a, "sharding")]
-    return sum(prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves)
