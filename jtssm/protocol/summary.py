@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from jtssm.protocol.axes import AXES
 from jtssm.protocol.declared import Move
 from jtssm.protocol.device_memory import held
 
@@ -43,15 +44,13 @@ def text(method: Method, samples: int | None = None) -> str:
 
 
 def _place(method: Method) -> str:
-    if method.placement is None:
+    at = method.placement
+    if at is None:
         return "on one device"
-    names = zip(method.placement.axes._asdict().items(), strict=True)
-    axes = {ours: theirs for ((ours, theirs),) in names if theirs}
-    shape, mesh = method.placement.mesh.shape, []
-    for ours, theirs in axes.items():
-        along = (theirs,) if isinstance(theirs, str) else theirs
-        mesh.append(f"{ours}={int(np.prod([shape[name] for name in along]))}")
-    return f"on a mesh of {' x '.join(mesh)}"
+    size = lambda ours: int(np.prod([at.mesh.shape[name] for name in at.axes.present(ours)]))
+    sizes = {ours: size(ours) for ours in AXES if size(ours) > 1}
+    shape = " x ".join(f"{ours}={n}" for ours, n in sizes.items())
+    return f"on a mesh of {shape or 'one device'}"
 
 
 def _forms(method: Method) -> list[str]:

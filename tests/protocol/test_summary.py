@@ -35,7 +35,8 @@ def test_a_method_is_shown_in_two_lines_without_addresses(name):
         assert repr(each).startswith(f"{name}(")
         assert "0x" not in repr(each) + each.summary(96)
     assert "of a network of 3 layers, 323 parameters, on one device" in repr(method)
-    assert repr(placed).endswith(f"on a mesh of subnet={shape[0]} x pr={shape[1]} x pc={shape[2]}")
+    sizes = [f"{axis}={n}" for axis, n in zip(sharding.AXES, shape, strict=True) if n > 1]
+    assert repr(placed).endswith(f"on a mesh of {' x '.join(sizes)}")
 
 
 def bytes_told(text: str) -> tuple[float, float]:
@@ -64,7 +65,7 @@ def test_what_a_device_holds_is_what_it_holds(name):
 
 
 def test_a_summary_names_cuts_messages_and_forms():
-    method, shape = METHODS["gsadmm"]
+    method, _ = METHODS["gsadmm"]
     text = method.summary()
     assert "cut before layer 1: 80, 243 parameters" in text
     assert "on a mesh it would send\n    f, 24 x 16, along subnet from piece 0 to 1" in text
