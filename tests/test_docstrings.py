@@ -9,7 +9,7 @@ from jtssm import data, nn, sharding, solvers
 
 DOORS = [
     jtssm.fit, jtssm.evaluate, jtssm.plan, jtssm.sweep,
-    nn.mlp, nn.from_nnx, nn.layers, nn.cut, nn.balanced_starts,
+    nn.Layer, nn.mlp, nn.from_nnx, nn.layers, nn.cut, nn.balanced_starts,
     solvers.gsadmm, solvers.gsam, solvers.pdadmm, solvers.ist, solvers.sgd, solvers.local_sgd,
     solvers.optimizer,
     sharding.place, sharding.make_mesh,

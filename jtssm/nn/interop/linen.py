@@ -31,7 +31,7 @@ def from_linen(
 
     Parameters start from `module.init` with the key of the method. An argument of `__call__` named
     train, training or is_training is True while training, one named deterministic, use_running_average or
-    eval is False then. Dropout draws anew in every step; `nn.BatchNorm` trains as `jtssm.nn.interop`
+    eval is False then. Dropout draws anew in every step; `nn.BatchNorm` trains as `jtssm.nn.adapted`
     says.
 
     Args:

@@ -20,7 +20,7 @@ def from_nnx(modules: Sequence[Any], sample_input: Any = None) -> Network:
 
     Training starts from the values that the modules hold, whatever the key. The modules given stay as
     they are; `Result.module()` gives new ones with what was trained. Dropout, and whatever else draws
-    from the modules' `rngs`, draws anew in every step; `nnx.BatchNorm` trains as `jtssm.nn.interop` says.
+    from the modules' `rngs`, draws anew in every step; `nnx.BatchNorm` trains as `jtssm.nn.adapted` says.
 
     Args:
       modules: nnx modules and functions without parameters (jax.nn.relu), called as f(x).
