@@ -131,8 +131,10 @@ class Program(abc.ABC):
 
     def identity(self) -> dict[str, Any]:
         """What tells this program from another, in words and numbers that JSON holds."""
+        made = {} if self.settings is None else self.settings.document()["arguments"]
         return {
             "method": self.name,
+            "arguments": made,
             "layers": [layer.name for layer in self.network.layers],
             "subnetworks": list(self.stages.starts),
             "loss": self.loss.name,

@@ -107,9 +107,9 @@ def fit(
       checkpoint: a folder. A run that has checkpoints there goes on from the newest, with the numbers it
         would have had (`params` and `state` are then not used); one that was complete, or that a callback
         stopped, returns at once. Mesh, forms, callbacks, validation, `evaluate_every` and the arguments
-        below may change, and `epochs` may grow; anything else that can be seen may not. Nobody sees
-        what an optimizer is made with (a learning rate), and the penalties in the state are
-        those of the checkpoint. A stream must give the same batches again, or its iterator have
+        below may change, and `epochs` may grow; anything else that can be seen may not: the method's
+        arguments are compared, of an optimizer the structure of its state, or its arguments where it is a
+        `solvers.optimizer`. A stream must give the same batches again, or its iterator have
         `get_state` and `set_state` (`jtssm.train.stream_reader`); a UserWarning says if it does not.
         On one mesh and CPU the results are the same bits; on a GPU with
         XLA_FLAGS=--xla_gpu_deterministic_ops=true; on another mesh they agree up to rounding.

@@ -265,6 +265,7 @@ def test_a_checksum_sees_every_bit_and_every_place_and_no_mesh():
         ({"how": sgd(net=jtssm.mlp([4, 8, 6, 4]))}, r"state: weights.*float64\[8, 8\] there, float64\[8, 6\] here"),
         ({"how": sgd(net=jtssm.mlp([4, 8, 8, 4], activation=jnp.tanh))}, "layers: .*relu.* there, .*tanh.* here"),
         ({"how": sgd(batch_size=24)}, r"batch: \[20\] there, \[24\] here"),
+        ({"how": sgd(precision="highest")}, "arguments: precision: None there, highest here"),
         ({"how": sgd(optimizer=optax.sgd(0.1))}, "state: weights.*opt_state.* there, None here"),
         ({"key": jax.random.key(7)}, "key: .* there, .* here"),
         ({"params": NET.init(KEY, jnp.float64)}, "params: None there, .* here"),
