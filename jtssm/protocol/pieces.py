@@ -78,6 +78,7 @@ class Parts(NamedTuple):
     # a method that trains the network as one piece: its step is descend(state, gradient(...)[0])
     gradient: Callable | None = None  # (exchange, state, x, y) -> (tree like params a piece, Info)
     descend: Callable | None = None  # (state, those trees) -> State; on arrays that jax shards
+    shows: tuple[str, ...] = ()  # names in `Info.shown` of a step
     compute_dtype: Any = None  # what its layers compute and send in; None: the dtype of the samples
 
 

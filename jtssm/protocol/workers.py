@@ -75,6 +75,7 @@ class WorkerParts(NamedTuple):
     # () -> tuple[jtssm.nn.norm.Statistics, ...] of one worker in a local step
     statistics: Callable
     resident: bool = False
+    shows: tuple[str, ...] = ()  # names in `Info.shown` of a round
 
     @property
     def batch_shape(self) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from jtssm.solvers.layerwise.activations import Activation
 from jtssm.solvers.layerwise.quantise import Grid
 from jtssm.solvers.pieces import Pieces, Weights
 
+SHOWS = ("primal_residual", "dual_residual", "coupling", "objective", "decrease")
 STEPS = ("damped", "gradient", "exact")
 
 
@@ -168,7 +169,7 @@ class Layered(NamedTuple):
         samples = dict.fromkeys(("p", "z", "r", "q", "u", "inbox"), "samples")
         return self.pieces.parts(
             name="pdadmm", kinds={"weights": "weights", **samples}, init=self.init, step=self.step,
-            drain=lambda exchange, state: state, moves=self.moves, work=self.work, sums=9,
+            drain=lambda exchange, state: state, moves=self.moves, work=self.work, sums=9, shows=SHOWS,
             precision=precision, batch_size=None, resident=True, alike=self._alike(),
             splits_layers=False, rebuild=rebuild,
         )  # fmt: skip
@@ -317,7 +318,5 @@ class Turn(NamedTuple):
         objective, fallen, loss, right = (a / self._count for a in sums)
         at_boundaries, moved, *squares = (a / self._count for a in gaps)
         count = jnp.full_like(loss, self._count)
-        names = ("primal_residual", "dual_residual", "coupling")
-        shown = dict(zip(names, map(jnp.sqrt, squares), strict=True))
-        shown |= {"objective": objective + at_boundaries, "decrease": fallen + moved}
-        return Info(loss, right, count, shown)
+        numbers = (*map(jnp.sqrt, squares), objective + at_boundaries, fallen + moved)
+        return Info(loss, right, count, dict(zip(SHOWS, numbers, strict=True)))

@@ -43,7 +43,7 @@ class Rule(NamedTuple):
     forward: str  # what goes forward over a boundary
     backward: str
     passes: Callable  # (l, number of pieces) -> how often piece l runs forward, but for its W-steps
-    sums: int  # scalars summed over all devices in a sweep
+    shows: tuple[str, ...]  # names of its residuals
 
 
 def to_renew_and_to_send(l: int, num: int) -> int:
@@ -165,7 +165,8 @@ def method(
             drain=lambda exchange, state: state,
             moves=moves,
             work=work,
-            sums=rule.sums,
+            sums=2 + len(rule.shows),  # with loss and number right
+            shows=rule.shows,
             precision=precision,
             batch_size=batch_size,
             resident=True,

@@ -108,6 +108,7 @@ def method(
             ),
             # residuals of a single piece are equal zeros, which XLA sums once
             sums=3 + (len(rule.shows) if pieces.num > 1 else 1),
+            shows=rule.shows,
             precision=precision,
             batch_size=batch_size,
             resident=False,
