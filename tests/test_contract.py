@@ -117,7 +117,7 @@ def test_a_step_keeps_the_states_structure_and_leaves_the_old_one_alone(method, 
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.leaves(method.params(state)))
     assert isinstance(info, jtssm.Info)
     assert all(jnp.shape(a) == () for a in jax.tree.leaves(info))
-    assert set(info.shown) == SHOWN.get(method.name, set())
+    assert set(info.shown) == set(method.program.declared.shows) == SHOWN.get(method.name, set())
     numbers = [info.loss, info.accuracy, *info.shown.values()]
     assert {bool(np.isfinite(a)) for a in numbers} == {bool(info.samples)}
 

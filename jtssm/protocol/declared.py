@@ -59,5 +59,6 @@ class Declared(NamedTuple):
     # device are batched; None: every piece is of its own kind
     alike: tuple[int, ...] | None = None
     splits_layers: bool = True  # whether layers can be split over "pr"
+    shows: tuple[str, ...] = ()  # names in `Info.shown` of a step
     # means and variances that a worker takes in a local step
     statistics: Callable[[], tuple[Statistics, ...]] = tuple

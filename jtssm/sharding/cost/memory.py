@@ -84,7 +84,7 @@ def step_memory(
     program = method.program
     named = {name: held(getattr(state, name)) for name in state._fields}
     kept = sum(named.pop(name) for name in program.weight_fields)
-    rest, info = sum(named.values()), WORD * _scalars(method, *given)
+    rest, info = sum(named.values()), WORD * (3 + len(program.declared.shows))
     trained = WORD * max(
         round(sum(words for words, _ in device.updates)) for device in step.devices
     )
@@ -144,22 +144,6 @@ def _state_shapes(method: Method, x: Any, y: Any) -> Any:
         start = lambda x, y: method.init(jax.random.key(0), x, y)
         known[x, y] = jax.eval_shape(start, x, y)
     return known[x, y]
-
-
-# how many scalars a step shows, by the method's step
-_SCALARS: WeakKeyDictionary[Callable, int] = WeakKeyDictionary()
-
-
-def _scalars(method: Method, x: Any, y: Any) -> int:
-    """How many numbers the `Info` of a step has; x, y: samples of a step."""
-    if method.step not in _SCALARS:
-        lead = len(method.batch_shape or (1,))
-        flat = lambda a: jax.ShapeDtypeStruct((prod(a.shape[:lead]), *a.shape[lead:]), a.dtype)
-        state = _state_shapes(method, flat(x), flat(y))
-        x, y = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, y))  # of no mesh
-        _, info = jax.eval_shape(method.step, state, x, y)
-        _SCALARS[method.step] = len(jax.tree.leaves(info))
-    return _SCALARS[method.step]
 
 
 def placed_step(

@@ -24,6 +24,7 @@ from jtssm.solvers.layerwise.activations import Activation
 from jtssm.solvers.layerwise.quantise import Grid
 from jtssm.solvers.pieces import Pieces, Weights
 
+SHOWS = ("primal_residual", "dual_residual", "coupling", "objective", "decrease")
 STEPS = ("damped", "gradient", "exact")
 
 
@@ -168,11 +169,18 @@ class Layered(NamedTuple):
     def program(self, precision: Any) -> StageProgram:
         """The method, written once."""
         samples = dict.fromkeys(("p", "z", "r", "q", "u", "inbox"), "samples")
-        alike = self._alike()
+        declared = Declared(
+            self.moves,
+            self.work,
+            sums=9,
+            alike=self._alike(),
+            splits_layers=False,
+            shows=SHOWS,
+        )
         return self.pieces.program(
             "pdadmm",
             {"weights": "weights", **samples},
-            Declared(self.moves, self.work, sums=9, alike=alike, splits_layers=False),
+            declared,
             Batch(None, None, resident=True),
             precision,
             init=self.init,
@@ -323,7 +331,5 @@ class Turn(NamedTuple):
         objective, fallen, loss, right = (a / self._count for a in sums)
         at_boundaries, moved, *squares = (a / self._count for a in gaps)
         count = jnp.full_like(loss, self._count)
-        names = ("primal_residual", "dual_residual", "coupling")
-        shown = dict(zip(names, map(jnp.sqrt, squares), strict=True))
-        shown |= {"objective": objective + at_boundaries, "decrease": fallen + moved}
-        return Info(loss, right, count, shown)
+        numbers = (*map(jnp.sqrt, squares), objective + at_boundaries, fallen + moved)
+        return Info(loss, right, count, dict(zip(SHOWS, numbers, strict=True)))

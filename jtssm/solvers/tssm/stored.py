@@ -44,7 +44,7 @@ class Rule(NamedTuple):
     forward: str  # what goes forward over a boundary
     backward: str
     passes: Callable  # (l, number of pieces) -> how often piece l runs forward, but for its W-steps
-    sums: int  # scalars summed over all devices in a sweep
+    shows: tuple[str, ...]  # names of its residuals
 
 
 def to_renew_and_to_send(l: int, num: int) -> int:
@@ -159,7 +159,7 @@ def method(
     return pieces.program(
         rule.name,
         {"weights": "weights", "held": "samples"},
-        Declared(moves, work, rule.sums),
+        Declared(moves, work, sums=2 + len(rule.shows), shows=rule.shows),
         Batch(batch_size, None, resident=True),
         precision,
         init=_init(rule, pieces, penalties),

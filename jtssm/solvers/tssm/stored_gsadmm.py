@@ -98,5 +98,11 @@ class Turn(NamedTuple):
 
 
 GSADMM = Rule(
-    "gsadmm", hold, sweep, forward="q", backward="p + u / rho", passes=to_renew_and_to_send, sums=5
+    "gsadmm",
+    hold,
+    sweep,
+    forward="q",
+    backward="p + u / rho",
+    passes=to_renew_and_to_send,
+    shows=("primal_residual", "dual_residual", "coupling"),
 )

@@ -103,7 +103,13 @@ class Turn(NamedTuple):
 
 ORDERS = {
     order: Rule(
-        "gsam", hold, partial(sweep, order), forward="f", backward="p", passes=passes, sums=3
+        "gsam",
+        hold,
+        partial(sweep, order),
+        forward="f",
+        backward="p",
+        passes=passes,
+        shows=("coupling",),
     )
     for order, passes in (("sequential", to_renew_and_to_send), ("parallel", lambda l, n: 1))
 }

@@ -107,7 +107,8 @@ def _declared(rule: Rule, pieces: Pieces, sweeps: int) -> Declared:
         return (Run(samples, sweeps + more, sweeps, sweeps, first=l > 0, unused=more),)
 
     # residuals of a single piece are equal zeros, which XLA sums once
-    return Declared(moves, work, sums=3 + (len(rule.shows) if pieces.num > 1 else 1))
+    sums = 3 + (len(rule.shows) if pieces.num > 1 else 1)
+    return Declared(moves, work, sums, shows=rule.shows)
 
 
 def _init(
