@@ -183,19 +183,24 @@ def _train(entry: Entry, run: tuple) -> dict:
     widths = [inputs, *[32 if smoke else WIDTH] * entry.depth, 10]
     trained = build(entry, widths, samples * epochs, batch, rate)
     result = jtssm.fit(
-        trained.method, splits.train, epochs=epochs, key=jax.random.key(seed), progress=False,
+        trained.method,
+        splits.train,
+        epochs=epochs,
+        key=jax.random.key(seed),
+        progress=False,
         validation={"valid": splits.valid},
-    )  # fmt: skip
+    )
     steps = np.asarray([line["step"] for line in result.history])
     seen = {
-        "run": list(run), "diverged": result.divergence is not None,
+        "run": list(run),
+        "diverged": result.divergence is not None,
         "valid_accuracy": [line["valid_accuracy"] for line in result.history] or [0.0],
         "loss": [line["loss"] for line in result.history],
         "steps": (steps * trained.steps).tolist(),
         "samples": np.cumsum([line["samples"] for line in result.history]).tolist(),
         "bytes": (steps * trained.bytes).tolist(),
         "seconds": _seconds(trained.method, result, splits.train),
-    }  # fmt: skip
+    }
     if read_test:
         seen["test_accuracy"] = _accuracy(trained.method, result, splits.test)
     return seen
@@ -223,11 +228,13 @@ def _line(entry: Entry, rate: float, seen: dict) -> dict:
     print(f"{entry.name:48} rate {rate:g}  test {np.mean(test):.4f}")
     mean: Callable = lambda what: np.mean([s[what] for s in runs], axis=0).tolist()
     return {
-        **entry._asdict(), "rate": rate, "test_accuracy": test,
+        **entry._asdict(),
+        "rate": rate,
+        "test_accuracy": test,
         "diverged": sum(s["diverged"] for s in runs),
         "valid_accuracy": mean("valid_accuracy"),
         **{what: mean(what) for what in ("steps", "samples", "bytes", "seconds")},
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

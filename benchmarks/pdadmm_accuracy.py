@@ -47,13 +47,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **{
         f"damped, rho = {rho:g}, nu = {nu:g}": {"rho": rho, "nu": nu}
         for rho, nu in (
-            (1e-4, 1e-4), (10.0, 1.0), (100.0, 0.3), (100.0, 0.03), (300.0, 0.3), (1000.0, 0.1),
-            (300.0, 0.1), (300.0, 0.03), (1000.0, 0.3), (1000.0, 0.03), (300.0, 0.01),
+            (1e-4, 1e-4),
+            (10.0, 1.0),
+            (100.0, 0.3),
+            (100.0, 0.03),
+            (300.0, 0.3),
+            (1000.0, 0.1),
+            (300.0, 0.1),
+            (300.0, 0.03),
+            (1000.0, 0.3),
+            (1000.0, 0.03),
+            (300.0, 0.01),
         )
     },
     "damped 0.03, rho = 300, nu = 0.03": {"rho": 300.0, "nu": 0.03, "damping": 0.03},
     "damped 0.3, rho = 300, nu = 0.03": {"rho": 300.0, "nu": 0.03, "damping": 0.3},
-}  # fmt: skip
+}
 DEEP: dict[str, dict[str, float]] = {
     "as the shallow stage": {},
     "rho = 30, nu = 0.3": {"rho": 30.0, "nu": 0.3},
@@ -164,9 +173,15 @@ class Trial:
         """Train on the first samples; evaluate on the held-out ones now and then."""
         train = data.Split(*(a[:samples] for a in self.splits.train))
         return jtssm.fit(
-            method, train, epochs=iterations, key=jax.random.key(0), state=state, progress=False,
-            validation={"valid": self.splits.valid}, evaluate_every=self.size.every,
-        )  # fmt: skip
+            method,
+            train,
+            epochs=iterations,
+            key=jax.random.key(0),
+            state=state,
+            progress=False,
+            validation={"valid": self.splits.valid},
+            evaluate_every=self.size.every,
+        )
 
     def shallow(self, setting: dict) -> dict:
         size = self.size
@@ -197,8 +212,9 @@ class Trial:
         state = state._replace(numbers=renumbered(state, change))
         second = self.fit(method, size.samples, size.iterations, state)
         return {
-            "shallow": curves(first) | self.scores(first), "deep": curves(second) | self.scores(second)
-        }  # fmt: skip
+            "shallow": curves(first) | self.scores(first),
+            "deep": curves(second) | self.scores(second),
+        }
 
     def adam(self, kind: str) -> dict:
         """The rate chosen on held-out images, then the test accuracy at that rate."""

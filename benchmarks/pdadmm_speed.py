@@ -197,9 +197,13 @@ def literally(method: Any, x: Any, y: Any) -> tuple[Callable, float]:
     state = method.init(jax.random.key(0), x, y)
     params = [piece.params[0] for piece in state.weights]
     start = (
-        [a["W"] for a in params], [a["b"] for a in params], [x, *state.p[1:]], list(state.z),
-        list(state.q[:-1]), list(state.u[:-1]),
-    )  # fmt: skip
+        [a["W"] for a in params],
+        [a["b"] for a in params],
+        [x, *state.p[1:]],
+        list(state.z),
+        list(state.q[:-1]),
+        list(state.u[:-1]),
+    )
     once = jax.jit(iteration)
     one, lengths = once(start)
     ours, _ = jax.jit(method.step)(state, x, y)

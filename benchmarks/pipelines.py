@@ -12,9 +12,16 @@ from jtssm.sharding import cost
 
 
 def pipeline_seconds(
-    net: nn.Network, batch: int, machine: sharding.Machine, *, stages: int, microbatches: int,
-    recompute: bool, pc: int = 1, word: int = cost.WORD,
-) -> cost.Seconds:  # fmt: skip
+    net: nn.Network,
+    batch: int,
+    machine: sharding.Machine,
+    *,
+    stages: int,
+    microbatches: int,
+    recompute: bool,
+    pc: int = 1,
+    word: int = cost.WORD,
+) -> cost.Seconds:
     """A step of a synchronous pipeline: m + stages - 1 slots of one microbatch forward and back.
 
     Sources: GPipe (Huang et al., arXiv 1811.06965); 1F1B with a flush (Narayanan et al., arXiv

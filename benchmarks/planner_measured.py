@@ -89,9 +89,16 @@ def main() -> None:
 def swept(name: str, case: Case, machine: sharding.Machine) -> dict[str, Any]:
     """Every shape of a case, and how predictions rank them."""
     records = jtssm.sweep(
-        case.net, jax.device_count(), case.batch, machine, method=case.method,
-        optimizer=optax.sgd(1e-3), count=False, measure=True, **case.options,
-    )  # fmt: skip
+        case.net,
+        jax.device_count(),
+        case.batch,
+        machine,
+        method=case.method,
+        optimizer=optax.sgd(1e-3),
+        count=False,
+        measure=True,
+        **case.options,
+    )
     found = [r for r in records if "measured_seconds" in r]
     print(f"\n{name}: predicted and measured ms a step, measured / predicted")
     for r in found:

@@ -134,9 +134,15 @@ def planned(figure: Figure, processes: int) -> dict[Grid, Planned]:
     flops = cost.step_flops(method) * steps / processes
     flops /= published_figures.compute_seconds(batch, processes)
     machine = sharding.Machine(
-        "cori", flops, inf, 4 / published.CORI.beta, published.CORI.alpha, 0.0, "arXiv 1712.04432",
+        "cori",
+        flops,
+        inf,
+        4 / published.CORI.beta,
+        published.CORI.alpha,
+        0.0,
+        "arXiv 1712.04432",
         algorithm="logarithmic",
-    )  # fmt: skip
+    )
     overlap = 1.0 if figure.hidden == "reduction" else 0.0
     found = {}
     for pr, pc in published_figures.grids(batch, processes):

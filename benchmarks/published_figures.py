@@ -63,24 +63,42 @@ _B_2048 = dict.fromkeys((8, 32, 128, 512), 2048)
 _WEAK = [2**e for e in range(7, 14)]
 _BEYOND = {512: (64, 3.0), 1024: (64, 2.8), 2048: (128, 2.4), 4096: (128, 2.0)}
 FIGURES = {
-    6: Figure(_B_2048, "model", "nothing", {
-        8: Result((1, 8), 1.0, 1.0), 32: Result((4, 8), 1.1, 1.5),
-        128: Result((8, 16), 1.6, 2.8), 512: Result((16, 32), 2.1, 5.0),
-    }),
-    7: Figure(_B_2048, "batch", "nothing", {
-        8: Result((4, 2), 1.1, 2.5), 32: Result((8, 4), 1.3, 3.9),
-        128: Result((16, 8), 1.9, 6.4), 512: Result((32, 16), 2.5, 9.7),
-    }),
+    6: Figure(
+        _B_2048,
+        "model",
+        "nothing",
+        {
+            8: Result((1, 8), 1.0, 1.0),
+            32: Result((4, 8), 1.1, 1.5),
+            128: Result((8, 16), 1.6, 2.8),
+            512: Result((16, 32), 2.1, 5.0),
+        },
+    ),
+    7: Figure(
+        _B_2048,
+        "batch",
+        "nothing",
+        {
+            8: Result((4, 2), 1.1, 2.5),
+            32: Result((8, 4), 1.3, 3.9),
+            128: Result((16, 8), 1.9, 6.4),
+            512: Result((32, 16), 2.5, 9.7),
+        },
+    ),
     8: Figure({512: 2048}, "batch", "reduction", {512: Result((4, 128), 2.0, None)}),
     9: Figure(
-        {p: 4 * p for p in _WEAK}, "batch", "nothing",
+        {p: 4 * p for p in _WEAK},
+        "batch",
+        "nothing",
         {p: Result((32, p // 32), 2.5, None) for p in _WEAK},
     ),
     10: Figure(
-        dict.fromkeys(_BEYOND, 512), "domain", "halos",
+        dict.fromkeys(_BEYOND, 512),
+        "domain",
+        "halos",
         {p: Result((pr, p // pr), speedup, None) for p, (pr, speedup) in _BEYOND.items()},
     ),
-}  # fmt: skip
+}
 HALOS_6 = FIGURES[6]._replace(convolutions="domain", neighbours=2)
 
 

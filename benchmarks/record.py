@@ -32,12 +32,15 @@ def write(name: str, module: str, content: Mapping[str, Any]) -> Path:
         "date": datetime.date.today().isoformat(),
         "commit": commit,
         "versions": {
-            "python": platform.python_version(), "jax": jax.__version__,
-            "jaxlib": jaxlib.__version__, "optax": optax.__version__, "numpy": np.__version__,
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+            "optax": optax.__version__,
+            "numpy": np.__version__,
         },
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "cores": os.cpu_count(),
-    }  # fmt: skip
+    }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({**about, **content}, indent=1) + "\n")

@@ -102,9 +102,14 @@ def _lines(net, batch, machine, devices):
 def _line(kind, mesh, seconds: cost.Seconds, epochs_of=ADAM, delay=0, microbatches=None) -> dict:
     parts = {f"{name}_seconds": getattr(seconds, name) for name in ("compute", "messages")}
     return {
-        "kind": kind, "mesh": mesh, "microbatches": microbatches, "delay": delay,
-        "epochs_of": epochs_of, "step_seconds": seconds.total, **parts,
-    }  # fmt: skip
+        "kind": kind,
+        "mesh": mesh,
+        "microbatches": microbatches,
+        "delay": delay,
+        "epochs_of": epochs_of,
+        "step_seconds": seconds.total,
+        **parts,
+    }
 
 
 def _show(title: str, rows: list[dict]) -> None:
@@ -130,8 +135,9 @@ def _show(title: str, rows: list[dict]) -> None:
             m = f", m = {line['microbatches']}" if line["microbatches"] else ""
             ends = [
                 f"to {name.removeprefix('seconds_to_')}: {'never' if s is None else f'{s:.3f} s'}"
-                for name, s in line.items() if name.startswith("seconds_to")
-            ]  # fmt: skip
+                for name, s in line.items()
+                if name.startswith("seconds_to")
+            ]
             took = f"{1e3 * line['step_seconds']:.3f} ({1e3 * sent:.3f})"
             print(f"    {line['kind'] + ' ' + line['mesh'] + m:28} {took:18} {'  '.join(ends)}")
 

@@ -87,8 +87,9 @@ def _one_device(net: Any, precision: Any, given: argparse.Namespace) -> dict:
         }
         print(
             f"{precision or 'default'} {name:16} ratio {report[name]['ratio_to_adam']:.2f}  "
-            f"share of its own products {report[name]['product_share']:.2f}", flush=True,
-        )  # fmt: skip
+            f"share of its own products {report[name]['product_share']:.2f}",
+            flush=True,
+        )
     return report
 
 
@@ -103,10 +104,11 @@ def _meshes(net: Any, given: argparse.Namespace) -> list[dict]:
             run = {"run": _many(placed, state, xs, ys)}
             seconds = record.alternating(run, max(given.repeats // 3, 1))["run"]
             line = {
-                "subnets": n, "devices": devices,
+                "subnets": n,
+                "devices": devices,
                 "steps_a_second": given.steps / float(np.median(seconds)),
                 "boundary_bytes_a_step": count.permuted_bytes(text),
-            }  # fmt: skip
+            }
             report.append(line)
             print(line, flush=True)
     return report

@@ -132,8 +132,9 @@ def _reported(chosen, table, rates, seeds) -> list[tuple]:
     """The runs whose test accuracy is read."""
     return [
         (name, table[name].scale * rates[table[name].rate_of], seed, True)
-        for name in chosen for seed in seeds[: table[name].seeds]
-    ]  # fmt: skip
+        for name in chosen
+        for seed in seeds[: table[name].seeds]
+    ]
 
 
 def _arguments() -> argparse.Namespace:
@@ -188,9 +189,13 @@ def _train(entry: Entry, run: tuple, epochs: int, smoke: bool) -> dict:
         net, optimizer=optax.adam(schedule), batch_size=BATCH, **entry.options
     )
     result = jtssm.fit(
-        method, splits.train, epochs=epochs, key=jax.random.key(seed), progress=False,
+        method,
+        splits.train,
+        epochs=epochs,
+        key=jax.random.key(seed),
+        progress=False,
         validation={"valid": splits.valid},
-    )  # fmt: skip
+    )
     columns = ("valid_accuracy", "loss", "primal_residual", "dual_residual", "coupling")
     seen = {c: [line[c] for line in result.history] for c in columns if c in result.history[0]}
     seen |= {"run": list(run), "epochs": epochs, "diverged": result.divergence is not None}
@@ -212,8 +217,12 @@ def _line(name: str, table: dict, rates: dict, seen: dict) -> dict:
     rate = entry.scale * rates[entry.rate_of]
     print(f"{name:36} rate {rate:g}  test {np.mean(test):.4f}")
     return {
-        "method": entry.method, "options": plain(entry.options), "subnets": entry.subnets,
-        "rate": rate, "rate_of": entry.rate_of, "test_accuracy": test,
+        "method": entry.method,
+        "options": plain(entry.options),
+        "subnets": entry.subnets,
+        "rate": rate,
+        "rate_of": entry.rate_of,
+        "test_accuracy": test,
         "train_accuracy": [s["train_accuracy"] for s in runs],
         "valid_accuracy_by_epoch": np.mean([s["valid_accuracy"] for s in runs], axis=0).tolist(),
         **{
@@ -221,7 +230,7 @@ def _line(name: str, table: dict, rates: dict, seen: dict) -> dict:
             for residual in ("primal_residual", "dual_residual", "coupling")
             if all(residual in s for s in runs)
         },
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

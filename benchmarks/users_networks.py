@@ -136,22 +136,30 @@ def train(run: tuple, epochs: int, smoke: bool) -> dict[str, Any]:
     x, y = (a[: 400 if smoke else TRAINED] for a in splits.train)
     net = NETWORKS[name](x.shape[1:], *(SMALL if smoke else SIZES)[name])
     shared: dict[str, Any] = {
-        "optimizer": optimizer(rate, epochs * (len(x) // BATCH)), "batch_size": BATCH
-    }  # fmt: skip
+        "optimizer": optimizer(rate, epochs * (len(x) // BATCH)),
+        "batch_size": BATCH,
+    }
     method = (
         solvers.gsadmm(net, subnets=subnets, **shared)
         if subnets > 1
         else solvers.sgd(net, **shared)
     )
     result = jtssm.fit(
-        method, (x, y), epochs=epochs, key=jax.random.key(seed), progress=False,
+        method,
+        (x, y),
+        epochs=epochs,
+        key=jax.random.key(seed),
+        progress=False,
         evaluate_every=epochs,
-    )  # fmt: skip
+    )
     modules = result.module()
     seen = {
-        "run": list(run), "epochs": epochs, "cuts": list(method.program.stages.starts[1:-1]),
-        "diverged": result.divergence is not None, "valid_accuracy": accuracy(modules, splits.valid),
-    }  # fmt: skip
+        "run": list(run),
+        "epochs": epochs,
+        "cuts": list(method.program.stages.starts[1:-1]),
+        "diverged": result.divergence is not None,
+        "valid_accuracy": accuracy(modules, splits.valid),
+    }
     return seen | ({"test_accuracy": accuracy(modules, splits.test)} if read_test else {})
 
 

@@ -10,7 +10,20 @@ from jtssm.train.loop import fit
 from jtssm.train.result import Result, evaluate
 
 __all__ = [
-    "Info", "Method", "Result", "data", "evaluate", "fit", "losses", "mlp", "nn", "plan", "plot",
-    "sequence", "sharding", "solvers", "sweep",
-]  # fmt: skip
+    "Info",
+    "Method",
+    "Result",
+    "data",
+    "evaluate",
+    "fit",
+    "losses",
+    "mlp",
+    "nn",
+    "plan",
+    "plot",
+    "sequence",
+    "sharding",
+    "solvers",
+    "sweep",
+]
 __version__ = "0.1.0"

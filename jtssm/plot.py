@@ -96,9 +96,11 @@ def against_four(path: str | Path, lines: Mapping[str, Mapping]) -> None:
     """
     figure = _figure((13, 4.2))
     names = {
-        "steps": "steps, one after the other", "samples": "samples", "bytes": "bytes a worker sends",
+        "steps": "steps, one after the other",
+        "samples": "samples",
+        "bytes": "bytes a worker sends",
         "seconds": "seconds on this host",
-    }  # fmt: skip
+    }
     for axes, (what, title) in zip(figure.subplots(1, 4, sharey=True), names.items(), strict=True):
         for i, (name, line) in enumerate(lines.items()):
             silent = what == "bytes" and not any(line["bytes"])
@@ -115,9 +117,14 @@ def against_four(path: str | Path, lines: Mapping[str, Mapping]) -> None:
 
 
 STACK = {
-    "products": "products", "optimizer": "optimizer", "permute": "permutes", "all_gather": "all-gathers",
-    "reduce_scatter": "reduce-scatters", "all_reduce": "all-reduces", "all_to_all": "all-to-alls",
-}  # fmt: skip
+    "products": "products",
+    "optimizer": "optimizer",
+    "permute": "permutes",
+    "all_gather": "all-gathers",
+    "reduce_scatter": "reduce-scatters",
+    "all_reduce": "all-reduces",
+    "all_to_all": "all-to-alls",
+}
 
 
 def shapes(path: str | Path, records: Sequence[Mapping[str, Any]], title: str) -> None:

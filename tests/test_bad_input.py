@@ -55,23 +55,36 @@ ROUND = {"optimizer": optax.sgd(0.1), "batch_size": 2, "local_steps": 3}
 @pytest.mark.parametrize(
     ("net", "changes", "message"),
     [
-        (NET, {"subnets": 9}, r"subnets: expected at most 8, the width of layer 0, 'dense 8 relu'; got 9"),
-        (jtssm.mlp([4, 8, 5, 3]), {"subnets": 6}, r"at most 5, the width of layer 1, 'dense 5 relu'; got 6"),
+        (
+            NET,
+            {"subnets": 9},
+            r"subnets: expected at most 8, the width of layer 0, 'dense 8 relu'; got 9",
+        ),
+        (
+            jtssm.mlp([4, 8, 5, 3]),
+            {"subnets": 6},
+            r"at most 5, the width of layer 1, 'dense 5 relu'; got 6",
+        ),
         (NET, {"subnets": 0}, r"subnets: expected an integer of at least 1; got 0"),
         (NET, {"local_steps": 0}, r"local_steps: expected an integer of at least 1; got 0"),
         (NET, {"batch_size": 0}, r"batch_size: expected an integer of at least 1; got 0"),
-        (NET, {"deal": "random"}, r"deal: expected one of \['stratified', 'uniform'\]; got 'random'"),
+        (
+            NET,
+            {"deal": "random"},
+            r"deal: expected one of \['stratified', 'uniform'\]; got 'random'",
+        ),
         (NET, {"scale": 0}, r"scale: expected a finite number above 0.*got 0"),
         (NET, {"loss": "hinge"}, r"loss: expected one of .*got 'hinge'"),
         (NET, {"precision": "exact"}, r"precision: expected None, 'highest'.*got 'exact'"),
         (NET, {"optimizer": "adam"}, r"optimizer: expected an optax optimizer.*got 'adam'"),
         (jtssm.mlp([4, 3]), {}, r"net: expected at least one hidden layer.*got 1 layer"),
         (
-            sequence([dense(8), Grow(3)], (4,)), {},
+            sequence([dense(8), Grow(3)], (4,)),
+            {},
             r"net: expected layers whose parameters belong to neurons.*got layer 1, 'grow 3'",
         ),
     ],
-)  # fmt: skip
+)
 def test_ist_refuses(net, changes, message):
     with pytest.raises(ValueError, match=message):
         solvers.ist(net, **{"subnets": 2, **ROUND, **changes})
@@ -80,15 +93,30 @@ def test_ist_refuses(net, changes, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, s: m.step(s, X[:12], Y), r"x: expected \[local_steps, workers, batch_size, \.\.\.\] = \[3, 2, 2, '\.\.\.'\]; got shape \(12, 4\)"),
+        (
+            lambda m, s: m.step(s, X[:12], Y),
+            r"x: expected \[local_steps, workers, batch_size, \.\.\.\] = \[3, 2, 2, '\.\.\.'\]; got shape \(12, 4\)",
+        ),
         (lambda m, s: m.step(s, X.reshape(3, 2, 2, 4), Y), r"y: expected .*got shape \(12,\)"),
-        (lambda m, s: m.step(s, X.reshape(3, 2, 2, 4)[..., :3], Y.reshape(3, 2, 2)), r"x: expected \[samples, 4\].*got shape \(12, 3\)"),
-        (lambda m, s: m.step(s, X.reshape(3, 2, 2, 4).astype(np.float32), Y.reshape(3, 2, 2)), r"x: expected float64, as in init; got float32"),
-        (lambda m, s: m.init(jax.random.key(0), X, Y, NET.init(jax.random.key(0))[:2]), r"params: expected 3 trees, one a layer; got 2"),
+        (
+            lambda m, s: m.step(s, X.reshape(3, 2, 2, 4)[..., :3], Y.reshape(3, 2, 2)),
+            r"x: expected \[samples, 4\].*got shape \(12, 3\)",
+        ),
+        (
+            lambda m, s: m.step(s, X.reshape(3, 2, 2, 4).astype(np.float32), Y.reshape(3, 2, 2)),
+            r"x: expected float64, as in init; got float32",
+        ),
+        (
+            lambda m, s: m.init(jax.random.key(0), X, Y, NET.init(jax.random.key(0))[:2]),
+            r"params: expected 3 trees, one a layer; got 2",
+        ),
         (lambda m, s: m.init(jax.random.key(0), X, Y + 7), r"y: expected labels 0\.\.2"),
-        (lambda m, s: jtssm.fit(m, (X[:5], Y[:5]), epochs=2, key=jax.random.key(0)), r"train: expected at least 12 samples, one step of \w+; got 5 times 2 epochs"),
+        (
+            lambda m, s: jtssm.fit(m, (X[:5], Y[:5]), epochs=2, key=jax.random.key(0)),
+            r"train: expected at least 12 samples, one step of \w+; got 5 times 2 epochs",
+        ),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("name", ["ist", "local_sgd", "ensemble"])
 def test_methods_of_workers_refuse_samples_that_do_not_fit(name, call, message):
     count = {"ist": "subnets", "local_sgd": "workers", "ensemble": "members"}[name]
@@ -293,19 +321,31 @@ def place(changes=None, mesh=None, **options):
         ({}, {"pc": 4}, {}, r"mesh: expected a 'pc' axis that divides batch_size=6; got 4"),
         ({}, {"pr": 7}, {}, r"pr: expected a size that divides .*\[8, 8, 3\]; got 7"),
         ({}, {"pr": 2}, {"forms": "rows"}, r"forms: expected 'auto' or a list of 3 forms"),
-        ({}, {"pr": 2}, {"forms": ["model"] * 3}, r"forms\[2\]: expected one of \['batch'.*got 'model': pr = 2 does not divide its 3 outputs"),
+        (
+            {},
+            {"pr": 2},
+            {"forms": ["model"] * 3},
+            r"forms\[2\]: expected one of \['batch'.*got 'model': pr = 2 does not divide its 3 outputs",
+        ),
         ({}, {"pr": 2}, {"forms": ["model", "rows", "batch"]}, r"forms\[1\]: .*got 'rows'"),
         ({}, {}, {"axes": {"rows": "pc"}}, r"axes: expected one of .*got 'rows'"),
         ({}, {}, {"axes": {"pc": "data"}}, r"axes\['pc'\]: expected one of .*got 'data'"),
         ({}, {}, {"axes": {"pc": "pc", "pr": "pc"}}, r"axes: expected different axes"),
         (
             {"optimizer": optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))},
-            {"pr": 2}, {}, r"optimizer: expected an elementwise one.*pr=2",
+            {"pr": 2},
+            {},
+            r"optimizer: expected an elementwise one.*pr=2",
         ),
         ({"optimizer": optax.lamb(0.1)}, {"pr": 2}, {}, r"optimizer: expected an elementwise one"),
-        ({"optimizer": optax.adafactor(0.1)}, {"pr": 2}, {}, r"optimizer: expected an elementwise one"),
+        (
+            {"optimizer": optax.adafactor(0.1)},
+            {"pr": 2},
+            {},
+            r"optimizer: expected an elementwise one",
+        ),
     ],
-)  # fmt: skip
+)
 def test_place_refuses(changes, mesh, options, message):
     with pytest.raises(ValueError, match=message):
         place(changes, mesh, **options)
@@ -421,11 +461,14 @@ def test_a_number_that_divides_nothing_is_told_at_once():
     ("activation", "message"),
     [
         (3, r"activation: expected None or a function.*got 3"),
-        (np.tanh, r"activation: expected .*that jax can trace; got <ufunc 'tanh'>, which raised TracerArrayConversionError"),
+        (
+            np.tanh,
+            r"activation: expected .*that jax can trace; got <ufunc 'tanh'>, which raised TracerArrayConversionError",
+        ),
         (lambda a: a.sum(), r"activation: expected .*that keeps its shape; got"),
         (lambda a: a > 0, r"activation: expected .*that gives floats; got"),
     ],
-)  # fmt: skip
+)
 def test_an_activation_that_is_none_is_refused_where_it_is_given(activation, message):
     for make in (
         lambda f: jtssm.mlp([4, 8, 3], f),

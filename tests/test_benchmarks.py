@@ -127,9 +127,7 @@ def test_pdadmm_accuracy_runs_small(monkeypatch, capsys):
     best = "damped, rho = 300, nu = 0.03"
     assert names[:2] == [f"shallow: {best}", f"deep from {best}"]
     assert names[2].startswith(f"reported: {best}, ")
-    assert names[3:] == [
-        f"digits: {best}", "Adam, full batch", f"grid: 8 bits, p and q, {best}"
-    ]  # fmt: skip
+    assert names[3:] == [f"digits: {best}", "Adam, full batch", f"grid: 8 bits, p and q, {best}"]
     assert '"bytes_of_float32": 0.3125' in lines[-1]  # (32 + 8) / 128: narrow
 
 
@@ -157,8 +155,9 @@ def test_bytes_of_the_lines_are_those_of_the_paper():
 def test_ist_speed_runs_small(monkeypatch, capsys):
     lines = smoke(monkeypatch, capsys, ist_speed, "--repeats", "1")
     assert [line.split("  ")[0].strip() for line in lines] == [
-        "16 inputs, no normalisation", "16 inputs, batch normalisation",
-    ]  # fmt: skip
+        "16 inputs, no normalisation",
+        "16 inputs, batch normalisation",
+    ]
 
 
 def test_grid_bytes_runs_small_and_auto_moves_no_more_than_xla(monkeypatch, capsys):
@@ -209,8 +208,11 @@ def test_planner_measured_runs_small(monkeypatch, capsys):
     lines = smoke(monkeypatch, capsys, planner_measured)
     shapes = [line.split()[:5] for line in lines if line.startswith("  1 x ")]
     assert [" ".join(shape) for shape in shapes] == [
-        "1 x 1 x 8", "1 x 2 x 4", "1 x 4 x 2", "1 x 8 x 1"
-    ]  # fmt: skip
+        "1 x 1 x 8",
+        "1 x 2 x 4",
+        "1 x 4 x 2",
+        "1 x 8 x 1",
+    ]
     assert "planned_to_fastest" in lines[-1]
 
 

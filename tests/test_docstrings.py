@@ -8,13 +8,27 @@ import jtssm
 from jtssm import data, nn, sharding, solvers
 
 DOORS = [
-    jtssm.fit, jtssm.evaluate, jtssm.plan, jtssm.sweep,
-    nn.Layer, nn.mlp, nn.from_nnx, nn.layers, nn.cut, nn.balanced_starts,
-    solvers.gsadmm, solvers.gsam, solvers.pdadmm, solvers.ist, solvers.sgd, solvers.local_sgd,
+    jtssm.fit,
+    jtssm.evaluate,
+    jtssm.plan,
+    jtssm.sweep,
+    nn.Layer,
+    nn.mlp,
+    nn.from_nnx,
+    nn.layers,
+    nn.cut,
+    nn.balanced_starts,
+    solvers.gsadmm,
+    solvers.gsam,
+    solvers.pdadmm,
+    solvers.ist,
+    solvers.sgd,
+    solvers.local_sgd,
     solvers.optimizer,
-    sharding.place, sharding.make_mesh,
+    sharding.place,
+    sharding.make_mesh,
     data.load,
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)

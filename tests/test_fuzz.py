@@ -189,15 +189,34 @@ def test_step_takes_wild_samples(name, placed, data):
 def WRONG(x, y):
     """Samples that differ from good ones in one thing."""
     return [
-        {"x": x[:-1]}, {"y": y[:-1]}, {"x": x[..., :3]}, {"x": x.astype(np.float64)}, {"x": x.astype(int)},
-        {"y": y.astype(np.float32)}, {"y": y[..., None]}, {"x": x[None]}, {"x": x[:0], "y": y[:0]}, {},
-    ]  # fmt: skip
+        {"x": x[:-1]},
+        {"y": y[:-1]},
+        {"x": x[..., :3]},
+        {"x": x.astype(np.float64)},
+        {"x": x.astype(int)},
+        {"y": y.astype(np.float32)},
+        {"y": y[..., None]},
+        {"x": x[None]},
+        {"x": x[:0], "y": y[:0]},
+        {},
+    ]
 
 
 FIT = {
-    "method": method_of("sgd"), "train": (X, Y), "epochs": 1, "key": KEY, "mesh": None, "machine": None, "forms": "auto",
-    "validation": None, "callbacks": (), "params": None, "state": None, "progress": False, "evaluate_every": 1,
-}  # fmt: skip
+    "method": method_of("sgd"),
+    "train": (X, Y),
+    "epochs": 1,
+    "key": KEY,
+    "mesh": None,
+    "machine": None,
+    "forms": "auto",
+    "validation": None,
+    "callbacks": (),
+    "params": None,
+    "state": None,
+    "progress": False,
+    "evaluate_every": 1,
+}
 PAIRS = (
     st.tuples(ARRAYS, ARRAYS) | st.tuples(st.just(X), ARRAYS) | st.tuples(ARRAYS, st.just(Y)) | WILD
 )
@@ -242,10 +261,17 @@ def test_fit_takes_many_more_wild_arguments(data):
     fit(data)
 
 
-MESHES = st.sampled_from([
-    sharding.make_mesh(), sharding.make_mesh(1, 2, 1), sharding.make_mesh(2, 1, 2), sharding.make_mesh(1, 1, 5), sharding.make_mesh(4),
-    jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,)), jax.devices()[0],
-])  # fmt: skip
+MESHES = st.sampled_from(
+    [
+        sharding.make_mesh(),
+        sharding.make_mesh(1, 2, 1),
+        sharding.make_mesh(2, 1, 2),
+        sharding.make_mesh(1, 1, 5),
+        sharding.make_mesh(4),
+        jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,)),
+        jax.devices()[0],
+    ]
+)
 
 
 @pytest.mark.parametrize("name", PLACED)
@@ -283,9 +309,17 @@ def test_make_mesh_takes_wild_arguments(data):
 
 
 PLAN = {
-    "net": NET, "num_devices": 2, "batch": 6, "machine": "host", "method": "sgd", "optimizer": None, "memory_limit": None,
-    "overlap": 0.0, "samples": None, "runners_up": 1,
-}  # fmt: skip
+    "net": NET,
+    "num_devices": 2,
+    "batch": 6,
+    "machine": "host",
+    "method": "sgd",
+    "optimizer": None,
+    "memory_limit": None,
+    "overlap": 0.0,
+    "samples": None,
+    "runners_up": 1,
+}
 SWEEP = PLAN | {
     "count": False,
     "measure": False,

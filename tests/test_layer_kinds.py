@@ -34,13 +34,20 @@ KINDS = {
     "mean of tokens": (nn.mean_token(4), (5, 4)),
     "a function": (nn.layers([(INIT, lambda p, x: x @ p["W"])], jnp.zeros((1, 6))).layers[0], (6,)),
     "a layer of the user's own": (Grow(3), (6,)),
-}  # fmt: skip
+}
 ANSWERS = {
-    questions.splits: dict, questions.window: (Window, type(None)), questions.mixes: bool,
-    questions.groups: int, questions.pair: int, questions.prepares: bool, questions.bare: bool,
-    neurons: (dict, type(None)), scaled: bool,
-    activations.is_dense: bool, activations.activation: object,
-}  # fmt: skip
+    questions.splits: dict,
+    questions.window: (Window, type(None)),
+    questions.mixes: bool,
+    questions.groups: int,
+    questions.pair: int,
+    questions.prepares: bool,
+    questions.bare: bool,
+    neurons: (dict, type(None)),
+    scaled: bool,
+    activations.is_dense: bool,
+    activations.activation: object,
+}
 
 
 @pytest.fixture(params=KINDS)

@@ -10,13 +10,20 @@ import jtssm
 
 ROOT = Path(jtssm.__file__).parent
 RANKS = {
-    "arrays": 0, "checks": 0, "plot": 0,
-    "losses": 1, "nn": 2,
-    "protocol": 3, "data": 3,
-    "solvers": 4, "sharding": 4,
-    "train": 5, "planning": 5,
-    "cli": 6, "testing": 6,
-}  # fmt: skip
+    "arrays": 0,
+    "checks": 0,
+    "plot": 0,
+    "losses": 1,
+    "nn": 2,
+    "protocol": 3,
+    "data": 3,
+    "solvers": 4,
+    "sharding": 4,
+    "train": 5,
+    "planning": 5,
+    "cli": 6,
+    "testing": 6,
+}
 
 
 def top(module: str) -> str:

@@ -114,5 +114,11 @@ def test_what_cannot_be_registered_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         solvers.register(*given)
     assert set(solvers.METHODS) == {
-        "ensemble", "gsadmm", "gsam", "ist", "local_sgd", "pdadmm", "sgd",
-    }  # fmt: skip
+        "ensemble",
+        "gsadmm",
+        "gsam",
+        "ist",
+        "local_sgd",
+        "pdadmm",
+        "sgd",
+    }

@@ -94,8 +94,17 @@ def reproduce() -> str:
         data = "MNIST" if "JTSSM_DATA" in docstring(ROOT / "benchmarks" / f"{name}.py") else "–"
         data += " and spoken digits" if name == "ist_tradeoff" else ""
         command = found["command"].replace("|", "\\|")
-        rows.append((f"[{name}](/results/{name}.json)", question, f"`{command}`", data,
-                     duration(name), found["date"], found["device"]))  # fmt: skip
+        rows.append(
+            (
+                f"[{name}](/results/{name}.json)",
+                question,
+                f"`{command}`",
+                data,
+                duration(name),
+                found["date"],
+                found["device"],
+            )
+        )
     return markdown(("result", "question", "command", "data", "time", "date", "device"), rows)
 
 
@@ -142,9 +151,12 @@ def _readme_pdadmm():
     found = load("pdadmm_accuracy")
     value, adam = found["reported"]["deep"], found["Adam, minibatch"]
     yield _against(
-        "perceptron, 9 × 500", "pdADMM, 100 + 100 iterations", value["test_accuracy"],
-        "Adam, minibatches", adam["test_accuracy"],
-    )  # fmt: skip
+        "perceptron, 9 × 500",
+        "pdADMM, 100 + 100 iterations",
+        value["test_accuracy"],
+        "Adam, minibatches",
+        adam["test_accuracy"],
+    )
 
 
 def _readme_ist():
@@ -178,14 +190,24 @@ def tssm_one_device(found: dict) -> str:
     lines = found["one_device_by_precision"]["None"]
     own = lines["Adam end to end"]["product_flops"]
     rows = [
-        (name, f"{1e3 * a['median']:.1f}", quartiles(a, 1e3, 1), f"{a['ratio_to_adam']:.2f}",
-         f"{a['product_flops'] / own:.2f}", f"{a['product_share']:.2f}")
+        (
+            name,
+            f"{1e3 * a['median']:.1f}",
+            quartiles(a, 1e3, 1),
+            f"{a['ratio_to_adam']:.2f}",
+            f"{a['product_flops'] / own:.2f}",
+            f"{a['product_share']:.2f}",
+        )
         for name, a in lines.items()
-    ]  # fmt: skip
+    ]
     head = (
-        "", "step, ms", "quartiles",
-        "against Adam's", "products, against Adam's", "share of its own products",
-    )  # fmt: skip
+        "",
+        "step, ms",
+        "quartiles",
+        "against Adam's",
+        "products, against Adam's",
+        "share of its own products",
+    )
     return markdown(head, rows)
 
 
@@ -290,22 +312,33 @@ def pdadmm_rounded(found: dict) -> str:
 def pdadmm_speed(found: dict) -> str:
     """What an iteration costs."""
     names = {
-        "gradient": "gradient, exact line search", "gradient, t0": "gradient, the paper's doubling",
-        "damped": "damped", "literal": "the paper's text, trial by trial",
-    }  # fmt: skip
+        "gradient": "gradient, exact line search",
+        "gradient, t0": "gradient, the paper's doubling",
+        "damped": "damped",
+        "literal": "the paper's text, trial by trial",
+    }
     rows = [
-        (names[name], f"{a['median']:.2f}", quartiles(a, 1, 2), f"{a['product_flops'] / 1e9:.0f}",
-         f"{a['to_products']:.2f}" if "to_products" in a else "–")
+        (
+            names[name],
+            f"{a['median']:.2f}",
+            quartiles(a, 1, 2),
+            f"{a['product_flops'] / 1e9:.0f}",
+            f"{a['to_products']:.2f}" if "to_products" in a else "–",
+        )
         for name, a in found["None"].items()
-    ]  # fmt: skip
+    ]
     head = ("", "iteration, s", "quartiles", "product GFLOP", "against its own products alone")
     return markdown(head, rows)
 
 
 IST_KINDS = {
-    "IST": "IST", "local SGD": "local SGD", "data parallel": "data parallel",
-    "dropout": "dropout 1 − 1/N", "narrow": "one narrow net", "ensemble": "ensemble",
-}  # fmt: skip
+    "IST": "IST",
+    "local SGD": "local SGD",
+    "data parallel": "data parallel",
+    "dropout": "dropout 1 − 1/N",
+    "narrow": "one narrow net",
+    "ensemble": "ensemble",
+}
 
 
 @draws("ist_tradeoff", "ist_tradeoff")
@@ -339,15 +372,22 @@ def ist_normalisation(found: dict) -> str:
 def ist_speed(found: dict) -> str:
     """A round against its products, and the share of a deal."""
     rows = [
-        (name, f"{a['round']['median']:.3f}", f"{a['products']['median']:.3f}",
-         f"{a['against_products']:.2f}",
-         f"{100 * a['deal_share']['median']:.1f} % ({quartiles(a['deal_share'], 100, 1)})")
+        (
+            name,
+            f"{a['round']['median']:.3f}",
+            f"{a['products']['median']:.3f}",
+            f"{a['against_products']:.2f}",
+            f"{100 * a['deal_share']['median']:.1f} % ({quartiles(a['deal_share'], 100, 1)})",
+        )
         for name, a in found["results"].items()
-    ]  # fmt: skip
+    ]
     head = (
-        "inputs, normalisation", "round, s", "its products, s",
-        "round / products", "deal / round (quartiles)",
-    )  # fmt: skip
+        "inputs, normalisation",
+        "round, s",
+        "its products, s",
+        "round / products",
+        "deal / round (quartiles)",
+    )
     return markdown(head, rows)
 
 
@@ -382,10 +422,15 @@ def grid_speed(found: dict) -> str:
     """A placed step on one device over plain jax and optax."""
     steps = found["steps_a_dispatch"]
     rows = [
-        (name, f"{1e3 * a['seconds']['plain']['median'] / steps:.2f}", f"{a['ratio']['sgd']:.2f}",
-         f"{a['ratio']['placed']:.2f}", a["repeats"])
+        (
+            name,
+            f"{1e3 * a['seconds']['plain']['median'] / steps:.2f}",
+            f"{a['ratio']['sgd']:.2f}",
+            f"{a['ratio']['placed']:.2f}",
+            a["repeats"],
+        )
         for name, a in found["results"].items()
-    ]  # fmt: skip
+    ]
     return markdown(("network", "plain jax and optax, ms", "sgd", "sgd, placed", "turns"), rows)
 
 
@@ -408,15 +453,25 @@ def planner_paper(found: dict) -> str:
     digits = lambda a: 2 if a["total"] < 10 else 1
     seconds = lambda a: "{total:.{d}f} ({communication:.{d}f})".format(d=digits(a), **a)
     rows = [
-        (f"{figure}, P = {processes}", grid(a["paper"]), seconds(a["paper"]),
-         grid(a["ours"]), seconds(a["ours"]), f"{a['faster']:.2f}")
+        (
+            f"{figure}, P = {processes}",
+            grid(a["paper"]),
+            seconds(a["paper"]),
+            grid(a["ours"]),
+            seconds(a["ours"]),
+            f"{a['faster']:.2f}",
+        )
         for figure, lines in found["planned"].items()
         for processes, a in lines.items()
-    ]  # fmt: skip
+    ]
     head = (
-        "case", "paper's best", "seconds an epoch (communication)",
-        "ours", "seconds (communication)", "paper / ours",
-    )  # fmt: skip
+        "case",
+        "paper's best",
+        "seconds an epoch (communication)",
+        "ours",
+        "seconds (communication)",
+        "paper / ours",
+    )
     return markdown(head, rows)
 
 
@@ -424,14 +479,24 @@ def planner_paper(found: dict) -> str:
 def planner_measured(found: dict) -> str:
     """How predicted seconds meet measured ones."""
     rows = [
-        (name, len(a["shapes"]), f"{a['least_ratio']:.1f} to {a['largest_ratio']:.1f}",
-         f"{a['spearman']:.2f}", f"{a['planned_to_fastest']:.2f}", f"{a['slowest_to_fastest']:.2f}")
+        (
+            name,
+            len(a["shapes"]),
+            f"{a['least_ratio']:.1f} to {a['largest_ratio']:.1f}",
+            f"{a['spearman']:.2f}",
+            f"{a['planned_to_fastest']:.2f}",
+            f"{a['slowest_to_fastest']:.2f}",
+        )
         for name, a in found["results"].items()
-    ]  # fmt: skip
+    ]
     head = (
-        "case", "shapes", "measured / predicted",
-        "rank agreement (Spearman)", "planned", "spread",
-    )  # fmt: skip
+        "case",
+        "shapes",
+        "measured / predicted",
+        "rank agreement (Spearman)",
+        "planned",
+        "spread",
+    )
     return markdown(head, rows)
 
 

@@ -109,9 +109,13 @@ def _fields(make: Constructor, kinds: Kinds) -> Iterator[Option]:
 
 
 def add_options(
-    command: argparse.ArgumentParser, make: Constructor, defaults: Mapping[str, int],
-    found: Mapping[str, str] = NONE, *, but: str = "",
-) -> None:  # fmt: skip
+    command: argparse.ArgumentParser,
+    make: Constructor,
+    defaults: Mapping[str, int],
+    found: Mapping[str, str] = NONE,
+    *,
+    but: str = "",
+) -> None:
     """Add the options of a constructor to a command's, in a group that bears its name.
 
     Args:
@@ -131,9 +135,13 @@ def add_options(
             continue
         read, shown = _reader(hint)
         group.add_argument(
-            flag(name), type=read, metavar=shown, help=text, default=defaults.get(name),
+            flag(name),
+            type=read,
+            metavar=shown,
+            help=text,
+            default=defaults.get(name),
             required=left is inspect.Parameter.empty,
-        )  # fmt: skip
+        )
 
 
 def _help(text: str, default: object) -> str:

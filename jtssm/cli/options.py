@@ -170,9 +170,11 @@ def _network() -> Parser:
 def _training() -> Parser:
     shared, add = _group("training")
     add(
-        "--epochs", type=integer, default=10,
+        "--epochs",
+        type=integer,
+        default=10,
         help="passes over the samples; of pdadmm: iterations over all of them; default: 10",
-    )  # fmt: skip
+    )
     add("--seed", type=integer, default=0, help="of weights, order and dropout; default: 0")
     add(
         "--on-divergence",
@@ -187,15 +189,19 @@ def _optimizer(rates: Collection[str] = ()) -> Parser:
     """rates: where the optimizer is also told its step lengths."""
     shared, add = _group("training")
     add(
-        "--optimizer", type=one_of(OPTIMIZERS), default=OPTIMIZERS[0],
+        "--optimizer",
+        type=one_of(OPTIMIZERS),
+        default=OPTIMIZERS[0],
         help=f"of optax, {_words(OPTIMIZERS)}; default: {OPTIMIZERS[0]}",
-    )  # fmt: skip
+    )
     if rates:
         add("--learning-rate", type=number, default=1e-3, help="the highest; default: 0.001")
         add(
-            "--rates", type=one_of(rates), default=RATES[0],
+            "--rates",
+            type=one_of(rates),
+            default=RATES[0],
             help=f"how the learning rate runs, {_words(rates)}; default: {RATES[0]}",
-        )  # fmt: skip
+        )
     return shared
 
 
@@ -227,9 +233,11 @@ def _processes() -> Parser:
     add("--process-id", type=integer, help="which of them this is, from 0")
     add("--distributed", action="store_true", help="instead: as jax finds them (SLURM, Cloud TPU)")
     add(
-        "--lost-after", type=integer, default=LOST_AFTER,
+        "--lost-after",
+        type=integer,
+        default=LOST_AFTER,
         help=f"seconds until a dead process ends the others; default: {LOST_AFTER}",
-    )  # fmt: skip
+    )
     return shared
 
 
@@ -239,9 +247,11 @@ def _checkpoints() -> Parser:
         "--evaluate-every", type=integer, default=1, help="epochs a line of the history; default: 1"
     )
     add(
-        "--history", type=one_of(history.FORMATS), default="csv",
+        "--history",
+        type=one_of(history.FORMATS),
+        default="csv",
         help=f"its format, {_words(history.FORMATS)}; default: csv",
-    )  # fmt: skip
+    )
     add("--checkpoint", type=Path, help="folder of checkpoints; the same command goes on from them")
     add(
         "--every", type=integer, help="steps between checkpoints; default: each line of the history"
@@ -272,9 +282,11 @@ def _machine() -> Parser:
     add("--machine", required=True, help=f"{_words(MACHINES)}; or a machine file")
     add("--memory-limit", type=number, help="bytes a device may hold; default: all the machine's")
     add(
-        "--overlap", type=number, default=0.0,
+        "--overlap",
+        type=number,
+        default=0.0,
         help="share of the products' time that hides gradients' sums; default: 0",
-    )  # fmt: skip
+    )
     return shared
 
 

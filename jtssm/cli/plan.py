@@ -55,9 +55,11 @@ def _plan_row(found: Proposal) -> tuple[str, ...]:
     parts = (seconds.total, seconds.compute, *(getattr(seconds, c) for c in CAUSES), seconds.hidden)
     sent = sweeps.sent_bytes(found)
     return (
-        " x ".join(map(str, found.shape)), *(f"{s:.3g}" if s else "" for s in parts),
-        f"{sent / 1e6:.3f}", f"{found.memory.total / 1e6:.1f}",
-    )  # fmt: skip
+        " x ".join(map(str, found.shape)),
+        *(f"{s:.3g}" if s else "" for s in parts),
+        f"{sent / 1e6:.3f}",
+        f"{found.memory.total / 1e6:.1f}",
+    )
 
 
 def code(found: Proposal, arguments: argparse.Namespace) -> str:
@@ -108,9 +110,12 @@ def run_sweep(arguments: argparse.Namespace) -> int:
             jax.config.update("jax_num_cpu_devices", arguments.devices)
     asked = _asked(arguments)
     records = sweeps.sweep(
-        **asked, count=arguments.count, measure=arguments.measure, topology=arguments.compile,
+        **asked,
+        count=arguments.count,
+        measure=arguments.measure,
+        topology=arguments.compile,
         resume=out / "records.jsonl",
-    )  # fmt: skip
+    )
     _write(out, arguments, records)
     _show(records, arguments, out)
     plot.shapes(out / "sweep.png", records, _title(arguments))
@@ -125,10 +130,15 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
         asked["optimizer"] = optimizer(arguments.optimizer, learning_rate=RATE)
     net = arguments.net if arguments.widths is None else jtssm.mlp(arguments.widths)
     return asked | {
-        "net": net, "num_devices": arguments.devices, "batch": arguments.batch,
-        "machine": arguments.machine, "method": arguments.method, "overlap": arguments.overlap,
-        "memory_limit": arguments.memory_limit, "samples": arguments.samples,
-    }  # fmt: skip
+        "net": net,
+        "num_devices": arguments.devices,
+        "batch": arguments.batch,
+        "machine": arguments.machine,
+        "method": arguments.method,
+        "overlap": arguments.overlap,
+        "memory_limit": arguments.memory_limit,
+        "samples": arguments.samples,
+    }
 
 
 def _title(arguments: argparse.Namespace) -> str:
@@ -168,8 +178,15 @@ def _write(out: Path, arguments: argparse.Namespace, records: list[Record]) -> N
 def _show(records: list[Record], arguments: argparse.Namespace, out: Path) -> None:
     """The table, with the best marked, and the shapes that do not go."""
     columns = [
-        "", "subnet x pr x pc", "predicted s", "compute", *CAUSES, "sent MB", "counted MB", "memory MB",
-    ]  # fmt: skip
+        "",
+        "subnet x pr x pc",
+        "predicted s",
+        "compute",
+        *CAUSES,
+        "sent MB",
+        "counted MB",
+        "memory MB",
+    ]
     columns += ["compiled MB"] if arguments.count else []
     columns += ["measured s"] if arguments.measure else []
     columns += [f"{arguments.compile} MB", "its MB sent"] if arguments.compile else []
@@ -187,10 +204,15 @@ def _show(records: list[Record], arguments: argparse.Namespace, out: Path) -> No
 def _sweep_row(record: Record, arguments: argparse.Namespace) -> tuple[str, ...]:
     compute = record["seconds_products"] + record["seconds_optimizer"]
     row = [
-        "best" if record["best"] else "", record["mesh"], _shown(record["seconds"]), _shown(compute),
-        *(_shown(record[f"seconds_{cause}"]) for cause in CAUSES), _mega(record, "bytes_sent"),
-        _mega(record, "counted_sent"), _mega(record, "memory"),
-    ]  # fmt: skip
+        "best" if record["best"] else "",
+        record["mesh"],
+        _shown(record["seconds"]),
+        _shown(compute),
+        *(_shown(record[f"seconds_{cause}"]) for cause in CAUSES),
+        _mega(record, "bytes_sent"),
+        _mega(record, "counted_sent"),
+        _mega(record, "memory"),
+    ]
     row += [_mega(record, "compiled_memory")] if arguments.count else []
     row += [_shown(record.get("measured_seconds"))] if arguments.measure else []
     if arguments.compile:

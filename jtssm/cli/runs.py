@@ -127,9 +127,13 @@ def _folder(out: Path, overwrite: bool) -> Path:
 
 
 def _stage(
-    arguments: argparse.Namespace, method: Method, splits: data.Splits, out: Path,
-    state: Tree = None, part: str = "",
-) -> Result:  # fmt: skip
+    arguments: argparse.Namespace,
+    method: Method,
+    splits: data.Splits,
+    out: Path,
+    state: Tree = None,
+    part: str = "",
+) -> Result:
     """Train one method of a run; part: what its files bear behind their names."""
     folder = arguments.checkpoint
     if folder is not None and part:
@@ -185,10 +189,14 @@ def _finish(
         scores = evaluate(result.method, result.state, splits._asdict())
         seconds = [line["seconds"] for line in result.history]
         report[name] = scores | {"seconds": sum(seconds), "epochs": len(seconds)}
-        rows.append((
-            name, *(f"{scores[f'{part}_accuracy']:.4f}" for part in splits._fields),
-            f"{scores['test_loss']:.4f}", f"{sum(seconds):.1f}",
-        ))  # fmt: skip
+        rows.append(
+            (
+                name,
+                *(f"{scores[f'{part}_accuracy']:.4f}" for part in splits._fields),
+                f"{scores['test_loss']:.4f}",
+                f"{sum(seconds):.1f}",
+            )
+        )
     if is_first():
         _write(out, settings, results, report)
         columns = ("method", "train acc.", "valid acc.", "test acc.", "test loss", "seconds")

@@ -297,7 +297,10 @@ def _family(title: str, site: str) -> Source:
 
 SOURCES = {
     "digits": Source(
-        "8 x 8 handwritten digits", (), "Comes with scikit-learn: pip install 'jtssm[data]'.", _digits
+        "8 x 8 handwritten digits",
+        (),
+        "Comes with scikit-learn: pip install 'jtssm[data]'.",
+        _digits,
     ),
     "mnist": _family("28 x 28 handwritten digits", "a mirror of yann.lecun.com/exdb/mnist"),
     "fashion-mnist": _family("28 x 28 clothing", "github.com/zalandoresearch/fashion-mnist"),
@@ -316,4 +319,4 @@ SOURCES = {
         "log-mel 128 x 32, dB relative to the maximum; arrays x [n, 4096], y, index.",
         _spoken_digits,
     ),
-}  # fmt: skip
+}

@@ -46,9 +46,13 @@ def plain_windowed(fn: Callable, x: Array, window: Window, fill: float) -> Array
 def plain_convolved(x: Array, W: Array, window: Window, pads: tuple, groups: int) -> Array:
     """x [b, h, w, i] convolved with W [size, size, i / groups, o] -> [b, h', w', o]."""
     return lax.conv_general_dilated(
-        x, W, (window.stride,) * 2, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        x,
+        W,
+        (window.stride,) * 2,
+        pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
-    )  # fmt: skip
+    )
 
 
 def _over_samples(a: Array) -> Array:

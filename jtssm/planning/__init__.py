@@ -12,10 +12,19 @@ from jtssm.sharding.cost.planner import Build, Plan
 
 
 def plan(
-    net: Network | str, num_devices: int, batch: int, machine: Machine | str, *,
-    method: str | Build = "sgd", optimizer: Any = None, memory_limit: float | None = None,
-    overlap: float = 0.0, samples: int | None = None, runners_up: int = 4, **options: Any,
-) -> Plan:  # fmt: skip
+    net: Network | str,
+    num_devices: int,
+    batch: int,
+    machine: Machine | str,
+    *,
+    method: str | Build = "sgd",
+    optimizer: Any = None,
+    memory_limit: float | None = None,
+    overlap: float = 0.0,
+    samples: int | None = None,
+    runners_up: int = 4,
+    **options: Any,
+) -> Plan:
     """The fastest mesh of so many devices, the cuts and each layer's form, by the cost model.
 
     Args:
@@ -44,6 +53,13 @@ def plan(
     """
     build = builder(method, optimizer=optimizer, **options)
     return planner.plan(
-        as_network(net), num_devices, batch, machine, method=build, memory_limit=memory_limit,
-        overlap=overlap, samples=samples, runners_up=runners_up,
-    )  # fmt: skip
+        as_network(net),
+        num_devices,
+        batch,
+        machine,
+        method=build,
+        memory_limit=memory_limit,
+        overlap=overlap,
+        samples=samples,
+        runners_up=runners_up,
+    )

@@ -49,8 +49,10 @@ def builder(method: str | Build, *, optimizer: Any = None, **options: Any) -> Bu
             num = given.get(workers, n)
             checks.divides(workers, num, batch, "samples of a step")
             given = {
-                "local_steps": LOCAL_STEPS, "batch_size": batch // num, workers: num,
-            } | given  # fmt: skip
+                "local_steps": LOCAL_STEPS,
+                "batch_size": batch // num,
+                workers: num,
+            } | given
         elif "batch_size" in takes:
             given = {"batch_size": batch} | given
         if "cuts" in takes and not {"subnets", "cuts"} & set(given):

@@ -24,12 +24,23 @@ from jtssm.sharding.mesh import AXES, make_mesh
 
 
 def sweep(
-    net: Network | str, num_devices: int, batch: int, machine: Machine | str, *,
-    method: str | Build = "sgd", optimizer: Any = None, memory_limit: float | None = None,
-    overlap: float = 0.0, samples: int | None = None, count: bool = True, measure: bool = False,
-    topology: str | None = None, resume: str | Path | None = None, progress: bool | None = None,
+    net: Network | str,
+    num_devices: int,
+    batch: int,
+    machine: Machine | str,
+    *,
+    method: str | Build = "sgd",
+    optimizer: Any = None,
+    memory_limit: float | None = None,
+    overlap: float = 0.0,
+    samples: int | None = None,
+    count: bool = True,
+    measure: bool = False,
+    topology: str | None = None,
+    resume: str | Path | None = None,
+    progress: bool | None = None,
     **options: Any,
-) -> list[Record]:  # fmt: skip
+) -> list[Record]:
     """One record for every mesh shape, which `pandas.DataFrame` takes: predicted, counted, measured.
 
     Args:
@@ -75,12 +86,20 @@ def sweep(
         )
     layers = [layer.name for layer in network.layers]
     about = {
-        "net": net if isinstance(net, str) else layers, "devices": num_devices,
-        "batch": batch, "machine": machine.name, "method": method if isinstance(method, str) else "own",
-        "overlap": overlap, "samples": samples, "memory_limit": memory_limit,
-        "count": count, "measure": measure, "topology": topology, "optimizer": plain(optimizer),
+        "net": net if isinstance(net, str) else layers,
+        "devices": num_devices,
+        "batch": batch,
+        "machine": machine.name,
+        "method": method if isinstance(method, str) else "own",
+        "overlap": overlap,
+        "samples": samples,
+        "memory_limit": memory_limit,
+        "count": count,
+        "measure": measure,
+        "topology": topology,
+        "optimizer": plain(optimizer),
         "options": plain(options),
-    }  # fmt: skip
+    }
     resume = None if resume is None else checks.path("resume", resume)
     done = _done(resume, about)
     shapes = planner.factorisations(num_devices)
@@ -119,8 +138,9 @@ class _Sweep:
                 # there products' operands go as bfloat16: no agreement to the byte is asked
                 record |= {
                     f"topology_{name.removeprefix('compiled_')}": a
-                    for name, a in compiled.items() if name != "agrees"
-                }  # fmt: skip
+                    for name, a in compiled.items()
+                    if name != "agrees"
+                }
             if measure and jax.device_count() >= self.num_devices:
                 record["measured_seconds"] = measured(found, make_mesh(*shape), self.samples)
         except Exception as error:  # one failing shape does not stop the rest
@@ -144,11 +164,15 @@ def _predicted(found: Proposal, net: Network) -> Record:
     seconds = {f"seconds_{name}": value for name, value in found.seconds._asdict().items()}
     memory = {f"memory_{name}": value for name, value in found.memory._asdict().items()}
     return {
-        "forms": " ".join(found.forms), "cuts": " ".join(map(str, found.cuts)),
-        "seconds": found.seconds.total, **seconds, "bytes_sent": sent_bytes(found),
+        "forms": " ".join(found.forms),
+        "cuts": " ".join(map(str, found.cuts)),
+        "seconds": found.seconds.total,
+        **seconds,
+        "bytes_sent": sent_bytes(found),
         **{column("bytes", route): num for route, num in found.bytes.items()},
-        "memory": found.memory.total, **memory,
-    }  # fmt: skip
+        "memory": found.memory.total,
+        **memory,
+    }
 
 
 def sent_bytes(found: Proposal) -> float:

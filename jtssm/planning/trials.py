@@ -48,10 +48,12 @@ def counted(found: Proposal, mesh: Mesh, samples: int | None) -> Record:
     memory: Any = program.memory_analysis()
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return {
-        "counted_sent": ring_sent(moved, found.shape), "agrees": agrees,
+        "counted_sent": ring_sent(moved, found.shape),
+        "agrees": agrees,
         **{column("counted", route): num for route, num in moved.items()},
-        "compiled_memory": held, "compiled_temporaries": memory.temp_size_in_bytes,
-    }  # fmt: skip
+        "compiled_memory": held,
+        "compiled_temporaries": memory.temp_size_in_bytes,
+    }
 
 
 def _text_misleads(found: Proposal, moved: Mapping[Route, int]) -> bool:

@@ -149,9 +149,11 @@ def _meet(group: tuple) -> None:
     split = NamedSharding(mesh, PartitionSpec("group"))
     one = jax.make_array_from_single_device_arrays((len(group),), split, ones)
     total = jax.shard_map(
-        lambda x: jax.lax.psum(x, "group"), mesh=mesh,
-        in_specs=PartitionSpec("group"), out_specs=PartitionSpec(),
-    )  # fmt: skip
+        lambda x: jax.lax.psum(x, "group"),
+        mesh=mesh,
+        in_specs=PartitionSpec("group"),
+        out_specs=PartitionSpec(),
+    )
     jax.block_until_ready(jax.jit(total)(one))
 
 

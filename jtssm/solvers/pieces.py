@@ -49,9 +49,13 @@ class Pieces(Stages):
         return exchange.each(lambda l, p: (self.start(l, p),), params, kinds=("weights",))[0]
 
     def forward(
-        self, exchange: Exchange, l: int, params: list[Tree], p: Array,
+        self,
+        exchange: Exchange,
+        l: int,
+        params: list[Tree],
+        p: Array,
         products: Callable | None = None,
-    ) -> Array:  # fmt: skip
+    ) -> Array:
         """f_l(W_l, p_l) for p_l [samples, ...].
 
         products: (index of a layer, samples here) -> its Products; the exchange's unless given.

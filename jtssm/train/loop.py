@@ -256,9 +256,14 @@ def _on_mesh(method: Method, mesh: Any, forms: Any, machine: Any, samples: int) 
         )
     given = lambda net, subnet, batch: method
     best = planner.plan(
-        method.network, jax.device_count(), method.program.batch.size or samples,
-        machine or present_machine(), method=given, samples=samples, runners_up=0,
-    ).best  # fmt: skip
+        method.network,
+        jax.device_count(),
+        method.program.batch.size or samples,
+        machine or present_machine(),
+        method=given,
+        samples=samples,
+        runners_up=0,
+    ).best
     return place(method, make_mesh(*best.shape), forms=best.forms or "auto")
 
 

@@ -208,15 +208,24 @@ WRONG = ["sgd", "--mesh", "pr=2,pc=2", *CONVNET, "--forms"]
     [
         (["--net", "magic"], "--net: expected one of ['convnet', 'mlp']; got 'magic'"),
         (["--channels", "4"], "--channels: expected --net convnet with it; got [4] with --net mlp"),
-        (["--forms", "auto"], "--forms: expected a --mesh with it, e.g. pr=2,pc=2; got auto and none"),
+        (
+            ["--forms", "auto"],
+            "--forms: expected a --mesh with it, e.g. pr=2,pc=2; got auto and none",
+        ),
         ([*WRONG, "batch"], "forms: expected 'auto' or a list of 6 forms"),
         ([*WRONG, "batch,batch,batch,batch,batch,rows"], "forms[5]: expected one of ['batch'"),
         ([*WRONG, "batch,batch,batch,batch,domain,batch"], "'dense 8 relu' takes no images"),
-        (["pdadmm", *CONVNET[:-2]], "net: expected dense layers only; got layer 0, 'convolution 3x3 2 relu'"),
+        (
+            ["pdadmm", *CONVNET[:-2]],
+            "net: expected dense layers only; got layer 0, 'convolution 3x3 2 relu'",
+        ),
         (["ist", "--subnets", "2", *CONVNET], "got layer 0, 'convolution 3x3 2 relu'"),
-        (["ist", "--subnets", "2", "--mesh", "subnet=2", "--forms", "auto"], "train ist: expected no --forms"),
+        (
+            ["ist", "--subnets", "2", "--mesh", "subnet=2", "--forms", "auto"],
+            "train ist: expected no --forms",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_network_or_form_that_does_not_fit_is_refused(arguments, message, tmp_path, capsys):
     assert main(["train", *arguments, "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
@@ -232,15 +241,36 @@ def test_a_network_or_form_that_does_not_fit_is_refused(arguments, message, tmp_
         (["--method", "magic"], "--method: expected one of ['ensemble', 'gsadmm', "),
         (["--method"], "--method: expected a value; got none"),
         (["--data", "imagenet"], "name: expected one of"),
-        (["--data", "mnist", "--data-dir", "nowhere"], "train-images-idx3-ubyte.gz: expected this file"),
+        (
+            ["--data", "mnist", "--data-dir", "nowhere"],
+            "train-images-idx3-ubyte.gz: expected this file",
+        ),
         (["--rates", "magic"], "--rates: expected one of"),
-        (["--weight-steps", "3"], "--weight-steps: expected none with --schedule streaming, which takes --sweeps, --delay-power; got 3"),
-        (["--schedule", "stored", "--delay-power", "0"], "--delay-power: expected none with --schedule stored, which takes --sweeps, --weight-steps; got 0.0"),
-        (["gsam", "--order", "parallel"], "--order: expected none with --schedule streaming, which takes --sweeps, --delay-power; got parallel"),
-        (["--order", "parallel"], "train gsadmm: expected no --order, which it does not take; it takes --batch-size, --subnets, "),
-        (["--schedule", "async", "--sweeps", "2"], "schedule: expected one of ['stored', 'streaming'], "),
+        (
+            ["--weight-steps", "3"],
+            "--weight-steps: expected none with --schedule streaming, which takes --sweeps, --delay-power; got 3",
+        ),
+        (
+            ["--schedule", "stored", "--delay-power", "0"],
+            "--delay-power: expected none with --schedule stored, which takes --sweeps, --weight-steps; got 0.0",
+        ),
+        (
+            ["gsam", "--order", "parallel"],
+            "--order: expected none with --schedule streaming, which takes --sweeps, --delay-power; got parallel",
+        ),
+        (
+            ["--order", "parallel"],
+            "train gsadmm: expected no --order, which it does not take; it takes --batch-size, --subnets, ",
+        ),
+        (
+            ["--schedule", "async", "--sweeps", "2"],
+            "schedule: expected one of ['stored', 'streaming'], ",
+        ),
         (["--sweeps", "0"], "sweeps: expected an integer of at least 1; got 0"),
-        (["sgd", "--order", "parallel"], "train sgd: expected no --order, which it does not take; it takes --batch-size, "),
+        (
+            ["sgd", "--order", "parallel"],
+            "train sgd: expected no --order, which it does not take; it takes --batch-size, ",
+        ),
         (["--optimizer", "magic"], "--optimizer: expected one of"),
         (["--learning-rate", "-1"], "--learning-rate: expected a finite number above 0"),
         (["--method", "sgd", "--rho", "2"], "train sgd: expected no --rho"),
@@ -248,10 +278,19 @@ def test_a_network_or_form_that_does_not_fit_is_refused(arguments, message, tmp_
         (["--mesh", "subnet=16"], "expected at most 8"),
         (["--mesh", "subnet=4", "--subnets", "3"], "'subnet' axis of at most 3"),
         (["--shallow", "1"], "train gsadmm: expected no --shallow"),
-        (["pdadmm", "--shallow", "2"], "--shallow: expected 1..1, fewer than the hidden layers; got 2"),
-        (["pdadmm", "--alpha", "1"], "train pdadmm: expected no --alpha, which it does not take; it takes --rho, "),
+        (
+            ["pdadmm", "--shallow", "2"],
+            "--shallow: expected 1..1, fewer than the hidden layers; got 2",
+        ),
+        (
+            ["pdadmm", "--alpha", "1"],
+            "train pdadmm: expected no --alpha, which it does not take; it takes --rho, ",
+        ),
         (["pdadmm", "--batch-size", "60"], "train pdadmm: expected no --batch-size"),
-        (["pdadmm", "--grid", "8,x"], "--grid: expected a number, or several with commas between, e.g. 8"),
+        (
+            ["pdadmm", "--grid", "8,x"],
+            "--grid: expected a number, or several with commas between, e.g. 8",
+        ),
         (["ist"], "train ist: expected --subnets, which it needs, e.g. --subnets 4; got none"),
         (["--subnets", "two"], "--subnets: expected an integer, e.g. 4; got 'two'"),
         (["--cuts", "1;2"], "--cuts: expected integers with commas between, e.g. 2,3; got '1;2'"),
@@ -260,7 +299,7 @@ def test_a_network_or_form_that_does_not_fit_is_refused(arguments, message, tmp_
         (["sgd", "gsam"], "train sgd: expected no gsam"),
         (["--rho", "0"], "rho: expected"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
     assert main(["train", *arguments, "--hidden", "16,16", "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err

@@ -33,7 +33,9 @@ def test_digits_are_embedded_and_split_without_overlap():
     assert train.x.dtype == np.float32
     assert train.y.dtype == np.int32
     rows = {bytes(row) for s in (train, valid, test) for row in s.x}
-    assert len(rows) == len({bytes(row) for row in train.x}) + len({bytes(row) for row in valid.x}) + len({bytes(row) for row in test.x})  # fmt: skip
+    assert len(rows) == len({bytes(row) for row in train.x}) + len(
+        {bytes(row) for row in valid.x}
+    ) + len({bytes(row) for row in test.x})
     assert all(np.bincount(s.y, minlength=10).min() > 10 for s in (train, valid, test))
 
 
@@ -279,8 +281,14 @@ WHOLE_TAR = r"tar\.gz: expected a whole tar archive; got .*: fetch it again"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda tar: gzip.compress(tar)[:-20], r"tar\.gz: expected a whole gzip file; got .*: fetch it again"),
-        (lambda tar: gzip.compress(tar)[:5000] + bytes(50) + gzip.compress(tar)[5050:], r"tar\.gz: expected a whole gzip file; got .*: fetch it again"),
+        (
+            lambda tar: gzip.compress(tar)[:-20],
+            r"tar\.gz: expected a whole gzip file; got .*: fetch it again",
+        ),
+        (
+            lambda tar: gzip.compress(tar)[:5000] + bytes(50) + gzip.compress(tar)[5050:],
+            r"tar\.gz: expected a whole gzip file; got .*: fetch it again",
+        ),
         (lambda tar: gzip.compress(tar[:-20_000]), WHOLE_TAR),
         (lambda tar: gzip.compress(b"\xff" * len(tar)), WHOLE_TAR),
         (lambda tar: gzip.compress(tar[:100]), WHOLE_TAR),
@@ -289,8 +297,18 @@ WHOLE_TAR = r"tar\.gz: expected a whole tar archive; got .*: fetch it again"
         (lambda tar: odd_header(type=tarfile.XHDTYPE, size=1 << 70) + tar, WHOLE_TAR),
         (lambda tar: odd_header(pax_headers={"GNU.sparse.size": "many"}) + tar, WHOLE_TAR),
     ],
-    ids=["truncated gzip", "damaged gzip", "truncated tar", "no tar", "no header", "html", "empty", "endless header", "no number"],
-)  # fmt: skip
+    ids=[
+        "truncated gzip",
+        "damaged gzip",
+        "truncated tar",
+        "no tar",
+        "no header",
+        "html",
+        "empty",
+        "endless header",
+        "no number",
+    ],
+)
 def test_a_damaged_cifar_archive_is_named(tmp_path, content, message):
     write_cifar(tmp_path, content(tarred(cifar_batches())))
     with pytest.raises(ValueError, match=message):

@@ -23,9 +23,12 @@ from jtssm.sharding.cost.machines import MACHINES, Machine
 from tests.data.test_data import cifar_batches, tarred, write_cifar, write_mnist
 
 CI = settings(
-    derandomize=True, database=None, deadline=None, max_examples=100,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=100,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+)
 SIDE = 6  # of the images: small files, so that a flipped bit often lies in a header
 
 
@@ -205,7 +208,7 @@ def npy(shape, descr="<f4", body=b"") -> bytes:
         b"\x93NUMPY\x03\x00",
         b"",
     ],
-)  # fmt: skip
+)
 def test_an_npz_member_that_says_more_than_it_holds_is_named(tmp_path, member):
     path = tmp_path / "spoken_digits.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -220,13 +223,23 @@ def test_an_npz_member_that_says_more_than_it_holds_is_named(tmp_path, member):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"x": np.zeros((3, 4095))}, {"x": np.zeros((3, 64, 64))}, {"x": np.zeros(())}, {"x": np.zeros((0, 4096))},
-        {"x": np.full((3, 4096), np.nan)}, {"x": np.full((3, 4096), "a")}, {"x": np.zeros((3, 4096), complex)},
-        {"y": np.array([0, -1, 2])}, {"y": np.array([0, 1, 10])}, {"y": np.array([0.5, 1, 2])},
-        {"y": np.zeros((3, 1), int)}, {"index": np.array(["a", "b", "c"])}, {"index": np.zeros((3, 3), int)},
-        {"index": np.zeros(2, int)}, {"y": np.array(0)},
+        {"x": np.zeros((3, 4095))},
+        {"x": np.zeros((3, 64, 64))},
+        {"x": np.zeros(())},
+        {"x": np.zeros((0, 4096))},
+        {"x": np.full((3, 4096), np.nan)},
+        {"x": np.full((3, 4096), "a")},
+        {"x": np.zeros((3, 4096), complex)},
+        {"y": np.array([0, -1, 2])},
+        {"y": np.array([0, 1, 10])},
+        {"y": np.array([0.5, 1, 2])},
+        {"y": np.zeros((3, 1), int)},
+        {"index": np.array(["a", "b", "c"])},
+        {"index": np.zeros((3, 3), int)},
+        {"index": np.zeros(2, int)},
+        {"y": np.array(0)},
     ],
-)  # fmt: skip
+)
 def test_an_npz_archive_of_other_arrays_is_named(tmp_path, changes):
     path = tmp_path / "spoken_digits.npz"
     path.write_bytes(npz(**{**SPOKEN, **changes}))
@@ -276,9 +289,11 @@ def test_whole_arrays_come_back_as_numpy_wrote_them(tmp_path):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=5,
-)  # fmt: skip
+)
 
 
 def machine_from(path: Path) -> Machine | None:

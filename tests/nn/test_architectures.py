@@ -124,7 +124,10 @@ def test_attention_is_what_a_loop_over_heads_makes():
     p = drawn(layer, (5, 6))
     h, found = normalised(x, p["gamma"], p["beta"], -1), []
     for head in range(3):
-        q, k, v = (h @ p["W1"][:, at : at + 2] + p["b1"][at : at + 2] for at in range(6 * head, 6 * head + 6, 2))  # fmt: skip
+        q, k, v = (
+            h @ p["W1"][:, at : at + 2] + p["b1"][at : at + 2]
+            for at in range(6 * head, 6 * head + 6, 2)
+        )
         found.append(softmax(q @ k.swapaxes(1, 2) / np.sqrt(2)) @ v)
     expected = x + np.concatenate(found, axis=-1) @ p["W2"] + p["b2"]
     np.testing.assert_allclose(applied(layer, p, x), expected, atol=1e-10)
@@ -164,19 +167,37 @@ def test_every_parameter_has_a_finite_gradient(net):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: find_architecture("resnet"), r"architecture: expected one of \['alexnet'.*; got 'resnet': is 'resnet50' meant\?"),
+        (
+            lambda: find_architecture("resnet"),
+            r"architecture: expected one of \['alexnet'.*; got 'resnet': is 'resnet50' meant\?",
+        ),
         (lambda: find_architecture("VGG"), r"got 'VGG': is '.*' meant\?"),
         (lambda: architectures.vgg16(divide=3), "divide: expected one of"),
         (lambda: architectures.vgg16(size=31), "max_pool: expected images"),
         (lambda: architectures.resnet(()), r"blocks: expected .*, e\.g\. \(3, 4\); got \(\)"),
-        (lambda: architectures.resnet((1, 0)), r"blocks\[1\]: expected an integer of at least 1; got 0"),
-        (lambda: architectures.resnet50(normalisation=None), r"normalisation: expected one of \['batch', 'layer', 'running'\]; got None"),
-        (lambda: sequence([residual.bottleneck(2)], (4, 4, 3)), r"bottleneck 2 8 batch: expected samples whose shape it keeps, \(4, 4, 8\); got \(4, 4, 3\): widen=True"),
-        (lambda: architectures.transformer(heads=5), r"heads: expected one of \[1, 2, 3, 4, .*got 5"),
+        (
+            lambda: architectures.resnet((1, 0)),
+            r"blocks\[1\]: expected an integer of at least 1; got 0",
+        ),
+        (
+            lambda: architectures.resnet50(normalisation=None),
+            r"normalisation: expected one of \['batch', 'layer', 'running'\]; got None",
+        ),
+        (
+            lambda: sequence([residual.bottleneck(2)], (4, 4, 3)),
+            r"bottleneck 2 8 batch: expected samples whose shape it keeps, \(4, 4, 8\); got \(4, 4, 3\): widen=True",
+        ),
+        (
+            lambda: architectures.transformer(heads=5),
+            r"heads: expected one of \[1, 2, 3, 4, .*got 5",
+        ),
         (lambda: architectures.transformer(0), "blocks: expected an integer of at least 1; got 0"),
-        (lambda: sequence([tokens.attention(4, 2)], (5, 3)), r"attention 4 / 2: expected samples of tokens \(number, 4\); got shape \(5, 3\)"),
+        (
+            lambda: sequence([tokens.attention(4, 2)], (5, 3)),
+            r"attention 4 / 2: expected samples of tokens \(number, 4\); got shape \(5, 3\)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_misuse_is_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()

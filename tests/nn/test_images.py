@@ -43,8 +43,9 @@ def test_windows_see_what_a_loop_over_pixels_sees(size, stride, padding):
     expected = np.tanh(np.concatenate(halves, axis=-1) + params["b"])
     np.testing.assert_allclose(layer.apply(params, x, PLAIN), expected, atol=1e-12)
     for pool, of, fill in (
-        (images.max_pool, np.max, -np.inf), (images.mean_pool, np.mean, 0.0),
-    ):  # fmt: skip
+        (images.max_pool, np.max, -np.inf),
+        (images.mean_pool, np.mean, 0.0),
+    ):
         expected = of(patches(x, size, stride, padding, fill), axis=(3, 4))
         np.testing.assert_allclose(pool(size, stride, padding).apply({}, x, PLAIN), expected)
 
@@ -108,16 +109,34 @@ def test_a_convnet_learns_to_tell_bars_apart():
     [
         (lambda: images.convolution(0, 3), "channels: expected an integer of at least 1; got 0"),
         (lambda: images.convolution(4, 3, 0), "stride: expected an integer of at least 1; got 0"),
-        (lambda: images.convolution(4, 3, 1, "FULL"), r"padding: expected one of \['SAME', 'VALID'\]; got 'FULL'"),
-        (lambda: images.convolution(8, 3, groups=3), r"groups: expected one of \[1, 2, 4, 8\], which divide 8 channels; got 3"),
-        (lambda: images.convolution(8, 3, normalisation="group"), "normalisation: expected None or one of"),
-        (lambda: sequence([images.convolution(8, 3, groups=2)], (5, 5, 3)), "which divide 3 input channels; got 2"),
-        (lambda: sequence([images.max_pool(3)], (2, 9, 1)), r"max_pool: expected images .* of at least 3 x 3 pixels; got samples of shape \(2, 9, 1\)"),
-        (lambda: sequence([images.convolution(2, 3)], (12,)), r"convolution: expected images .*got samples of shape \(12,\)"),
+        (
+            lambda: images.convolution(4, 3, 1, "FULL"),
+            r"padding: expected one of \['SAME', 'VALID'\]; got 'FULL'",
+        ),
+        (
+            lambda: images.convolution(8, 3, groups=3),
+            r"groups: expected one of \[1, 2, 4, 8\], which divide 8 channels; got 3",
+        ),
+        (
+            lambda: images.convolution(8, 3, normalisation="group"),
+            "normalisation: expected None or one of",
+        ),
+        (
+            lambda: sequence([images.convolution(8, 3, groups=2)], (5, 5, 3)),
+            "which divide 3 input channels; got 2",
+        ),
+        (
+            lambda: sequence([images.max_pool(3)], (2, 9, 1)),
+            r"max_pool: expected images .* of at least 3 x 3 pixels; got samples of shape \(2, 9, 1\)",
+        ),
+        (
+            lambda: sequence([images.convolution(2, 3)], (12,)),
+            r"convolution: expected images .*got samples of shape \(12,\)",
+        ),
         (lambda: images.alexnet(divide=3), "divide: expected one of"),
         (lambda: images.alexnet(size=30), "max_pool: expected images"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()

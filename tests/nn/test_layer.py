@@ -42,7 +42,7 @@ LEAKY = functools.partial(jax.nn.leaky_relu, negative_slope=0.2)
         (nn.layers([jnp.tanh], jnp.zeros((1, 3))).layers[0], "Adapted(of='tanh')"),
     ],
     ids=lambda given: type(given).__name__ if isinstance(given, nn.Layer) else "",
-)  # fmt: skip
+)
 def test_a_layer_shows_what_a_person_says_of_it(layer, shown):
     assert repr(layer) == shown
 

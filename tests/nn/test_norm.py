@@ -112,14 +112,39 @@ def test_every_step_drops_others():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: jtssm.mlp([4, 3], normalisation="group"), r"normalisation: expected None or one of \['batch', 'layer', 'running'\]; got 'group'"),
-        (lambda: jtssm.mlp([4, 4, 3], dropout=1.0), r"dropout: expected a share of at least 0 and below 1, e\.g\. 0\.5; got 1\.0"),
+        (
+            lambda: jtssm.mlp([4, 3], normalisation="group"),
+            r"normalisation: expected None or one of \['batch', 'layer', 'running'\]; got 'group'",
+        ),
+        (
+            lambda: jtssm.mlp([4, 4, 3], dropout=1.0),
+            r"dropout: expected a share of at least 0 and below 1, e\.g\. 0\.5; got 1\.0",
+        ),
         (lambda: jtssm.mlp([4, 4, 3], dropout=-0.1), r"dropout: expected a share"),
-        (lambda: solvers.gsadmm(jtssm.mlp([4, 4, 3], dropout=0.5), optimizer=optax.sgd(1), batch_size=2, schedule="stored"), r"net: expected layers without dropout.*for gsadmm; got layer 1, 'dropout 0\.5'"),
-        (lambda: solvers.gsam(jtssm.mlp([4, 3], normalisation="running"), optimizer=optax.sgd(1), batch_size=2, schedule="stored"), r"for gsam; got layer 0, 'dense 3 running': use normalisation='batch' or 'layer'"),
-        (lambda: solvers.pdadmm(jtssm.mlp([4, 4, 3], normalisation="layer")), r"net: .*'dense 4 relu layer'"),
+        (
+            lambda: solvers.gsadmm(
+                jtssm.mlp([4, 4, 3], dropout=0.5),
+                optimizer=optax.sgd(1),
+                batch_size=2,
+                schedule="stored",
+            ),
+            r"net: expected layers without dropout.*for gsadmm; got layer 1, 'dropout 0\.5'",
+        ),
+        (
+            lambda: solvers.gsam(
+                jtssm.mlp([4, 3], normalisation="running"),
+                optimizer=optax.sgd(1),
+                batch_size=2,
+                schedule="stored",
+            ),
+            r"for gsam; got layer 0, 'dense 3 running': use normalisation='batch' or 'layer'",
+        ),
+        (
+            lambda: solvers.pdadmm(jtssm.mlp([4, 4, 3], normalisation="layer")),
+            r"net: .*'dense 4 relu layer'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_misuse_is_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()

@@ -171,9 +171,13 @@ def test_plan_prints_python_that_builds_the_answer(capsys):
         scope: dict = {}
         exec("import jtssm\n" + shown.split("import jtssm\n", 1)[1], scope)
         best = jtssm.plan(
-            NET, 4, 16, "tpu-v5e", method=options[1] if options else "sgd",
+            NET,
+            4,
+            16,
+            "tpu-v5e",
+            method=options[1] if options else "sgd",
             **({"local_steps": 3} if "ist" in options else {}),
-        ).best  # fmt: skip
+        ).best
         assert tuple(scope["mesh"].shape.values()) == best.shape
         placed = scope["placed"]
         assert placed.name == best.method.name

@@ -126,8 +126,15 @@ def test_records_are_narrow():
         assert len({f.name for f in fields(kind)} - shared) <= 7
     assert len(shared) <= 6
     assert protocol.Method._fields == (
-        "init", "step", "predict", "params", "drain", "estimate", "program", "placement",
-    )  # fmt: skip
+        "init",
+        "step",
+        "predict",
+        "params",
+        "drain",
+        "estimate",
+        "program",
+        "placement",
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

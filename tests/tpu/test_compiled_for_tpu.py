@@ -101,24 +101,34 @@ METHODS = {
     "sgd": Row(solvers.sgd(NET, **BATCH), LAYERS_SPLIT, FORMS),
     "sgd, clipped": Row(solvers.sgd(NET, **BATCH | {"optimizer": CLIPPED}), LAYERS_SPLIT, FORMS),
     "sgd, domain": Row(
-        solvers.sgd(IMAGES, **BATCH), IMAGES_SPLIT,
-        SPLIT | WHOLE | {"pr": {"permute", "all_gather", "all_reduce"}}, DOMAIN, FEW_CHANNELS,
+        solvers.sgd(IMAGES, **BATCH),
+        IMAGES_SPLIT,
+        SPLIT | WHOLE | {"pr": {"permute", "all_gather", "all_reduce"}},
+        DOMAIN,
+        FEW_CHANNELS,
     ),
     "sgd, mixed forms": Row(
-        solvers.sgd(CONVOLUTIONS, **BATCH), IMAGES_SPLIT,
+        solvers.sgd(CONVOLUTIONS, **BATCH),
+        IMAGES_SPLIT,
         SPLIT | WHOLE | {"pr": {"all_gather", "all_reduce", "all_to_all", "reduce_scatter"}},
-        MIXED, FEW_CHANNELS,
+        MIXED,
+        FEW_CHANNELS,
     ),
     "gsadmm": Row(solvers.gsadmm(NET, subnets=4, **BATCH), ALL_AXES, BOUNDARIES | SPLIT),
     "gsadmm, stored": Row(
         solvers.gsadmm(NET, subnets=4, schedule="stored", **BATCH), ALL_AXES, BOUNDARIES | SPLIT
     ),
     "gsadmm, domain": Row(
-        solvers.gsadmm(IMAGES, subnets=2, **BATCH), TWO_PIECES, BOUNDARIES | FORMS | WHOLE,
-        DOMAIN, FEW_CHANNELS,
+        solvers.gsadmm(IMAGES, subnets=2, **BATCH),
+        TWO_PIECES,
+        BOUNDARIES | FORMS | WHOLE,
+        DOMAIN,
+        FEW_CHANNELS,
     ),
     "gsam, 2 sweeps": Row(
-        solvers.gsam(NET, subnets=4, schedule=solvers.Streaming(sweeps=2), **BATCH), ALL_AXES, BOUNDARIES | SPLIT
+        solvers.gsam(NET, subnets=4, schedule=solvers.Streaming(sweeps=2), **BATCH),
+        ALL_AXES,
+        BOUNDARIES | SPLIT,
     ),
     "gsam, stored": Row(
         solvers.gsam(NET, subnets=4, schedule="stored", **BATCH), ALL_AXES, BOUNDARIES | SPLIT
@@ -136,7 +146,7 @@ METHODS = {
         {"subnet": {"all_reduce"}, "pc": {"all_reduce"}},
     ),
     "ensemble": Row(solvers.ensemble(NET, members=4, **ROUND), WORKERS, {"pc": {"all_reduce"}}),
-}  # fmt: skip
+}
 SCALARS = 4 * 8  # bytes of the longest of a step's Info, which all devices share
 
 # images of which there is something to compute while edges travel; in jax's default precision
@@ -336,9 +346,8 @@ def test_boundaries_are_crossed_by_the_declared_bytes(topology, name):
         sent = [m for m in sent if m.source // slots != m.target // slots]
     declared = sum(int(np.prod(m.shape)) * m.times * (m.itemsize or 4) for m in sent)
     found = [
-        p for p in hlo.permutes(program(topology, name).text)
-        if along(mesh, p.pairs[0]) == "subnet"
-    ]  # fmt: skip
+        p for p in hlo.permutes(program(topology, name).text) if along(mesh, p.pairs[0]) == "subnet"
+    ]
     assert sum(p.bytes * len(p.pairs) for p in found) == pr * declared
 
 
@@ -389,10 +398,14 @@ def test_gradients_are_summed_over_the_samples_as_declared(topology, name):
     num = SAMPLES if method.resident else method.program.batch.size
     # over local steps, or over minibatches
     loops = method.resident or not method.program.takes_forms
-    declared = sum(
-        4 * int(np.prod(m.shape)) * (1 if loops else m.times)
-        for m in method.moves(num) if m.axis == "pc"
-    ) / mesh.shape["pr"]  # fmt: skip
+    declared = (
+        sum(
+            4 * int(np.prod(m.shape)) * (1 if loops else m.times)
+            for m in method.moves(num)
+            if m.axis == "pc"
+        )
+        / mesh.shape["pr"]
+    )
     found = crossing(topology, name)["pc"]["all_reduce"]
     assert declared <= found <= 1.01 * declared + SCALARS
 

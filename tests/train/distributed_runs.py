@@ -41,15 +41,13 @@ def cases() -> dict[str, tuple]:
     return {
         "sgd": (solvers.sgd(NET, **SHARED), (1, 2, 4), "auto"),
         "gsadmm, streaming": (solvers.gsadmm(NET, subnets=2, **SHARED), (2, 2, 2), "auto"),
-        "gsadmm, stored": (
-            solvers.gsadmm(NET, subnets=2, **STORED, **SHARED), (2, 1, 4), "auto"
-        ),
+        "gsadmm, stored": (solvers.gsadmm(NET, subnets=2, **STORED, **SHARED), (2, 1, 4), "auto"),
         "gsam": (solvers.gsam(NET, subnets=2, **STORED, **SHARED), (1, 1, 8), "auto"),
         "pdadmm": (solvers.pdadmm(NET), (2, 1, 4), "auto"),
         "ist": (solvers.ist(NET, subnets=2, **ROUND), (2, 1, 4), "auto"),
         "local_sgd": (solvers.local_sgd(NET, workers=4, **ROUND), (4, 1, 2), "auto"),
         "ensemble": (solvers.ensemble(NET, members=4, **ROUND), (4, 1, 2), "auto"),
-    }  # fmt: skip
+    }
 
 
 def few_cases() -> dict[str, tuple]:
@@ -76,7 +74,7 @@ def more_cases() -> dict[str, tuple]:
         "statistics": (solvers.sgd(normal, **SHARED), (1, 1, 8), "auto"),
         "domain": (solvers.sgd(pictures, **SHARED), (1, 4, 2), ("domain", "domain", "batch")),
         "statistics of workers": (solvers.local_sgd(normal, workers=2, **ROUND), (2, 1, 4), "auto"),
-    }  # fmt: skip
+    }
 
 
 def fitted(method: Any, train: Any, mesh: Any, forms: Any = "auto", **options: Any) -> Any:
@@ -152,12 +150,20 @@ def run_streams(folder: Path, epochs: int = 2) -> dict[str, Any]:
         "own": (sharding.ProcessBatches(batches(*mine, 7)), (1, 1, DEVICES)),
     }
     return {
-        name: numbers(jtssm.fit(
-            method, train, epochs=epochs, key=jax.random.key(0), mesh=sharding.make_mesh(*shape),
-            steps_per_epoch=steps, checkpoint=folder / f"stream {name}", every=2,
-        ))
+        name: numbers(
+            jtssm.fit(
+                method,
+                train,
+                epochs=epochs,
+                key=jax.random.key(0),
+                mesh=sharding.make_mesh(*shape),
+                steps_per_epoch=steps,
+                checkpoint=folder / f"stream {name}",
+                every=2,
+            )
+        )
         for name, (train, shape) in trains.items()
-    }  # fmt: skip
+    }
 
 
 def refusals() -> dict[str, str]:
@@ -208,9 +214,14 @@ def signalled(folder: Path) -> list:
 
     method, shape, _ = cases()["sgd"]
     result = jtssm.fit(
-        method, (X, Y), epochs=9, key=jax.random.key(0), mesh=sharding.make_mesh(*shape),
-        callbacks=[tell], checkpoint=folder / "signalled",
-    )  # fmt: skip
+        method,
+        (X, Y),
+        epochs=9,
+        key=jax.random.key(0),
+        mesh=sharding.make_mesh(*shape),
+        callbacks=[tell],
+        checkpoint=folder / "signalled",
+    )
     return [len(result.history), result.interrupted, result.signal]
 
 
@@ -219,10 +230,17 @@ def kept(folder: Path, epochs: int, which: Callable = cases, here: bool = True) 
     found = {}
     for name, (method, shape, forms) in which().items():
         mesh = sharding.make_mesh(*shape) if here else None
-        found[name] = numbers(jtssm.fit(
-            method, (X, Y), epochs=epochs, key=jax.random.key(0), mesh=mesh,
-            forms=forms if here else "auto", checkpoint=folder / f"checkpoints of {name}",
-        ))  # fmt: skip
+        found[name] = numbers(
+            jtssm.fit(
+                method,
+                (X, Y),
+                epochs=epochs,
+                key=jax.random.key(0),
+                mesh=mesh,
+                forms=forms if here else "auto",
+                checkpoint=folder / f"checkpoints of {name}",
+            )
+        )
     return found
 
 
@@ -234,9 +252,15 @@ def endless(folder: Path) -> None:
 
     method, shape, _ = cases()["sgd"]
     jtssm.fit(
-        method, (X, Y), epochs=10**6, key=jax.random.key(0), mesh=sharding.make_mesh(*shape),
-        callbacks=[tell], checkpoint=folder / "checkpoints", keep=2,
-    )  # fmt: skip
+        method,
+        (X, Y),
+        epochs=10**6,
+        key=jax.random.key(0),
+        mesh=sharding.make_mesh(*shape),
+        callbacks=[tell],
+        checkpoint=folder / "checkpoints",
+        keep=2,
+    )
 
 
 def command(folder: Path, port: str, processes: str, this: str) -> None:

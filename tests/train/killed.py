@@ -57,9 +57,14 @@ def fit(name: str, folder: Path | None = None, epochs: int | None = None) -> jts
     samples = synthetic.separable(0, 120, 4, 3, np.float64)
     ways = {} if folder is None else {"checkpoint": folder / name, "every": 3}
     return jtssm.fit(
-        method(name), samples, epochs=epochs or EPOCHS.get(name, 8), key=jax.random.key(3), mesh=mesh,
-        validation=samples, **ways,
-    )  # fmt: skip
+        method(name),
+        samples,
+        epochs=epochs or EPOCHS.get(name, 8),
+        key=jax.random.key(3),
+        mesh=mesh,
+        validation=samples,
+        **ways,
+    )
 
 
 class Points:

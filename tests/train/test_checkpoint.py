@@ -30,8 +30,11 @@ def child(kind: str, folder: Path, methods: tuple[str, ...]) -> list[list[str]]:
     """What the program of runs that are killed says, line by line, in words."""
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.train.killed", str(folder), kind, *methods],
-        capture_output=True, text=True, timeout=550, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=550,
+        cwd=Path(__file__).parents[2],
+    )
     assert run.returncode == 0, run.stderr
     return [line.split() for line in run.stdout.splitlines() if line]
 
@@ -261,16 +264,25 @@ def test_a_checksum_sees_every_bit_and_every_place_and_no_mesh():
 @pytest.mark.parametrize(
     ("changed", "differs"),
     [
-        ({"how": solvers.gsadmm(NET, subnets=1, optimizer=optax.adam(0.1), batch_size=20)}, "method: sgd there, gsadmm here"),
-        ({"how": sgd(net=jtssm.mlp([4, 8, 6, 4]))}, r"state: weights.*float64\[8, 8\] there, float64\[8, 6\] here"),
-        ({"how": sgd(net=jtssm.mlp([4, 8, 8, 4], activation=jnp.tanh))}, "layers: .*relu.* there, .*tanh.* here"),
+        (
+            {"how": solvers.gsadmm(NET, subnets=1, optimizer=optax.adam(0.1), batch_size=20)},
+            "method: sgd there, gsadmm here",
+        ),
+        (
+            {"how": sgd(net=jtssm.mlp([4, 8, 6, 4]))},
+            r"state: weights.*float64\[8, 8\] there, float64\[8, 6\] here",
+        ),
+        (
+            {"how": sgd(net=jtssm.mlp([4, 8, 8, 4], activation=jnp.tanh))},
+            "layers: .*relu.* there, .*tanh.* here",
+        ),
         ({"how": sgd(batch_size=24)}, r"batch: \[20\] there, \[24\] here"),
         ({"how": sgd(precision="highest")}, "arguments: precision: None there, highest here"),
         ({"how": sgd(optimizer=optax.sgd(0.1))}, "state: weights.*opt_state.* there, None here"),
         ({"key": jax.random.key(7)}, "key: .* there, .* here"),
         ({"params": NET.init(KEY, jnp.float64)}, "params: None there, .* here"),
     ],
-)  # fmt: skip
+)
 def test_a_checkpoint_of_another_run_is_refused_by_what_differs(changed, differs, kept):
     with pytest.raises(
         ValueError,

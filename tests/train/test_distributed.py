@@ -34,10 +34,15 @@ def start(folder: Path, processes: int, what: str) -> list[subprocess.Popen]:
     started = []
     for i in range(processes):
         with (folder / f"stderr-{i}.txt").open("w") as errors:
-            started.append(subprocess.Popen(
-                [*command, str(processes), str(i)], stdout=subprocess.DEVNULL, stderr=errors,
-                env=environment | {"PYTHONHASHSEED": "19"[i % 2]}, cwd=ROOT,
-            ))  # fmt: skip
+            started.append(
+                subprocess.Popen(
+                    [*command, str(processes), str(i)],
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    env=environment | {"PYTHONHASHSEED": "19"[i % 2]},
+                    cwd=ROOT,
+                )
+            )
     return started
 
 
@@ -246,20 +251,37 @@ def test_every_method_trains_to_the_numbers_of_one_process(tmp_path):
 def test_slurms_variables_are_enough_for_processes_to_meet(tmp_path):
     """jax reads them; nothing else of SLURM is here."""
     command = [
-        "train", "--method", "sgd", "--hidden", "16", "--epochs", "1", "--batch-size", "80",
-        "--mesh", "pc=4", "--distributed", "--out", str(tmp_path / "run"),
-    ]  # fmt: skip
+        "train",
+        "--method",
+        "sgd",
+        "--hidden",
+        "16",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "80",
+        "--mesh",
+        "pc=4",
+        "--distributed",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     slurm = {
-        "SLURM_JOB_ID": free_port(), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
-        "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2",
-    }  # fmt: skip
+        "SLURM_JOB_ID": free_port(),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "2",
+    }
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "jtssm.cli", *command], cwd=ROOT, stdout=subprocess.DEVNULL,
+            [sys.executable, "-m", "jtssm.cli", *command],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
             env=os.environ | slurm | {"SLURM_PROCID": i, "SLURM_LOCALID": i},
         )
         for i in "01"
-    ]  # fmt: skip
+    ]
     try:
         assert [process.wait(timeout=200) for process in started] == [0, 0]
     finally:

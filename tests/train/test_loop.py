@@ -22,7 +22,9 @@ def gsadmm(optimizer=None, **options):
 
 
 def test_history_counts_steps_samples_and_evaluates_the_composed_network():
-    result = jtssm.fit(gsadmm(), (X, Y), epochs=3, key=KEY, validation={"train": (X, Y), "few": (X[:7], Y[:7])})  # fmt: skip
+    result = jtssm.fit(
+        gsadmm(), (X, Y), epochs=3, key=KEY, validation={"train": (X, Y), "few": (X[:7], Y[:7])}
+    )
     assert [line["epoch"] for line in result.history] == [1, 2, 3]
     assert [line["step"] for line in result.history] == [6, 12, 18]
     # the first minibatch reaches the last of 2 subnetworks one tick late
@@ -154,8 +156,9 @@ def test_numbers_an_optimizer_starts_with_as_infinite_are_no_divergence():
         optimizer.init, lambda g, s, p: optimizer.update(g, s, p, value=jnp.float64(1.0))
     )
     stubborn = optax.GradientTransformation(
-        lambda p: (fed.init(p), jnp.inf * jnp.ones(())), lambda g, s, p: (fed.update(g, s[0], p)[0], (fed.update(g, s[0], p)[1], s[1]))
-    )  # fmt: skip
+        lambda p: (fed.init(p), jnp.inf * jnp.ones(())),
+        lambda g, s, p: (fed.update(g, s[0], p)[0], (fed.update(g, s[0], p)[1], s[1])),
+    )
     result = jtssm.fit(gsadmm(stubborn), (X, Y), epochs=2, key=KEY)
     assert result.divergence is None
     assert len(result.history) == 2
@@ -246,9 +249,14 @@ def test_a_resident_method_runs_several_steps_a_dispatch_and_shows_its_certifica
     x, y = synthetic.separable(0, 60, 4, 3, np.float64)
     method = solvers.pdadmm(jtssm.mlp([4, 8, 3]), rho=2.0, nu=0.4)
     run = lambda every, epochs=7, **more: jtssm.fit(
-        method, (x, y), epochs=epochs, key=jax.random.key(0), validation=(x, y),
-        evaluate_every=every, **more,
-    )  # fmt: skip
+        method,
+        (x, y),
+        epochs=epochs,
+        key=jax.random.key(0),
+        validation=(x, y),
+        evaluate_every=every,
+        **more,
+    )
     one, three = run(1), run(3)
     assert [line["epoch"] for line in three.history] == [3, 6, 7]
     assert [line["step"] for line in three.history] == [3, 6, 7]

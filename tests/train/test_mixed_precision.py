@@ -34,13 +34,15 @@ def rounds(dtype, rate=1e-2):
 
 METHODS = {
     "sgd": lambda d: solvers.sgd(IMAGES, **batch(d)),
-    "gsadmm": lambda d: solvers.gsadmm(NET, subnets=3, schedule=solvers.Streaming(sweeps=2), **batch(d)),
+    "gsadmm": lambda d: solvers.gsadmm(
+        NET, subnets=3, schedule=solvers.Streaming(sweeps=2), **batch(d)
+    ),
     "gsadmm, stored": lambda d: solvers.gsadmm(NET, subnets=2, schedule="stored", **batch(d)),
     "gsam": lambda d: solvers.gsam(NET, subnets=2, **batch(d)),
     "ist": lambda d: solvers.ist(jtssm.mlp([24, 30, 45, 8]), subnets=4, **rounds(d)),
     "local_sgd": lambda d: solvers.local_sgd(NORMED, workers=2, **rounds(d)),
     "ensemble": lambda d: solvers.ensemble(NET, members=2, **rounds(d)),
-}  # fmt: skip
+}
 
 
 def samples(method, dtype=np.float32, num=32):
@@ -87,20 +89,28 @@ def test_products_are_in_the_compute_dtype_and_all_else_is_float32(name, dtype):
 ON_MESH = {
     "sgd": (METHODS["sgd"], (1, 2, 2), ["domain"] * 4 + ["model", "row"]),
     "sgd in every form": (
-        lambda d: solvers.sgd(NET, **batch(d)), (1, 2, 4), ["gathered", "model", "row", "batch"]
+        lambda d: solvers.sgd(NET, **batch(d)),
+        (1, 2, 4),
+        ["gathered", "model", "row", "batch"],
     ),
     "sgd, means over pr and pc": (
-        lambda d: solvers.sgd(NORMED, **batch(d)), (1, 2, 2), ["batch", "model", "scattered"]
+        lambda d: solvers.sgd(NORMED, **batch(d)),
+        (1, 2, 2),
+        ["batch", "model", "scattered"],
     ),
     "gsadmm": (
-        lambda d: solvers.gsadmm(NET, subnets=4, **batch(d, 0.1)), (2, 2, 2), ["model", "row"] * 2
+        lambda d: solvers.gsadmm(NET, subnets=4, **batch(d, 0.1)),
+        (2, 2, 2),
+        ["model", "row"] * 2,
     ),
     "gsam, stored": (
-        lambda d: solvers.gsam(NET, subnets=2, schedule="stored", **batch(d)), (2, 1, 2), "auto"
+        lambda d: solvers.gsam(NET, subnets=2, schedule="stored", **batch(d)),
+        (2, 1, 2),
+        "auto",
     ),
     "ist": (METHODS["ist"], (2, 1, 2), "auto"),
     "ensemble": (METHODS["ensemble"], (2, 2, 2), "auto"),
-}  # fmt: skip
+}
 SHORT = (
     ("sgd in every form", "float32"),
     ("sgd in every form", "bfloat16"),
@@ -265,10 +275,16 @@ def test_tokens_are_not_rounded():
 
 
 DIGITS = {
-    "gsadmm": lambda net, d: solvers.gsadmm(net, subnets=2, optimizer=optax.adam(2e-3), batch_size=40, compute_dtype=d),
-    "ist": lambda net, d: solvers.ist(net, subnets=2, optimizer=optax.adam(2e-3), batch_size=20, local_steps=5, compute_dtype=d),
-    "sgd": lambda net, d: solvers.sgd(net, optimizer=optax.adam(2e-3), batch_size=40, compute_dtype=d),
-}  # fmt: skip
+    "gsadmm": lambda net, d: solvers.gsadmm(
+        net, subnets=2, optimizer=optax.adam(2e-3), batch_size=40, compute_dtype=d
+    ),
+    "ist": lambda net, d: solvers.ist(
+        net, subnets=2, optimizer=optax.adam(2e-3), batch_size=20, local_steps=5, compute_dtype=d
+    ),
+    "sgd": lambda net, d: solvers.sgd(
+        net, optimizer=optax.adam(2e-3), batch_size=40, compute_dtype=d
+    ),
+}
 
 
 @pytest.mark.parametrize(
@@ -291,13 +307,16 @@ def test_digits_are_learned_as_well_as_in_float32(name):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("float16", r"compute_dtype: expected None, 'bfloat16' or 'float32'; got 'float16': its small"),
+        (
+            "float16",
+            r"compute_dtype: expected None, 'bfloat16' or 'float32'; got 'float16': its small",
+        ),
         (jnp.float16, "without loss scaling"),
         ("int8", r"compute_dtype: expected None, 'bfloat16' or 'float32'; got 'int8'$"),
         ("half a byte", r"compute_dtype: expected .*; got 'half a byte'$"),
         (3, r"compute_dtype: expected .*; got 3$"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("name", METHODS)
 def test_other_dtypes_are_refused(name, given, message):
     with pytest.raises(ValueError, match=message):

@@ -24,7 +24,7 @@ METHODS = {
     "ist": solvers.ist(NET, subnets=2, **ROUND),
     "local_sgd": solvers.local_sgd(NET, workers=2, **ROUND),
     "ensemble": solvers.ensemble(NET, members=2, **ROUND),
-}  # fmt: skip
+}
 
 
 def batches(size, x=X, y=Y):
@@ -64,8 +64,9 @@ def test_every_method_that_streams_is_the_users_own_loop(name):
     assert result.history[0]["step"] == len(X) // size
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12),
-        result.params, method.params(method.drain(state)),
-    )  # fmt: skip
+        result.params,
+        method.params(method.drain(state)),
+    )
 
 
 def test_a_pass_is_an_epoch_and_what_fills_no_minibatch_is_left_out():
@@ -222,9 +223,18 @@ def test_methods_that_keep_all_samples_take_arrays(method):
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        (iter(batches(33)), r"steps_per_epoch: expected a number of steps with an iterator, .*got None with a list_iterator"),
-        (Counted(0, 9, print), r"train: expected batches of samples \(x, y\); got an iterator without any"),
-        ([(X[:9], Y[:9])], r"train: expected at least 20 samples in a pass, for a step of sgd; got 9"),
+        (
+            iter(batches(33)),
+            r"steps_per_epoch: expected a number of steps with an iterator, .*got None with a list_iterator",
+        ),
+        (
+            Counted(0, 9, print),
+            r"train: expected batches of samples \(x, y\); got an iterator without any",
+        ),
+        (
+            [(X[:9], Y[:9])],
+            r"train: expected at least 20 samples in a pass, for a step of sgd; got 9",
+        ),
         (iter([]), "steps_per_epoch: expected a number"),
         ("a string", r"train: expected a pair \(x, y\); got str"),
         ({"x": X}, r"train: expected a pair \(x, y\); got dict"),
@@ -232,7 +242,7 @@ def test_methods_that_keep_all_samples_take_arrays(method):
         (X, r"train: expected a pair \(x, y\); got ndarray"),
         (7, r"train: expected a pair \(x, y\); got int"),
     ],
-)  # fmt: skip
+)
 def test_streams_that_do_not_serve_are_refused(train, message):
     refused(message, "sgd", train)
 
@@ -253,15 +263,21 @@ BAD = np.where(np.arange(36).reshape(9, 4) == 5, np.nan, X[:9])
         ((X[:9].tolist(), Y[:9]), r"batch 1: .* got tuple of \['list', 'ndarray'\]"),
         ((X[:9], Y[:8]), r"batch 1: y: expected shape \(9,\) for cross_entropy; got \(8,\)"),
         ((X[:9, :3], Y[:9]), r"batch 1: x: expected \[samples, 4\]"),
-        ((X[:9].reshape(9, 2, 2), Y[:9]), r"batch 1: x: expected float64 samples of shape \(4,\), as in the first batch; got float64 of \(2, 2\)"),
+        (
+            (X[:9].reshape(9, 2, 2), Y[:9]),
+            r"batch 1: x: expected float64 samples of shape \(4,\), as in the first batch; got float64 of \(2, 2\)",
+        ),
         ((X[:9].astype(np.float32), Y[:9]), r"batch 1: x: expected float64 .*; got float32"),
         ((X[:9].astype(int), Y[:9]), r"batch 1: x: expected a floating dtype; got int64"),
         ((X[:9].astype(object), Y[:9]), r"batch 1: expected arrays of numbers; got one of object"),
         ((X[:9], Y[:9].astype(float)), r"batch 1: y: expected integer labels"),
-        ((X[:9], Y[:9] + 3), r"batch 1: y: expected labels 0\.\.2, the network has 3 outputs; got 3\.\."),
+        (
+            (X[:9], Y[:9] + 3),
+            r"batch 1: y: expected labels 0\.\.2, the network has 3 outputs; got 3\.\.",
+        ),
         ((BAD, Y[:9]), r"batch 1: x: expected finite numbers; got 1 that are NaN"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_batch_is_named(batch, message):
     refused(message, "sgd", listed(batch))
 
@@ -271,8 +287,11 @@ def test_an_iterator_that_ends_early_leaves_what_was_reached(monkeypatch):
     error = refused(
         r"train: expected an iterator that goes on for all epochs of steps_per_epoch steps; it ended after "
         r"4 batches: 130 samples",
-        "sgd", iter(batches(33)), epochs=3, steps_per_epoch=4,
-    )  # fmt: skip
+        "sgd",
+        iter(batches(33)),
+        epochs=3,
+        steps_per_epoch=4,
+    )
     assert len(error.result.history) == 1
     assert error.result.params[0]["W"].shape == (4, 8)
 
@@ -291,7 +310,12 @@ def test_empty_batches_are_passed_over():
 
 
 def test_other_arguments_that_do_not_go_with_a_stream():
-    refused("steps_per_epoch: expected an integer of at least 1; got 0", "sgd", batches(33), steps_per_epoch=0)  # fmt: skip
+    refused(
+        "steps_per_epoch: expected an integer of at least 1; got 0",
+        "sgd",
+        batches(33),
+        steps_per_epoch=0,
+    )
     refused("steps_per_epoch: expected None with arrays.*got 3", "sgd", (X, Y), steps_per_epoch=3)
     shares = sharding.ProcessBatches(batches(33))
     refused("steps_per_epoch: expected a number of steps with ProcessBatches", "sgd", shares)

@@ -89,9 +89,14 @@ def broken_off(method, stream, steps, folder, epoch):
 
 CASES = [
     *(("sgd", stream) for stream in STREAMS),
-    *((method, stream) for method in ("gsadmm", "ist", "local_sgd") for stream in ("list", "generator")),
-    ("ist", "set_epoch"), ("ist", "grain"),
-]  # fmt: skip
+    *(
+        (method, stream)
+        for method in ("gsadmm", "ist", "local_sgd")
+        for stream in ("list", "generator")
+    ),
+    ("ist", "set_epoch"),
+    ("ist", "grain"),
+]
 SOME = [("ist", "set_epoch"), ("sgd", "endless grain")]
 
 
@@ -110,10 +115,13 @@ def test_a_resumed_run_comes_to_the_same_bits(method, stream, tmp_path):
 @pytest.mark.parametrize(
     ("size", "stream", "keep"),
     [
-        (20, "list", False), (20, "list", True), (40, "set_epoch", False), (40, "set_epoch", True),
+        (20, "list", False),
+        (20, "list", True),
+        (40, "set_epoch", False),
+        (40, "set_epoch", True),
         (300, "set_epoch", True),
     ],
-)  # fmt: skip
+)
 def test_every_place_is_found_again(size, stream, keep):
     """After each `take`: fresh rows that stand there give what the old ones give; 300: over passes."""
     method, make = METHODS["sgd"](), STREAMS[stream][0]

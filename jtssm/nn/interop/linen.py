@@ -17,9 +17,13 @@ from jtssm.nn.network import Network
 
 # what modules call the argument that tells training from prediction, and its value while training
 MODES = {
-    "train": True, "training": True, "is_training": True,
-    "deterministic": False, "use_running_average": False, "eval": False,
-}  # fmt: skip
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+    "eval": False,
+}
 STREAMS = ("params", "dropout")  # of random numbers, unless given
 STATE = "batch_stats"
 

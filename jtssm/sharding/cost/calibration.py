@@ -89,10 +89,17 @@ def calibrate(
         link, latency = ring(len(devices), [WORD * numbers for numbers in sizes.messages], times)
         how = "all-reduce of {} and {} bytes as a ring".format(*(WORD * n for n in sizes.messages))
     machine = Machine(
-        _name(devices), flops, memory, link, latency, kernel, _source(devices, sizes, how),
-        capacity=_capacity(devices), rates=rates,
+        _name(devices),
+        flops,
+        memory,
+        link,
+        latency,
+        kernel,
+        _source(devices, sizes, how),
+        capacity=_capacity(devices),
+        rates=rates,
         shared=devices[0].platform == "cpu" and len(devices) > 1,
-    )  # fmt: skip
+    )
     if path is not None:
         write_machine(machine, path)
     return machine
@@ -196,8 +203,10 @@ def _all_reduce(devices: Sequence[Any], numbers: int, budget: float) -> float:
     body = lambda _, x: lax.pcast(lax.psum(x, "all"), "all", to="varying")
     passes = jax.shard_map(
         lambda n, x: lax.fori_loop(0, n, body, x),
-        mesh=mesh, in_specs=(P(), P("all")), out_specs=P("all"),
-    )  # fmt: skip
+        mesh=mesh,
+        in_specs=(P(), P("all")),
+        out_specs=P("all"),
+    )
     return seconds_a_pass(_going_on(passes, x), budget)
 
 

@@ -185,9 +185,14 @@ class Layered(NamedTuple):
             for sent in of(self._pass(grid, run), i):
                 if times := _sends(sent, run, sent.what in ends):
                     yield Message(
-                        sent.what, sent.collective, sent.axes, sent.numbers, times,
-                        self.narrow if in_compute_dtype(sent) else None, sent.step,
-                    )  # fmt: skip
+                        sent.what,
+                        sent.collective,
+                        sent.axes,
+                        sent.numbers,
+                        times,
+                        self.narrow if in_compute_dtype(sent) else None,
+                        sent.step,
+                    )
 
     @property
     def narrow(self) -> int | None:

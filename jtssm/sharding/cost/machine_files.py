@@ -19,12 +19,15 @@ from jtssm.sharding.cost.machines import MACHINES, NUMBERS, Machine, number
 KINDS = {
     "cpu": "host",
     "TPU v4": "tpu-v4",
-    "TPU v5 lite": "tpu-v5e", "TPU v5e": "tpu-v5e",
-    "TPU v5": "tpu-v5p", "TPU v5p": "tpu-v5p",
-    "TPU v6 lite": "tpu-v6e", "TPU v6e": "tpu-v6e",
+    "TPU v5 lite": "tpu-v5e",
+    "TPU v5e": "tpu-v5e",
+    "TPU v5": "tpu-v5p",
+    "TPU v5p": "tpu-v5p",
+    "TPU v6 lite": "tpu-v6e",
+    "TPU v6e": "tpu-v6e",
     "NVIDIA H100 80GB HBM3": "h100-nvlink",  # the SXM module; H100 PCIe and NVL are slower
     "NVIDIA H200": "h200-nvlink",
-}  # fmt: skip
+}
 
 FIELDS = tuple(field.name for field in fields(Machine))
 _NEEDED = tuple(field.name for field in fields(Machine) if field.default is MISSING)

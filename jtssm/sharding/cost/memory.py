@@ -94,12 +94,16 @@ def step_memory(
         weights = kept
         fresh = trained * _state_words(optimizer, program.network.parameter_shapes())
     return Memory(
-        weights, kept - weights, rest, held(given), kept + rest + info,
+        weights,
+        kept - weights,
+        rest,
+        held(given),
+        kept + rest + info,
         gradients=GRADIENTS * trained + round(fresh),
         activations=round(max(activation_bytes(device) for device in step.devices)),
         halo=round(max(halo_bytes(device) for device in step.devices)),
         copies=2 * (kept + rest) if program.copies_state else 0,
-    )  # fmt: skip
+    )
 
 
 def activation_bytes(demand: Demand) -> float:

@@ -65,10 +65,17 @@ def factorisations(num_devices: int) -> list[Sizes]:
 
 
 def plan(
-    net: Network, num_devices: int, batch: int, machine: Machine | str, *, method: Build,
-    memory_limit: float | None = None, overlap: float = 0.0, samples: int | None = None,
+    net: Network,
+    num_devices: int,
+    batch: int,
+    machine: Machine | str,
+    *,
+    method: Build,
+    memory_limit: float | None = None,
+    overlap: float = 0.0,
+    samples: int | None = None,
     runners_up: int = 4,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """The fastest mesh of so many devices for a network, by the cost model, and those that come next.
 
     Args:
@@ -135,9 +142,14 @@ class _Candidate(NamedTuple):
 
 
 def propose(
-    method: Method, sizes: Sizes, machine: Machine, *, overlap: float = 0.0,
-    samples: int | None = None, limit: float = float("inf"),
-) -> Proposal:  # fmt: skip
+    method: Method,
+    sizes: Sizes,
+    machine: Machine,
+    *,
+    overlap: float = 0.0,
+    samples: int | None = None,
+    limit: float = float("inf"),
+) -> Proposal:
     """One mesh with the fastest forms that fit in `limit` bytes a device; see `plan`.
 
     Raises:

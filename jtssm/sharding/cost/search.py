@@ -37,9 +37,14 @@ Label = tuple[Costs, Ways, Path]
 
 
 def fastest_forms(
-    method: Method, sizes: Sizes, machine: Machine, *, overlap: float = 0.0,
-    samples: int | None = None, limit: float = float("inf"),
-) -> tuple[str, ...]:  # fmt: skip
+    method: Method,
+    sizes: Sizes,
+    machine: Machine,
+    *,
+    overlap: float = 0.0,
+    samples: int | None = None,
+    limit: float = float("inf"),
+) -> tuple[str, ...]:
     """One form a layer: those with the fewest predicted seconds whose bytes fit in `limit`.
 
     Raises:
@@ -121,8 +126,9 @@ class Chain:
             }
         ends = [
             self._on(label, self._costs(last, f, None), None)
-            for f, found in labels.items() for label in found
-        ]  # fmt: skip
+            for f, found in labels.items()
+            for label in found
+        ]
         ends = [end for end in ends if end[0][-1] <= limit]
         if not ends:
             raise ValueError(
@@ -203,9 +209,16 @@ class Chain:
         net, starts = layered.grid.network, layered.program.stages.starts
         after = i + 1 if following is not None else None
         key = (
-            id(net.layers[i]), net.shapes[i], form, following, after and id(net.layers[after]),
-            after in starts, i in starts, layered.runs[layered.piece(i)], self.trained[i],
-        )  # fmt: skip
+            id(net.layers[i]),
+            net.shapes[i],
+            form,
+            following,
+            after and id(net.layers[after]),
+            after in starts,
+            i in starts,
+            layered.runs[layered.piece(i)],
+            self.trained[i],
+        )
         if key not in self.met:
             self.met[key] = self._found(i, form, following)
         return self.met[key]

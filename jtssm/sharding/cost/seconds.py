@@ -194,9 +194,17 @@ def _longest(messages: Iterable[Message]) -> Iterable[Message]:
 
 
 def step_seconds(
-    method: Method, machine: Machine, *, subnet: int = 1, pr: int = 1, pc: int = 1, forms: Any = "auto",
-    samples: int | None = None, overlap: float = 0.0, word: int = WORD,
-) -> Seconds:  # fmt: skip
+    method: Method,
+    machine: Machine,
+    *,
+    subnet: int = 1,
+    pr: int = 1,
+    pc: int = 1,
+    forms: Any = "auto",
+    samples: int | None = None,
+    overlap: float = 0.0,
+    word: int = WORD,
+) -> Seconds:
     """A step of a method, in its steady state, on subnet x pr x pc devices. Of workers: a round.
 
     Args:

@@ -108,9 +108,11 @@ class _Walk:
     def count(self, scope: Scope) -> Count:
         """Of a jaxpr run once."""
         rules = {
-            "cond": self._switch, "scan": self._scan, "while": self._while,
+            "cond": self._switch,
+            "scan": self._scan,
+            "while": self._while,
             "shard_map": self._shard_map,
-        }  # fmt: skip
+        }
         return routes.added(
             rules.get(eqn.primitive.name, self._other)(scope, eqn) for eqn in scope.jaxpr.eqns
         )

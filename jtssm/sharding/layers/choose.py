@@ -56,9 +56,17 @@ def program_forms(program: Program, sizes: tuple[int, int, int], forms: Any) -> 
 
 
 def choose_forms(
-    net: Network, starts: tuple[int, ...], samples: int | None, pr: int, pc: int,
-    forms: Any, *, apart: bool, open_ends: bool, compute_dtype: Any = None,
-) -> tuple[str, ...]:  # fmt: skip
+    net: Network,
+    starts: tuple[int, ...],
+    samples: int | None,
+    pr: int,
+    pc: int,
+    forms: Any,
+    *,
+    apart: bool,
+    open_ends: bool,
+    compute_dtype: Any = None,
+) -> tuple[str, ...]:
     """One form a layer.
 
     Args:

@@ -39,8 +39,12 @@ from jtssm.sharding.layers.questions import mixes, splits, window
 
 FORMS = ("batch", "gathered", "model", "scattered", "row", "domain", "paired")
 SPLITS = {
-    "gathered": "gathered", "model": "model", "scattered": "model", "row": "row", "paired": "paired",
-}  # fmt: skip
+    "gathered": "gathered",
+    "model": "model",
+    "scattered": "model",
+    "row": "row",
+    "paired": "paired",
+}
 
 
 class Grid(NamedTuple):

@@ -159,9 +159,14 @@ class _Whole:
             return a if masked(a) else spec if jnp.shape(a) == jnp.shape(p) else PartitionSpec()
 
         opt_state = optax.tree_utils.tree_map_params(
-            optimizer, like, weights.opt_state, params, weights.params,
-            transform_non_params=lambda _: PartitionSpec(), is_leaf=masked,
-        )  # fmt: skip
+            optimizer,
+            like,
+            weights.opt_state,
+            params,
+            weights.params,
+            transform_non_params=lambda _: PartitionSpec(),
+            is_leaf=masked,
+        )
         return weights._replace(params=params, opt_state=opt_state)
 
     def _layer_specs(self, i: int, params: Tree) -> Tree:

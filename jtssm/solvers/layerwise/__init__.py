@@ -72,9 +72,24 @@ from jtssm.solvers.layerwise.updates import (
 from jtssm.solvers.pieces import Pieces
 
 __all__ = [
-    "Grid", "Inbox", "Message", "Numbers", "State", "grow", "lagrangian", "minimise_W", "minimise_p",
-    "pdadmm", "update_W", "update_b", "update_p", "update_q", "update_u", "update_z", "update_z_last",
-]  # fmt: skip
+    "Grid",
+    "Inbox",
+    "Message",
+    "Numbers",
+    "State",
+    "grow",
+    "lagrangian",
+    "minimise_W",
+    "minimise_p",
+    "pdadmm",
+    "update_W",
+    "update_b",
+    "update_p",
+    "update_q",
+    "update_u",
+    "update_z",
+    "update_z_last",
+]
 
 # between what suits a shallow network (1000, 0.03) and a deep one from a random start (10, 1):
 # benchmarks/results/pdadmm_accuracy.json

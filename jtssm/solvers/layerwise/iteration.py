@@ -103,18 +103,34 @@ class Layered(NamedTuple):
                 exchange.each(turn.pull, q, u, kinds=("samples",), batched=True)[0]
             )
         weights, p, z, r, message, sums = exchange.each(
-            turn.renew_layer, weights, p, z, r, q, before,
-            kinds=("weights", *("samples",) * 4, "sums"), batched=True,
-        )  # fmt: skip
+            turn.renew_layer,
+            weights,
+            p,
+            z,
+            r,
+            q,
+            before,
+            kinds=("weights", *("samples",) * 4, "sums"),
+            batched=True,
+        )
         q, u, message, gaps = exchange.each(
-            turn.renew_boundary, z, q, u, exchange.to_previous(message),
-            kinds=(*("samples",) * 3, "sums"), batched=True,
-        )  # fmt: skip
+            turn.renew_boundary,
+            z,
+            q,
+            u,
+            exchange.to_previous(message),
+            kinds=(*("samples",) * 3, "sums"),
+            batched=True,
+        )
         if self.rounds_q:
             (inbox,) = exchange.each(
-                turn.renew_inbox, p, inbox, exchange.to_next(message), kinds=("samples",),
+                turn.renew_inbox,
+                p,
+                inbox,
+                exchange.to_next(message),
+                kinds=("samples",),
                 batched=True,
-            )  # fmt: skip
+            )
         info = turn.info(exchange.samples.total(sums), exchange.samples.total(gaps))
         return State(weights, p, z, r, q, u, inbox, state.numbers, state.pace), info
 
@@ -250,9 +266,16 @@ class Turn(NamedTuple):
             moved, r_moved, tau = updates.minimise_p(p, r, W, *pull, rho=rho, nu=nu, pace=self.pace)
         else:
             moved, r_moved, tau = updates.update_p(
-                p, r, W, *pull, rho=rho, nu=nu, t0=t0, pace=self.pace,
+                p,
+                r,
+                W,
+                *pull,
+                rho=rho,
+                nu=nu,
+                t0=t0,
+                pace=self.pace,
                 total=self.exchange.samples.sum,
-            )  # fmt: skip
+            )
         message: Any = moved
         if grid is not None:
             message = grid.encode(moved)

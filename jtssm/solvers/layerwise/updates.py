@@ -50,9 +50,18 @@ def step_length(curvature: Array, norm: Array, t0: Any) -> Array:
 
 
 def update_p(
-    p: Array, r: Array, W: Array, q_prev: Any, u_prev: Any, *, rho: Any, nu: Any, t0: Any = None,
-    pace: Any = 1.0, total: Total = alone,
-) -> tuple[Array, Array, Array]:  # fmt: skip
+    p: Array,
+    r: Array,
+    W: Array,
+    q_prev: Any,
+    u_prev: Any,
+    *,
+    rho: Any,
+    nu: Any,
+    t0: Any = None,
+    pace: Any = 1.0,
+    total: Total = alone,
+) -> tuple[Array, Array, Array]:
     """p <- p - pace g / tau with g = nu r W^T + u_prev + rho (p - q_prev): (p, r, tau).
 
     Args:
@@ -88,9 +97,16 @@ def minimise_p(
 
 
 def update_W(
-    W: Array, r: Array, p: Array, *, nu: Any, t0: Any = None, weight_decay: Any = 0.0,
-    pace: Any = 1.0, total: Total = alone,
-) -> tuple[Array, Array, Array]:  # fmt: skip
+    W: Array,
+    r: Array,
+    p: Array,
+    *,
+    nu: Any,
+    t0: Any = None,
+    weight_decay: Any = 0.0,
+    pace: Any = 1.0,
+    total: Total = alone,
+) -> tuple[Array, Array, Array]:
     """W <- W - pace g / theta with g = nu p^T r + weight_decay W: (W, r, theta).
 
     Args:

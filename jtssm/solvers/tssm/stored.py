@@ -122,9 +122,14 @@ class Samples(NamedTuple):
 
 
 def method(
-    rule: Rule, pieces: Pieces, batch_size: int, penalties: Penalties, sweeps: int,
-    precision: Any, weight_steps: int | None,
-) -> Method:  # fmt: skip
+    rule: Rule,
+    pieces: Pieces,
+    batch_size: int,
+    penalties: Penalties,
+    sweeps: int,
+    precision: Any,
+    weight_steps: int | None,
+) -> Method:
     """A stored schedule; arguments are checked by `jtssm.solvers.tssm`."""
 
     def step(exchange, state, x, y):

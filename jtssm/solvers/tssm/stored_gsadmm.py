@@ -52,9 +52,12 @@ def sweep(at: Samples, weights: Any, held: Any, penalties: Penalties) -> tuple:
         turn.train_weights_and_p, weights, held, kinds=("weights", "samples", "samples", "sums")
     )
     held, message, moved, missed = at.exchange.each(
-        turn.renew_q, weights, held, at.exchange.to_previous(message),
+        turn.renew_q,
+        weights,
+        held,
+        at.exchange.to_previous(message),
         kinds=("samples", "samples", "sums", "sums"),
-    )  # fmt: skip
+    )
     held, gap = at.exchange.each(
         turn.renew_u, held, at.exchange.to_next(message), kinds=("samples", "sums")
     )

@@ -144,9 +144,18 @@ def _init(
         labels = jnp.zeros((n, b, *y.shape[1:]), y.dtype)
         live = jnp.zeros(2 * (n - 1) + 2 * sweeps - 1, bool)
         return State(
-            weights, forward, backward, inputs, kept, labels, live, jnp.zeros((), jnp.int32),
-            penalties.as_arrays(x.dtype), key if pieces.network.random else None, jnp.ones((), x.dtype),
-        )  # fmt: skip
+            weights,
+            forward,
+            backward,
+            inputs,
+            kept,
+            labels,
+            live,
+            jnp.zeros((), jnp.int32),
+            penalties.as_arrays(x.dtype),
+            key if pieces.network.random else None,
+            jnp.ones((), x.dtype),
+        )
 
     return init
 
@@ -163,9 +172,19 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Callable:
         if sweeps > 1:  # with one sweep eta is no step: it makes v the back-propagated gradient
             penalties = penalties._replace(eta=state.pace * penalties.eta)
         turn = Turn(
-            rule, pieces, exchange, x, labels[(t + 1) % n], live, t, penalties, state.pace, sweeps,
-            samples, state.key,
-        )  # fmt: skip
+            rule,
+            pieces,
+            exchange,
+            x,
+            labels[(t + 1) % n],
+            live,
+            t,
+            penalties,
+            state.pace,
+            sweeps,
+            samples,
+            state.key,
+        )
         weights, forward, backward, entry, kept, sums = exchange.each(
             turn.take,
             state.weights,

@@ -23,9 +23,11 @@ from jtssm.solvers.pieces import paced, precisely, training
 
 # states of optax that count steps for a schedule: they run on where the rest starts anew
 SCHEDULES = (
-    "ScaleByScheduleState", "WrappedScheduleState",
-    "InjectHyperparamsState", "InjectStatefulHyperparamsState",
-)  # fmt: skip
+    "ScaleByScheduleState",
+    "WrappedScheduleState",
+    "InjectHyperparamsState",
+    "InjectStatefulHyperparamsState",
+)
 
 
 class Local(NamedTuple):

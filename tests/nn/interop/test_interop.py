@@ -148,8 +148,11 @@ def test_the_modules_come_back_trained_and_predict_without_jtssm():
     before = nnx.to_pure_dict(nnx.state(modules[2], nnx.Param))
     net = from_nnx(modules, IMAGE)
     result = jtssm.fit(
-        solvers.gsadmm(net, subnets=2, optimizer=SGD, batch_size=4), (x, y), epochs=2, key=jax.random.key(1)
-    )  # fmt: skip
+        solvers.gsadmm(net, subnets=2, optimizer=SGD, batch_size=4),
+        (x, y),
+        epochs=2,
+        key=jax.random.key(1),
+    )
     model = nnx.Sequential(*result.module())
     model.eval()
     np.testing.assert_allclose(model(x), result.predict(x), atol=1e-12)
@@ -201,8 +204,13 @@ def builds(net):
 
 MESHES = {"sgd": (1, 2, 2), "gsadmm": (2, 2, 2), "gsam": (2, 1, 2), "local_sgd": (2, 1, 2)}
 SLOW = (
-    ("images", "sgd"), ("images", "gsam"), ("images", "local_sgd"), ("tokens", "gsam"), ("tokens", "local_sgd"), ("tokens", "gsadmm"),
-)  # fmt: skip
+    ("images", "sgd"),
+    ("images", "gsam"),
+    ("images", "local_sgd"),
+    ("tokens", "gsam"),
+    ("tokens", "local_sgd"),
+    ("tokens", "gsadmm"),
+)
 CASES = [
     pytest.param(kind, name, marks=pytest.mark.slow) if (kind, name) in SLOW else (kind, name)
     for kind in ("images", "tokens")
@@ -251,8 +259,9 @@ def test_under_gsadmm_a_minibatch_drops_the_same_neurons_on_every_pass():
     for found, wanted in zip(method.params(done), expected, strict=True):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12),
-            found["params"], wanted["params"],
-        )  # fmt: skip
+            found["params"],
+            wanted["params"],
+        )
 
 
 @pytest.mark.parametrize("flavour", ["nnx", "linen"])
@@ -293,13 +302,19 @@ class Flat(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "cut"),
     [
-        ("residual", 2), ("transformer", 4),
+        ("residual", 2),
+        ("transformer", 4),
         *(
             pytest.param(kind, cut, marks=pytest.mark.slow)
-            for kind, cut in (("residual", 3), ("residual", 4), ("transformer", 2), ("transformer", 3))
+            for kind, cut in (
+                ("residual", 3),
+                ("residual", 4),
+                ("transformer", 2),
+                ("transformer", 3),
+            )
         ),
     ],
-)  # fmt: skip
+)
 def test_networks_cut_in_two_three_and_four_learn(kind, cut):
     if kind == "residual":
         net, (x, y) = from_nnx(residual(), IMAGE), images(16)

@@ -101,8 +101,13 @@ def test_the_counts_by_hand_where_every_pass_takes_half_a_second(measured):
     np.testing.assert_allclose(got.latency, 0.5 * (1 - 16 / 1024) / 14)
     assert (got.shared, got.capacity, got.algorithm) == (True, HOST_MEMORY / 8, "ring")
     assert [out.shape for _, out, _ in measured] == [
-        (1, 64), (16, 64), (4096,), (8, 8), (8 * 16,), (8 * 1024,),
-    ]  # fmt: skip
+        (1, 64),
+        (16, 64),
+        (4096,),
+        (8, 8),
+        (8 * 16,),
+        (8 * 1024,),
+    ]
     assert {out.dtype for _, out, _ in measured} == {np.dtype(np.float32)}
     assert {budget for *_, budget in measured} == {1.0}  # an equal share each
 

@@ -21,9 +21,15 @@ from jtssm.sharding.cost.machines import MACHINES, Machine
 PLAIN = Machine("plain", 1e12, 1e11, 1e10, 1e-5, 1e-6, "made up")
 ODD = replace(
     PLAIN,
-    name="odd", flops=1e12 / 3, latency=0.1 + 0.2, capacity=2**70 / 7, algorithm="logarithmic",
-    links=(("subnet", 1e9 / 7), ("pc", 3e9)), rates=((1, 1 / 3), (2.5, 0.9), (7.0, 1.0)), shared=True,
-)  # fmt: skip
+    name="odd",
+    flops=1e12 / 3,
+    latency=0.1 + 0.2,
+    capacity=2**70 / 7,
+    algorithm="logarithmic",
+    links=(("subnet", 1e9 / 7), ("pc", 3e9)),
+    rates=((1, 1 / 3), (2.5, 0.9), (7.0, 1.0)),
+    shared=True,
+)
 
 
 def test_share_is_straight_between_points_on_logarithmic_axes_and_constant_beyond():
@@ -158,9 +164,12 @@ def test_cori_has_the_paper_s_links_and_its_compute_by_batch():
     cori = MACHINES["cori-knl"]
     assert (cori.latency, cori.link, cori.latencies(512)) == (2e-6, 6 * 2**30, 9)
     convolutions = [
-        (11 * 11 * 3 * 96, 55), (5 * 5 * 48 * 256, 27), (3 * 3 * 256 * 384, 13),
-        (3 * 3 * 192 * 384, 13), (3 * 3 * 192 * 256, 13),
-    ]  # fmt: skip
+        (11 * 11 * 3 * 96, 55),
+        (5 * 5 * 48 * 256, 27),
+        (3 * 3 * 256 * 384, 13),
+        (3 * 3 * 192 * 384, 13),
+        (3 * 3 * 192 * 256, 13),
+    ]
     costs = [weights * side**2 for weights, side in convolutions]
     costs += [13 // 2 * 6 * 256 * 4096, 4096 * 4096, 4096 * 1000]
     flops = 2 * (3 * sum(costs) - costs[0])

@@ -168,9 +168,9 @@ def test_more_bandwidth_never_costs_more():
 
 @pytest.mark.parametrize("method", ["sgd", "gsadmm", "gsam", "ist", "local_sgd", "ensemble"])
 def test_one_device_moves_nothing(method):
-    found = planner.plan(PLAIN, 1, 16, V5E, method=builder(method, **(
-        {"subnets": 2} if method == "ist" else {}
-    ))).best  # fmt: skip
+    found = planner.plan(
+        PLAIN, 1, 16, V5E, method=builder(method, **({"subnets": 2} if method == "ist" else {}))
+    ).best
     assert found.shape == (1, 1, 1)
     assert found.bytes == {}
     assert found.seconds.messages == found.seconds.hidden == 0

@@ -59,13 +59,20 @@ CASES = {
     "sgd on rows": Case(solvers.sgd(IMAGES, **BATCH), (1, 2, 2), DOMAIN),
     "gsadmm": Case(solvers.gsadmm(NET, subnets=4, **BATCH), (4, 1, 2)),
     "gsadmm on three axes": Case(solvers.gsadmm(NET, subnets=4, **BATCH), (2, 2, 2)),
-    "gsadmm on rows": Case(solvers.gsadmm(IMAGES, subnets=2, schedule=solvers.Streaming(sweeps=2), **BATCH), (2, 2, 2), DOMAIN),
+    "gsadmm on rows": Case(
+        solvers.gsadmm(IMAGES, subnets=2, schedule=solvers.Streaming(sweeps=2), **BATCH),
+        (2, 2, 2),
+        DOMAIN,
+    ),
     "gsadmm on one device of subnet": Case(
-        solvers.gsadmm(IMAGES, cuts=[3], **BATCH), (1, 2, 2),
+        solvers.gsadmm(IMAGES, cuts=[3], **BATCH),
+        (1, 2, 2),
         ("domain", "domain", "row", "batch", "model", "gathered"),
     ),
     "gsadmm in one piece": Case(solvers.gsadmm(NET, subnets=1, **BATCH), (1, 1, 4)),
-    "gsam": Case(solvers.gsam(NET, subnets=4, schedule=solvers.Streaming(sweeps=2), **BATCH), (4, 2, 1)),
+    "gsam": Case(
+        solvers.gsam(NET, subnets=4, schedule=solvers.Streaming(sweeps=2), **BATCH), (4, 2, 1)
+    ),
     "gsadmm, stored": Case(solvers.gsadmm(NET, subnets=4, schedule="stored", **BATCH), (4, 1, 2)),
     "gsam, stored": Case(solvers.gsam(NET, subnets=4, schedule="stored", **BATCH), (2, 1, 4)),
     "gsadmm, stored, on three axes": Case(
@@ -86,18 +93,30 @@ CASES = {
     "ist": Case(solvers.ist(NET, subnets=4, **ROUND), (4, 1, 2)),
     "ist on three axes": Case(solvers.ist(NET, subnets=4, **ROUND), (2, 2, 2)),
     "ist, normalised": Case(
-        solvers.ist(jtssm.mlp([24, 30, 45, 8], normalisation="batch"), subnets=4, **ROUND), (2, 2, 2)
+        solvers.ist(jtssm.mlp([24, 30, 45, 8], normalisation="batch"), subnets=4, **ROUND),
+        (2, 2, 2),
     ),
     "local_sgd": Case(solvers.local_sgd(NET, workers=4, **ROUND), (4, 1, 2)),
     "ensemble": Case(solvers.ensemble(IMAGES, members=4, **ROUND), (2, 1, 4)),
-}  # fmt: skip
+}
 
 
 RARE = (  # each has a sister that differs from it in its mesh or its network
-    "sgd on pc", "gsadmm in one piece", "gsadmm on one device of subnet", "gsam, stored", "gsam, parallel",
-    "gsadmm, stored, on three axes", "gsadmm, stored, on rows", "pdadmm on pc", "pdadmm, 8 bits",
-    "ist on three axes", "ist, normalised", "ensemble", "gsadmm on three axes", "sgd",
-)  # fmt: skip
+    "sgd on pc",
+    "gsadmm in one piece",
+    "gsadmm on one device of subnet",
+    "gsam, stored",
+    "gsam, parallel",
+    "gsadmm, stored, on three axes",
+    "gsadmm, stored, on rows",
+    "pdadmm on pc",
+    "pdadmm, 8 bits",
+    "ist on three axes",
+    "ist, normalised",
+    "ensemble",
+    "gsadmm on three axes",
+    "sgd",
+)
 NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in RARE else n for n in CASES]
 
 
@@ -132,20 +151,21 @@ def test_predicted_bytes_are_those_of_the_compiled_program(name, float32):
 NORMED = jtssm.mlp([24, 32, 48, 32, 8], normalisation="batch")
 STORED = {
     "unequal pieces": Case(
-        solvers.gsadmm(NET, subnets=2, schedule="stored", **BATCH), (2, 2, 2),
+        solvers.gsadmm(NET, subnets=2, schedule="stored", **BATCH),
+        (2, 2, 2),
         ("gathered", "scattered", "gathered", "batch"),
     ),
     "gsam": Case(solvers.gsam(NET, subnets=4, schedule="stored", **BATCH), (2, 2, 2)),
-    "images": Case(
-        solvers.gsadmm(IMAGES, cuts=[3], schedule="stored", **BATCH), (2, 2, 2), DOMAIN
-    ),
+    "images": Case(solvers.gsadmm(IMAGES, cuts=[3], schedule="stored", **BATCH), (2, 2, 2), DOMAIN),
     "statistics": Case(
-        solvers.gsadmm(NORMED, subnets=2, schedule="stored", **BATCH), (1, 2, 2), ("model", "row") * 2
+        solvers.gsadmm(NORMED, subnets=2, schedule="stored", **BATCH),
+        (1, 2, 2),
+        ("model", "row") * 2,
     ),
     "statistics in one piece": Case(
         solvers.gsam(NORMED, subnets=1, schedule="stored", **BATCH), (1, 1, 4)
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -248,8 +268,11 @@ def test_a_messages_seconds_by_hand():
     tree = replace(ring, algorithm="logarithmic")
     seconds = lambda machine, kind: collective_seconds(machine, kind, 8e6, {"pr": 2, "pc": 2})
     for kind, latencies, sent in (
-        ("all_gather", 3, 24), ("reduce_scatter", 3, 6), ("all_reduce", 6, 12), ("all_to_all", 3, 6),
-    ):  # fmt: skip
+        ("all_gather", 3, 24),
+        ("reduce_scatter", 3, 6),
+        ("all_reduce", 6, 12),
+        ("all_to_all", 3, 6),
+    ):
         np.testing.assert_allclose(seconds(ring, kind), latencies * 1e-3 + sent, rtol=1e-12)
         halved = {3: 2, 6: 4}[latencies]
         np.testing.assert_allclose(seconds(tree, kind), halved * 1e-3 + sent, rtol=1e-12)

@@ -62,8 +62,9 @@ def test_loops_within_loops_multiply():
     text = jax.jit(run).lower(np.zeros(8, np.float32)).compile().as_text()
     found = hlo.collectives(text)
     assert sorted((c.kind, c.bytes, c.times) for c in found) == [
-        ("all_gather", 8, 1), ("all_reduce", 8, 15),
-    ]  # fmt: skip
+        ("all_gather", 8, 1),
+        ("all_reduce", 8, 15),
+    ]
 
 
 MESH = AbstractMesh((2, 2, 2), ("a", "b", "c"))
@@ -118,11 +119,17 @@ def test_what_one_device_hands_in_is_read_from_every_form(line, kind, num):
     ("line", "moved"),
     [
         ("f32[4]{0} collective-permute(%x), source_target_pairs={{0,4},{1,5}}", {("a",): 16}),
-        ("(f32[4], f32[4], u32[], u32[]) collective-permute-start(%x), source_target_pairs={{3,0}}", {("b", "c"): 16}),
-        ("((f32[4], s8[3]), (f32[4], s8[3])) collective-permute-start(%x, %y), source_target_pairs={{0,1}}", {("c",): 19}),
+        (
+            "(f32[4], f32[4], u32[], u32[]) collective-permute-start(%x), source_target_pairs={{3,0}}",
+            {("b", "c"): 16},
+        ),
+        (
+            "((f32[4], s8[3]), (f32[4], s8[3])) collective-permute-start(%x, %y), source_target_pairs={{0,1}}",
+            {("c",): 19},
+        ),
         ("f32[4]{0} collective-permute(%x), source_target_pairs={{0,0},{1,1}}", {}),
     ],
-)  # fmt: skip
+)
 def test_a_permute_runs_along_the_axes_its_pairs_differ_in(line, moved):
     expected = {Route("permute", axes): num for axes, num in moved.items()}
     assert hlo.moved(entry(f"%r = {line}, channel_id=1"), MESH) == expected

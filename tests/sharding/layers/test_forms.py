@@ -118,9 +118,14 @@ def test_images_change_their_layout_between_layers(forms, shape, batch):
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 def test_pools_take_rows_of_their_neighbours(padding):
     net = sequence(
-        [convolution(2, 3, 1, "SAME", jnp.tanh), max_pool(3, 2, padding), images.mean_pool(3, 1, padding), dense(3)],
+        [
+            convolution(2, 3, 1, "SAME", jnp.tanh),
+            max_pool(3, 2, padding),
+            images.mean_pool(3, 1, padding),
+            dense(3),
+        ],
         (15, 7, 1),
-    )  # fmt: skip
+    )
     assert_same(net, (1, 3, 2), ["domain"] * 3 + ["batch"], 6)
 
 
@@ -154,11 +159,15 @@ ROWS, COLUMNS = ["domain"] * 4 + ["model", "model", "row"], ["model"] * 6 + ["ba
 @pytest.mark.parametrize(
     ("forms", "normalisation"),
     [
-        (ROWS, "batch"), (COLUMNS, "running"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((ROWS, "layer"), (COLUMNS, "batch"), (ROWS, "running"), (COLUMNS, "layer"))),
+        (ROWS, "batch"),
+        (COLUMNS, "running"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((ROWS, "layer"), (COLUMNS, "batch"), (ROWS, "running"), (COLUMNS, "layer"))
+        ),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_normalisation_and_dropout_are_the_same_in_every_layout(normalisation, forms):
     net = images.convnet(
         (13, 9, 3), 8, channels=(4, 8), hidden=(16,), normalisation=normalisation, dropout=0.4
@@ -189,7 +198,9 @@ def test_on_a_users_mesh_muon_too(kind):
     net = jtssm.mlp([8, 8, 16, 8], jnp.tanh)
     mesh = jax.make_mesh((4, 2), ("model", "data"), axis_types=(kind,) * 2)
     method = solvers.sgd(net, optimizer=optax.contrib.muon(1e-2), batch_size=8)
-    placed = sharding.place(method, mesh, axes={"pr": "model", "pc": "data"}, forms=["model", "row", "gathered"])  # fmt: skip
+    placed = sharding.place(
+        method, mesh, axes={"pr": "model", "pc": "data"}, forms=["model", "row", "gathered"]
+    )
     x, y = samples(net, 8)
     expected = steps(method, method.init(jax.random.key(1), x, y), x, y, 3)
     got = steps(placed, placed.init(jax.random.key(1), x, y), x, y, 3)
@@ -217,7 +228,9 @@ def test_weights_and_optimizer_states_are_split_and_come_back():
 
 def test_predict_takes_any_number_of_samples():
     method = solvers.sgd(POOLED, optimizer=MOMENTUM, batch_size=8)
-    placed = sharding.place(method, sharding.make_mesh(1, 2, 2), forms=["domain"] * 4 + ["model", "batch"])  # fmt: skip
+    placed = sharding.place(
+        method, sharding.make_mesh(1, 2, 2), forms=["domain"] * 4 + ["model", "batch"]
+    )
     x, y = samples(POOLED, 8)
     states = [m.init(jax.random.key(0), x, y) for m in (method, placed)]
     for num in (1, 3, 4, 8):
@@ -304,8 +317,10 @@ def test_memory_a_device_falls_with_pr():
         state = placed.init(jax.random.key(0), x, y)
         programs = [
             jax.jit(placed.step).lower(state, x, y).compile(),
-            jax.jit(lambda key, place=placed: place.init(key, x, y)).lower(jax.random.key(0)).compile(),
-        ]  # fmt: skip
+            jax.jit(lambda key, place=placed: place.init(key, x, y))
+            .lower(jax.random.key(0))
+            .compile(),
+        ]
         step, init = (program.memory_analysis() for program in programs)
         drawn = init.output_size_in_bytes + init.temp_size_in_bytes
         used[pr] = step.argument_size_in_bytes, drawn

@@ -59,8 +59,9 @@ def assert_same(of, grid, forms, batch=8):
         state, got = step(state, x, y)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(b, a, atol=1e-10, rtol=1e-10),
-            (weights, info), (state.weights, got),
-        )  # fmt: skip
+            (weights, info),
+            (state.weights, got),
+        )
 
 
 def without_equal(moved, net, mesh):
@@ -99,9 +100,14 @@ def test_pairs_stand_beside_other_forms(grid, forms, batch):
 
 @pytest.mark.parametrize(
     ("grid", "form"),
-    [((2, 2), "batch"), pytest.param((4, 2), "gathered", marks=pytest.mark.slow), pytest.param((2, 1), "batch", marks=pytest.mark.slow), pytest.param((2, 1), "gathered", marks=pytest.mark.slow)],
+    [
+        ((2, 2), "batch"),
+        pytest.param((4, 2), "gathered", marks=pytest.mark.slow),
+        pytest.param((2, 1), "batch", marks=pytest.mark.slow),
+        pytest.param((2, 1), "gathered", marks=pytest.mark.slow),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_residual_network_gives_the_numbers_of_one_device(grid, form):
     assert_same("images", grid, form)
 
@@ -115,7 +121,9 @@ def test_traces_agree_with_the_formulas_in_every_form(grid):
 def test_auto_moves_no_more_than_any_form():
     for grid in GRIDS:
         mesh, plain = sharding.make_mesh(1, *grid), method(TOKENS, 8)
-        moved = lambda forms, mesh=mesh, plain=plain: ring_bytes(seconds.step_bytes(plain, mesh, forms=forms), mesh.shape)  # fmt: skip
+        moved = lambda forms, mesh=mesh, plain=plain: ring_bytes(
+            seconds.step_bytes(plain, mesh, forms=forms), mesh.shape
+        )
         agree(TOKENS, 8, *grid, "auto", compiled=False)
         every = [moved(fitted(TOKENS, form, grid[0])) for form in ("batch", "gathered", "paired")]
         assert moved("auto") <= min(every)
@@ -158,14 +166,39 @@ def test_weights_of_a_pair_are_split_and_come_back():
 
 
 MISFITS = [
-    (TOKENS, ["paired"] * 2 + ["batch"] * 2, 8, r"forms\[0\]: expected one of \['batch', 'gathered'\]; got 'paired': pr = 8 does not divide the 4 units"),
-    (TOKENS, ["batch", "paired", "batch", "batch"], 8, r"forms\[1\].*pr = 8 does not divide the 12 units \(heads or neurons\)"),
+    (
+        TOKENS,
+        ["paired"] * 2 + ["batch"] * 2,
+        8,
+        r"forms\[0\]: expected one of \['batch', 'gathered'\]; got 'paired': pr = 8 does not divide the 4 units",
+    ),
+    (
+        TOKENS,
+        ["batch", "paired", "batch", "batch"],
+        8,
+        r"forms\[1\].*pr = 8 does not divide the 12 units \(heads or neurons\)",
+    ),
     (TOKENS, ["batch", "gathered", "batch", "batch"], 8, "pr = 8 does not divide its 12 outputs"),
     (TOKENS, ["batch", "batch", "paired", "batch"], 2, "'mean of tokens 8' has no such form"),
-    (TOKENS, ["model", "batch", "batch", "batch"], 2, r"forms\[0\]: expected one of \['batch', 'gathered', 'paired'\]; got 'model'"),
-    (IMAGES, ["batch"] * 2 + ["domain"] + ["batch"] * 2, 2, "'bottleneck 4 16 batch' has no such form"),
-    (IMAGES, ["batch"] * 2 + ["gathered"] + ["batch"] * 2, 8, "pr = 8 does not divide its 4 outputs"),
-]  # fmt: skip
+    (
+        TOKENS,
+        ["model", "batch", "batch", "batch"],
+        2,
+        r"forms\[0\]: expected one of \['batch', 'gathered', 'paired'\]; got 'model'",
+    ),
+    (
+        IMAGES,
+        ["batch"] * 2 + ["domain"] + ["batch"] * 2,
+        2,
+        "'bottleneck 4 16 batch' has no such form",
+    ),
+    (
+        IMAGES,
+        ["batch"] * 2 + ["gathered"] + ["batch"] * 2,
+        8,
+        "pr = 8 does not divide its 4 outputs",
+    ),
+]
 
 
 @pytest.mark.parametrize(("net", "forms", "pr", "message"), MISFITS)

@@ -85,6 +85,8 @@ def test_workers_statistics_move_what_the_formulas_say(sizes, kind):
             solvers.local_sgd(net, workers=4, **given),
             solvers.ensemble(convnet, members=4, **given),
         ):
-            placed, state, samples = memory.placed_step(method, sizes, "auto", None, sharding.make_mesh(*sizes))  # fmt: skip
+            placed, state, samples = memory.placed_step(
+                method, sizes, "auto", None, sharding.make_mesh(*sizes)
+            )
             expected = seconds.step_bytes(method, placed.mesh)
             assert sharding.count_bytes(placed.step, state, *samples) == expected

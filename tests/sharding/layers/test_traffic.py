@@ -108,7 +108,9 @@ def test_auto_moves_least_of_all_forms():
     method = solvers.sgd(net, optimizer=optax.sgd(0.1), batch_size=8)
     for pr, pc in [(2, 4), (4, 2), (4, 1)]:
         mesh = AbstractMesh((pr, pc), ("pr", "pc"))
-        moved = lambda forms, mesh=mesh: ring_bytes(seconds.step_bytes(method, mesh, forms=forms), mesh.shape)  # fmt: skip
+        moved = lambda forms, mesh=mesh: ring_bytes(
+            seconds.step_bytes(method, mesh, forms=forms), mesh.shape
+        )
         tried = []
         for forms in product(FORMS, repeat=3):
             try:

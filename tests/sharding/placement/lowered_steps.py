@@ -43,12 +43,13 @@ def methods() -> dict[str, tuple]:
         "gsadmm, flax": (solvers.gsadmm(tokens, subnets=2, **SHARED), (2, 2, 2)),
         "gsadmm": (solvers.gsadmm(flat, subnets=2, **SHARED), (2, 2, 2)),
         "gsam, stored": (
-            solvers.gsam(plain, subnets=2, schedule=solvers.Stored(weight_steps=2), **SHARED), (2, 2, 2),
+            solvers.gsam(plain, subnets=2, schedule=solvers.Stored(weight_steps=2), **SHARED),
+            (2, 2, 2),
         ),
         "pdadmm": (solvers.pdadmm(plain), (2, 1, 4)),
         "ist": (solvers.ist(plain, subnets=2, **ROUND), (2, 1, 4)),
         "local_sgd": (solvers.local_sgd(flat, workers=2, **ROUND), (2, 2, 2)),
-    }  # fmt: skip
+    }
 
 
 def lowered(method: Any, shape: tuple[int, int, int]) -> str:

@@ -144,9 +144,15 @@ def test_lines_of_several_dtypes_give_back_what_they_were_given(subnet, pc):
         for tick in range(7):
             now = jnp.asarray(tick, jnp.int32)
             recalled.append(exchange.ring.recall(line, now))
-            mark = lambda l, t=tick: {
-                "h": x["h"] + t, "ids": x["ids"] + 10 * t, "mask": x["mask"] ^ (t % 2 == 1),
-            } if ticks[l] else ()  # fmt: skip
+            mark = lambda l, t=tick: (
+                {
+                    "h": x["h"] + t,
+                    "ids": x["ids"] + 10 * t,
+                    "mask": x["mask"] ^ (t % 2 == 1),
+                }
+                if ticks[l]
+                else ()
+            )
             (entry,) = exchange.each(lambda l, mark=mark: (mark(l),), kinds=("samples",))
             line = exchange.ring.store(line, entry, now)
         return tuple(recalled)

@@ -47,11 +47,15 @@ def unsharded(name):
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        ("damped", (2, 1, 2)), pytest.param("damped", (4, 1, 2), marks=pytest.mark.slow), pytest.param("gradient, t0", (5, 1, 1), marks=pytest.mark.slow),
-        pytest.param("gradient, t0", (1, 1, 8), marks=pytest.mark.slow), pytest.param("exact", (2, 1, 2), marks=pytest.mark.slow), pytest.param("8 bits", (3, 1, 2), marks=pytest.mark.slow),
+        ("damped", (2, 1, 2)),
+        pytest.param("damped", (4, 1, 2), marks=pytest.mark.slow),
+        pytest.param("gradient, t0", (5, 1, 1), marks=pytest.mark.slow),
+        pytest.param("gradient, t0", (1, 1, 8), marks=pytest.mark.slow),
+        pytest.param("exact", (2, 1, 2), marks=pytest.mark.slow),
+        pytest.param("8 bits", (3, 1, 2), marks=pytest.mark.slow),
         pytest.param("values, p alone", (2, 1, 1), marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_sharded_equals_unsharded_also_in_padded_slots(name, shape):
     """Five layers: 3 + 2 slots, 2 + 2 + 1 + 0, one each, all on one device, 2 + 2 + 1."""
     method = solvers.pdadmm(NET, **NUMBERS, **OPTIONS[name])

@@ -280,7 +280,9 @@ def test_the_step_can_be_scanned_and_donated():
     placed = sharding.place(method, sharding.make_mesh(2, 1, 2))
     x, y = samples(4 * BATCH)
     xs, ys = x.reshape(4, BATCH, -1), y.reshape(4, BATCH)
-    many = lambda m: jax.jit(lambda s, xs, ys: jax.lax.scan(lambda s, b: m.step(s, *b), s, (xs, ys)), donate_argnums=0)  # fmt: skip
+    many = lambda m: jax.jit(
+        lambda s, xs, ys: jax.lax.scan(lambda s, b: m.step(s, *b), s, (xs, ys)), donate_argnums=0
+    )
     results = [many(m)(m.init(jax.random.key(0), x, y), xs, ys) for m in (method, placed)]
     assert_same(*(sharding.gathered(r[0]) for r in results), atol=1e-10)
     np.testing.assert_allclose(results[0][1].loss, results[1][1].loss, atol=1e-10)

@@ -21,11 +21,17 @@ MOMENTUM = optax.sgd(0.05, momentum=0.9)
 # eight layers, of which the pieces below hold unequal numbers
 NET = sequence(
     [
-        convolution(4, 3, 1, "SAME", jnp.tanh), max_pool(2), convolution(8, 3, 1, "SAME", jnp.tanh),
-        dense(16, jnp.tanh), dense(16, jnp.tanh), dense(8, jnp.tanh), dense(8, jnp.tanh), dense(8),
+        convolution(4, 3, 1, "SAME", jnp.tanh),
+        max_pool(2),
+        convolution(8, 3, 1, "SAME", jnp.tanh),
+        dense(16, jnp.tanh),
+        dense(16, jnp.tanh),
+        dense(8, jnp.tanh),
+        dense(8, jnp.tanh),
+        dense(8),
     ],
     (13, 9, 3),
-)  # fmt: skip
+)
 CUTS = {2: [3], 1: None, 4: [1, 3, 6], 8: list(range(1, 8))}
 FORMS = ["domain", "domain", "domain", "model", "row", "scattered", "batch", "gathered"]
 
@@ -59,14 +65,16 @@ def same(one, other):
 @pytest.mark.parametrize(
     ("shape", "forms"),
     [
-        ((2, 2, 2), FORMS), ((1, 4, 2), FORMS), ((8, 1, 1), "auto"),
+        ((2, 2, 2), FORMS),
+        ((1, 4, 2), FORMS),
+        ((8, 1, 1), "auto"),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (((4, 1, 2), "auto"), ((2, 2, 2), "auto"), ((4, 2, 1), FORMS))
         ),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_each_subnetwork_runs_its_layers_on_its_grid(shape, forms):
     subnets = max(shape[0], 2)
     steps = 2 * subnets + 5
@@ -76,8 +84,11 @@ def test_each_subnetwork_runs_its_layers_on_its_grid(shape, forms):
 
 @pytest.mark.parametrize(
     ("make", "options"),
-    [pytest.param(solvers.gsam, {}, marks=pytest.mark.slow), pytest.param(solvers.gsadmm, {"schedule": "stored"}, marks=pytest.mark.slow)],
-)  # fmt: skip
+    [
+        pytest.param(solvers.gsam, {}, marks=pytest.mark.slow),
+        pytest.param(solvers.gsadmm, {"schedule": "stored"}, marks=pytest.mark.slow),
+    ],
+)
 def test_other_schedules_too(make, options):
     placed = sharding.place(method(2, make, **options), sharding.make_mesh(2, 2, 2), forms=FORMS)
     same(alone(2, make, num=5, **options), run(placed, 5))

@@ -75,11 +75,12 @@ RARE = (
     [
         *((name, (4, 1, 2)) for name in METHODS if name not in RARE),
         *(pytest.param(name, (4, 1, 2), marks=pytest.mark.slow) for name in RARE),
-        ("ist", (8, 1, 1)), pytest.param("ist", (2, 1, 4), marks=pytest.mark.slow),
+        ("ist", (8, 1, 1)),
+        pytest.param("ist", (2, 1, 4), marks=pytest.mark.slow),
         *(pytest.param("ist", shape, marks=pytest.mark.slow) for shape in ((1, 1, 8), (2, 1, 1))),
         pytest.param("ist, uneven, running", (2, 1, 2), marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_sharded_equals_unsharded(name, shape):
     method = METHODS[name]
     placed = sharding.place(method, sharding.make_mesh(*shape))
@@ -236,11 +237,19 @@ def test_forms_of_layers_are_refused():
 @pytest.mark.parametrize(
     ("method", "shape", "message"),
     [
-        ("ist", (3, 1, 1), r"mesh: expected a 'subnet' axis of one of \[1, 2, 4, 8\], which divide the 8 workers of ist; got 3"),
-        ("ist", (2, 3, 1), r"mesh: expected 'pr' and 'pc' axes whose product divides batch_size=8, ist splits .*got 3 \* 1"),
+        (
+            "ist",
+            (3, 1, 1),
+            r"mesh: expected a 'subnet' axis of one of \[1, 2, 4, 8\], which divide the 8 workers of ist; got 3",
+        ),
+        (
+            "ist",
+            (2, 3, 1),
+            r"mesh: expected 'pr' and 'pc' axes whose product divides batch_size=8, ist splits .*got 3 \* 1",
+        ),
         ("local_sgd", (1, 1, 3), r"mesh: expected 'pr' and 'pc' axes .*batch_size=8.*; got 1 \* 3"),
     ],
-)  # fmt: skip
+)
 def test_meshes_that_do_not_fit_are_refused(method, shape, message):
     with pytest.raises(ValueError, match=message):
         sharding.place(METHODS[method], sharding.make_mesh(*shape))

@@ -218,9 +218,10 @@ FEW = [(jax.nn.relu, NUMBERS[0]), (LEAKY, NUMBERS[1]), (jnp.tanh, NUMBERS[0])]
 
 
 @pytest.mark.parametrize(
-    ("activation", "numbers"), few_of(CASES, FEW),
+    ("activation", "numbers"),
+    few_of(CASES, FEW),
     ids=[f"{name} {numbers}" for name in IN_NUMPY for numbers in NUMBERS],
-)  # fmt: skip
+)
 def test_iterations_equal_the_papers_trial_by_trial(activation, numbers):
     """Also the powers of two: the paper's start of 10 is never doubled at rho = 1e-4."""
     rho, nu, t0 = numbers
@@ -418,7 +419,9 @@ def test_two_stages_beat_the_deep_network_from_a_random_start():
     shallow, deep = jtssm.mlp([9, 16, 3]), jtssm.mlp([9, *[16] * 7, 3])
     options = {"rho": 10.0, "nu": 0.5, "steps": "gradient"}
     method, key = solvers.pdadmm(shallow, **options), jax.random.key(0)
-    run = lambda m, s, k: jax.jit(lambda s: jax.lax.fori_loop(0, k, lambda _, s: m.step(s, x, y)[0], s))(s)  # fmt: skip
+    run = lambda m, s, k: jax.jit(
+        lambda s: jax.lax.fori_loop(0, k, lambda _, s: m.step(s, x, y)[0], s)
+    )(s)
     right = lambda m, s: float((m.predict(s, x).argmax(1) == y).mean())
     state = run(method, method.init(key, x, y), 20)
     grown, state = layerwise.grow(method, state, deep)

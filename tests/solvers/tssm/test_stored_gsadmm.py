@@ -63,9 +63,13 @@ def test_iterations_equal_the_papers_algorithm_box(problem, n, weight_steps):
     numbers = {"rho": 0.6, "alpha": 1.7, "eta": 0.21}
     optimizer = optax.sgd(0.05, momentum=0.9)
     method = solvers.gsadmm(
-        NET, subnets=n, optimizer=optimizer, batch_size=BATCH,
-        schedule=solvers.Stored(weight_steps=weight_steps), **numbers,
-    )  # fmt: skip
+        NET,
+        subnets=n,
+        optimizer=optimizer,
+        batch_size=BATCH,
+        schedule=solvers.Stored(weight_steps=weight_steps),
+        **numbers,
+    )
     params = NET.init(jax.random.key(2), jnp.float64)
     state = method.init(jax.random.key(0), x, y, params)
     twin = twins.Pieces(NET, params, method.program.stages.starts, optimizer, losses.cross_entropy)

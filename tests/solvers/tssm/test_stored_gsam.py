@@ -59,9 +59,13 @@ def test_iterations_equal_the_papers_algorithm_box(problem, n, weight_steps, ord
     numbers = {"alpha": 1.7, "eta": 0.21}
     optimizer = optax.sgd(0.05, momentum=0.9)
     method = solvers.gsam(
-        NET, subnets=n, optimizer=optimizer, batch_size=BATCH,
-        schedule=solvers.Stored(weight_steps=weight_steps, order=order), **numbers,
-    )  # fmt: skip
+        NET,
+        subnets=n,
+        optimizer=optimizer,
+        batch_size=BATCH,
+        schedule=solvers.Stored(weight_steps=weight_steps, order=order),
+        **numbers,
+    )
     params = NET.init(jax.random.key(2), jnp.float64)
     state = method.init(jax.random.key(0), x, y, params)
     twin = twins.Pieces(NET, params, method.program.stages.starts, optimizer, losses.cross_entropy)
@@ -80,8 +84,9 @@ def test_iterations_equal_the_papers_algorithm_box(problem, n, weight_steps, ord
             np.testing.assert_allclose(state.held[l].target, p[l + 1], atol=1e-11)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11),
-            method.params(state), twin.params(),
-        )  # fmt: skip
+            method.params(state),
+            twin.params(),
+        )
     assert list(info.shown) == ["coupling"]
     if order == "sequential" and n > 1:
         gaps = [p[l + 1] - twin.f(l, twin.W[l], p[l]) for l in range(n - 1)]

@@ -46,8 +46,12 @@ def params():
 MOMENTUM, ADAM = optax.sgd(0.05, momentum=0.9), optax.adam(1e-2)
 TOLD = ((GSADMM, 2, MOMENTUM), (GSADMM, 5, ADAM), (GSAM, 3, MOMENTUM))
 MORE = (
-    (GSADMM, 2, ADAM), (GSADMM, 5, MOMENTUM), (GSAM, 3, ADAM), (GSADMM, 3, MOMENTUM), (GSADMM, 3, ADAM),
-)  # fmt: skip
+    (GSADMM, 2, ADAM),
+    (GSADMM, 5, MOMENTUM),
+    (GSAM, 3, ADAM),
+    (GSADMM, 3, MOMENTUM),
+    (GSADMM, 3, ADAM),
+)
 
 
 @pytest.mark.parametrize(
@@ -107,16 +111,23 @@ def test_a_minibatch_meets_a_subnetwork_again_after_its_delay(params):
 @pytest.mark.parametrize(
     ("build", "n", "sweeps"),
     [
-        (GSADMM, 1, 2), (GSADMM, 2, 3), (GSADMM, 4, 2), (GSAM, 2, 3),
+        (GSADMM, 1, 2),
+        (GSADMM, 2, 3),
+        (GSADMM, 4, 2),
+        (GSAM, 2, 3),
         *(
             pytest.param(build, n, sweeps, marks=pytest.mark.slow)
             for build, n, sweeps in (
-                (GSADMM, 2, 1), (GSADMM, 2, 2), (GSADMM, 4, 1), (GSADMM, 4, 3), (GSAM, 4, 2),
+                (GSADMM, 2, 1),
+                (GSADMM, 2, 2),
+                (GSADMM, 4, 1),
+                (GSADMM, 4, 3),
+                (GSAM, 4, 2),
             )
         ),
     ],
     ids=lambda a: getattr(getattr(a, "func", None), "__name__", a),
-)  # fmt: skip
+)
 def test_any_number_of_sweeps_equals_the_literal_twin(params, build, n, sweeps):
     numbers = {"alpha": 1.7, "eta": 0.21}
     optimizer = optax.sgd(0.05, momentum=0.9)
@@ -166,16 +177,22 @@ def test_empty_minibatches_change_nothing(params):
     for x, y in batches(5):
         before = state
         state, info = method.step(state, x, y)
-        change = [float(jnp.abs(a[0]["W"] - b[0]["W"]).max()) for (a, _), (b, _) in zip(state.weights, before.weights, strict=True)]  # fmt: skip
+        change = [
+            float(jnp.abs(a[0]["W"] - b[0]["W"]).max())
+            for (a, _), (b, _) in zip(state.weights, before.weights, strict=True)
+        ]
         moved.append([c > 0 for c in change])
         assert int(info.samples) == (BATCH if moved[-1][2] else 0)
         unknown = {bool(jnp.isnan(a)) for a in jax.tree.leaves(info._replace(samples=info.loss))}
         assert unknown == {not moved[-1][2]}  # not measured yet: nan, never 0
     # labels reach subnetwork 3 at tick 2, 2 at tick 3, 1 at tick 4
     assert moved == [
-        [False, False, False], [False, False, False], [False, False, True],
-        [False, True, True], [True, True, True],
-    ]  # fmt: skip
+        [False, False, False],
+        [False, False, False],
+        [False, False, True],
+        [False, True, True],
+        [True, True, True],
+    ]
 
 
 def test_draining_lets_every_minibatch_reach_every_subnetwork_once(params):

@@ -143,9 +143,11 @@ def _turn(pieces, boundary, l, s, b, x, y, shifts, penalties):
     elif l:
         f, p, q, u = boundary[l - 1]
         L = lambda p, q, u: (
-            follows(pieces.W[l], p) + jnp.sum(u * (p - q)) + rho / 2 * jnp.sum((p - q) ** 2)
+            follows(pieces.W[l], p)
+            + jnp.sum(u * (p - q))
+            + rho / 2 * jnp.sum((p - q) ** 2)
             + alpha / 2 * jnp.sum((q - f) ** 2)
-        )  # fmt: skip
+        )
         p = p - eta * jax.grad(L, 0)(p, q, u)
         q = q - jax.grad(L, 1)(p, q, u) / (alpha + rho)  # Newton on a quadratic: its minimiser
         u = u + rho * jax.grad(L, 2)(p, q, u)

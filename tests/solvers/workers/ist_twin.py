@@ -63,8 +63,10 @@ def rounds(net, optimizer, params, key, xs, ys, homes, scale=None):
         subnets = x.shape[1]
         owned = owners(net, subnets, homes, key, r)
         old = jax.tree.map(np.copy, params)
-        shared = [[n for n in p if unowned(layer, n, owned[i], owned[i + 1])]
-                  for i, (layer, p) in enumerate(zip(net.layers, old, strict=True))]  # fmt: skip
+        shared = [
+            [n for n in p if unowned(layer, n, owned[i], owned[i + 1])]
+            for i, (layer, p) in enumerate(zip(net.layers, old, strict=True))
+        ]
         mean = [dict.fromkeys(names, 0.0) for names in shared]
         for w in range(subnets):
             cuts = [o and o[w] for o in owned]

@@ -95,9 +95,12 @@ def test_every_neuron_has_one_owner_and_subnets_differ_by_at_most_one(width, sub
 def test_a_round_is_counted_in_pythons_integers():
     """numpy's of 8 bits would run over: 100 steps of 2 subnets and 3 samples are 600."""
     method = solvers.ist(
-        jtssm.mlp([6, 8, 3]), subnets=np.int8(2), optimizer=optax.sgd(0.1), local_steps=np.int8(100),
+        jtssm.mlp([6, 8, 3]),
+        subnets=np.int8(2),
+        optimizer=optax.sgd(0.1),
+        local_steps=np.int8(100),
         batch_size=np.int8(3),
-    )  # fmt: skip
+    )
     assert [type(n) for n in method.batch_shape] == [int] * 3
     assert method.batch_shape == (100, 2, 3)
 
