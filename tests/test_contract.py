@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import sharding, solvers
+from jtssm import sharding, solvers, testing
 from jtssm.data import synthetic
 from jtssm.protocol.workers import WorkerProgram
 
@@ -51,25 +51,11 @@ def method(request):
     return METHODS[request.param]
 
 
-def batch(method, i=0):
-    if method.resident:
-        return X, Y
-    size = np.prod(method.batch_shape)
-    start = (i * size) % len(X)
-    shape = method.batch_shape
-    return X[start : start + size].reshape(*shape, -1), Y[start : start + size].reshape(shape)
-
-
 @cache
 def made(name):
-    """(first state, compiled step, list that grows with each trace): shared, since arrays never change."""
-    method, traces = METHODS[name], []
-
-    def step(*args):
-        traces.append(1)
-        return method.step(*args)
-
-    return method.init(jax.random.key(0), X, Y), jax.jit(step), traces
+    """(first state, compiled step): shared, since arrays never change."""
+    method = METHODS[name]
+    return method.init(jax.random.key(0), X, Y), jax.jit(method.step)
 
 
 @pytest.fixture
@@ -81,52 +67,29 @@ def tree_shapes(tree):
     return jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a)), tree)
 
 
-def test_init_needs_only_a_key_and_samples_and_is_reproducible(method, begun):
-    one, *_ = begun
-    two, other = (method.init(jax.random.key(k), X, Y) for k in (0, 1))
-    for a, b in zip(method.params(one), method.params(two), strict=True):
-        jax.tree.map(np.testing.assert_array_equal, a, b)
-    assert (method.params(one)[0]["W"] != method.params(other)[0]["W"]).any()
+@pytest.mark.parametrize("check", [testing.check_init, testing.check_step, testing.check_predict])
+def test_what_is_promised_to_any_method(check, method):
+    check(method, X, Y)
 
 
-def test_parameters_are_one_tree_a_layer_of_the_dtype_of_x(method, begun):
+def test_parameters_are_the_networks_in_the_dtype_of_x(method):
     params = method.params(method.init(jax.random.key(0), X.astype(np.float32), Y))
     assert tree_shapes(params) == tree_shapes(NET.init(jax.random.key(0)))
-    params = method.params(begun[0])
-    assert {a.dtype for a in jax.tree.leaves(params)} == {np.dtype("float64")}
-
-
-def test_a_warm_start_gives_these_parameters_back(method):
-    given = NET.init(jax.random.key(7), jnp.float64)
-    state = method.init(jax.random.key(0), X, Y, given)
-    jax.tree.map(np.testing.assert_array_equal, method.params(state), given)
 
 
 def test_predict_is_the_composed_network(method, begun):
-    state, step, _ = begun
-    state, _ = step(state, *batch(method))
+    state, step = begun
+    state, _ = step(state, *testing.minibatch(method, X, Y))
     expected = NET.apply(method.params(state), X)
     np.testing.assert_allclose(method.predict(state, X), expected, atol=1e-12)
 
 
-def test_a_step_keeps_the_states_structure_and_leaves_the_old_one_alone(method, begun):
-    state, step, _ = begun
-    before = [np.asarray(a).copy() for a in jax.tree.leaves(method.params(state))]
-    new, info = step(state, *batch(method))
-    assert tree_shapes(new) == tree_shapes(state)
-    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.leaves(method.params(state)))
-    assert isinstance(info, jtssm.Info)
-    assert all(jnp.shape(a) == () for a in jax.tree.leaves(info))
+def test_a_step_shows_what_is_declared_and_nan_where_nothing_was_measured(method, begun):
+    state, step = begun
+    _, info = step(state, *testing.minibatch(method, X, Y))
     assert set(info.shown) == set(method.program.declared.shows) == SHOWN.get(method.name, set())
     numbers = [info.loss, info.accuracy, *info.shown.values()]
     assert {bool(np.isfinite(a)) for a in numbers} == {bool(info.samples)}
-
-
-def test_one_trace_serves_all_steps(method, begun):
-    state, step, traces = begun
-    for i in range(4):
-        state, _ = step(state, *batch(method, i))
-    assert len(traces) == 1
 
 
 def test_a_separable_problem_is_learned(method):
@@ -145,22 +108,15 @@ ON_A_MESH = ("sgd", "gsadmm, 3 subnets, 2 sweeps", "local_sgd", "pdadmm")
     [pytest.param(n, marks=[] if n in ON_A_MESH else [pytest.mark.slow]) for n in METHODS],
     indirect=True,
 )
-def test_on_a_mesh_the_protocol_and_the_numbers_are_the_same(method, begun):
-    placed = sharding.place(method, sharding.make_mesh(pc=2))
-    state, step, _ = begun
-    other = placed.init(jax.random.key(0), X, Y)
-    assert tree_shapes(placed.params(other)) == tree_shapes(method.params(state))
-    for i in range(3):
-        state, info = step(state, *batch(method, i))
-        other, seen = jax.jit(placed.step)(other, *batch(method, i))
-        leaves = map(jax.tree.leaves, (seen, info))
-        np.testing.assert_allclose(*leaves, atol=1e-9)
-    np.testing.assert_allclose(placed.predict(other, X), method.predict(state, X), atol=1e-3)
+def test_on_a_mesh_the_protocol_and_the_numbers_are_the_same(method):
+    mesh = sharding.make_mesh(pc=2)
+    testing.check_placed(method, X, Y, mesh)
+    testing.check_bytes(method, X, Y, mesh)
 
 
 def test_what_moves_is_declared(method):
+    testing.check_moves(method, BATCH)
     moves = method.moves(BATCH)
-    assert {m.axis for m in moves} <= {"subnet", "pr", "pc"}
     gradients = sum(m.shape[0] for m in moves if m.what == "gradient of W")
     total = sum(a.size for a in jax.tree.leaves(NET.init(jax.random.key(0))))
     if isinstance(method.program, WorkerProgram):
