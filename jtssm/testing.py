@@ -39,7 +39,8 @@ def check_method(
 
     Args:
       method: unplaced.
-      x, y: [samples, ...] for one step at least, of one dtype throughout.
+      x: [samples, ...] for one step at least, of one dtype throughout.
+      y: their labels or targets.
       mesh: with axes named subnet, pr and pc, for the checks of a placed method; None: they are left out.
       resume: whether a run from a checkpoint is checked too (needs orbax).
 

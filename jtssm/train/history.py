@@ -72,7 +72,7 @@ class HistoryFile(Hook):
 
 
 def save_params(path: str | Path, params: Sequence[Any]) -> None:
-    """The network's parameters as an .npz of arrays named by layer and path, e.g. "[0]['W']".
+    """The network's parameters as an .npz of arrays named by layer and path, e.g. `[0]['W']`.
 
     Of several processes the first writes it.
     """
