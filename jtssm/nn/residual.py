@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
+from jax.typing import DTypeLike
 
 from jtssm import checks
 from jtssm.arrays import Array, Tree
@@ -85,7 +85,7 @@ class Residual(Layer):
         """What each part takes."""
         return [*_shapes(self.path, shape)[:-1], *_shapes(self.shortcut, shape)[:-1]]
 
-    def init(self, key: Array, shape: Shape, dtype: Any) -> Tree:
+    def init(self, key: Array, shape: Shape, dtype: DTypeLike) -> Tree:
         """Those of the parts, each from a key of its own."""
         keys = jax.random.split(key, len(self.parts))
         drawn = zip(self.parts, keys, self._inputs(shape), strict=True)

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 
 from jtssm.arrays import Array, Tree
 from jtssm.nn.ops import PLAIN, Products
 
-Carried = Any  # one tree a piece
+Carried = Tree  # one tree a piece: a tuple of them on one device, sharded rows on a mesh
 
 
 class Kind(StrEnum):
@@ -146,7 +146,7 @@ class Exchange(Protocol):
 
     def chain(
         self, fn: Callable[..., Tree], *carried: Carried, x: Tree, keep: bool = False
-    ) -> tuple[Any, ...]:
+    ) -> tuple[Tree, ...]:
         """One pass through all pieces, each on what the one before gave.
 
         Args:
@@ -235,7 +235,7 @@ class ByIndex:
 
     def chain(
         self, fn: Callable[..., Tree], *carried: tuple, x: Tree, keep: bool = False
-    ) -> tuple[Any, ...]:
+    ) -> tuple[Tree, ...]:
         """One piece after the other."""
         passed = [x]
         for l in range(self.num):
