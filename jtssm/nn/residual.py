@@ -136,12 +136,12 @@ def _shapes(layers: Sequence[Layer], shape: Shape) -> list[Shape]:
     return shapes
 
 
-def numbered(trees: Sequence[dict]) -> dict:
+def numbered(trees: Sequence[dict[str, Tree]]) -> dict[str, Tree]:
     """Parameters of the parts of a block, W of the first as W0: one flat dict, as layers have."""
     return {f"{name}{k}": a for k, tree in enumerate(trees) for name, a in tree.items()}
 
 
-def _by_part(params: dict, parts: int) -> list[dict]:
+def _by_part(params: dict[str, Tree], parts: int) -> list[dict[str, Tree]]:
     """The inverse of `numbered`, for fewer than ten parts."""
     of = lambda k: {name[:-1]: a for name, a in params.items() if name[-1] == str(k)}
     return [of(k) for k in range(parts)]

@@ -113,7 +113,7 @@ class Exchange(Protocol):
 
     def each(
         self,
-        fn: Callable[..., tuple],
+        fn: Callable[..., tuple[Tree, ...]],
         *carried: Carried,
         kinds: Sequence[str],
         batched: bool = False,
@@ -163,14 +163,17 @@ class Exchange(Protocol):
         ...
 
 
+Trees = tuple[Tree, ...]  # what is carried on one device
+
+
 class OneRing:
     """The lines of pieces that share a device."""
 
-    def recall(self, line: tuple, tick: Array) -> tuple:
+    def recall(self, line: Trees, tick: Array) -> Trees:
         """See `Ring`."""
         return jax.tree.map(lambda a: a[tick % a.shape[0]], line)
 
-    def store(self, line: tuple, entry: tuple, tick: Array) -> tuple:
+    def store(self, line: Trees, entry: Trees, tick: Array) -> Trees:
         """See `Ring`."""
         return jax.tree.map(lambda a, e: a.at[tick % a.shape[0]].set(e), line, entry)
 
@@ -188,7 +191,7 @@ class AllSamples:
         """The array itself."""
         return a
 
-    def total(self, sums: tuple) -> Tree:
+    def total(self, sums: Trees) -> Tree:
         """The sum over the pieces."""
         return jax.tree.map(lambda *a: sum(a), *sums)
 
@@ -216,25 +219,25 @@ class ByIndex:
 
     def each(
         self,
-        fn: Callable[..., tuple],
-        *carried: tuple,
+        fn: Callable[..., tuple[Tree, ...]],
+        *carried: Trees,
         kinds: Sequence[str],
         batched: bool = False,
-    ) -> tuple[tuple, ...]:
+    ) -> tuple[Trees, ...]:
         """Unrolled, `batched` or not: a batch would copy the pieces' weights."""
         results = [fn(l, *(trees[l] for trees in carried)) for l in range(self.num)]
         return tuple(tuple(result[k] for result in results) for k in range(len(kinds)))
 
-    def to_next(self, sent: tuple) -> tuple:
+    def to_next(self, sent: Trees) -> Trees:
         """By index."""
         return ((), *sent[:-1])
 
-    def to_previous(self, sent: tuple) -> tuple:
+    def to_previous(self, sent: Trees) -> Trees:
         """By index."""
         return (*sent[1:], ())
 
     def chain(
-        self, fn: Callable[..., Tree], *carried: tuple, x: Tree, keep: bool = False
+        self, fn: Callable[..., Tree], *carried: Trees, x: Tree, keep: bool = False
     ) -> tuple[Tree, ...]:
         """One piece after the other."""
         passed = [x]

@@ -65,7 +65,7 @@ def _dtype(network: Network, dtype: DTypeLike) -> None:
         )
 
 
-def _labels(network: Network, loss: Loss, num: int, y: Shaped, y_shape: tuple) -> None:
+def _labels(network: Network, loss: Loss, num: int, y: Shaped, y_shape: tuple[int, ...]) -> None:
     kind, expected = (
         (jnp.integer, (num,)) if loss.labels else (jnp.floating, (num, *network.shapes[-1]))
     )

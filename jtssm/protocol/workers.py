@@ -136,7 +136,8 @@ class WorkerProgram(Program):
         return self.model.start(key, **self.model.lay_out(jnp, params))
 
     def on_one_device(self) -> Method:
-        meeting = lambda: by_index(self.num)  # only where a function runs: it holds an array
+        def meeting() -> Meeting:  # only where a function runs: it holds an array
+            return by_index(self.num)
 
         def step(state: Tree, x: AnyArray, y: AnyArray) -> tuple[Tree, Info]:
             self.check(x, y, "step", state)
@@ -180,7 +181,10 @@ def _starting(program: WorkerProgram) -> Callable[..., Tree]:
 def by_index(num: int) -> Meeting:
     """The meeting of `num` workers that share one device."""
     turned = lambda a: a.swapaxes(0, 1)
-    same = lambda a: a
+
+    def same(a: Tree) -> Tree:
+        return a
+
     return Meeting(
         num=num,
         here=jnp.arange(num),

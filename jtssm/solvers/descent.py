@@ -81,7 +81,10 @@ def sgd(
     optimizers = checks.optimizers(optimizer, 1)
     starts, dtype = cut(net, 1, None), checks.compute_dtype(compute_dtype)
     pieces = Pieces(net, starts, optimizers, losses.find(loss), dtype)
-    forward = lambda exchange, l, weights, x: pieces.forward(exchange, l, weights.params, x)
+
+    def forward(exchange: Exchange, l: int, weights: Weights, x: Array) -> Array:
+        return pieces.forward(exchange, l, weights.params, x)
+
     return WholeProgram(
         name="sgd",
         stages=pieces,

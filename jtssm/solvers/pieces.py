@@ -147,7 +147,10 @@ class Pieces(Stages):
         """
         if estimate is None:
             sample_checks.steady(self.network, name)
-        run = lambda exchange, l, weights, p: self.forward(exchange, l, weights.params, p)
+
+        def run(exchange: Exchange, l: int, weights: Weights, p: Array) -> Array:
+            return self.forward(exchange, l, weights.params, p)
+
         return StageProgram(
             name=name,
             stages=self,

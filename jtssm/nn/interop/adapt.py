@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,7 @@ def need_flax(name: str) -> ModuleType:
     return flax
 
 
-def listed(modules: object) -> list:
+def listed(modules: object) -> list[Any]:
     """A list or tuple of at least one module.
 
     Raises:

@@ -75,7 +75,9 @@ def _adapted(module: linen.Module, streams: tuple[str, ...]) -> Pure:
     from flax import linen
 
     known = inspect.signature(module.__call__).parameters
-    mode = lambda training: {n: MODES[n] == training for n in known if n in MODES}
+
+    def mode(training: bool) -> dict[str, Any]:
+        return {name: MODES[name] == training for name in known if name in MODES}
 
     def draw(key: Array, x: Array) -> tuple[Tree, Tree]:
         variables = dict(module.init(_keys(key, streams), x, **mode(False)))

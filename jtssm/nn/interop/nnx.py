@@ -112,7 +112,7 @@ def _adapted(module: nnx.Module | Callable) -> Pure:
     )
 
 
-def _split(module: nnx.Module) -> tuple:
+def _split(module: nnx.Module) -> tuple[Any, ...]:
     """(graph, parameters, statistics, random streams, all else)."""
     from flax import nnx
 

@@ -68,11 +68,12 @@ def _tanh_minimise(z: Array, m: Array, q: Array) -> Array:
     gap = q - jnp.tanh(c)
     flat = jnp.maximum(c, jnp.log1p(4 * jnp.maximum(q + 1, 0)) / 2) + 0.5
     high = jnp.minimum(c + gap / 2**0.5, flat)
-    cost = lambda a: 2 * (a - c) ** 2 + (q - jnp.tanh(a)) ** 2
-    at = lambda i: c + (high - c) * (i / STARTS)
+
+    def cost(a: Array) -> Array:
+        return 2 * (a - c) ** 2 + (q - jnp.tanh(a)) ** 2
 
     def look(i: Array, best: Array) -> Array:
-        a = at(i)
+        a = c + (high - c) * (i / STARTS)
         return jnp.where(cost(a) < cost(best), a, best)
 
     best = lax.fori_loop(1, STARTS + 1, look, c)

@@ -45,7 +45,7 @@ def grow(method: Method, state: State, net: Network) -> tuple[Method, State]:
     after: Tree = Inbox(P, zero) if isinstance(inbox, Inbox) else ()
     inboxes = (*state.inbox, *([after] * more))
 
-    def inserted(old: tuple, new: Tree) -> tuple:
+    def inserted(old: tuple[Tree, ...], new: Tree) -> tuple[Tree, ...]:
         return (*old[:-1], *([new] * more), old[-1])
 
     weights = inserted(state.weights, Weights([params], state.weights[-1].opt_state))

@@ -179,11 +179,15 @@ class Turn(NamedTuple):
             f, vjp = jax.vjp(lambda params: run(params, p), params)
         else:
             f, vjp = jax.vjp(run, params, p)
-        complete = lambda gradients: gradients if l > 0 else (*gradients, ())
+
+        def pulled(g_f: Array) -> tuple[list[Tree], Tree]:
+            gradients = vjp(g_f)
+            return gradients if l > 0 else (*gradients, ())
+
         if v_next is not None:
             zero = jnp.zeros((), p.dtype)
-            return f, (zero, zero, zero), lambda: complete(vjp(-self.penalties.alpha * v_next))
+            return f, (zero, zero, zero), lambda: pulled(-self.penalties.alpha * v_next)
         value = lambda f: self.pieces.loss.value(f, y).sum()
         loss, g_f = jax.value_and_grad(value)(f)
         seen = loss, self.pieces.loss.correct(f, y).sum(), jnp.full((), p.shape[0], p.dtype)
-        return f, seen, lambda: complete(vjp(g_f))
+        return f, seen, lambda: pulled(g_f)

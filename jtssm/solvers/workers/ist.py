@@ -74,9 +74,8 @@ class State(NamedTuple):
 class Own(NamedTuple):
     """What tells a subnet's slots; None where none is empty."""
 
-    taken: list[
-        Array | None
-    ]  # for the neurons before each layer and after the last: [slots] 1 or 0
+    # for the neurons before each layer and after the last: [slots] 1 or 0
+    taken: list[Array | None]
     scale: list[Array | None]  # M / neurons of this subnet
 
 

@@ -65,7 +65,9 @@ class Local(NamedTuple):
         """
         ids = meeting.own_samples(jnp.arange(self.batch_size))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, meeting.here)
-        products = lambda draw, i: training(meeting.products, draw, i, ids)
+
+        def products(draw: Array | None, i: int) -> Products:
+            return training(meeting.products, draw, i, ids)
 
         def of_worker(
             params: Tree, opt_state: Tree, own: Tree, key: Array, x: Array, y: Array
