@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from jtssm import checks
-from jtssm.arrays import Array
+from jtssm.arrays import Array, Scalar
 
 
 class Loss(NamedTuple):
@@ -22,7 +22,7 @@ class Loss(NamedTuple):
     correct: Callable[[Array, Array], Array]  # (outputs, y) -> [samples], 1 where right
     labels: bool  # y are labels 0 .. k - 1 [samples]; else targets like outputs
     # (start, m, y, nu) -> argmin_z value(z; y) + (nu / 2) |z - m|^2, all [samples, k]; None: unknown
-    prox: Callable[[Array, Array, Array, Any], Array] | None = None
+    prox: Callable[[Array, Array, Array, Scalar], Array] | None = None
 
 
 def _label_correct(outputs: Array, y: Array) -> Array:
@@ -30,9 +30,10 @@ def _label_correct(outputs: Array, y: Array) -> Array:
 
 
 NEWTON_STEPS = 100  # most steps of the prox of cross-entropy
+Newton = tuple[Array, Array, int | Array]  # z, whether the last step was long, steps so far
 
 
-def _cross_entropy_prox(start: Array, m: Array, y: Array, nu: Any) -> Array:
+def _cross_entropy_prox(start: Array, m: Array, y: Array, nu: Scalar) -> Array:
     """Damped Newton, all samples at once, until no step is longer than sqrt(eps).
 
     With s = softmax(z), D = s + nu, g = s - onehot + nu (z - m) the Hessian is D - s s^T, and
@@ -44,7 +45,7 @@ def _cross_entropy_prox(start: Array, m: Array, y: Array, nu: Any) -> Array:
     """
     target = jax.nn.one_hot(y, m.shape[-1], dtype=m.dtype)
 
-    def newton(carry):
+    def newton(carry: Newton) -> Newton:
         z, _, i = carry
         s = jax.nn.softmax(z)
         sums = lambda a: a.sum(axis=-1, keepdims=True)
@@ -58,7 +59,8 @@ def _cross_entropy_prox(start: Array, m: Array, y: Array, nu: Any) -> Array:
 
     going = lambda carry: carry[1] & (carry[2] < NEWTON_STEPS)
     first = jnp.any(start == start) & jnp.any(m == m)  # True, marked as varying where m is
-    return lax.while_loop(going, newton, (start, first, 0))[0]
+    carry: Newton = start, first, 0
+    return lax.while_loop(going, newton, carry)[0]
 
 
 cross_entropy = Loss(

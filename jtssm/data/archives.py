@@ -11,18 +11,22 @@ import io
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
 
 PIECE = 2**20  # bytes that are read at once
 INFLATION = 1100  # deflate makes at most 1032 bytes of one, but for a few of a short file
-HEADERS: dict[Any, Any] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+Header = tuple[tuple[int, ...], bool, np.dtype]  # shape, whether columns come first, dtype
+HEADERS: dict[tuple[int, int], Callable[[IO[bytes]], Header]] = {
+    (1, 0): npy.read_array_header_1_0,
+    (2, 0): npy.read_array_header_2_0,
+}
 
 
 @contextmanager

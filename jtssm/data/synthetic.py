@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import DTypeLike
 
 
 def separable(
-    seed: int, samples: int, features: int, classes: int, dtype: Any = np.float32
+    seed: int, samples: int, features: int, classes: int, dtype: DTypeLike = np.float32
 ) -> tuple[np.ndarray, np.ndarray]:
     """x [samples, features], y [samples]: a linear classifier exists that is right on all of them.
 

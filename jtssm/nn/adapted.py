@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxprs_in_params
+from jax.extend.core import Jaxpr, jaxprs_in_params
 from jax.interpreters import partial_eval
+from jax.typing import DTypeLike
 
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import Array, Shaped, Tree
 from jtssm.nn.layer import Layer, Shape
 from jtssm.nn.ops import Products, varying
 
@@ -47,8 +48,10 @@ class Pure(NamedTuple):
     """Somebody's module as pure functions."""
 
     name: str
-    draw: Callable[[Array, Array], tuple]  # (key, x [b, ...]) -> (params, state), {} for none
-    run: Callable[[Tree, Tree, Array, Call], tuple]  # (params, state, x, call) -> (y, state)
+    # (key, x [b, ...]) -> (params, state), {} for none
+    draw: Callable[[Array, Array], tuple[Tree, Tree]]
+    # (params, state, x, call) -> (y, state)
+    run: Callable[[Tree, Tree, Array, Call], tuple[Array, Tree]]
     whole: Callable[[Tree, Tree], Any]  # (params, state) -> what the user gave, with these
 
 
@@ -94,7 +97,7 @@ class Adapted(Layer):
         x = x.reshape(-1, *self.given.shape[1:])
         return x.astype(jnp.int32) if self.integers else x
 
-    def init(self, key: Array, shape: Shape, dtype: Any) -> Tree:
+    def init(self, key: Array, shape: Shape, dtype: DTypeLike) -> Tree:
         """{"params", "state"} as the module draws them, all of them of the dtype."""
         x = jnp.zeros((ROWS, *shape), self.given.dtype if self.integers else dtype)
         return _tree(*jax.tree.map(lambda a: jnp.asarray(a, dtype), self.pure.draw(key, x)))
@@ -154,7 +157,7 @@ def _tree(params: Tree, state: Tree) -> Tree:
     return {"params": params} | ({"state": state} if jax.tree.leaves(state) else {})
 
 
-def floating(a: Any) -> bool:
+def floating(a: Shaped) -> bool:
     """Whether an array, or the shape of one, is of floats."""
     return jnp.issubdtype(a.dtype, jnp.floating)
 
@@ -188,7 +191,7 @@ def _multiply_adds(one: Pure, params: Tree, state: Tree, x: jax.ShapeDtypeStruct
     return _of_jaxpr(jax.make_jaxpr(run)(params, state, x).jaxpr) // ROWS
 
 
-def _of_jaxpr(jaxpr: Any) -> int:
+def _of_jaxpr(jaxpr: Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
@@ -197,7 +200,7 @@ def _of_jaxpr(jaxpr: Any) -> int:
     return total
 
 
-def _of_equation(equation: Any) -> int:
+def _of_equation(equation: Any) -> int:  # a JaxprEqn; in jax's types its avals have no shape
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         inner = prod(equation.invars[0].aval.shape[d] for d in contracted)

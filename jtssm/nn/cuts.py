@@ -50,6 +50,10 @@ def cut(net: Network, subnets: int | None, cuts: Sequence[int] | None) -> tuple[
     return balanced_starts(net.costs(), int(n))
 
 
+# of the layers so far: largest sum of a run and sum of squares, and where runs start
+Runs = tuple[tuple[int, int], tuple[int, ...]]
+
+
 def balanced_starts(costs: Sequence[int], n: int) -> tuple[int, ...]:
     """Split costs into n non-empty runs with the smallest possible largest sum.
 
@@ -61,6 +65,7 @@ def balanced_starts(costs: Sequence[int], n: int) -> tuple[int, ...]:
       >>> nn.balanced_starts([4, 1, 1, 1, 1], 2)
       (0, 1, 5)
     """
+    best: dict[int, Runs]
     best = {j: ((sum(costs[:j]), sum(costs[:j]) ** 2), (0,)) for j in range(1, len(costs) + 1)}
     for runs in range(2, n + 1):
         best = {
@@ -70,7 +75,7 @@ def balanced_starts(costs: Sequence[int], n: int) -> tuple[int, ...]:
     return (*best[len(costs)][1], len(costs))
 
 
-def _extended(best: dict, costs: Sequence[int], i: int, j: int) -> tuple:
+def _extended(best: dict[int, Runs], costs: Sequence[int], i: int, j: int) -> Runs:
     (largest, squares), starts = best[i]
     run = sum(costs[i:j])
     return (max(largest, run), squares + run**2), (*starts, i)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jtssm import checks
 from jtssm.arrays import Array, Tree
@@ -41,7 +41,7 @@ class Dropout(Layer):
         """It draws what is 0."""
         return True
 
-    def init(self, key: Array, shape: Shape, dtype: Any) -> Tree:
+    def init(self, key: Array, shape: Shape, dtype: DTypeLike) -> Tree:
         """No parameters."""
         return {}
 

@@ -6,11 +6,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from jtssm import checks
 from jtssm.arrays import Array, Tree
@@ -145,7 +146,7 @@ class Pool(Layer):
         """What an output pixel sees."""
         return Window(self.size, self.stride, self.padding)
 
-    def init(self, key: Array, shape: Shape, dtype: Any) -> Tree:
+    def init(self, key: Array, shape: Shape, dtype: DTypeLike) -> Tree:
         """No parameters."""
         return {}
 
@@ -155,7 +156,11 @@ class Pool(Layer):
         return products.windowed(pool, x, self.window, self.fill)
 
     def reduced(
-        self, x: Array, pads: Sequence[tuple[int, int]], start: float, by: Callable
+        self,
+        x: Array,
+        pads: Sequence[tuple[int, int]],
+        start: float,
+        by: Callable[[Array, Array], Array],
     ) -> Array:
         """The pixels that each output sees, reduced."""
         dims, strides = (1, self.size, self.size, 1), (1, self.stride, self.stride, 1)

@@ -14,7 +14,8 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from typing import Any
+
+from jax.typing import DTypeLike
 
 from jtssm.arrays import Array, Tree
 from jtssm.nn.norm import Statistics
@@ -52,7 +53,7 @@ class Layer(ABC):
     """
 
     @abstractmethod
-    def init(self, key: Array, shape: Shape, dtype: Any) -> Tree:
+    def init(self, key: Array, shape: Shape, dtype: DTypeLike) -> Tree:
         """Random parameters.
 
         Args:
@@ -116,7 +117,7 @@ class Layer(ABC):
         return f"{type(self).__name__}({', '.join(told)})"
 
 
-def titled(*words: Any) -> str:
+def titled(*words: str | Activation | None) -> str:
     """The name of a layer: what is said of it, functions by their names, without what is None.
 
     It stands in checkpoints: of a `functools.partial` no address, which differs between processes.
@@ -125,13 +126,13 @@ def titled(*words: Any) -> str:
     return " ".join(str(getattr(word, "__name__", partly(word))) for word in words if word)
 
 
-def _given(layer: Layer) -> list[tuple[str, Any]]:
+def _given(layer: Layer) -> list[tuple[str, object]]:
     """The fields of a layer that are not as they are by default."""
     shown: list = [f for f in fields(layer) if f.repr] if is_dataclass(layer) else []
     return [(f.name, a) for f in shown if (a := getattr(layer, f.name)) is not f.default]
 
 
-def _told(value: Any) -> str:
+def _told(value: object) -> str:
     """A field as a person would write it."""
     if isinstance(value, functools.partial):
         settings = [_told(a) for a in value.args]

@@ -7,10 +7,10 @@ f(norm(x W))      gamma and beta stand in for b (`jtssm.nn.norm`), or nothing wi
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jtssm.arrays import Array, Tree
 from jtssm.nn.layer import Activation, Layer, Shape
@@ -48,7 +48,7 @@ class Linear(Layer):
         """The parameters [columns] beside W."""
         return ("b",) if self.norm is None else self.norm.parameters(self.affine)
 
-    def init(self, key: Array, shape: Shape, dtype: Any) -> Tree:
+    def init(self, key: Array, shape: Shape, dtype: DTypeLike) -> Tree:
         """W drawn, b or what the normalisation has at its start."""
         kernel = self.kernel(shape)
         start = jax.nn.initializers

@@ -9,18 +9,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 
 from jtssm import checks
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import AnyArray, Array, Shaped, Tree
 from jtssm.nn.adapted import Adapted
 from jtssm.nn.layer import Layer, Shape
 from jtssm.nn.norm import Statistics
-from jtssm.nn.ops import PLAIN, entering, narrowed, widened
+from jtssm.nn.ops import PLAIN, Products, entering, narrowed, widened
 
 MOST_LINES = 16  # of layers in a network's repr
 
 
-def as_input(network: Any, x: Any) -> Array:
+def as_input(network: Network, x: AnyArray) -> Array:
     """Samples in the shape the first layer takes: [samples, *network.shapes[0]].
 
     Raises:
@@ -33,7 +35,7 @@ def as_input(network: Any, x: Any) -> Array:
     return x.reshape(-1, *shape).astype(float_dtype(x))
 
 
-def float_dtype(x: Any) -> Any:
+def float_dtype(x: Shaped) -> np.dtype:
     """The dtype of parameters and variables for samples x: theirs, of integers jax's default."""
     given = jnp.result_type(x)
     return given if jnp.issubdtype(given, jnp.floating) else jnp.zeros(()).dtype
@@ -48,11 +50,11 @@ class Network(NamedTuple):
     def __repr__(self) -> str:
         return "\n".join(shown(self))
 
-    def init(self, key: Array, dtype: Any = jnp.float32) -> list[Tree]:
+    def init(self, key: Array, dtype: DTypeLike = jnp.float32) -> list[Tree]:
         """Random parameters, one tree a layer; layer i draws from fold_in(key, i)."""
         return [self.init_layer(i, key, dtype) for i in range(len(self.layers))]
 
-    def init_layer(self, i: int, key: Array, dtype: Any = jnp.float32) -> Tree:
+    def init_layer(self, i: int, key: Array, dtype: DTypeLike = jnp.float32) -> Tree:
         """Random parameters of layer i: the same, whichever device draws them."""
         return self.layers[i].init(jax.random.fold_in(key, i), self.shapes[i], dtype)
 
@@ -136,7 +138,7 @@ def shown(net: Network) -> list[str]:
 class _Identity:
     """A network as a key: layers of a user's own may have no hash, or an == that gives an array."""
 
-    def __init__(self, net: Network):
+    def __init__(self, net: Network) -> None:
         self.net = net
 
     def __hash__(self) -> int:
@@ -151,7 +153,7 @@ class _Identity:
 @lru_cache(maxsize=32)
 def _parameter_shapes(key: _Identity) -> list[Tree]:
     net = key.net
-    met: dict[Any, Tree] = {}  # layers that are one object are traced once
+    met: dict[tuple[int, Shape], Tree] = {}  # layers that are one object are traced once
     for layer, shape in zip(net.layers, net.shapes, strict=False):
         if (id(layer), shape) not in met:
             init = lambda key, layer=layer, shape=shape: layer.init(key, shape, jnp.float32)
@@ -182,8 +184,8 @@ def run_layers(
     layers: Sequence[Layer],
     params: Sequence[Tree],
     x: Array,
-    products: Callable,
-    compute_dtype: Any = None,
+    products: Callable[[int], Products],
+    compute_dtype: DTypeLike | None = None,
 ) -> Array:
     """What the layers make of x, one after the other; products: index among them -> Products.
 
@@ -198,7 +200,7 @@ def run_layers(
     return widened(x, compute_dtype, list(params), inputs)
 
 
-def _entering(layer: Layer, x: Array, compute_dtype: Any) -> Array:
+def _entering(layer: Layer, x: Array, compute_dtype: DTypeLike | None) -> Array:
     """Samples as a layer takes them; integers, which travel as floats, would lose digits."""
     return x if layer.integer else entering(x, compute_dtype)
 
@@ -207,8 +209,8 @@ def estimate_layers(
     layers: Sequence[Layer],
     params: Sequence[Tree],
     x: Array,
-    products: Callable,
-    compute_dtype: Any = None,
+    products: Callable[[int], Products],
+    compute_dtype: DTypeLike | None = None,
 ) -> list[Tree]:
     """Statistics of each layer from what the layers before it make of x, with their new statistics."""
     found = []

@@ -17,10 +17,11 @@ stored, also where layers compute in bfloat16 (`compute_dtype`): only the result
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from jtssm import checks
 from jtssm.arrays import Array, Tree
@@ -42,12 +43,12 @@ class Normalisation(NamedTuple):
 
     name: str
     # (params, z [b, ..., width], products) -> mean, var, each [1, ..., width] or [b, 1, ...]
-    moments: Callable
+    moments: Callable[[Tree, Array, Products], tuple[Array, Array]]
     outputs: bool  # whether the last layer is normalised too
     over: str  # what mean and var are taken over: "samples" or "neurons"
     estimated: tuple[str, ...] = ()  # parameters [width] that are estimated, not trained
 
-    def init(self, width: int, affine: bool, dtype: Any) -> Tree:
+    def init(self, width: int, affine: bool, dtype: DTypeLike) -> Tree:
         """Parameters [width] each: gamma and beta if affine, and what is estimated."""
         params = {"gamma": jnp.ones(width, dtype), "beta": jnp.zeros(width, dtype)}
         start = {"mean": jnp.zeros(width, dtype), "var": jnp.ones(width, dtype)}

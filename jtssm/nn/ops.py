@@ -6,11 +6,12 @@ On one device these are plain functions (`PLAIN`); a grid hands in its own versi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from jtssm.arrays import Array, Tree
 
@@ -37,13 +38,15 @@ class Window(NamedTuple):
         return total // 2, total - total // 2
 
 
-def plain_windowed(fn: Callable, x: Array, window: Window, fill: float) -> Array:
+def plain_windowed(fn: Callable[..., Array], x: Array, window: Window, fill: float) -> Array:
     """fn(x, padding of the height, of the width) for x [b, h, w, c] on one device."""
     del fill  # what fn itself pads with
     return fn(x, window.pads(x.shape[1]), window.pads(x.shape[2]))
 
 
-def plain_convolved(x: Array, W: Array, window: Window, pads: tuple, groups: int) -> Array:
+def plain_convolved(
+    x: Array, W: Array, window: Window, pads: tuple[tuple[int, int], ...], groups: int
+) -> Array:
     """x [b, h, w, i] convolved with W [size, size, i / groups, o] -> [b, h', w', o]."""
     return lax.conv_general_dilated(
         x,
@@ -63,7 +66,7 @@ def _over_neurons(a: Array) -> Array:
     return a.mean(axis=tuple(range(1, a.ndim)), keepdims=True)
 
 
-def _drawn(draw: Callable, keys: Array, x: Array) -> Array:
+def _drawn(draw: Callable[[Array, tuple[int, ...]], Array], keys: Array, x: Array) -> Array:
     return jax.vmap(lambda key: draw(key, x.shape[1:]))(keys)
 
 
@@ -72,7 +75,7 @@ def plain_dense(x: Array, W: Array, b: Array | None) -> Array:
     return x @ W if b is None else x @ W + b[None, :]
 
 
-def varying(x: Any, axes: Sequence[str]) -> Any:
+def varying(x: Tree, axes: Sequence[str]) -> Tree:
     """x marked as differing along the axes, so that no gradient is summed over them unasked."""
 
     def mark(a: Array) -> Array:
@@ -89,11 +92,11 @@ class Mode(NamedTuple):
     keys: Callable[[], Array] | None = None  # () -> one key a sample, the same on any mesh
 
 
-def _same(a: Any) -> Any:
+def _same(a: Tree) -> Tree:
     return a
 
 
-def _cast(a: Array, dtype: Any) -> Array:
+def _cast(a: Array, dtype: DTypeLike) -> Array:
     return a.astype(dtype)
 
 
@@ -107,7 +110,7 @@ class Hops(NamedTuple):
     enter: Callable[[Array], Array] = _same  # what the layer before left -> x as the layer takes it
     leave: Callable[[Array], Array] = _same  # what the layer gives -> what it leaves behind
     # (a parameter, dtype) -> it in that dtype; devices sum its gradient in its own dtype
-    narrowed: Callable[[Array, Any], Array] = _cast
+    narrowed: Callable[[Array, DTypeLike], Array] = _cast
 
 
 class Products(NamedTuple):
@@ -121,13 +124,13 @@ class Products(NamedTuple):
     convolved: Callable[..., Array] = plain_convolved
     # (fn, x [b, h, w, c], window, fill) -> fn(rows, pads of height, of width) for the rows that the
     # outputs here see; fill: what stands for pixels outside the image
-    windowed: Callable[[Callable, Array, Window, float], Array] = plain_windowed
+    windowed: Callable[[Callable[..., Array], Array, Window, float], Array] = plain_windowed
     # [b, ..., width] -> [width]: mean over the samples (and pixels), those on other devices too
     over_samples: Callable[[Array], Array] = _over_samples
     # [b, ..., width] -> [b, 1, ...]: mean over the neurons of the layer, those on other devices too
     over_neurons: Callable[[Array], Array] = _over_neurons
     # (draw, keys [b], x [b, ...]) -> draw(key, shape of a whole sample) of each sample, as x lies here
-    drawn: Callable[[Callable, Array, Array], Array] = _drawn
+    drawn: Callable[[Callable[[Array, tuple[int, ...]], Array], Array, Array], Array] = _drawn
     sample_axes: tuple[str, ...] = ()  # mesh axes that split the samples as this layer has them
     mode: Mode = Mode()
     hops: Hops = Hops()
@@ -145,7 +148,9 @@ PLAIN = Products()
 # these casts, in the dtype of the parameters. None: nothing is cast.
 
 
-def narrowed(params: Any, uncast: Sequence[str], dtype: Any, products: Products) -> Any:
+def narrowed(
+    params: Tree, uncast: Sequence[str], dtype: DTypeLike | None, products: Products
+) -> Tree:
     """A layer's parameters in the dtype it computes in, but for those named in `uncast`."""
     if dtype is None:
         return params
@@ -155,12 +160,12 @@ def narrowed(params: Any, uncast: Sequence[str], dtype: Any, products: Products)
     return {n: a if n in uncast else jax.tree.map(cast, a) for n, a in params.items()}
 
 
-def entering(x: Array, dtype: Any) -> Array:
+def entering(x: Array, dtype: DTypeLike | None) -> Array:
     """Samples in the dtype that a layer computes in."""
     return x if dtype is None else x.astype(dtype)
 
 
-def widened(outputs: Array, dtype: Any, *like: Any) -> Array:
+def widened(outputs: Array, dtype: DTypeLike | None, *like: Tree) -> Array:
     """Outputs back in the dtype of the floating arrays in `like`, where layers compute in `dtype`."""
     if dtype is None:
         return outputs

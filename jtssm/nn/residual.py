@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
+from jax.typing import DTypeLike
 
 from jtssm import checks
 from jtssm.arrays import Array, Tree
@@ -85,7 +85,7 @@ class Residual(Layer):
         """What each part takes."""
         return [*_shapes(self.path, shape)[:-1], *_shapes(self.shortcut, shape)[:-1]]
 
-    def init(self, key: Array, shape: Shape, dtype: Any) -> Tree:
+    def init(self, key: Array, shape: Shape, dtype: DTypeLike) -> Tree:
         """Those of the parts, each from a key of its own."""
         keys = jax.random.split(key, len(self.parts))
         drawn = zip(self.parts, keys, self._inputs(shape), strict=True)
@@ -136,12 +136,12 @@ def _shapes(layers: Sequence[Layer], shape: Shape) -> list[Shape]:
     return shapes
 
 
-def numbered(trees: Sequence[dict]) -> dict:
+def numbered(trees: Sequence[dict[str, Tree]]) -> dict[str, Tree]:
     """Parameters of the parts of a block, W of the first as W0: one flat dict, as layers have."""
     return {f"{name}{k}": a for k, tree in enumerate(trees) for name, a in tree.items()}
 
 
-def _by_part(params: dict, parts: int) -> list[dict]:
+def _by_part(params: dict[str, Tree], parts: int) -> list[dict[str, Tree]]:
     """The inverse of `numbered`, for fewer than ten parts."""
     of = lambda k: {name[:-1]: a for name, a in params.items() if name[-1] == str(k)}
     return [of(k) for k in range(parts)]

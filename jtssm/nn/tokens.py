@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from jtssm import checks
 from jtssm.arrays import Array, Tree
@@ -69,7 +69,7 @@ class Half(Layer):
     def between(self, z: Array) -> Array:
         """What stands between the products: of [b, tokens, columns] here, [b, tokens, rows] here."""
 
-    def init(self, key: Array, shape: Shape, dtype: Any) -> Tree:
+    def init(self, key: Array, shape: Shape, dtype: DTypeLike) -> Tree:
         """gamma, beta of the norm; W1, W2 from LeCun's normal; b1, b2 from 0."""
         (columns, rows), width = self.inner, self.width
         one, two = jax.random.split(key)
@@ -161,7 +161,7 @@ def _attended(z: Array, size: int) -> Array:
     return seen.reshape(b, tokens, -1)
 
 
-def _norm_params(width: int, dtype: Any) -> Tree:
+def _norm_params(width: int, dtype: DTypeLike) -> Tree:
     return {"gamma": jnp.ones(width, dtype), "beta": jnp.zeros(width, dtype)}
 
 
@@ -193,7 +193,7 @@ class MeanToken(Layer):
         """With its width."""
         return f"mean of tokens {self.width}"
 
-    def init(self, key: Array, shape: Shape, dtype: Any) -> Tree:
+    def init(self, key: Array, shape: Shape, dtype: DTypeLike) -> Tree:
         """gamma, beta of the norm."""
         return _norm_params(self.width, dtype)
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 
 from jtssm.arrays import Array, Tree
 from jtssm.nn.ops import PLAIN, Products
 
-Carried = Any  # one tree a piece
+Carried = Tree  # one tree a piece: a tuple of them on one device, sharded rows on a mesh
 
 
 class Kind(StrEnum):
@@ -113,7 +113,7 @@ class Exchange(Protocol):
 
     def each(
         self,
-        fn: Callable[..., tuple],
+        fn: Callable[..., tuple[Tree, ...]],
         *carried: Carried,
         kinds: Sequence[str],
         batched: bool = False,
@@ -146,7 +146,7 @@ class Exchange(Protocol):
 
     def chain(
         self, fn: Callable[..., Tree], *carried: Carried, x: Tree, keep: bool = False
-    ) -> tuple[Any, ...]:
+    ) -> tuple[Tree, ...]:
         """One pass through all pieces, each on what the one before gave.
 
         Args:
@@ -163,14 +163,17 @@ class Exchange(Protocol):
         ...
 
 
+Trees = tuple[Tree, ...]  # what is carried on one device
+
+
 class OneRing:
     """The lines of pieces that share a device."""
 
-    def recall(self, line: tuple, tick: Array) -> tuple:
+    def recall(self, line: Trees, tick: Array) -> Trees:
         """See `Ring`."""
         return jax.tree.map(lambda a: a[tick % a.shape[0]], line)
 
-    def store(self, line: tuple, entry: tuple, tick: Array) -> tuple:
+    def store(self, line: Trees, entry: Trees, tick: Array) -> Trees:
         """See `Ring`."""
         return jax.tree.map(lambda a, e: a.at[tick % a.shape[0]].set(e), line, entry)
 
@@ -188,7 +191,7 @@ class AllSamples:
         """The array itself."""
         return a
 
-    def total(self, sums: tuple) -> Tree:
+    def total(self, sums: Trees) -> Tree:
         """The sum over the pieces."""
         return jax.tree.map(lambda *a: sum(a), *sums)
 
@@ -216,26 +219,26 @@ class ByIndex:
 
     def each(
         self,
-        fn: Callable[..., tuple],
-        *carried: tuple,
+        fn: Callable[..., tuple[Tree, ...]],
+        *carried: Trees,
         kinds: Sequence[str],
         batched: bool = False,
-    ) -> tuple[tuple, ...]:
+    ) -> tuple[Trees, ...]:
         """Unrolled, `batched` or not: a batch would copy the pieces' weights."""
         results = [fn(l, *(trees[l] for trees in carried)) for l in range(self.num)]
         return tuple(tuple(result[k] for result in results) for k in range(len(kinds)))
 
-    def to_next(self, sent: tuple) -> tuple:
+    def to_next(self, sent: Trees) -> Trees:
         """By index."""
         return ((), *sent[:-1])
 
-    def to_previous(self, sent: tuple) -> tuple:
+    def to_previous(self, sent: Trees) -> Trees:
         """By index."""
         return (*sent[1:], ())
 
     def chain(
-        self, fn: Callable[..., Tree], *carried: tuple, x: Tree, keep: bool = False
-    ) -> tuple[Any, ...]:
+        self, fn: Callable[..., Tree], *carried: Trees, x: Tree, keep: bool = False
+    ) -> tuple[Tree, ...]:
         """One piece after the other."""
         passed = [x]
         for l in range(self.num):

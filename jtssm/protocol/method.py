@@ -6,14 +6,15 @@ program's on one device, or on a mesh what `jtssm.sharding.place` made of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from jtssm import checks
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import AnyArray, Array, Tree
 from jtssm.protocol import sample_checks, summary
 from jtssm.protocol.axes import AxisNames
 from jtssm.protocol.declared import Move
@@ -32,7 +33,8 @@ class Placement(NamedTuple):
     mesh: Mesh
     axes: AxisNames
     forms: tuple[str, ...] | None  # one a layer, where layers may be split
-    spread: Callable[[Any], Any]  # a state of the unplaced method -> the same, laid out on the mesh
+    # a state of the unplaced method -> the same, laid out on the mesh
+    spread: Callable[[Tree], Tree]
 
 
 class Method(NamedTuple):
@@ -45,14 +47,15 @@ class Method(NamedTuple):
     (pdadmm).
     """
 
-    init: Callable[..., Any]  # (key, x, y, params=None) -> State; params: one tree a layer
-    step: Callable[[Any, Any, Any], tuple[Any, Info]]  # (state, x, y) -> (State, Info)
-    predict: Callable[[Any, Any], Array]  # (state, x) -> outputs of the composed network
-    params: Callable[[Any], list[Tree]]  # state -> the whole network's parameters, one tree a layer
-    drain: Callable[[Any], Any]  # state -> State in which no minibatch is in flight any more
+    init: Callable[..., Tree]  # (key, x, y, params=None) -> State; params: one tree a layer
+    step: Callable[[Tree, AnyArray, AnyArray], tuple[Tree, Info]]  # (state, x, y) -> (State, Info)
+    predict: Callable[[Tree, AnyArray], Array]  # (state, x) -> outputs of the composed network
+    # state -> the whole network's parameters, one tree a layer
+    params: Callable[[Tree], list[Tree]]
+    drain: Callable[[Tree], Tree]  # state -> State in which no minibatch is in flight any more
     # (state, x) -> State in which statistics that layers keep are those of x under the whole network;
     # the same state where no layer keeps any
-    estimate: Callable[[Any, Any], Any]
+    estimate: Callable[[Tree, AnyArray], Tree]
     program: Program
     placement: Placement | None = None  # None: on one device
 
@@ -137,12 +140,14 @@ class Method(NamedTuple):
         """How its layers are split over pr, one form each; None: on one device, or of workers."""
         return None if self.placement is None else self.placement.forms
 
-    def spread(self, state: Any) -> Any:
+    def spread(self, state: Tree) -> Tree:
         """A state of one device, or gathered, laid out where this method lies."""
         return state if self.placement is None else self.placement.spread(state)
 
 
-def given_trees(draw: Callable, params: Any, dtype: Any) -> list[Tree]:
+def given_trees(
+    draw: Callable[[Array, DTypeLike], list[Tree]], params: Sequence[Tree], dtype: DTypeLike
+) -> list[Tree]:
     """A warm start, one tree a layer, in the dtype of the samples; draw: (key, dtype) -> such trees.
 
     Raises:
@@ -161,7 +166,7 @@ def given_trees(draw: Callable, params: Any, dtype: Any) -> list[Tree]:
     return jax.tree.map(lambda a, like: a.astype(like.dtype), list(params), shapes)
 
 
-def _shape(leaf: Any) -> Any:
+def _shape(leaf: object) -> tuple[int, ...] | str:
     """Of an array; of something else what it is."""
     shape = getattr(leaf, "shape", None)
     return shape if isinstance(shape, tuple) else type(leaf).__name__

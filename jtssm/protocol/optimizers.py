@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from jtssm import checks
+from jtssm.arrays import Tree
 
 
 class Told(optax.GradientTransformationExtraArgs):
@@ -87,7 +88,7 @@ def state_names(optimizer: optax.GradientTransformation) -> list[str]:
     return _names(state)
 
 
-def _names(node: Any) -> list[str]:
+def _names(node: Tree) -> list[str]:
     """The names of the NamedTuples of a tree."""
     if isinstance(node, Mapping):
         return [name for value in node.values() for name in _names(value)]

@@ -8,14 +8,15 @@ know more than this of a kind asks by `functools.singledispatch`, and has an ans
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import optax
 
-from jtssm.arrays import Tree
+from jtssm.arrays import Shaped, Tree
 from jtssm.losses import Loss
 from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network
@@ -31,7 +32,8 @@ class Stages(NamedTuple):
     starts: tuple[int, ...]  # piece l holds the layers starts[l] .. starts[l + 1] - 1
     optimizers: tuple[optax.GradientTransformation, ...]  # one a piece
     loss: Loss
-    compute_dtype: Any = None  # what the layers compute and send in; None: the dtype of the samples
+    # what the layers compute and send in; None: the dtype of the samples
+    compute_dtype: np.dtype | None = None
 
     @property
     def num(self) -> int:
@@ -51,7 +53,7 @@ class Stages(NamedTuple):
         """Those of piece l."""
         return self.network.layers[self.starts[l] : self.starts[l + 1]]
 
-    def by_piece(self, trees: Any) -> tuple:
+    def by_piece(self, trees: Sequence[Tree]) -> tuple[list[Tree], ...]:
         """One tree a layer, as one list a piece."""
         return tuple(list(trees[a:b]) for a, b in pairwise(self.starts))
 
@@ -83,7 +85,7 @@ class Program(abc.ABC):
         """The method on one device."""
 
     @abc.abstractmethod
-    def check(self, x: Any, y: Any, stage: str, weights: Tree = ()) -> None:
+    def check(self, x: Shaped, y: Shaped, stage: str, weights: Tree = ()) -> None:
         """The front door of `init`, `step` and `fit`.
 
         Args:

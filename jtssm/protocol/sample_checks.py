@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jtssm import checks
+from jtssm.arrays import AnyArray, Shaped, Tree
 from jtssm.checks import shown
 from jtssm.losses import Loss
 from jtssm.nn.network import Network
@@ -32,7 +35,7 @@ def steady(network: Network, method: str) -> None:
             )
 
 
-def samples(network: Network, loss: Loss, x: Any, y: Any, values: bool) -> None:
+def samples(network: Network, loss: Loss, x: Shaped, y: Shaped, values: bool) -> None:
     """x and y fit the network and the loss; with `values` also: all finite, labels in range.
 
     Values of tracers (inside jit) cannot be seen and are left unchecked.
@@ -53,7 +56,7 @@ def samples(network: Network, loss: Loss, x: Any, y: Any, values: bool) -> None:
         _values(network, loss, x, y)
 
 
-def _dtype(network: Network, dtype: Any) -> None:
+def _dtype(network: Network, dtype: DTypeLike) -> None:
     if network.integer and not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(f"x: expected integers, as the first layer takes them; got {dtype}")
     if not network.integer and not jnp.issubdtype(dtype, jnp.floating):
@@ -62,7 +65,7 @@ def _dtype(network: Network, dtype: Any) -> None:
         )
 
 
-def _labels(network: Network, loss: Loss, num: int, y: Any, y_shape: tuple) -> None:
+def _labels(network: Network, loss: Loss, num: int, y: Shaped, y_shape: tuple[int, ...]) -> None:
     kind, expected = (
         (jnp.integer, (num,)) if loss.labels else (jnp.floating, (num, *network.shapes[-1]))
     )
@@ -73,7 +76,7 @@ def _labels(network: Network, loss: Loss, num: int, y: Any, y_shape: tuple) -> N
         raise ValueError(f"y: expected {wanted} for {loss.name}; got {jnp.result_type(y)}")
 
 
-def _values(network: Network, loss: Loss, x: Any, y: Any) -> None:
+def _values(network: Network, loss: Loss, x: Shaped, y: Shaped) -> None:
     if isinstance(x, jax.ShapeDtypeStruct) or isinstance(y, jax.ShapeDtypeStruct):
         return
     if network.integer and not -EXACT <= int(x.min()) <= int(x.max()) <= EXACT:
@@ -91,14 +94,14 @@ def _values(network: Network, loss: Loss, x: Any, y: Any) -> None:
         )
 
 
-def _finite(name: str, a: Any) -> None:
-    xp: Any = np if isinstance(a, np.ndarray) else jnp
+def _finite(name: str, a: AnyArray) -> None:
+    xp: ModuleType = np if isinstance(a, np.ndarray) else jnp
     bad = int(xp.size(a) - xp.isfinite(a).sum())
     if bad:
         raise ValueError(f"{name}: expected finite numbers; got {bad} that are NaN or infinite")
 
 
-def array(name: str, value: Any) -> None:
+def array(name: str, value: object) -> None:
     """The value is an array of numbers, numpy's or jax's, or stands for one."""
     if isinstance(value, (jax.Array, jax.ShapeDtypeStruct)):
         return
@@ -108,7 +111,7 @@ def array(name: str, value: Any) -> None:
         )
 
 
-def weights(given: Any) -> None:
+def weights(given: Shaped) -> None:
     """An array of finite real numbers, to start from."""
     array("params", given)
     if jnp.issubdtype(given.dtype, jnp.complexfloating):
@@ -117,7 +120,7 @@ def weights(given: Any) -> None:
         _finite("params", given)
 
 
-def same_dtype(weights: Any, x: Any) -> None:
+def same_dtype(weights: Tree, x: Shaped) -> None:
     """x has the dtype of the weights, which is that of the samples `init` saw."""
     dtypes = {a.dtype for a in jax.tree.leaves(weights) if jnp.issubdtype(a.dtype, jnp.floating)}
     floating = jnp.issubdtype(jnp.result_type(x), jnp.floating)  # integers go with any
@@ -126,7 +129,7 @@ def same_dtype(weights: Any, x: Any) -> None:
         raise ValueError(f"x: expected {names}, as in init; got {jnp.result_type(x)}: convert x")
 
 
-def of_step(program: Program, x: Any, y: Any, stage: str, weights: Any) -> None:
+def of_step(program: Program, x: Shaped, y: Shaped, stage: str, weights: Tree) -> None:
     """The front door of a program of pieces; see `jtssm.protocol.program.Program.check`."""
     samples(program.network, program.loss, x, y, values=stage != "step")
     if stage == "values":
@@ -141,7 +144,7 @@ def of_step(program: Program, x: Any, y: Any, stage: str, weights: Any) -> None:
     same_dtype(weights, x)
 
 
-def batch(batch_size: int, x: Any) -> None:
+def batch(batch_size: int, x: Shaped) -> None:
     """x holds exactly one minibatch."""
     if jnp.shape(x)[0] != batch_size:
         raise ValueError(
@@ -149,7 +152,7 @@ def batch(batch_size: int, x: Any) -> None:
         )
 
 
-def leading(name: str, shape: Sequence[int], a: Any) -> None:
+def leading(name: str, shape: Sequence[int], a: Shaped) -> None:
     """The array's first dimensions are those of a round."""
     array(name, a)
     if jnp.shape(a)[: len(shape)] != tuple(shape):
@@ -159,7 +162,7 @@ def leading(name: str, shape: Sequence[int], a: Any) -> None:
         )
 
 
-def strata(batch_size: int, x: Any) -> None:
+def strata(batch_size: int, x: Shaped) -> None:
     """The samples fall into batch_size strata of equal size."""
     num = jnp.shape(x)[0]
     if num == 0 or num % batch_size:

@@ -145,7 +145,7 @@ def plain(value: Any) -> Any:
     return getattr(value, "__qualname__", type(value).__name__).split(".<locals>")[0]
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A value as a person reads it."""
     match value:
         case Told():

@@ -2,59 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jtssm import checks
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import AnyArray, Array, Shaped, Tree
 from jtssm.nn.network import as_input
 from jtssm.protocol import device_memory, sample_checks
-from jtssm.protocol.exchange import Exchange, by_index
+from jtssm.protocol.exchange import Carried, Exchange, by_index
 from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method, given_trees
 from jtssm.protocol.program import Program
+
+if TYPE_CHECKING:
+    from jtssm.protocol.whole import WholeProgram
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StageProgram(Program):
     """Functions whose first argument is the exchange through which pieces meet."""
 
-    init: Callable[..., Any]  # (exchange, key, x, y, params or None) -> State
-    step: Callable[..., tuple[Any, Info]]  # (exchange, state, x, y) -> (State, Info)
-    drain: Callable[[Exchange, Any], Any]  # (exchange, state) -> State
+    init: Callable[..., Tree]  # (exchange, key, x, y, params or None) -> State
+    step: Callable[..., tuple[Tree, Info]]  # (exchange, state, x, y) -> (State, Info)
+    drain: Callable[[Exchange, Tree], Tree]  # (exchange, state) -> State
     forward: Callable[..., Array]  # (exchange, l, weights, p) -> output of piece l
-    start: Callable[[int, list[Tree]], Any]  # (l, parameters of piece l) -> weights of piece l
+    start: Callable[[int, list[Tree]], Tree]  # (l, parameters of piece l) -> weights of piece l
     # (exchange, state, x) -> State with the network's statistics estimated on x; None: it has none
-    estimate: Callable[[Exchange, Any, Array], Any] | None = None
+    estimate: Callable[[Exchange, Tree, Array], Tree] | None = None
 
     @property
     def weight_fields(self) -> tuple[str, ...]:
         return ("weights",)
 
-    def check(self, x: Any, y: Any, stage: str, weights: Tree = ()) -> None:
+    def check(self, x: Shaped, y: Shaped, stage: str, weights: Tree = ()) -> None:
         sample_checks.of_step(self, x, y, stage, weights)
 
-    def given(self, params: Any, dtype: Any) -> tuple:
+    def given(self, params: Sequence[Tree], dtype: DTypeLike) -> Carried:
         """A warm start by pieces; see `given_trees`."""
         return self.stages.by_piece(given_trees(self.network.init, params, dtype))
 
     def on_one_device(self) -> Method:
         exchange = by_index(self.stages.num)
 
-        def step(state: Any, x: Any, y: Any) -> tuple:
+        def step(state: Tree, x: AnyArray, y: AnyArray) -> tuple[Tree, Info]:
             self.check(x, y, "step", state.weights)
             return self.step(exchange, state, as_input(self.network, x), jnp.asarray(y))
 
-        def predict(state: Any, x: Any) -> Array:
+        def predict(state: Tree, x: AnyArray) -> Array:
             forward = lambda l, weights, p: self.forward(exchange, l, weights, p)
             return exchange.chain(forward, state.weights, x=as_input(self.network, x))[0]
 
-        def estimate(state: Any, x: Any) -> Any:
+        def estimate(state: Tree, x: AnyArray) -> Tree:
             if self.estimate is None or not self.network.estimated:
                 return state
             return self.estimate(exchange, state, as_input(self.network, x))
@@ -70,11 +74,13 @@ class StageProgram(Program):
         )
 
 
-def starting(program: Any, start: Callable) -> Callable:
+def starting(
+    program: StageProgram | WholeProgram, start: Callable[..., Tree]
+) -> Callable[..., Tree]:
     """`Method.init` of a program of pieces on one device; start: (key, x, y, params) -> State."""
     start = jax.jit(start)  # eager, its many small draws compile one by one
 
-    def init(key: Any, x: Any, y: Any, params: Any = None) -> Any:
+    def init(key: Array, x: AnyArray, y: AnyArray, params: Sequence[Tree] | None = None) -> Tree:
         key = checks.key(key)
         program.check(x, y, "init")
         for name, a in (("x", x), ("y", y)):
@@ -95,6 +101,6 @@ def starting(program: Any, start: Callable) -> Callable:
     return init
 
 
-def whole_params(state: Any) -> list[Tree]:
+def whole_params(state: Tree) -> list[Tree]:
     """The parameters of all pieces of an unplaced state, one tree a layer."""
     return [layer for weights in state.weights for layer in weights.params]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
+from jtssm.arrays import Tree
 from jtssm.protocol.axes import AXES
 from jtssm.protocol.declared import Move
 from jtssm.protocol.device_memory import held
@@ -86,7 +87,7 @@ def _holdings(method: Method, samples: int) -> list[str]:
     labels = jax.ShapeDtypeStruct((samples,), np.int32)
     targets = jax.ShapeDtypeStruct((samples, *program.network.shapes[-1]), np.float32)
     y = labels if program.loss.labels else targets
-    state: Any = jax.eval_shape(program.on_one_device().init, jax.random.key(0), x, y)
+    state: Tree = jax.eval_shape(program.on_one_device().init, jax.random.key(0), x, y)
     state = method.spread(state)
     fields = {name: held(getattr(state, name)) for name in state._fields}
     weights = sum(fields.pop(name) for name in program.weight_fields)

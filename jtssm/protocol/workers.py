@@ -7,16 +7,18 @@ round of R local steps; then the workers exchange weights. One step of such a me
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jtssm import checks
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import AnyArray, Array, Shaped, Tree
 from jtssm.nn.network import as_input, float_dtype
 from jtssm.nn.ops import PLAIN, Products
 from jtssm.protocol import device_memory, sample_checks
@@ -34,30 +36,32 @@ class Meeting(NamedTuple):
 
     num: int  # of all workers: N
     here: Array  # [n] numbers of the workers that live here
-    to_workers: (
-        Callable  # [homes here, N, ...] -> [n, homes, ...]: slice w of every home to worker w
-    )
-    to_homes: Callable  # [n, homes, ...] -> [homes here, N, ...]: back again
-    own_homes: Callable  # [homes, ...] -> [homes here, ...]
-    apart: Callable  # a tree, marked as differing from worker to worker
-    copies: Callable  # a tree -> the tree [n, ...], one a worker
-    mean: Callable  # a tree [n, ...] -> its mean over all workers
-    total: Callable  # a tree of scalars a worker, [n] -> their sum over all workers and samples
-    gather: (
-        Callable  # [b, width here] -> [b, whole width]: what all homes hold of a layer's neurons
-    )
-    sum_homes: Callable  # an array -> its sum over the devices that share the homes
-    own_samples: Callable  # an array [all samples of a minibatch, ...] -> the rows that live here
+    # [homes here, N, ...] -> [n, homes, ...]: slice w of every home to worker w
+    to_workers: Callable[[Array], Array]
+    to_homes: Callable[[Array], Array]  # [n, homes, ...] -> [homes here, N, ...]: back again
+    own_homes: Callable[[Array], Array]  # [homes, ...] -> [homes here, ...]
+    apart: Callable[[Tree], Tree]  # a tree, marked as differing from worker to worker
+    copies: Callable[[Tree], Tree]  # a tree -> the tree [n, ...], one a worker
+    mean: Callable[[Tree], Tree]  # a tree [n, ...] -> its mean over all workers
+    # a tree of scalars a worker, [n] -> their sum over all workers and samples
+    total: Callable[[Tree], Tree]
+    # [b, width here] -> [b, whole width]: what all homes hold of a layer's neurons
+    gather: Callable[[Array], Array]
+    sum_homes: Callable[[Array], Array]  # an array -> its sum over the devices that share the homes
+    # an array [all samples of a minibatch, ...] -> the rows that live here
+    own_samples: Callable[[Array], Array]
     products: Products  # of samples that are split over devices
 
 
 class Model(NamedTuple):
     """How the whole model lies in a state."""
 
-    draw: Callable[[Array, Any], list[Tree]]  # (key, dtype) -> random parameters, one tree a layer
-    lay_out: Callable[[Any, list[Tree]], dict]  # (xp, parameters) -> fields of State; xp: np or jnp
-    start: Callable[..., Any]  # (key, **those fields) -> State
-    params: Callable[[Any], list[Tree]]  # state of one device -> one tree a layer
+    # (key, dtype) -> random parameters, one tree a layer
+    draw: Callable[[Array, DTypeLike], list[Tree]]
+    # (xp, parameters) -> fields of State; xp: np or jnp
+    lay_out: Callable[[ModuleType, list[Tree]], dict[str, Tree]]
+    start: Callable[..., Tree]  # (key, **those fields) -> State
+    params: Callable[[Tree], list[Tree]]  # state of one device -> one tree a layer
     homes: int  # in how many parts it is stored; 1: not on a mesh
 
 
@@ -69,9 +73,10 @@ class WorkerProgram(Program):
     """
 
     model: Model
-    step: Callable[..., tuple[Any, Info]]  # (meeting, state, x, y) -> (State, Info)
-    forward: Callable[[Meeting, Any, Array], Array]  # (meeting, state, x) -> outputs of the network
-    estimate: Callable[[Meeting, Any, Array], Any]  # (meeting, state, x) -> State
+    step: Callable[..., tuple[Tree, Info]]  # (meeting, state, x, y) -> (State, Info)
+    # (meeting, state, x) -> outputs of the network
+    forward: Callable[[Meeting, Tree, Array], Array]
+    estimate: Callable[[Meeting, Tree, Array], Tree]  # (meeting, state, x) -> State
     # the fields of State that hold parameters, and what an optimizer keeps between rounds
     weight_fields: tuple[str, ...] = ("params", "opt_state")
     deals: bool = (
@@ -107,7 +112,7 @@ class WorkerProgram(Program):
     def renews_optimizer(self) -> bool:
         return self.deals
 
-    def check(self, x: Any, y: Any, stage: str, weights: Tree = ()) -> None:
+    def check(self, x: Shaped, y: Shaped, stage: str, weights: Tree = ()) -> None:
         if stage == "step":
             sample_checks.leading("x", self.round_shape, x)
             sample_checks.leading("y", self.round_shape, y)
@@ -116,31 +121,32 @@ class WorkerProgram(Program):
         if stage != "values":
             sample_checks.same_dtype(weights, x)
 
-    def _flat(self, a: Any) -> tuple[int, ...]:
+    def _flat(self, a: Shaped) -> tuple[int, ...]:
         """The shape of a round's samples in one row."""
         return (prod(self.round_shape), *jnp.shape(a)[3:])
 
-    def samples(self, x: Any) -> Array:
+    def samples(self, x: AnyArray) -> Array:
         """A round's samples [R, N, b, ...] in the shape the first layer takes."""
         shape = self.network.shapes[0]
         return jnp.asarray(x).reshape(*self.round_shape, *shape).astype(float_dtype(x))
 
-    def first_state(self, key: Array, dtype: Any, params: Any = None) -> Any:
+    def first_state(self, key: Array, dtype: DTypeLike, params: list[Tree] | None = None) -> Tree:
         """The state before the first round, from random parameters or given ones."""
         params = self.model.draw(key, dtype) if params is None else params
         return self.model.start(key, **self.model.lay_out(jnp, params))
 
     def on_one_device(self) -> Method:
-        meeting = lambda: by_index(self.num)  # only where a function runs: it holds an array
+        def meeting() -> Meeting:  # only where a function runs: it holds an array
+            return by_index(self.num)
 
-        def step(state: Any, x: Any, y: Any) -> tuple:
+        def step(state: Tree, x: AnyArray, y: AnyArray) -> tuple[Tree, Info]:
             self.check(x, y, "step", state)
             return self.step(meeting(), state, self.samples(x), jnp.asarray(y))
 
-        def predict(state: Any, x: Any) -> Array:
+        def predict(state: Tree, x: AnyArray) -> Array:
             return self.forward(meeting(), state, as_input(self.network, x))
 
-        def estimate(state: Any, x: Any) -> Any:
+        def estimate(state: Tree, x: AnyArray) -> Tree:
             if not self.network.estimated:
                 return state
             return self.estimate(meeting(), state, as_input(self.network, x))
@@ -156,11 +162,11 @@ class WorkerProgram(Program):
         )
 
 
-def _starting(program: WorkerProgram) -> Callable:
+def _starting(program: WorkerProgram) -> Callable[..., Tree]:
     """`Method.init` on one device."""
     start = jax.jit(program.first_state, static_argnums=1)
 
-    def init(key: Any, x: Any, y: Any, params: Any = None) -> Any:
+    def init(key: Array, x: AnyArray, y: AnyArray, params: Sequence[Tree] | None = None) -> Tree:
         key = checks.key(key)
         program.check(x, y, "init")
         dtype = float_dtype(x)
@@ -175,7 +181,10 @@ def _starting(program: WorkerProgram) -> Callable:
 def by_index(num: int) -> Meeting:
     """The meeting of `num` workers that share one device."""
     turned = lambda a: a.swapaxes(0, 1)
-    same = lambda a: a
+
+    def same(a: Tree) -> Tree:
+        return a
+
     return Meeting(
         num=num,
         here=jnp.arange(num),
@@ -193,7 +202,7 @@ def by_index(num: int) -> Meeting:
     )
 
 
-def round_info(meeting: Meeting, sums: tuple, samples: int) -> Info:
+def round_info(meeting: Meeting, sums: tuple[Array, Array], samples: int) -> Info:
     """What a round showed: mean loss and accuracy of all its minibatches.
 
     sums: (loss, right answers) of each worker here, [n] each.  samples: of this round, on all devices.

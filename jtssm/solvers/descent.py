@@ -12,18 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
 
 from jtssm import checks, losses
-from jtssm.arrays import Array
+from jtssm.arrays import Array, Tree
 from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network, estimate_layers
+from jtssm.nn.ops import Products
 from jtssm.protocol.arguments import documented
 from jtssm.protocol.declared import Declared, Run
-from jtssm.protocol.exchange import Exchange
+from jtssm.protocol.exchange import Carried, Exchange
 from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
@@ -35,7 +38,7 @@ from jtssm.solvers.pieces import Pieces, Weights, precisely, training
 class State(NamedTuple):
     """What the next step needs."""
 
-    weights: Any  # one Weights, the whole network's
+    weights: Carried  # one Weights, the whole network's
     key: Array | None  # of the next minibatch's dropout; None: no layer draws
     pace: Array  # [] what the optimizer's updates are multiplied by: 1, less after a divergence
 
@@ -45,11 +48,11 @@ class State(NamedTuple):
 def sgd(
     net: Network,
     *,
-    optimizer: Any,
+    optimizer: optax.GradientTransformation,
     batch_size: int,
     loss: str | losses.Loss = "cross_entropy",
-    precision: Any = None,
-    compute_dtype: Any = None,
+    precision: str | None = None,
+    compute_dtype: DTypeLike | None = None,
 ) -> Method:
     """End-to-end training with any optax optimizer; on a mesh model, batch and domain parallel.
 
@@ -78,7 +81,10 @@ def sgd(
     optimizers = checks.optimizers(optimizer, 1)
     starts, dtype = cut(net, 1, None), checks.compute_dtype(compute_dtype)
     pieces = Pieces(net, starts, optimizers, losses.find(loss), dtype)
-    forward = lambda exchange, l, weights, x: pieces.forward(exchange, l, weights.params, x)
+
+    def forward(exchange: Exchange, l: int, weights: Weights, x: Array) -> Array:
+        return pieces.forward(exchange, l, weights.params, x)
+
     return WholeProgram(
         name="sgd",
         stages=pieces,
@@ -97,19 +103,21 @@ def sgd(
     ).on_one_device()
 
 
-def _init(pieces: Pieces, exchange: Exchange, key: Array, x: Array, y: Array, params: Any) -> State:
+def _init(
+    pieces: Pieces, exchange: Exchange, key: Array, x: Array, y: Array, params: list[Tree] | None
+) -> State:
     weights = pieces.weights(exchange, key, x.dtype, params)
     return State(weights, key if pieces.network.random else None, jnp.ones((), x.dtype))
 
 
-def _gradient(pieces: Pieces) -> Callable:
-    def gradient(exchange, state, x, y):
+def _gradient(pieces: Pieces) -> Callable[..., tuple[Carried, Info]]:
+    def gradient(exchange: Exchange, state: State, x: Array, y: Array) -> tuple[Carried, Info]:
         samples = x.shape[0] * exchange.samples.num_splits
         draw = None if state.key is None else jax.random.split(state.key)[1]
         ids = exchange.samples.own(jnp.arange(samples))
         products = lambda i, here: training(exchange.layers.products(i, here), draw, i, ids)
 
-        def work(l, weights):
+        def work(l: int, weights: Weights) -> tuple[list[Tree], tuple[Array, Array]]:
             sums, found = loss_gradient(pieces, exchange, l, weights, x, y, samples, products)
             return found, sums
 
@@ -120,8 +128,8 @@ def _gradient(pieces: Pieces) -> Callable:
     return gradient
 
 
-def _descend(pieces: Pieces) -> Callable:
-    def descend(state, gradient):
+def _descend(pieces: Pieces) -> Callable[[State, Carried], State]:
+    def descend(state: State, gradient: Carried) -> State:
         key = None if state.key is None else jax.random.split(state.key)[0]
         pairs = enumerate(zip(state.weights, gradient, strict=True))
         weights = (pieces.descend(l, w, g, pace=state.pace) for l, (w, g) in pairs)
@@ -130,9 +138,9 @@ def _descend(pieces: Pieces) -> Callable:
     return descend
 
 
-def _estimate(pieces: Pieces) -> Callable:
-    def estimate(exchange, state, x):
-        def work(l, weights):
+def _estimate(pieces: Pieces) -> Callable[[Exchange, State, Array], State]:
+    def estimate(exchange: Exchange, state: State, x: Array) -> State:
+        def work(l: int, weights: Weights) -> tuple[Weights]:
             products = lambda i: exchange.layers.products(i, x.shape[0]).to_train()
             found = estimate_layers(
                 pieces.network.layers, weights.params, x, products, pieces.compute_dtype
@@ -144,10 +152,19 @@ def _estimate(pieces: Pieces) -> Callable:
     return estimate
 
 
-def loss_gradient(pieces, exchange, l, weights: Weights, x, y, samples: int, products=None):
+def loss_gradient(
+    pieces: Pieces,
+    exchange: Exchange,
+    l: int,
+    weights: Weights,
+    x: Array,
+    y: Array,
+    samples: int,
+    products: Callable[[int, int], Products] | None = None,
+) -> tuple[tuple[Array, Array], list[Tree]]:
     """((mean loss, number right), gradient of the mean loss) of the samples at hand."""
 
-    def mean_loss(params):
+    def mean_loss(params: list[Tree]) -> tuple[Array, Array]:
         outputs = pieces.forward(exchange, l, params, x, products)
         return pieces.loss.value(outputs, y).sum() / samples, pieces.loss.correct(outputs, y).sum()
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import optax
 from jax import lax
+from jax.typing import DTypeLike
 
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import Array, Scalar, Tree
 from jtssm.nn.network import estimate_layers, keep_estimated, run_layers
 from jtssm.nn.ops import Products
 from jtssm.protocol import sample_checks
 from jtssm.protocol.declared import Declared, Move
-from jtssm.protocol.exchange import Exchange
+from jtssm.protocol.exchange import Carried, Exchange
+from jtssm.protocol.info import Info
 from jtssm.protocol.program import Batch, Stages
 from jtssm.protocol.stages import StageProgram
+
+Found = TypeVar("Found")
 
 
 class Weights(NamedTuple):
@@ -32,7 +36,7 @@ class Pieces(Stages):
 
     __slots__ = ()
 
-    def draw(self, exchange: Exchange, l: int, key: Array, dtype: Any) -> list[Tree]:
+    def draw(self, exchange: Exchange, l: int, key: Array, dtype: DTypeLike) -> list[Tree]:
         """Random parameters of piece l, as much of them as this device stores."""
         layers = range(self.starts[l], self.starts[l + 1])
         return exchange.layers.own(l, [self.network.init_layer(i, key, dtype) for i in layers])
@@ -41,7 +45,9 @@ class Pieces(Stages):
         """Parameters of piece l with a fresh optimizer state."""
         return Weights(params, self.optimizers[l].init(params))
 
-    def weights(self, exchange: Exchange, key: Array, dtype: Any, params: Any) -> Any:
+    def weights(
+        self, exchange: Exchange, key: Array, dtype: DTypeLike, params: Carried | None
+    ) -> Carried:
         """Weights of all pieces: drawn from the key, or started from given parameters."""
         fresh = lambda l: (self.start(l, self.draw(exchange, l, key, dtype)),)
         if params is None:
@@ -54,7 +60,7 @@ class Pieces(Stages):
         l: int,
         params: list[Tree],
         p: Array,
-        products: Callable | None = None,
+        products: Callable[[int, int], Products] | None = None,
     ) -> Array:
         """f_l(W_l, p_l) for p_l [samples, ...].
 
@@ -65,7 +71,12 @@ class Pieces(Stages):
         return run_layers(self.layers(l), params, p, here, self.compute_dtype)
 
     def descend(
-        self, l: int, weights: Weights, gradient: Tree, live: Any = True, pace: Any = 1.0
+        self,
+        l: int,
+        weights: Weights,
+        gradient: list[Tree],
+        live: bool | Array = True,
+        pace: Scalar = 1.0,
     ) -> Weights:
         """One optimizer step of piece l, its updates times `pace`; nothing changes if `live` is False.
 
@@ -81,13 +92,13 @@ class Pieces(Stages):
 
         return step(weights) if live is True else lax.cond(live, step, lambda w: w, weights)
 
-    def estimate(self, exchange: Exchange, state: Any, x: Array) -> Any:
+    def estimate(self, exchange: Exchange, state: Tree, x: Array) -> Tree:
         """The state with the statistics of x [samples, ...] in the layers that keep any."""
         seen = lambda i, here: exchange.layers.products(i, here).to_train()
         run = lambda l, weights, p: self.forward(exchange, l, weights.params, p, seen)
         _, inputs, _ = exchange.chain(run, state.weights, x=x, keep=True)
 
-        def renewed(l, weights, p):
+        def renewed(l: int, weights: Weights, p: Array) -> tuple[Weights]:
             first = self.starts[l]
             products = lambda i: seen(first + i, p.shape[0])
             found = estimate_layers(self.layers(l), weights.params, p, products, self.compute_dtype)
@@ -119,15 +130,15 @@ class Pieces(Stages):
     def program(
         self,
         name: str,
-        kinds: Mapping[str, Any],
+        kinds: Mapping[str, str | tuple[str | None, ...]],
         declared: Declared,
         batch: Batch,
-        precision: Any,
+        precision: str | None,
         *,
-        init: Callable,
-        step: Callable,
-        drain: Callable = lambda exchange, state: state,
-        estimate: Callable | None = None,
+        init: Callable[..., Tree],
+        step: Callable[..., tuple[Tree, Info]],
+        drain: Callable[[Exchange, Tree], Tree] = lambda exchange, state: state,
+        estimate: Callable[[Exchange, Tree, Array], Tree] | None = None,
     ) -> StageProgram:
         """A method of pieces, with the given precision of its products.
 
@@ -136,7 +147,10 @@ class Pieces(Stages):
         """
         if estimate is None:
             sample_checks.steady(self.network, name)
-        run = lambda exchange, l, weights, p: self.forward(exchange, l, weights.params, p)
+
+        def run(exchange: Exchange, l: int, weights: Weights, p: Array) -> Array:
+            return self.forward(exchange, l, weights.params, p)
+
         return StageProgram(
             name=name,
             stages=self,
@@ -152,16 +166,16 @@ class Pieces(Stages):
         )
 
 
-def paced(updates: Tree, pace: Any) -> Tree:
+def paced(updates: Tree, pace: Scalar) -> Tree:
     """An optimizer's updates times a scalar; the step of every method is made smaller here."""
     return jax.tree.map(lambda a: (pace * a).astype(a.dtype), updates)
 
 
-def precisely(precision: Any, fn: Callable) -> Callable:
+def precisely(precision: str | None, fn: Callable[..., Found]) -> Callable[..., Found]:
     """fn with the given precision of its products, also of those that autodiff adds."""
 
     @functools.wraps(fn)
-    def traced(*args):
+    def traced(*args: Tree) -> Found:
         with jax.default_matmul_precision(precision):
             return fn(*args)
 

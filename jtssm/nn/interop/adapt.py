@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from jtssm.arrays import Array
+from jtssm.arrays import Array, Shaped
 from jtssm.nn.adapted import ROWS, Call, Pure, adapted
 from jtssm.nn.network import Network, sequence
 
 
-def chained(makers: Iterable[Callable[[], Pure]], sample_input: Any) -> Network:
+def chained(makers: Iterable[Callable[[], Pure]], sample_input: Shaped) -> Network:
     """A network of modules, each adapted in its turn; sample_input [samples, ...].
 
     Raises:
@@ -36,9 +38,9 @@ def chained(makers: Iterable[Callable[[], Pure]], sample_input: Any) -> Network:
     return sequence(layers, x.shape[1:])
 
 
-def _sample(sample_input: Any) -> jax.ShapeDtypeStruct:
+def _sample(sample_input: Shaped) -> jax.ShapeDtypeStruct:
     shape = tuple(jnp.shape(sample_input))
-    dtype: Any = jnp.result_type(sample_input) if shape else "nothing"
+    dtype: DTypeLike = jnp.result_type(sample_input) if shape else "nothing"
     numbers = shape and any(jnp.issubdtype(dtype, k) for k in (jnp.floating, jnp.integer))
     if len(shape) < 2 or not numbers or min(shape) < 1:
         raise ValueError(
@@ -67,7 +69,7 @@ def dropped(x: Array, call: Call, number: int, rate: float, same: Sequence[int])
     return jnp.where(kept, x / (1 - rate), 0)
 
 
-def need_flax(name: str) -> Any:
+def need_flax(name: str) -> ModuleType:
     """The package flax.
 
     Raises:
@@ -80,7 +82,7 @@ def need_flax(name: str) -> Any:
     return flax
 
 
-def listed(modules: Any) -> list:
+def listed(modules: object) -> list[Any]:
     """A list or tuple of at least one module.
 
     Raises:
@@ -94,6 +96,6 @@ def listed(modules: Any) -> list:
     return list(modules)
 
 
-def named(given: Any) -> str:
+def named(given: object) -> str:
     """What a layer made of a function or module is called."""
     return getattr(given, "__name__", None) or type(given).__name__

@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import Array, Shaped, Tree
 from jtssm.nn.adapted import Call, Pure
 from jtssm.nn.interop.adapt import chained, listed, named
 from jtssm.nn.network import Network
 
 
-def layers(functions: Sequence[Any], sample_input: Any) -> Network:
+def layers(functions: Sequence[Callable | tuple[Tree, Callable]], sample_input: Shaped) -> Network:
     """A network of plain functions, each a layer: what `solvers` train and cut.
 
     Args:
@@ -53,7 +53,7 @@ def _maker(i: int, given: Any) -> Callable[[], Pure]:
     return lambda: of_function(given) if alone else _of_pair(*given)
 
 
-def of_function(f: Callable) -> Pure:
+def of_function(f: Callable[..., Array]) -> Pure:
     """A layer without parameters."""
     call = _keywords(f)
     return Pure(
@@ -64,7 +64,7 @@ def of_function(f: Callable) -> Pure:
     )
 
 
-def _of_pair(start: Any, f: Callable) -> Pure:
+def _of_pair(start: Tree, f: Callable[..., Array]) -> Pure:
     call = _keywords(f)
 
     def draw(key: Array, x: Array) -> tuple[Tree, Tree]:
@@ -78,7 +78,7 @@ def _of_pair(start: Any, f: Callable) -> Pure:
     )
 
 
-def _keywords(f: Callable) -> Callable[[Call], dict[str, Any]]:
+def _keywords(f: Callable) -> Callable[[Call], dict[str, bool | Array | None]]:
     """What f wants to know of a call."""
     try:
         known = inspect.signature(f).parameters

@@ -5,15 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import Array, Shaped, Tree
 from jtssm.nn.adapted import Call, Pure
 from jtssm.nn.interop.adapt import chained, dropped, listed, need_flax
 from jtssm.nn.interop.functions import of_function
 from jtssm.nn.network import Network
+
+if TYPE_CHECKING:
+    from flax import linen
 
 # what modules call the argument that tells training from prediction, and its value while training
 MODES = {
@@ -29,7 +32,10 @@ STATE = "batch_stats"
 
 
 def from_linen(
-    modules: Sequence[Any], sample_input: Any, *, streams: Sequence[str] = STREAMS
+    modules: Sequence[linen.Module | Callable],
+    sample_input: Shaped,
+    *,
+    streams: Sequence[str] = STREAMS,
 ) -> Network:
     """A network of flax linen modules, each a layer: what `solvers` train and cut.
 
@@ -65,11 +71,13 @@ def from_linen(
     return chained(makers, sample_input)
 
 
-def _adapted(module: Any, streams: tuple[str, ...]) -> Pure:
+def _adapted(module: linen.Module, streams: tuple[str, ...]) -> Pure:
     from flax import linen
 
     known = inspect.signature(module.__call__).parameters
-    mode = lambda training: {n: MODES[n] == training for n in known if n in MODES}
+
+    def mode(training: bool) -> dict[str, Any]:
+        return {name: MODES[name] == training for name in known if name in MODES}
 
     def draw(key: Array, x: Array) -> tuple[Tree, Tree]:
         variables = dict(module.init(_keys(key, streams), x, **mode(False)))
@@ -85,7 +93,7 @@ def _adapted(module: Any, streams: tuple[str, ...]) -> Pure:
         rngs = _keys(jax.random.key(0) if call.key is None else call.key, streams)
         kept = [STATE] if state and call.training else False
         with linen.intercept_methods(_interceptor(call)):
-            found = module.apply(variables, x, rngs=rngs, mutable=kept, **mode(call.training))
+            found: Any = module.apply(variables, x, rngs=rngs, mutable=kept, **mode(call.training))
         y, new = found if kept else (found, {STATE: state})
         return y, new.get(STATE, state)
 
@@ -103,7 +111,9 @@ def _interceptor(call: Call) -> Callable:
 
     numbers = count()
 
-    def intercept(next_fun: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    def intercept(
+        next_fun: Callable, args: tuple, kwargs: dict, context: linen.module.InterceptorContext
+    ) -> Any:
         module = context.module
         if context.method_name == "__call__" and isinstance(module, linen.BatchNorm):
             _set(module, axis_name=call.axes or None)
@@ -120,7 +130,7 @@ def _interceptor(call: Call) -> Callable:
     return intercept
 
 
-def _set(module: Any, **attributes: Any) -> None:
+def _set(module: linen.Module, **attributes: object) -> None:
     """As flax itself sets attributes of its frozen modules."""
     for name, value in attributes.items():
         object.__setattr__(module, name, value)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import Array, Shaped, Tree
 from jtssm.nn.adapted import Call, Pure
 from jtssm.nn.interop.adapt import chained, dropped, listed, need_flax
 from jtssm.nn.interop.functions import of_function
 from jtssm.nn.network import Network
 
+if TYPE_CHECKING:
+    from flax import nnx
 
-def from_nnx(modules: Sequence[Any], sample_input: Any = None) -> Network:
+
+def from_nnx(
+    modules: Sequence[nnx.Module | Callable], sample_input: Shaped | None = None
+) -> Network:
     """A network of flax nnx modules, each a layer: what `solvers` train and cut.
 
     Training starts from the values that the modules hold, whatever the key. The modules given stay as
@@ -62,7 +67,7 @@ def from_nnx(modules: Sequence[Any], sample_input: Any = None) -> Network:
     return chained(makers, sample_input)
 
 
-def _apart(modules: Sequence[Any]) -> None:
+def _apart(modules: Sequence[nnx.Module | Callable]) -> None:
     """No two modules share a variable: each layer trains its own."""
     from flax import nnx
 
@@ -79,14 +84,14 @@ def _apart(modules: Sequence[Any]) -> None:
                 )
 
 
-def _adapted(module: Any) -> Pure:
+def _adapted(module: nnx.Module | Callable) -> Pure:
     from flax import nnx
 
     if not isinstance(module, nnx.Module):
         return of_function(module)
     graph, params, stats, draws, rest = _split(module)
 
-    def merged(given: Tree, state: Tree, random: Any) -> Any:
+    def merged(given: Tree, state: Tree, random: nnx.State) -> nnx.Module:
         return nnx.merge(
             graph, _filled(params, given), _filled(stats, state), random, _copied(rest)
         )
@@ -107,14 +112,14 @@ def _adapted(module: Any) -> Pure:
     )
 
 
-def _split(module: Any) -> tuple:
+def _split(module: nnx.Module) -> tuple[Any, ...]:
     """(graph, parameters, statistics, random streams, all else)."""
     from flax import nnx
 
     return nnx.split(module, nnx.Param, nnx.BatchStat, nnx.RngState, ...)
 
 
-def _filled(state: Any, values: Tree) -> Any:
+def _filled(state: nnx.State, values: Tree) -> nnx.State:
     """An nnx State with other values."""
     from flax import nnx
 
@@ -123,11 +128,11 @@ def _filled(state: Any, values: Tree) -> Any:
     return new
 
 
-def _copied(state: Any) -> Any:
+def _copied(state: nnx.State) -> nnx.State:
     return jax.tree.map(lambda a: a, state)
 
 
-def _seeded(draws: Any, key: Array | None) -> Any:
+def _seeded(draws: nnx.State, key: Array | None) -> nnx.State:
     """Random streams that start from a key, each from its own."""
     if key is None:
         return _copied(draws)
@@ -140,7 +145,7 @@ def _seeded(draws: Any, key: Array | None) -> Any:
     return jax.tree.unflatten(structure, fresh)
 
 
-def _set(module: Any, call: Call) -> None:
+def _set(module: nnx.Module, call: Call) -> None:
     """Train or predict; means over all devices and samples at hand."""
     from flax import nnx
 
@@ -150,16 +155,24 @@ def _set(module: Any, call: Call) -> None:
         drops = [node for _, node in nnx.iter_graph(module) if isinstance(node, nnx.Dropout)]
         for number, node in enumerate(drops):
             _mask_each_sample(node, call, number)
-    norms = {"axis_name": call.axes or None} | ({"momentum": 0.0} if call.estimating else {})
+    norms: dict[str, Any] = {"axis_name": call.axes or None} | (
+        {"momentum": 0.0} if call.estimating else {}
+    )
     module.set_attributes(nnx.BatchNorm, raise_if_not_found=False, **norms)
 
 
-def _mask_each_sample(dropout: Any, call: Call, number: int) -> None:
+def _mask_each_sample(dropout: nnx.Dropout, call: Call, number: int) -> None:
     """Let a Dropout draw a mask for each sample; a module used twice draws the same one twice."""
     from flax import nnx
 
     class Masked(nnx.Dropout):
-        def __call__(self, inputs, *, deterministic=None, rngs=None):
+        def __call__(
+            self,
+            inputs: Array,
+            *,
+            deterministic: bool | None = None,
+            rngs: nnx.Rngs | nnx.RngStream | Array | None = None,
+        ) -> Array:
             if self.deterministic if deterministic is None else deterministic:
                 return inputs
             return dropped(inputs, call, number, self.rate, self.broadcast_dims)
@@ -167,7 +180,7 @@ def _mask_each_sample(dropout: Any, call: Call, number: int) -> None:
     object.__setattr__(dropout, "__class__", Masked)
 
 
-def _unchanged(name: str, before: Any, after: Any) -> None:
+def _unchanged(name: str, before: nnx.State, after: nnx.State) -> None:
     """A call leaves variables of other kinds as they are, or they would be lost."""
     paths = [jax.tree_util.tree_leaves_with_path(state) for state in (before, after)]
     if len(paths[0]) != len(paths[1]) or any(

@@ -44,7 +44,6 @@ Departs from the paper:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import optax
 
@@ -110,7 +109,7 @@ def pdadmm(
     grid: int | Sequence[float] | None = None,
     float_q: bool = False,
     loss: str | losses.Loss = "cross_entropy",
-    precision: Any = None,
+    precision: str | None = None,
 ) -> Method:
     """pdADMM: layers trained in parallel without gradients of the loss (see `solvers.layerwise`).
 

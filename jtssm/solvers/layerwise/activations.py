@@ -23,6 +23,8 @@ from jtssm.nn.perceptrons import Dense
 
 STARTS = 16  # points at which tanh's bracket is looked at
 HALVINGS = 40  # most Newton or bisection steps of tanh's solver
+# where the search stands, its two ends, whether it still moves, steps so far
+Bracket = tuple[Array, Array, Array, Array, int | Array]
 
 
 class Activation(NamedTuple):
@@ -66,11 +68,12 @@ def _tanh_minimise(z: Array, m: Array, q: Array) -> Array:
     gap = q - jnp.tanh(c)
     flat = jnp.maximum(c, jnp.log1p(4 * jnp.maximum(q + 1, 0)) / 2) + 0.5
     high = jnp.minimum(c + gap / 2**0.5, flat)
-    cost = lambda a: 2 * (a - c) ** 2 + (q - jnp.tanh(a)) ** 2
-    at = lambda i: c + (high - c) * (i / STARTS)
 
-    def look(i, best):
-        a = at(i)
+    def cost(a: Array) -> Array:
+        return 2 * (a - c) ** 2 + (q - jnp.tanh(a)) ** 2
+
+    def look(i: Array, best: Array) -> Array:
+        a = c + (high - c) * (i / STARTS)
         return jnp.where(cost(a) < cost(best), a, best)
 
     best = lax.fori_loop(1, STARTS + 1, look, c)
@@ -87,11 +90,13 @@ def _tanh_slope(c: Array, q: Array, a: Array) -> tuple[Array, Array]:
     return 4 * (a - c) - 2 * (q - t) * s, 4 + 2 * s * s + 4 * (q - t) * t * s
 
 
-def _falling_root(slope: Callable, low: Array, high: Array, start: Array) -> Array:
+def _falling_root(
+    slope: Callable[[Array], tuple[Array, Array]], low: Array, high: Array, start: Array
+) -> Array:
     """Where the cost stops falling within low..high: Newton, by halves where it leaves the bracket."""
     small = 4 * jnp.finfo(start.dtype).eps
 
-    def refine(carry):
+    def refine(carry: Bracket) -> Bracket:
         a, low, high, _, i = carry
         first, second = slope(a)
         low, high = jnp.where(first < 0, a, low), jnp.where(first < 0, high, a)
@@ -103,7 +108,8 @@ def _falling_root(slope: Callable, low: Array, high: Array, start: Array) -> Arr
 
     going = lambda carry: carry[3] & (carry[4] < HALVINGS)
     first = jnp.any(start == start)  # True, marked as varying where the samples are
-    return lax.while_loop(going, refine, (start, low, high, first, 0))[0]
+    carry: Bracket = start, low, high, first, 0
+    return lax.while_loop(going, refine, carry)[0]
 
 
 RELU = leaky(0.0)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
+from jtssm.arrays import Tree
 from jtssm.nn.network import Network
 from jtssm.protocol.method import Method
 from jtssm.solvers.layerwise.activations import activation
@@ -43,14 +42,14 @@ def grow(method: Method, state: State, net: Network) -> tuple[Method, State]:
     params = {"W": jnp.eye(width, dtype=P.dtype), "b": jnp.zeros(width, P.dtype)}
     inbox = state.inbox[-1]
     # the first new layer stands where the last one stood; after it p = q = P and u = 0
-    after: Any = Inbox(P, zero) if isinstance(inbox, Inbox) else ()
+    after: Tree = Inbox(P, zero) if isinstance(inbox, Inbox) else ()
     inboxes = (*state.inbox, *([after] * more))
 
-    def inserted(old: tuple, new: Any) -> tuple:
+    def inserted(old: tuple[Tree, ...], new: Tree) -> tuple[Tree, ...]:
         return (*old[:-1], *([new] * more), old[-1])
 
     weights = inserted(state.weights, Weights([params], state.weights[-1].opt_state))
-    fields: dict[str, Any] = {"weights": weights, "inbox": inboxes}
+    fields: dict[str, Tree] = {"weights": weights, "inbox": inboxes}
     fields |= {name: inserted(getattr(state, name), P) for name in ("p", "z", "q")}
     fields |= {name: inserted(getattr(state, name), zero) for name in ("r", "u")}
     # each array its own buffer, so that the state can be donated

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from jtssm.arrays import Array
+from jtssm.arrays import Array, Scalar, Tree
 from jtssm.protocol.declared import Declared, MatrixProduct, Move
-from jtssm.protocol.exchange import Exchange
+from jtssm.protocol.exchange import Carried, Exchange
 from jtssm.protocol.info import Info
 from jtssm.protocol.program import Batch
 from jtssm.protocol.stages import StageProgram
@@ -31,11 +32,11 @@ STEPS = ("damped", "gradient", "exact")
 class Numbers(NamedTuple):
     """The numbers of L and of its steps, scalars; traced, so that a schedule costs no compilation."""
 
-    rho: Any  # penalty of p = q
-    nu: Any  # weight of |z - p W - b|^2 and |q - f(z)|^2
-    weight_decay: Any  # weight of |W|^2 / 2
-    damping: Any  # of the W-step with steps="damped"
-    t0: Any  # first step length tried with steps="gradient"; None: exact line search
+    rho: Scalar  # penalty of p = q
+    nu: Scalar  # weight of |z - p W - b|^2 and |q - f(z)|^2
+    weight_decay: Scalar  # weight of |W|^2 / 2
+    damping: Scalar  # of the W-step with steps="damped"
+    t0: Scalar | None  # first step length tried with steps="gradient"; None: exact line search
 
 
 class Inbox(NamedTuple):
@@ -48,13 +49,13 @@ class Inbox(NamedTuple):
 class State(NamedTuple):
     """What the next iteration needs; carried: one a layer."""
 
-    weights: Any  # carried Weights: W, b
-    p: Any  # carried p_l [M, inputs], () in the first
-    z: Any  # carried z_l [M, width]
-    r: Any  # carried r_l = p_l W_l + b_l - z_l [M, width]
-    q: Any  # carried q_l [M, width], () in the last
-    u: Any  # carried u_l [M, width], () in the last
-    inbox: Any  # carried Inbox, () in the first; everywhere () unless q is rounded
+    weights: Carried  # Weights: W, b
+    p: Carried  # p_l [M, inputs], () in the first
+    z: Carried  # z_l [M, width]
+    r: Carried  # r_l = p_l W_l + b_l - z_l [M, width]
+    q: Carried  # q_l [M, width], () in the last
+    u: Carried  # u_l [M, width], () in the last
+    inbox: Carried  # Inbox, () in the first; everywhere () unless q is rounded
     numbers: Numbers
     # [] what the steps of p and W are multiplied by: 1, less after a divergence; L then still falls by
     # what the decrease in `Info.shown` says
@@ -76,7 +77,9 @@ class Layered(NamedTuple):
         """Whether q crosses a boundary as codes."""
         return self.grid is not None and not self.float_q
 
-    def init(self, exchange: Exchange, key: Array, x: Array, y: Array, params: Any) -> State:
+    def init(
+        self, exchange: Exchange, key: Array, x: Array, y: Array, params: Carried | None
+    ) -> State:
         """A forward pass: p = q = f(z), r = 0, u = 0."""
         weights = self.pieces.weights(exchange, key, x.dtype, params)
         run = lambda l, weights, p: self.pieces.forward(exchange, l, weights.params, p)
@@ -84,10 +87,10 @@ class Layered(NamedTuple):
         p, z, r, q, u, inbox = exchange.each(
             self._hold, weights, inputs, outputs, kinds=("samples",) * 6
         )
-        numbers = Numbers(*(None if a is None else jnp.asarray(a, x.dtype) for a in self.numbers))
+        numbers = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), self.numbers)
         return State(weights, p, z, r, q, u, inbox, numbers, jnp.ones((), x.dtype))
 
-    def _hold(self, l: int, weights: Weights, p: Array, f: Array) -> tuple:
+    def _hold(self, l: int, weights: Weights, p: Array, f: Array) -> tuple[Tree, ...]:
         z = flat(p) @ weights.params[0]["W"] + weights.params[0]["b"][None, :]
         last, zero = l == self.pieces.num - 1, jnp.zeros_like(z)
         inbox = Inbox(p, jnp.zeros_like(p)) if l and self.rounds_q else ()
@@ -182,7 +185,7 @@ class Layered(NamedTuple):
             found += [MatrixProduct(i, o, i, split=False), *_solve(i, samples, split=True)]
         return tuple(found)
 
-    def program(self, precision: Any) -> StageProgram:
+    def program(self, precision: str | None) -> StageProgram:
         """The method, written once."""
         samples = dict.fromkeys(("p", "z", "r", "q", "u", "inbox"), "samples")
         declared = Declared(
@@ -234,13 +237,13 @@ class Turn(NamedTuple):
     numbers: Numbers
     pace: Array
 
-    def pull(self, l: int, q: Any, u: Any) -> tuple:
+    def pull(self, l: int, q: Tree, u: Tree) -> tuple[Tree]:
         """u_l - rho q_l, for layer l + 1."""
         return ((),) if l == self.layers.pieces.num - 1 else (u - self.numbers.rho * q,)
 
     def renew_layer(
-        self, l: int, weights: Weights, p: Any, z: Array, r: Array, q: Any, before: Any
-    ) -> tuple:
+        self, l: int, weights: Weights, p: Tree, z: Array, r: Array, q: Tree, before: Tree
+    ) -> tuple[Weights, Tree, Array, Array, Tree, tuple[Array, ...]]:
         """The p-, W-, b- and z-step; sends p backward. Sums: L, its guaranteed fall, R(m), right."""
         p_new, message, fallen = self.x, (), jnp.zeros((), z.dtype)
         if l > 0:
@@ -256,7 +259,9 @@ class Turn(NamedTuple):
         renewed = Weights([params], weights.opt_state)
         return renewed, p_new if l else (), z, r, message, sums
 
-    def _renew_p(self, p: Array, r: Array, W: Array, before: Any) -> tuple:
+    def _renew_p(
+        self, p: Array, r: Array, W: Array, before: Tree
+    ) -> tuple[Array, Array, Tree, Array]:
         """(p, r, what goes backward, fall of L); one product more where p is rounded to a grid."""
         rho, nu, _, _, t0 = self.numbers
         grid = self.layers.grid
@@ -276,23 +281,25 @@ class Turn(NamedTuple):
                 pace=self.pace,
                 total=self.exchange.samples.sum,
             )
-        message: Any = moved
+        message: Tree = moved
         if grid is not None:
             message = grid.encode(moved)
             moved = grid.decode(message, p.dtype)
             r_moved = r + (moved - p) @ W
         return moved, r_moved, message, tau / 2 * updates.squared(moved - p)
 
-    def _renew_weights(self, params: dict[str, Array], r: Array, p: Array) -> tuple:
+    def _renew_weights(
+        self, params: dict[str, Array], r: Array, p: Array
+    ) -> tuple[dict[str, Array], Array, Array]:
         """(W and b, r, fall of L): the W-step, then the b-step."""
         _, nu, weight_decay, damping, t0 = self.numbers
         total, count = self.exchange.samples.sum, self._count
-        shared = {"nu": nu, "weight_decay": weight_decay, "total": total, "pace": self.pace}
+        shared = {"nu": nu, "weight_decay": weight_decay, "pace": self.pace}
         if self.layers.steps == "gradient":
-            W, r_moved, theta = updates.update_W(params["W"], r, p, t0=t0, **shared)
+            W, r_moved, theta = updates.update_W(params["W"], r, p, t0=t0, total=total, **shared)
         else:
             W, r_moved, theta = updates.minimise_W(
-                params["W"], r, p, damping=damping, samples=count, **shared
+                params["W"], r, p, damping=damping, total=total, samples=count, **shared
             )
         b, r_moved = updates.update_b(params["b"], r_moved, total=total, samples=count)
         fallen = theta / 2 * updates.squared(W - params["W"]) / self.exchange.samples.num_splits
@@ -302,7 +309,9 @@ class Turn(NamedTuple):
             moved = updates.squared(r_moved - r)
         return {"W": W, "b": b}, r_moved, fallen + nu / 2 * moved
 
-    def _renew_z(self, l: int, z: Array, m: Array, q: Any) -> tuple:
+    def _renew_z(
+        self, l: int, z: Array, m: Array, q: Tree
+    ) -> tuple[Array, Array, tuple[Array, Array, Array]]:
         """(z, fall of L, (R(z), loss of m, number right in m))."""
         rho, nu, zero = self.numbers.rho, self.numbers.nu, jnp.zeros((), z.dtype)
         if l < self.layers.pieces.num - 1:
@@ -316,14 +325,16 @@ class Turn(NamedTuple):
         seen = value(z_new), value(m), loss.correct(m, self.y).sum()
         return z_new, nu / 2 * updates.squared(z_new - z), seen
 
-    def renew_boundary(self, l: int, z: Array, q: Any, u: Any, from_next: Any) -> tuple:
+    def renew_boundary(
+        self, l: int, z: Array, q: Tree, u: Tree, from_next: Tree
+    ) -> tuple[Tree, Tree, Tree, tuple[Array, ...]]:
         """The q- and the u-step; sends codes of q forward where q is rounded."""
         zero = jnp.zeros((), z.dtype)
         if l == self.layers.pieces.num - 1:
             return (), (), (), (zero,) * 5
         rho, nu, *_ = self.numbers
         activation, grid = self.layers.activations[l], self.layers.grid
-        message: Any = ()
+        message: Tree = ()
         p = from_next if grid is None else grid.decode(from_next, z.dtype)
         q_new = updates.update_q(p, u, z, rho=rho, nu=nu, activation=activation)
         if grid is not None and self.layers.rounds_q:
@@ -336,7 +347,7 @@ class Turn(NamedTuple):
         constant = jnp.maximum(rho / 2 - 2 * nu**2 / rho - nu / 2, 0)
         return q_new, u, message, (objective, constant * moved, gap, rho**2 * moved, miss)
 
-    def renew_inbox(self, l: int, p: Any, inbox: Any, message: Any) -> tuple:
+    def renew_inbox(self, l: int, p: Tree, inbox: Tree, message: Tree) -> tuple[Tree]:
         """The u-step at the other end of the boundary: the same numbers on both sides."""
         if l == 0:
             return ((),)
@@ -349,7 +360,7 @@ class Turn(NamedTuple):
         """Samples on all devices."""
         return self.x.shape[0] * self.exchange.samples.num_splits
 
-    def info(self, sums: tuple, gaps: tuple) -> Info:
+    def info(self, sums: tuple[Array, ...], gaps: tuple[Array, ...]) -> Info:
         """Means over all samples."""
         objective, fallen, loss, right = (a / self._count for a in sums)
         at_boundaries, moved, *squares = (a / self._count for a in gaps)

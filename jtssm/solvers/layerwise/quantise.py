@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jtssm import checks
-from jtssm.arrays import Array
+from jtssm.arrays import Array, Tree
 
 BITS = {8: "uint8", 16: "uint16"}
 
@@ -19,7 +20,7 @@ class Message(NamedTuple):
     """A matrix [samples, width] as it crosses a boundary."""
 
     codes: Array  # uint8 or uint16
-    scale: Any  # an affine grid's (lowest value, step), each [samples, 1]; () with given values
+    scale: Tree  # an affine grid's (lowest value, step), each [samples, 1]; () with given values
 
 
 class Grid(NamedTuple):
@@ -43,7 +44,7 @@ class Grid(NamedTuple):
         codes = jnp.round((a - low) / jnp.where(step > 0, step, 1))
         return Message(codes.astype(BITS[self.bits]), (low, step))
 
-    def decode(self, message: Message, dtype: Any) -> Array:
+    def decode(self, message: Message, dtype: DTypeLike) -> Array:
         """The matrix that a message stands for."""
         codes, scale = message
         if self.values is not None:

@@ -11,12 +11,11 @@ paper's test phi(p+) <= model(p+): exactly tau >= c.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jtssm.arrays import Array
+from jtssm.arrays import Array, Scalar
 from jtssm.losses import Loss, cross_entropy
 from jtssm.solvers.layerwise.activations import RELU, Activation
 
@@ -33,7 +32,7 @@ def squared(a: Array, total: Total = alone) -> Array:
     return total(jnp.sum(a * a))
 
 
-def step_length(curvature: Array, norm: Array, t0: Any) -> Array:
+def step_length(curvature: Array, norm: Array, t0: Scalar | None) -> Array:
     """The paper's backtracking without its trials: scalars in, tau out.
 
     Args:
@@ -53,13 +52,13 @@ def update_p(
     p: Array,
     r: Array,
     W: Array,
-    q_prev: Any,
-    u_prev: Any,
+    q_prev: Array,
+    u_prev: Array,
     *,
-    rho: Any,
-    nu: Any,
-    t0: Any = None,
-    pace: Any = 1.0,
+    rho: Scalar,
+    nu: Scalar,
+    t0: Scalar | None = None,
+    pace: Scalar = 1.0,
     total: Total = alone,
 ) -> tuple[Array, Array, Array]:
     """p <- p - pace g / tau with g = nu r W^T + u_prev + rho (p - q_prev): (p, r, tau).
@@ -78,13 +77,23 @@ def update_p(
     return p - pace * g / tau, r - pace * gW / tau, tau
 
 
-def slope_p(p: Array, r: Array, W: Array, q_prev: Any, u_prev: Any, *, rho: Any, nu: Any) -> Array:
+def slope_p(
+    p: Array, r: Array, W: Array, q_prev: Array, u_prev: Array, *, rho: Scalar, nu: Scalar
+) -> Array:
     """dL/dp = nu r W^T + u_prev + rho (p - q_prev): [samples, inputs]."""
     return nu * (r @ W.T) + u_prev + rho * (p - q_prev)
 
 
 def minimise_p(
-    p: Array, r: Array, W: Array, q_prev: Any, u_prev: Any, *, rho: Any, nu: Any, pace: Any = 1.0
+    p: Array,
+    r: Array,
+    W: Array,
+    q_prev: Array,
+    u_prev: Array,
+    *,
+    rho: Scalar,
+    nu: Scalar,
+    pace: Scalar = 1.0,
 ) -> tuple[Array, Array, Array]:
     """p <- argmin_p L, by the Cholesky factor of nu W W^T + rho: (p, r, rho). Three products.
 
@@ -101,10 +110,10 @@ def update_W(
     r: Array,
     p: Array,
     *,
-    nu: Any,
-    t0: Any = None,
-    weight_decay: Any = 0.0,
-    pace: Any = 1.0,
+    nu: Scalar,
+    t0: Scalar | None = None,
+    weight_decay: Scalar = 0.0,
+    pace: Scalar = 1.0,
     total: Total = alone,
 ) -> tuple[Array, Array, Array]:
     """W <- W - pace g / theta with g = nu p^T r + weight_decay W: (W, r, theta).
@@ -128,12 +137,12 @@ def minimise_W(
     r: Array,
     p: Array,
     *,
-    nu: Any,
-    damping: Any,
-    weight_decay: Any = 0.0,
-    pace: Any = 1.0,
+    nu: Scalar,
+    damping: Scalar,
+    weight_decay: Scalar = 0.0,
+    pace: Scalar = 1.0,
     total: Total = alone,
-    samples: Any = None,
+    samples: int | None = None,
 ) -> tuple[Array, Array, Array]:
     """W <- argmin_W [min_b L] + (theta / 2) |W - W_old|^2: (W, r, theta). Three products.
 
@@ -162,7 +171,9 @@ def solved(positive: Array, right: Array) -> Array:
     return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(positive), right)
 
 
-def update_b(b: Array, r: Array, *, total: Total = alone, samples: Any = None) -> tuple:
+def update_b(
+    b: Array, r: Array, *, total: Total = alone, samples: int | None = None
+) -> tuple[Array, Array]:
     """b <- argmin_b L = b - mean of r over the samples: (b, r).
 
     samples: how many there are on all devices; None: the rows of r.
@@ -171,7 +182,7 @@ def update_b(b: Array, r: Array, *, total: Total = alone, samples: Any = None) -
     return b - mean, r - mean[None, :]
 
 
-def update_z(z: Array, m: Array, q: Array, *, nu: Any, activation: Activation = RELU) -> Array:
+def update_z(z: Array, m: Array, q: Array, *, nu: Scalar, activation: Activation = RELU) -> Array:
     """z <- argmin_z (nu/2) (|z - m|^2 + |q - f(z)|^2 + |z - z_old|^2); nu cancels.
 
     Args:
@@ -181,7 +192,7 @@ def update_z(z: Array, m: Array, q: Array, *, nu: Any, activation: Activation = 
     return activation.minimise(z, m, q)
 
 
-def update_z_last(z: Array, m: Array, y: Array, *, nu: Any, loss: Loss = cross_entropy) -> Array:
+def update_z_last(z: Array, m: Array, y: Array, *, nu: Scalar, loss: Loss = cross_entropy) -> Array:
     """z_L <- argmin_z R(z; y) + (nu/2) |z - m|^2, sample by sample, solved from z_old.
 
     Args:
@@ -194,12 +205,12 @@ def update_z_last(z: Array, m: Array, y: Array, *, nu: Any, loss: Loss = cross_e
 
 
 def update_q(
-    p_next: Array, u: Array, z: Array, *, rho: Any, nu: Any, activation: Activation = RELU
+    p_next: Array, u: Array, z: Array, *, rho: Scalar, nu: Scalar, activation: Activation = RELU
 ) -> Array:
     """q <- argmin_q L = (rho p_next + u + nu f(z)) / (rho + nu); all [samples, width]."""
     return (rho * p_next + u + nu * activation.f(z)) / (rho + nu)
 
 
-def update_u(u: Array, p_next: Array, q: Array, *, rho: Any) -> Array:
+def update_u(u: Array, p_next: Array, q: Array, *, rho: Scalar) -> Array:
     """u <- u + rho (p_next - q); then u = nu (q - f(z)). All [samples, width]."""
     return u + rho * (p_next - q)

@@ -35,14 +35,15 @@ Departs from the paper:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from jtssm import checks, losses
-from jtssm.arrays import Array
+from jtssm.arrays import Array, Scalar, Tree
 from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network
 from jtssm.protocol.arguments import documented
@@ -56,6 +57,8 @@ from jtssm.solvers.tssm.schedules import Stored, Streaming
 from jtssm.solvers.tssm.streaming import delays
 from jtssm.solvers.tssm.updates import Penalties
 
+# one for all subnetworks, or one each
+Optimizers: TypeAlias = optax.GradientTransformation | Sequence[optax.GradientTransformation]
 # of arguments that gsadmm and gsam share
 TEXTS = {
     "net": "the network; its layers are never cut themselves.",
@@ -76,7 +79,7 @@ TEXTS = {
 def gsadmm(
     net: Network,
     *,
-    optimizer: Any,
+    optimizer: Optimizers,
     batch_size: int,
     subnets: int | None = None,
     cuts: Sequence[int] | None = None,
@@ -85,8 +88,8 @@ def gsadmm(
     eta: float | None = None,
     schedule: str | Streaming | Stored = "streaming",
     loss: str | losses.Loss = "cross_entropy",
-    precision: Any = None,
-    compute_dtype: Any = None,
+    precision: str | None = None,
+    compute_dtype: DTypeLike | None = None,
 ) -> Method:
     """gsADMM of TSSM: n subnetworks trained in parallel (the module's docstring has the updates).
 
@@ -127,7 +130,7 @@ def gsadmm(
 def gsam(
     net: Network,
     *,
-    optimizer: Any,
+    optimizer: Optimizers,
     batch_size: int,
     subnets: int | None = None,
     cuts: Sequence[int] | None = None,
@@ -135,8 +138,8 @@ def gsam(
     eta: float | None = None,
     schedule: str | Streaming | Stored = "streaming",
     loss: str | losses.Loss = "cross_entropy",
-    precision: Any = None,
-    compute_dtype: Any = None,
+    precision: str | None = None,
+    compute_dtype: DTypeLike | None = None,
 ) -> Method:
     """gsAM of TSSM: as gsADMM without q and u, with less to store (the module's docstring).
 
@@ -187,10 +190,10 @@ def _pieces(
     net: Network,
     subnets: int | None,
     cuts: Sequence[int] | None,
-    optimizer: Any,
+    optimizer: Optimizers,
     schedule: Streaming | Stored,
     loss: str | losses.Loss,
-    compute_dtype: Any,
+    compute_dtype: DTypeLike | None,
 ) -> Pieces:
     """The subnetworks and what trains each."""
     starts = cut(net, subnets, cuts)
@@ -206,7 +209,7 @@ def _method(
     pieces: Pieces,
     batch_size: int,
     penalties: Penalties,
-    precision: Any,
+    precision: str | None,
 ) -> Method:
     """The method that works by the schedule's rule."""
     (batch_size,) = checks.count(batch_size=batch_size)
@@ -219,11 +222,13 @@ def _method(
     )
 
 
-def _slowed(optimizers: Sequence[Any], power: float) -> tuple:
+def _slowed(
+    optimizers: Sequence[optax.GradientTransformation], power: float
+) -> tuple[optax.GradientTransformation, ...]:
     """The optimizers of n subnetworks, their updates scaled by (1 + delay)^-power."""
 
-    def slow(optimizer: Any, scale: float) -> Any:
-        def update(gradient, state, params=None):
+    def slow(optimizer: optax.GradientTransformation, scale: float) -> optax.GradientTransformation:
+        def update(gradient: Tree, state: Tree, params: Tree = None) -> tuple[Tree, Tree]:
             updates, state = optimizer.update(gradient, state, params)
             return jax.tree.map(lambda a: scale * a, updates), state
 
@@ -240,13 +245,13 @@ def _slowed(optimizers: Sequence[Any], power: float) -> tuple:
 class Variables(NamedTuple):
     """The variables of L, one entry a subnetwork or boundary (l = 1 .. n - 1)."""
 
-    W: Sequence[Any]  # n
+    W: Sequence[list[Tree]]  # n
     p: Sequence[Array]  # n: p[0] is the data
     q: Sequence[Array]  # n - 1
     u: Sequence[Array]  # n - 1
 
 
-def variables(state: Any, x: Array) -> Variables:
+def variables(state: stored.State, x: Array) -> Variables:
     """The variables of L in an unplaced state of the stored schedule, for samples x [M, ...].
 
     Of gsAM: q_l = p_{l+1} and u = 0, with which L is its objective, whatever rho.
@@ -262,7 +267,7 @@ def variables(state: Any, x: Array) -> Variables:
     )
 
 
-def lagrangian(method: Method, v: Variables, y: Array, *, rho: Any, alpha: Any) -> Array:
+def lagrangian(method: Method, v: Variables, y: Array, *, rho: Scalar, alpha: Scalar) -> Array:
     """L as the module's docstring writes it, a scalar; for tests and monitoring.
 
     Args:

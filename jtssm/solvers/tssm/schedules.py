@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from jtssm import checks
 
@@ -103,6 +102,6 @@ def _sweeps(sweeps: int) -> int:
     return sweeps
 
 
-def _keep(schedule: Streaming | Stored, name: str, value: Any) -> None:
+def _keep(schedule: Streaming | Stored, name: str, value: int | float) -> None:
     """Set a checked number of a frozen record while it is made."""
     object.__setattr__(schedule, name, value)

@@ -8,15 +8,15 @@ samples on any mesh, and no sample moves.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jtssm.arrays import Array
-from jtssm.protocol.declared import Declared, Run
-from jtssm.protocol.exchange import Exchange
+from jtssm.arrays import Array, Scalar, Tree
+from jtssm.protocol.declared import Declared, Move, Run
+from jtssm.protocol.exchange import Carried, Exchange
 from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
@@ -27,23 +27,31 @@ from jtssm.solvers.tssm.updates import Penalties, squared
 class State(NamedTuple):
     """What the next step needs."""
 
-    weights: Any  # carried Weights
-    held: Any  # carried variables of every sample, leaves [M, ...]
+    weights: Carried  # Weights
+    held: Carried  # variables of every sample, leaves [M, ...]
     key: Array  # draws the minibatches
     penalties: Penalties  # scalars
     # [] what the optimizer's updates and the steps of p are multiplied by: 1, less after a divergence
     pace: Array
 
 
+Swept = tuple[Carried, Carried, Info]  # weights, held, what a sweep showed
+Seen = tuple[Array, Array]  # sums over samples: loss, number right
+Omega = tuple[Array, tuple[Array, Seen]]  # R or Omega_l summed over samples, with f_l
+
+
 class Rule(NamedTuple):
     """What tells one stored method from another."""
 
     name: str
-    hold: Callable  # (l, p_l, f_l of the first forward pass, whether l is the last) -> held
-    sweep: Callable  # (Samples, weights, held, penalties) -> (weights, held, Info)
+    # (l, p_l, f_l of the first forward pass, whether l is the last) -> held
+    hold: Callable[[int, Array, Array, bool], Tree]
+    # (Samples, weights, held, penalties) -> (weights, held, Info)
+    sweep: Callable[[Samples, Carried, Carried, Penalties], Swept]
     forward: str  # what goes forward over a boundary
     backward: str
-    passes: Callable  # (l, number of pieces) -> how often piece l runs forward, but for its W-steps
+    # (l, number of pieces) -> how often piece l runs forward, but for its W-steps
+    passes: Callable[[int, int], int]
     shows: tuple[str, ...]  # names of its residuals
 
 
@@ -74,15 +82,15 @@ class Samples(NamedTuple):
     exchange: Exchange
     x: Array  # [M, ...]
     y: Array  # [M, ...]
-    alpha: Any  # weight of |q - f|^2
-    pace: Any  # of the steps of W and p
+    alpha: Scalar  # weight of |q - f|^2
+    pace: Scalar  # of the steps of W and p
     strata: Strata
     draws: Array  # [weight steps, strata] which sample of each stratum a minibatch takes
 
-    def train(self, l: int, weights: Weights, p: Array, q: Any) -> Weights:
+    def train(self, l: int, weights: Weights, p: Array, q: Tree) -> Weights:
         """W-steps of piece l, each on a minibatch of (p_l, q_l)."""
 
-        def weight_step(weights, columns):
+        def weight_step(weights: Weights, columns: Array) -> tuple[Weights, None]:
             p_, q_, y_ = jax.tree.map(lambda a: self._pick(a, columns), (p, q, self.y))
             mean = lambda W: self._objective(l, W, p_, q_, y_)[0] / self.strata.num
             gradient = jax.grad(mean)(weights.params)
@@ -90,11 +98,11 @@ class Samples(NamedTuple):
 
         return lax.scan(weight_step, weights, self.draws)[0]
 
-    def follows(self, l: int, weights: Weights, q: Any) -> Callable:
+    def follows(self, l: int, weights: Weights, q: Tree) -> Callable[[Array], Omega]:
         """p_l -> (R or Omega_l summed over all samples at hand, (f_l, (loss, number right)))."""
         return lambda p: self._objective(l, weights.params, p, q, self.y)
 
-    def info(self, seen: Any, **squares: Any) -> Info:
+    def info(self, seen: Carried, **squares: Carried) -> Info:
         """Means over all samples, those of other devices too.
 
         seen: carried (loss, number right); squares: by name, carried sums of a residual's squares.
@@ -108,7 +116,7 @@ class Samples(NamedTuple):
     def _count(self) -> int:
         return self.strata.num * self.strata.each
 
-    def _objective(self, l: int, W: Any, p: Array, q: Any, y: Array) -> tuple:
+    def _objective(self, l: int, W: list[Tree], p: Array, q: Tree, y: Array) -> Omega:
         f = self.pieces.forward(self.exchange, l, W, p)
         if l < self.pieces.num - 1:
             zero = jnp.zeros((), p.dtype)
@@ -127,12 +135,12 @@ def method(
     batch_size: int,
     penalties: Penalties,
     sweeps: int,
-    precision: Any,
+    precision: str | None,
     weight_steps: int | None,
 ) -> Method:
     """A stored schedule; arguments are checked by `jtssm.solvers.tssm`."""
 
-    def step(exchange, state, x, y):
+    def step(exchange: Exchange, state: State, x: Array, y: Array) -> tuple[State, Info]:
         for _ in range(sweeps):
             key, draw_key = jax.random.split(state.key)
             at = _samples(exchange, x, y, state.penalties.alpha, state.pace, draw_key)
@@ -140,20 +148,22 @@ def method(
             state = state._replace(weights=weights, held=held, key=key)
         return state, info
 
-    def _samples(exchange, x, y, alpha, pace, key):
+    def _samples(
+        exchange: Exchange, x: Array, y: Array, alpha: Scalar, pace: Scalar, key: Array
+    ) -> Samples:
         strata = Strata(batch_size, x.shape[0] * exchange.samples.num_splits // batch_size)
         draws = strata.draw(key, weight_steps or strata.each)
         draws = exchange.samples.own(draws.T).T  # columns: the strata that live here
         return Samples(pieces, exchange, x, y, alpha, pace, strata, draws)
 
-    def moves(samples):
+    def moves(samples: int) -> tuple[Move, ...]:
         steps = weight_steps or samples // batch_size
         crossing = pieces.boundary_moves(
             samples, sweeps, forward=rule.forward, backward=rule.backward
         )
         return (*crossing, *pieces.gradient_moves(sweeps * steps))
 
-    def work(l, samples):
+    def work(l: int, samples: int) -> tuple[Run, ...]:
         steps = sweeps * (weight_steps or samples // batch_size)
         passes = sweeps * rule.passes(l, pieces.num)
         return (
@@ -172,8 +182,8 @@ def method(
     ).on_one_device()
 
 
-def _init(rule: Rule, pieces: Pieces, penalties: Penalties) -> Callable:
-    def init(exchange, key, x, y, params):
+def _init(rule: Rule, pieces: Pieces, penalties: Penalties) -> Callable[..., State]:
+    def init(exchange: Exchange, key: Array, x: Array, y: Array, params: Carried | None) -> State:
         weights_key, key = jax.random.split(key)
         weights = pieces.weights(exchange, weights_key, x.dtype, params)
         run = lambda l, weights, p: pieces.forward(exchange, l, weights.params, p)

@@ -17,24 +17,25 @@ sweep by default (an epoch; the paper's 1 is `weight_steps=1`).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jtssm.arrays import Array
+from jtssm.arrays import Array, Scalar, Tree
+from jtssm.protocol.exchange import Carried
 from jtssm.solvers.pieces import Weights
-from jtssm.solvers.tssm.stored import Rule, Samples, to_renew_and_to_send
+from jtssm.solvers.tssm.stored import Rule, Samples, Seen, Swept, to_renew_and_to_send
 from jtssm.solvers.tssm.updates import Penalties, squared, update_p, update_q, update_u
 
 
 class Held(NamedTuple):
     """What subnetwork l stores of every sample: leaves [M, ...], () where it has none."""
 
-    p: Any  # p_l, its input; () in the first: the data
-    u: Any  # u_{l-1}
-    q_before: Any  # q_{l-1}
-    q: Any  # q_l, () in the last
+    p: Tree  # p_l, its input; () in the first: the data
+    u: Tree  # u_{l-1}
+    q_before: Tree  # q_{l-1}
+    q: Tree  # q_l, () in the last
 
 
 def hold(l: int, p: Array, f: Array, last: bool) -> Held:
@@ -43,11 +44,12 @@ def hold(l: int, p: Array, f: Array, last: bool) -> Held:
     return Held((), (), (), q) if l == 0 else Held(p, jnp.zeros_like(p), p, q)
 
 
-def sweep(at: Samples, weights: Any, held: Any, penalties: Penalties) -> tuple:
+def sweep(at: Samples, weights: Carried, held: Carried, penalties: Penalties) -> Swept:
     """One iteration of gsADMM."""
     rho, alpha, eta = penalties
+    assert rho is not None
     eta = 1 / (alpha + rho) if eta is None else eta
-    turn = Turn(at, Penalties(rho, alpha, at.pace * eta))
+    turn = Turn(at, rho, alpha, at.pace * eta)
     weights, held, message, seen = at.exchange.each(
         turn.train_weights_and_p, weights, held, kinds=("weights", "samples", "samples", "sums")
     )
@@ -68,35 +70,39 @@ class Turn(NamedTuple):
     """What all pieces share within one sweep; the methods are the work of one of them."""
 
     at: Samples
-    penalties: Penalties
+    rho: Scalar
+    alpha: Scalar
+    eta: Scalar
 
-    def train_weights_and_p(self, l: int, weights: Weights, held: Held) -> tuple:
+    def train_weights_and_p(
+        self, l: int, weights: Weights, held: Held
+    ) -> tuple[Weights, Held, Tree, Seen]:
         """W-steps on minibatches, then the p-step on every sample; sends p + u / rho backward."""
         p = self.at.x if l == 0 else held.p
         weights = self.at.train(l, weights, p, held.q)
         follows = self.at.follows(l, weights, held.q)
         if l == 0:
             return weights, held, (), follows(p)[1][1]
-        rho, _, eta = self.penalties
         g, (_, seen) = jax.grad(follows, has_aux=True)(p)
-        p = update_p(p, g, held.u, held.q_before, rho=rho, eta=eta)
-        return weights, held._replace(p=p), p + held.u / rho, seen
+        p = update_p(p, g, held.u, held.q_before, rho=self.rho, eta=self.eta)
+        return weights, held._replace(p=p), p + held.u / self.rho, seen
 
-    def renew_q(self, l: int, weights: Weights, held: Held, from_next: Any) -> tuple:
+    def renew_q(
+        self, l: int, weights: Weights, held: Held, from_next: Tree
+    ) -> tuple[Held, Tree, Array, Array]:
         """The q-step; sends q forward. Sums: |rho (q - q before)|^2, |q - f|^2."""
         pieces, exchange, x, *_ = self.at
         if l == pieces.num - 1:
             return held, (), jnp.zeros((), x.dtype), jnp.zeros((), x.dtype)
-        rho, alpha, _ = self.penalties
         f = pieces.forward(exchange, l, weights.params, x if l == 0 else held.p)
-        q = update_q(f, from_next, 0.0, rho=rho, alpha=alpha)
-        return held._replace(q=q), q, squared(rho * (q - held.q)), squared(q - f)
+        q = update_q(f, from_next, 0.0, rho=self.rho, alpha=self.alpha)
+        return held._replace(q=q), q, squared(self.rho * (q - held.q)), squared(q - f)
 
-    def renew_u(self, l: int, held: Held, q_before: Any) -> tuple:
+    def renew_u(self, l: int, held: Held, q_before: Tree) -> tuple[Held, Array]:
         """The dual step at the piece's input. Sum: |p - q|^2."""
         if l == 0:
             return held, jnp.zeros((), self.at.x.dtype)
-        u = update_u(held.u, held.p, q_before, rho=self.penalties.rho)
+        u = update_u(held.u, held.p, q_before, rho=self.rho)
         return held._replace(u=u, q_before=q_before), squared(held.p - q_before)
 
 

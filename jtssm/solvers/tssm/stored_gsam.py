@@ -22,22 +22,23 @@ sweep by default (an epoch; the paper's 1 is `weight_steps=1`).
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jtssm.arrays import Array
+from jtssm.arrays import Array, Scalar, Tree
+from jtssm.protocol.exchange import Carried
 from jtssm.solvers.pieces import Weights
-from jtssm.solvers.tssm.stored import Rule, Samples, to_renew_and_to_send
+from jtssm.solvers.tssm.stored import Rule, Samples, Seen, Swept, to_renew_and_to_send
 from jtssm.solvers.tssm.updates import Penalties, squared, update_p
 
 
 class Held(NamedTuple):
     """What subnetwork l stores of every sample: leaves [M, ...], () where it has none."""
 
-    p: Any  # p_l, its input; () in the first: the data
-    target: Any  # p_{l+1}, () in the last
+    p: Tree  # p_l, its input; () in the first: the data
+    target: Tree  # p_{l+1}, () in the last
 
 
 def hold(l: int, p: Array, f: Array, last: bool) -> Held:
@@ -45,7 +46,7 @@ def hold(l: int, p: Array, f: Array, last: bool) -> Held:
     return Held(p if l else (), () if last else f)
 
 
-def sweep(order: str, at: Samples, weights: Any, held: Any, penalties: Penalties) -> tuple:
+def sweep(order: str, at: Samples, weights: Carried, held: Carried, penalties: Penalties) -> Swept:
     """One iteration of gsAM."""
     _, alpha, eta = penalties
     turn = Turn(at, alpha, at.pace * (1 / (2 * alpha) if eta is None else eta))
@@ -68,10 +69,12 @@ class Turn(NamedTuple):
     """What all pieces share within one sweep; the methods are the work of one of them."""
 
     at: Samples
-    alpha: Any
-    eta: Any
+    alpha: Scalar
+    eta: Scalar
 
-    def train_weights(self, l: int, weights: Weights, held: Held) -> tuple:
+    def train_weights(
+        self, l: int, weights: Weights, held: Held
+    ) -> tuple[Weights, Tree, Tree, Seen]:
         """W-steps on minibatches; then g_l and f_l at the old p_l, on every sample."""
         p = self.at.x if l == 0 else held.p
         weights = self.at.train(l, weights, p, held.target)
@@ -82,19 +85,19 @@ class Turn(NamedTuple):
         g, (f, seen) = jax.grad(follows, has_aux=True)(p)
         return weights, g, f if l < self.at.pieces.num - 1 else (), seen
 
-    def pass_on(self, l: int, weights: Weights, held: Held, g: Any, f_before: Array) -> Array:
+    def pass_on(self, l: int, weights: Weights, held: Held, g: Tree, f_before: Array) -> Array:
         """f_l at the new p_l, for the next subnetwork of a sequential sweep."""
         p = self._step(l, held, g, f_before)
         return self.at.pieces.forward(self.at.exchange, l, weights.params, p)
 
-    def renew_p(self, l: int, held: Held, g: Any, f_before: Any) -> tuple:
+    def renew_p(self, l: int, held: Held, g: Tree, f_before: Tree) -> tuple[Held, Tree, Array]:
         """The p-step; sends p backward. Sum: |p_l - f_{l-1}|^2, with the f that the step saw."""
         if l == 0:
             return held, (), jnp.zeros((), self.at.x.dtype)
         p = self._step(l, held, g, f_before)
         return held._replace(p=p), p, squared(p - f_before)
 
-    def _step(self, l: int, held: Held, g: Any, f_before: Array) -> Array:
+    def _step(self, l: int, held: Held, g: Tree, f_before: Array) -> Array:
         """The new p_l: in the first subnetwork the data, which arrive as f_before."""
         if l == 0:
             return f_before

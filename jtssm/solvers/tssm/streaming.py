@@ -35,13 +35,14 @@ Departs from the paper:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 
-from jtssm.arrays import Array
+from jtssm.arrays import Array, Tree
 from jtssm.protocol.declared import Declared, Move, Run
+from jtssm.protocol.exchange import Carried, Exchange
 from jtssm.protocol.info import Info, measured
 from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
@@ -62,11 +63,11 @@ def delays(num: int) -> list[int]:
 class State(NamedTuple):
     """What the next tick needs; n pieces, b samples, K sweeps, `Carried` = one tree a piece."""
 
-    weights: Any  # carried Weights
-    forward: Any  # carried tuple of K arrays f_{l-1} [b, ...] that arrived; the first is fresh
-    backward: Any  # carried tuple of K arrays v_l [b, ...] that arrived, one a sweep
-    inputs: Any  # carried line [2(n - l), b, ...] of inputs that await their first sweep
-    kept: Any  # carried line of K - 1 Kept, leaves [2, b, ...]
+    weights: Carried  # Weights
+    forward: Carried  # tuple of K arrays f_{l-1} [b, ...] that arrived; the first is fresh
+    backward: Carried  # tuple of K arrays v_l [b, ...] that arrived, one a sweep
+    inputs: Carried  # line [2(n - l), b, ...] of inputs that await their first sweep
+    kept: Carried  # line of K - 1 Kept, leaves [2, b, ...]
     labels: Array  # [n, b, ...] y of the minibatches on their way to the last piece
     live: Array  # [2(n - 1) + 2K - 1] which of the last minibatches really entered
     tick: Array  # [] int32
@@ -75,8 +76,16 @@ class State(NamedTuple):
     pace: Array  # [] what the steps of W (and of p with K > 1) are multiplied by: see `fit`
 
 
+Tick = Callable[..., tuple[State, Info]]  # (exchange, state, x, y, whether a minibatch enters)
+
+
 def method(
-    rule: Rule, pieces: Pieces, batch_size: int, penalties: Penalties, sweeps: int, precision: Any
+    rule: Rule,
+    pieces: Pieces,
+    batch_size: int,
+    penalties: Penalties,
+    sweeps: int,
+    precision: str | None,
 ) -> Method:
     """The streaming schedule; arguments are checked by `jtssm.solvers.tssm`."""
 
@@ -113,14 +122,14 @@ def _declared(rule: Rule, pieces: Pieces, sweeps: int) -> Declared:
 
 def _init(
     rule: Rule, pieces: Pieces, batch_size: int, penalties: Penalties, sweeps: int
-) -> Callable:
+) -> Callable[..., State]:
     n = pieces.num
 
-    def init(exchange, key, x, y, params):
+    def init(exchange: Exchange, key: Array, x: Array, y: Array, params: Carried | None) -> State:
         b = batch_size // exchange.samples.num_splits
 
-        def empty(l):
-            def zeros(piece, *lead):
+        def empty(l: int) -> tuple[Tree, Tree, Tree, tuple[Kept, ...]]:
+            def zeros(piece: int, *lead: int) -> Tree:
                 here = 0 <= piece < n
                 return jnp.zeros((*lead, b, *pieces.inputs(piece)), x.dtype) if here else ()
 
@@ -160,17 +169,19 @@ def _init(
     return init
 
 
-def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Callable:
-    def tick(exchange, state, x, y, entering):
+def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Tick:
+    def tick(
+        exchange: Exchange, state: State, x: Array, y: Array, entering: bool
+    ) -> tuple[State, Info]:
         t, n = state.tick, pieces.num
         samples = x.shape[0] * exchange.samples.num_splits
         labels = state.labels.at[t % n].set(y)
         live = state.live.at[t % state.live.size].set(entering)
-        penalties = state.penalties
-        if penalties.eta is None:
-            penalties = penalties._replace(eta=rule.default_eta(penalties, sweeps))
+        eta = state.penalties.eta
+        if eta is None:
+            eta = rule.default_eta(state.penalties, sweeps)
         if sweeps > 1:  # with one sweep eta is no step: it makes v the back-propagated gradient
-            penalties = penalties._replace(eta=state.pace * penalties.eta)
+            eta = state.pace * eta
         turn = Turn(
             rule,
             pieces,
@@ -179,7 +190,7 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Callable:
             labels[(t + 1) % n],
             live,
             t,
-            penalties,
+            state.penalties._replace(eta=eta),
             state.pace,
             sweeps,
             samples,
@@ -220,10 +231,11 @@ def _info(rule: Rule, totals: Sequence[Array]) -> Info:
     return measured(Info(loss * mean, right * mean, samples, shown))
 
 
-def _drain(tick: Callable, pieces: Pieces) -> Callable:
-    def drain(exchange, state):
+def _drain(tick: Tick, pieces: Pieces) -> Callable[[Exchange, State], State]:
+    def drain(exchange: Exchange, state: State) -> State:
         x = jnp.zeros(
-            (state.labels.shape[1], *pieces.network.shapes[0]), state.penalties.alpha.dtype
+            (state.labels.shape[1], *pieces.network.shapes[0]),
+            jnp.result_type(state.penalties.alpha),
         )
         y = jnp.zeros_like(state.labels[0])
         rest = state.live.size - 1

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jtssm.arrays import Array
-from jtssm.solvers.pieces import Pieces, training
+from jtssm.arrays import Array, Scalar, Tree
+from jtssm.protocol.exchange import Exchange
+from jtssm.solvers.pieces import Pieces, Weights, training
 from jtssm.solvers.tssm.updates import Penalties, squared, update_p, update_q, update_u
 
 
 class Kept(NamedTuple):
     """What a subnetwork keeps of a minibatch between two sweeps: leaves [samples, ...]."""
 
-    x: Any  # the data, in the first subnetwork; else ()
-    e: Any  # p - f, () in the first subnetwork
-    u: Any  # dual of p = q, () in the first subnetwork and in gsAM
-    y: Any  # labels, in the last subnetwork; else ()
+    x: Tree  # the data, in the first subnetwork; else ()
+    e: Tree  # p - f, () in the first subnetwork
+    u: Tree  # dual of p = q, () in the first subnetwork and in gsAM
+    y: Tree  # labels, in the last subnetwork; else ()
+
+
+# (e, u, v, squares of what is shown) at the input of a piece; () is none
+Renewed = tuple[Tree, Tree, Tree, tuple[Array, ...]]
+Seen = tuple[Array, ...]  # sums over a minibatch: loss, number right, samples; then squares
 
 
 class Rule(NamedTuple):
     """How a piece renews the variables at its input: what tells gsADMM and gsAM apart."""
 
     name: str
-    boundary: Callable  # (was: Kept, g_p, penalties) -> (e, u, v, squares of what it shows)
-    default_eta: Callable  # (penalties, sweeps) -> step length of p where none was given
+    # (was: Kept, g_p, penalties) -> (e, u, v, squares of what it shows)
+    boundary: Callable[[Kept, Array, Penalties], Renewed]
+    # (penalties, sweeps) -> step length of p where none was given
+    default_eta: Callable[[Penalties, int], Scalar]
     sends: str  # what goes backward
     dual: bool  # whether there is a u
 
@@ -37,9 +45,11 @@ class Rule(NamedTuple):
         return ("primal_residual", "dual_residual", "coupling") if self.dual else ("coupling",)
 
 
-def _gsadmm_boundary(was: Kept, g_p: Array, penalties: Penalties) -> tuple:
+def _gsadmm_boundary(was: Kept, g_p: Array, penalties: Penalties) -> Renewed:
     """p-, q- and dual step; squares of p - q, rho (q - q before), q - f."""
     rho, alpha, eta = penalties
+    assert rho is not None
+    assert eta is not None
     v_was = was.u / alpha
     e = update_p(was.e, g_p, was.u, v_was, rho=rho, eta=eta)
     v = update_q(0.0, e, was.u, rho=rho, alpha=alpha)
@@ -47,18 +57,20 @@ def _gsadmm_boundary(was: Kept, g_p: Array, penalties: Penalties) -> tuple:
     return e, u, v, (squared(e - v), squared(rho * (v - v_was)), squared(v))
 
 
-def _gsam_boundary(was: Kept, g_p: Array, penalties: Penalties) -> tuple:
+def _gsam_boundary(was: Kept, g_p: Array, penalties: Penalties) -> Renewed:
     """The p-step towards f; q = p, so that only the coupling p - f remains."""
+    assert penalties.eta is not None
     e = update_p(was.e, g_p, 0.0, 0.0, rho=penalties.alpha, eta=penalties.eta)
     return e, (), e, (squared(e),)
 
 
-def _gsadmm_eta(penalties: Penalties, sweeps: int) -> Any:
+def _gsadmm_eta(penalties: Penalties, sweeps: int) -> Scalar:
     rho, alpha, _ = penalties
+    assert rho is not None
     return 1 / alpha + 1 / rho if sweeps == 1 else 1 / (alpha + rho)
 
 
-def _gsam_eta(penalties: Penalties, sweeps: int) -> Any:
+def _gsam_eta(penalties: Penalties, sweeps: int) -> Scalar:
     return 1 / penalties.alpha if sweeps == 1 else 1 / (2 * penalties.alpha)
 
 
@@ -71,7 +83,7 @@ class Turn(NamedTuple):
 
     rule: Rule
     pieces: Pieces
-    exchange: Any
+    exchange: Exchange
     x: Array  # [b, ...] the minibatch that enters
     y: Array  # [b, ...] labels of the minibatch that reaches the last piece for the first time
     live: Array
@@ -82,14 +94,24 @@ class Turn(NamedTuple):
     samples: int  # of a minibatch, all devices together
     key: Array | None  # of dropout
 
-    def take(self, l: int, weights, forward, backward, waiting, kept) -> tuple:
+    def take(
+        self,
+        l: int,
+        weights: Weights,
+        forward: tuple[Array, ...],
+        backward: tuple[Array, ...],
+        waiting: Tree,
+        kept: tuple[Kept, ...],
+    ) -> tuple[Weights, Tree, Tree, Tree, Tree, Seen]:
         """The tick of piece l (from 0): a forward pass, then one turn in each sweep."""
         first, last = l == 0, l == self.pieces.num - 1
         fresh = self.x if first else forward[0]
-        ahead = () if last else (self._forward(l, weights.params, fresh, self.tick - l),)
-        behind: tuple = ()
-        keep: tuple = ()
-        sums = None
+        ahead: tuple[Array, ...] = (
+            () if last else (self._forward(l, weights.params, fresh, self.tick - l),)
+        )
+        behind: tuple[Tree, ...] = ()
+        keep: tuple[Kept, ...] = ()
+        sums: Tree = None
         for s in range(self.sweeps):
             if s == 0:
                 start = fresh if last else waiting
@@ -107,7 +129,9 @@ class Turn(NamedTuple):
             behind += () if first else (v,)
         return weights, ahead, behind, () if last else fresh, keep, sums
 
-    def sweep(self, l, s, weights, origin, was: Kept, v_next):
+    def sweep(
+        self, l: int, s: int, weights: Weights, origin: Array, was: Kept, v_next: Array | None
+    ) -> tuple[Weights, Array, Tree, Kept, Seen]:
         """Turn of piece l in sweep s on a minibatch whose f_{l-1} is `origin`."""
         live = self.live[self._age(l, s)]
         p = origin if l == 0 else origin + was.e
@@ -133,25 +157,37 @@ class Turn(NamedTuple):
         """Ticks between the entry of a minibatch and the turn of piece l on it in sweep s."""
         return 2 * (self.pieces.num - 1) - l + 2 * s
 
-    def _forward(self, l: int, params, p: Array, entered: Array) -> Array:
+    def _forward(self, l: int, params: list[Tree], p: Array, entered: Array) -> Array:
         """f_l at p, of the minibatch that entered at that tick: whenever it runs, it draws the same."""
         key = None if self.key is None else jax.random.fold_in(self.key, entered)
         ids = self.exchange.samples.own(jnp.arange(self.samples))
         products = lambda i, here: training(self.exchange.layers.products(i, here), key, i, ids)
         return self.pieces.forward(self.exchange, l, params, p, products)
 
-    def _linearised(self, l, params, p, y, v_next, entered):
+    def _linearised(
+        self,
+        l: int,
+        params: list[Tree],
+        p: Array,
+        y: Tree,
+        v_next: Array | None,
+        entered: Array,
+    ) -> tuple[Array, Seen, Callable[[], tuple[list[Tree], Tree]]]:
         """f_l at p, what is seen of the loss there, and a function giving (g_W, g_p)."""
         run = lambda params, p: self._forward(l, params, p, entered)
         if l == 0:  # the data has no gradient: leave its product out
             f, vjp = jax.vjp(lambda params: run(params, p), params)
         else:
             f, vjp = jax.vjp(run, params, p)
-        complete = lambda gradients: gradients if l > 0 else (*gradients, ())
+
+        def pulled(g_f: Array) -> tuple[list[Tree], Tree]:
+            gradients = vjp(g_f)
+            return gradients if l > 0 else (*gradients, ())
+
         if v_next is not None:
             zero = jnp.zeros((), p.dtype)
-            return f, (zero, zero, zero), lambda: complete(vjp(-self.penalties.alpha * v_next))
+            return f, (zero, zero, zero), lambda: pulled(-self.penalties.alpha * v_next)
         value = lambda f: self.pieces.loss.value(f, y).sum()
         loss, g_f = jax.value_and_grad(value)(f)
         seen = loss, self.pieces.loss.correct(f, y).sum(), jnp.full((), p.shape[0], p.dtype)
-        return f, seen, lambda: complete(vjp(g_f))
+        return f, seen, lambda: pulled(g_f)

@@ -10,16 +10,19 @@ Both face the same rounds as independent subnet training and are what it must be
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
 
 from jtssm import checks, losses
 from jtssm.arrays import Array, Tree
 from jtssm.nn.network import Network
 from jtssm.protocol.arguments import documented
 from jtssm.protocol.declared import Move
+from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method
 from jtssm.protocol.settings import recorded
 from jtssm.protocol.workers import Meeting, Model
@@ -42,12 +45,12 @@ def local_sgd(
     net: Network,
     *,
     workers: int,
-    optimizer: Any,
+    optimizer: optax.GradientTransformation,
     local_steps: int,
     batch_size: int,
     loss: str | losses.Loss = "cross_entropy",
-    precision: Any = None,
-    compute_dtype: Any = None,
+    precision: str | None = None,
+    compute_dtype: DTypeLike | None = None,
 ) -> Method:
     """Local SGD: N workers train the whole network alone for R steps, then take the mean of all.
 
@@ -91,12 +94,12 @@ def ensemble(
     net: Network,
     *,
     members: int,
-    optimizer: Any,
+    optimizer: optax.GradientTransformation,
     local_steps: int,
     batch_size: int,
     loss: str | losses.Loss = "cross_entropy",
-    precision: Any = None,
-    compute_dtype: Any = None,
+    precision: str | None = None,
+    compute_dtype: DTypeLike | None = None,
 ) -> Method:
     """N networks that train on minibatches of their own and never talk; predictions are averaged.
 
@@ -121,7 +124,7 @@ def ensemble(
     return _method("ensemble", _Apart(trainer, members), precision)
 
 
-def _method(name: str, crew: Any, precision: Any) -> Method:
+def _method(name: str, crew: _Averaged | _Apart, precision: str | None) -> Method:
     trainer = crew.trainer
     return trainer.program(
         name,
@@ -149,7 +152,7 @@ class _Averaged(NamedTuple):
     num: int
     axes: tuple[str, ...] = ()  # along which the parameters are split
 
-    def draw(self, key: Array, dtype: Any) -> list[Tree]:
+    def draw(self, key: Array, dtype: DTypeLike) -> list[Tree]:
         """Random parameters."""
         return self.trainer.network.init(key, dtype)
 
@@ -158,7 +161,7 @@ class _Averaged(NamedTuple):
         copies = jax.tree.map(lambda a: jnp.broadcast_to(a, (self.num, *a.shape)), params)
         return _first(params, self.trainer.fresh(copies, 0), key)
 
-    def step(self, meeting: Meeting, state: State, x: Array, y: Array) -> tuple:
+    def step(self, meeting: Meeting, state: State, x: Array, y: Array) -> tuple[State, Info]:
         """Copy, train, average."""
         copies = meeting.copies(state.params)
         params, opt_state, info = self.trainer.round(meeting, state, copies, x, y)
@@ -184,7 +187,7 @@ class _Apart(NamedTuple):
     num: int
     axes: tuple[str, ...] = ("subnet",)
 
-    def draw(self, key: Array, dtype: Any) -> list[Tree]:
+    def draw(self, key: Array, dtype: DTypeLike) -> list[Tree]:
         """Random parameters [N, ...], of every member its own."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(self.num))
         return jax.vmap(lambda k: self.trainer.network.init(k, dtype))(keys)
@@ -193,7 +196,7 @@ class _Apart(NamedTuple):
         """The first state."""
         return _first(params, self.trainer.fresh(params, 0), key)
 
-    def step(self, meeting: Meeting, state: State, x: Array, y: Array) -> tuple:
+    def step(self, meeting: Meeting, state: State, x: Array, y: Array) -> tuple[State, Info]:
         """Train."""
         params, opt_state, info = self.trainer.round(meeting, state, state.params, x, y)
         return _next(state, params, opt_state), info

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtssm.arrays import Array
+from jtssm.arrays import AnyArray, Array
 from jtssm.nn.network import Network
 from jtssm.protocol.workers import Meeting
 from jtssm.solvers.workers.neurons import neurons
@@ -121,7 +122,7 @@ class Stored(NamedTuple):
         others = [(d, c) for d, c in enumerate(self.cuts) if c is not None and d != self.home]
         return others[0] if others else None
 
-    def store(self, xp: Any, a: Any) -> Any:
+    def store(self, xp: ModuleType, a: AnyArray) -> AnyArray:
         """The parameter by homes: [H, places, ...], every dealt dimension with its empty places."""
         for dimension, cut in enumerate(self.cuts):
             if cut is not None:
@@ -129,7 +130,7 @@ class Stored(NamedTuple):
         a = xp.moveaxis(a, self.home, 0)
         return a.reshape(self.cut.homes, -1, *a.shape[1:])
 
-    def whole(self, a: Any) -> Any:
+    def whole(self, a: AnyArray) -> AnyArray:
         """The parameter from its homes."""
         a = self.joined(a)
         for dimension, cut in enumerate(self.cuts):
@@ -137,11 +138,11 @@ class Stored(NamedTuple):
                 a = a[(slice(None),) * dimension + (np.flatnonzero(cut.inside),)]
         return a
 
-    def joined(self, a: Any) -> Any:
+    def joined(self, a: AnyArray) -> AnyArray:
         """[homes, places, ...] -> the layer's own order of dimensions, empty places included."""
         return self.turned(a.reshape(-1, *a.shape[2:]))
 
-    def turned(self, a: Any) -> Any:
+    def turned(self, a: AnyArray) -> AnyArray:
         """[places, ...] -> the layer's own order of dimensions."""
         order = list(range(1, a.ndim))
         order.insert(self.home, 0)
@@ -198,7 +199,7 @@ def _take(a: Array, at: Array, even: bool, axis: int = 0) -> Array:
     return jnp.take(a, at, axis=axis, **mode)
 
 
-def _spaced(xp: Any, a: Any, dimension: int, cut: Cut) -> Any:
+def _spaced(xp: ModuleType, a: AnyArray, dimension: int, cut: Cut) -> AnyArray:
     """a with its width spread over the places of the homes."""
     if cut.width == cut.homes * cut.places:
         return a

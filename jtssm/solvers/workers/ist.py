@@ -29,19 +29,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.typing import DTypeLike
 
 from jtssm import checks, losses
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import AnyArray, Array, Shaped, Tree
 from jtssm.nn.network import Network, estimate_layers
 from jtssm.nn.norm import Statistics
 from jtssm.nn.ops import Products, entering, narrowed, widened
 from jtssm.protocol.arguments import documented
 from jtssm.protocol.declared import Declared, MatrixProduct, Move
+from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method
 from jtssm.protocol.settings import recorded
 from jtssm.protocol.workers import Meeting, Model, WorkerProgram, round_info
@@ -52,6 +56,9 @@ from jtssm.solvers.workers.neurons import scaled
 
 DEALS = ("stratified", "uniform")
 DEAL = (("pull", "all_to_all"), ("push", "all_to_all"))
+
+
+Plan = list[dict[str, Stored | None]]  # how each parameter of each layer is stored; None: shared
 
 
 class State(NamedTuple):
@@ -67,8 +74,9 @@ class State(NamedTuple):
 class Own(NamedTuple):
     """What tells a subnet's slots; None where none is empty."""
 
-    taken: list  # for the neurons before each layer and after the last: [slots] 1 or 0
-    scale: list  # M / neurons of this subnet
+    # for the neurons before each layer and after the last: [slots] 1 or 0
+    taken: list[Array | None]
+    scale: list[Array | None]  # M / neurons of this subnet
 
 
 @recorded()
@@ -77,14 +85,14 @@ def ist(
     net: Network,
     *,
     subnets: int,
-    optimizer: Any,
+    optimizer: optax.GradientTransformation,
     local_steps: int,
     batch_size: int,
     loss: str | losses.Loss = "cross_entropy",
     deal: str = "stratified",
     scale: float | None = None,
-    precision: Any = None,
-    compute_dtype: Any = None,
+    precision: str | None = None,
+    compute_dtype: DTypeLike | None = None,
 ) -> Method:
     """Independent subnet training: neurons dealt to subnets that train alone, and dealt again.
 
@@ -161,13 +169,20 @@ def _start(key: Array, homes: list[Tree], shared: list[Tree]) -> State:
 
 
 def _forward(
-    net: Network, plan: list[dict], params: Tree, x: Array, own: Own, products: Callable, dtype: Any
+    net: Network,
+    plan: Plan,
+    params: list[Tree],
+    x: Array,
+    own: Own,
+    products: Callable[[int], Products],
+    dtype: DTypeLike | None,
 ) -> Array:
     """Outputs of one subnet for x [b, ...], computed in `dtype`; empty places give zeros."""
     inputs, x = x, entering(x, dtype)
     for i, (layer, how, p) in enumerate(zip(net.layers, plan, params, strict=True)):
-        if scaled(layer) and own.scale[i] is not None:
-            x = (x * own.scale[i]).astype(x.dtype)  # a scale is not rounded
+        scale = own.scale[i]
+        if scaled(layer) and scale is not None:
+            x = (x * scale).astype(x.dtype)  # a scale is not rounded
         p = {name: kept.turned(p[name]) if kept else p[name] for name, kept in how.items()}
         given, taken = products(i), own.taken[i + 1]
         given = given if taken is None else _among(given, taken)
@@ -187,11 +202,11 @@ class _Model(NamedTuple):
 
     net: Network
     cuts: list[Cut | None]
-    plan: list[dict[str, Stored | None]]
+    plan: Plan
     trainer: Local
     scale: float | None
 
-    def lay_out(self, xp: Any, params: list[Tree]) -> dict:
+    def lay_out(self, xp: ModuleType, params: list[Tree]) -> dict[str, list[Tree]]:
         """Parameters, one tree a layer, as they are stored; xp: numpy or jax.numpy."""
         homes = [
             {name: kept.store(xp, p[name]) for name, kept in how.items() if kept is not None}
@@ -209,14 +224,14 @@ class _Model(NamedTuple):
         """The whole network's parameters, one tree a layer."""
         return self._joined(state, Stored.whole)
 
-    def _joined(self, state: State, whole: Callable) -> list[Tree]:
+    def _joined(self, state: State, whole: Callable[[Stored, AnyArray], AnyArray]) -> list[Tree]:
         """One tree a layer; whole: (how it is stored, a parameter by homes) -> the parameter."""
         return [
             {n: whole(kept, homes[n]) if kept else shared[n] for n, kept in how.items()}
             for how, homes, shared in zip(self.plan, state.homes, state.shared, strict=True)
         ]
 
-    def step(self, meeting: Meeting, state: State, x: Array, y: Array) -> tuple:
+    def step(self, meeting: Meeting, state: State, x: Array, y: Array) -> tuple[State, Info]:
         """Deal, pull, train, push."""
         key = jax.random.fold_in(state.key, state.round)
         deals = self.deal(jax.random.fold_in(key, 0))
@@ -235,7 +250,7 @@ class _Model(NamedTuple):
         dealt = dict.fromkeys(cut for cut in self.cuts if cut is not None)
         return {cut: cut.draw(jax.random.fold_in(key, cut.after)) for cut in dealt}
 
-    def pull(self, meeting: Meeting, state: State, deals: dict) -> list[Tree]:
+    def pull(self, meeting: Meeting, state: State, deals: dict[Cut, Array]) -> list[Tree]:
         """The subnets here: parameters [n, ...]."""
         shared = meeting.copies(state.shared)
         return [
@@ -243,7 +258,9 @@ class _Model(NamedTuple):
             for how, homes, rest in zip(self.plan, state.homes, shared, strict=True)
         ]
 
-    def push(self, meeting: Meeting, state: State, params: list[Tree], deals: dict) -> State:
+    def push(
+        self, meeting: Meeting, state: State, params: list[Tree], deals: dict[Cut, Array]
+    ) -> State:
         """The whole model after a round."""
         homes = [
             {n: kept.push(meeting, old[n], p[n], deals) for n, kept in how.items() if kept}
@@ -252,13 +269,13 @@ class _Model(NamedTuple):
         shared = meeting.mean(self._shared(params))
         return state._replace(homes=homes, shared=shared, round=state.round + 1)
 
-    def own(self, meeting: Meeting, dtype: Any) -> Own:
+    def own(self, meeting: Meeting, dtype: DTypeLike) -> Own:
         """What tells the slots of the subnets here, [n, ...] each."""
         pick = lambda a: jnp.asarray(a, dtype)[meeting.here]
         taken = [None if c is None or c.even else pick(c.taken) for c in self.cuts]
         return Own(taken, [self._scale(c, pick) for c in self.cuts])
 
-    def _scale(self, cut: Cut | None, pick: Callable) -> Array | None:
+    def _scale(self, cut: Cut | None, pick: Callable[[np.ndarray], Array]) -> Array | None:
         if cut is None:
             return None
         neurons = cut.taken.sum(axis=1)
@@ -313,7 +330,7 @@ class _Model(NamedTuple):
         """The shape of each parameter in a subnet, with its empty places; one dict a layer."""
         params = self.net.parameter_shapes()
 
-        def shape(a: Any, kept: Stored | None) -> tuple[int, ...]:
+        def shape(a: Shaped, kept: Stored | None) -> tuple[int, ...]:
             cuts = (None,) * a.ndim if kept is None else kept.cuts
             return tuple(
                 n if cut is None else cut.slots for n, cut in zip(a.shape, cuts, strict=True)

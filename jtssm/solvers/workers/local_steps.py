@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
+from jax.typing import DTypeLike
 
 from jtssm import checks, losses
 from jtssm.arrays import Array, Tree
@@ -29,6 +31,9 @@ SCHEDULES = (
     "InjectStatefulHyperparamsState",
 )
 
+Trained = tuple[Tree, Tree]  # params, opt_state
+Sums = tuple[Array, Array]  # over samples: loss, right answers
+
 
 class Local(NamedTuple):
     """What a worker trains: a network by its forward pass, an optimizer and a loss."""
@@ -39,8 +44,8 @@ class Local(NamedTuple):
     local_steps: int  # R
     batch_size: int  # b
     # (params, x, own, products of a layer's index) -> outputs; own: what is this worker's alone
-    forward: Callable
-    compute_dtype: Any  # what its layers compute in; None: the dtype of the samples
+    forward: Callable[[Tree, Array, Tree, Callable[[int], Products]], Array]
+    compute_dtype: np.dtype | None  # what its layers compute in; None: the dtype of the samples
 
     def steps(
         self,
@@ -52,7 +57,7 @@ class Local(NamedTuple):
         x: Array,
         y: Array,
         pace: Array,
-    ) -> tuple[Tree, Tree, tuple]:
+    ) -> tuple[Tree, Tree, Sums]:
         """R steps of every worker here, updates times `pace`, with nothing sent to another.
 
         params, opt_state and own have leaves [n, ...]; x [R, n, b, ...], y [R, n, b, ...].
@@ -60,12 +65,18 @@ class Local(NamedTuple):
         """
         ids = meeting.own_samples(jnp.arange(self.batch_size))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, meeting.here)
-        products = lambda draw, i: training(meeting.products, draw, i, ids)
 
-        def of_worker(params, opt_state, own, key, x, y):
+        def products(draw: Array | None, i: int) -> Products:
+            return training(meeting.products, draw, i, ids)
+
+        def of_worker(
+            params: Tree, opt_state: Tree, own: Tree, key: Array, x: Array, y: Array
+        ) -> tuple[Trained, Sums]:
             draws = jax.random.split(key, self.local_steps) if self.network.random else None
 
-            def step(carry, batch):
+            def step(
+                carry: Trained, batch: tuple[Array, Array, Array | None]
+            ) -> tuple[Trained, Sums]:
                 (params, opt_state), (xb, yb, draw) = carry, batch
                 at = lambda i: products(draw, i)
                 return self._step(params, opt_state, own, xb, yb, at, pace)
@@ -95,11 +106,11 @@ class Local(NamedTuple):
         kinds: Mapping[str, tuple[str, ...]],
         model: Model,
         moves: Callable[[int], tuple[Move, ...]],
-        precision: Any = None,
+        precision: str | None = None,
         *,
-        step: Callable,
-        forward: Callable,
-        estimate: Callable,
+        step: Callable[..., tuple[Tree, Info]],
+        forward: Callable[[Meeting, Tree, Array], Array],
+        estimate: Callable[[Meeting, Tree, Array], Tree],
     ) -> WorkerProgram:
         """A method in which each of `num` workers trains the whole network.
 
@@ -125,7 +136,7 @@ class Local(NamedTuple):
         )
 
     def round(
-        self, meeting: Meeting, state: Any, params: Tree, x: Array, y: Array
+        self, meeting: Meeting, state: Tree, params: Tree, x: Array, y: Array
     ) -> tuple[Tree, Tree, Info]:
         """(params, opt_state, Info) of the workers here after a round from params [n, ...].
 
@@ -171,10 +182,19 @@ class Local(NamedTuple):
         """That a round of all workers takes."""
         return self.local_steps * meeting.num * self.batch_size
 
-    def _step(self, params, opt_state, own, x, y, products, pace) -> tuple:
+    def _step(
+        self,
+        params: Tree,
+        opt_state: Tree,
+        own: Tree,
+        x: Array,
+        y: Array,
+        products: Callable[[int], Products],
+        pace: Array,
+    ) -> tuple[Trained, Sums]:
         """One minibatch of one worker."""
 
-        def mean_loss(params):
+        def mean_loss(params: Tree) -> tuple[Array, Sums]:
             outputs = self.forward(params, x, own, products)
             losses, right = self.loss.value(outputs, y), self.loss.correct(outputs, y)
             return losses.sum() / self.batch_size, (losses.sum(), right.sum())
@@ -185,13 +205,13 @@ class Local(NamedTuple):
         new = keep_estimated(self.network.layers, moved, params)
         return (new, opt_state), sums
 
-    def fresh(self, params: Tree, rounds: Any) -> Tree:
+    def fresh(self, params: Tree, rounds: int | Array) -> Tree:
         """Optimizer states [n, ...] for params [n, ...], with schedules after so many rounds."""
         opt_state = jax.vmap(self.optimizer.init)(params)
         return _resumed(opt_state, rounds * self.local_steps)
 
 
-def _resumed(tree: Tree, count: Any) -> Tree:
+def _resumed(tree: Tree, count: int | Array) -> Tree:
     """An optimizer state whose schedules have counted so many steps."""
     counts = lambda node: type(node).__name__ in SCHEDULES
     inside = lambda node: node is not tree and counts(node)
@@ -205,9 +225,9 @@ def local(
     loss: str | losses.Loss,
     local_steps: int,
     batch_size: int,
-    precision: Any = None,
-    compute_dtype: Any = None,
-    forward: Callable | None = None,
+    precision: str | None = None,
+    compute_dtype: DTypeLike | None = None,
+    forward: Callable[..., Array] | None = None,
 ) -> Local:
     """The arguments that all methods of workers share, checked.
 
@@ -225,11 +245,15 @@ def local(
     return Local(net, optimizer, losses.find(loss), local_steps, batch_size, run, dtype)
 
 
-def composed(net: Network) -> Callable:
+def composed(net: Network) -> Callable[..., Array]:
     """The forward pass of a network that is nobody's part."""
 
     def forward(
-        params: Tree, x: Array, _: Tree, products: Callable[[int], Products], compute_dtype: Any
+        params: Tree,
+        x: Array,
+        _: Tree,
+        products: Callable[[int], Products],
+        compute_dtype: DTypeLike | None,
     ) -> Array:
         return run_layers(net.layers, params, x, products, compute_dtype)
 
