@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from jtssm.arrays import Array, Tree
 from jtssm.protocol import Info, Method, Move
 from jtssm.protocol.axes import AXES
-from jtssm.sharding.cost.seconds import step_bytes
+from jtssm.sharding.cost.bytes_moved import step_bytes
 from jtssm.sharding.count.jaxpr import count_bytes
 from jtssm.sharding.placement import place
 from jtssm.train.loop import fit

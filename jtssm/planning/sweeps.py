@@ -16,9 +16,9 @@ from jtssm.planning.builders import as_network, builder
 from jtssm.planning.trials import Record, column, counted, measured, ring_sent, topology_devices
 from jtssm.protocol.settings import plain
 from jtssm.sharding.cost import planner
-from jtssm.sharding.cost.demand import Sizes
 from jtssm.sharding.cost.machine_files import find_machine
 from jtssm.sharding.cost.machines import Machine
+from jtssm.sharding.cost.messages import Sizes
 from jtssm.sharding.cost.planner import Build, Proposal
 from jtssm.sharding.mesh import AXES, make_mesh
 

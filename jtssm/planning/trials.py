@@ -13,8 +13,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from jtssm import checks
-from jtssm.sharding.cost.demand import Sizes
 from jtssm.sharding.cost.memory import placed_step
+from jtssm.sharding.cost.messages import Sizes
 from jtssm.sharding.cost.planner import Proposal
 from jtssm.sharding.count import hlo
 from jtssm.sharding.count.jaxpr import count_bytes

@@ -31,7 +31,7 @@ from jax.sharding import (
 from jtssm.protocol.method import Method
 from jtssm.sharding.mesh import AXES, axis_size
 from jtssm.sharding.placement import place
-from jtssm.sharding.placement.packing import gathered
+from jtssm.sharding.placement.on_host import gathered
 from jtssm.train.divergence import Divergence
 from jtssm.train.fingerprint import checksums, differences, is_key
 from jtssm.train.position import Checkpoint, Position, Sound

@@ -13,7 +13,7 @@ from jax import lax
 
 from jtssm.arrays import Array
 from jtssm.protocol.info import Info
-from jtssm.sharding.placement.packing import gathered
+from jtssm.sharding.placement.on_host import gathered
 
 
 class Divergence(NamedTuple):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jtssm.protocol.method import Method
-from jtssm.sharding.placement.packing import gathered
+from jtssm.sharding.placement.on_host import gathered
 from jtssm.train.divergence import Divergence
 
 ROWS = 8192  # most samples a forward pass of an evaluation

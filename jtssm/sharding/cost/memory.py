@@ -25,7 +25,8 @@ from jtssm.arrays import Tree
 from jtssm.protocol.declared import WORD
 from jtssm.protocol.device_memory import held
 from jtssm.protocol.method import Method
-from jtssm.sharding.cost.demand import Demand, Layered, Sizes, Step
+from jtssm.sharding.cost.demand_of_pieces import Layered
+from jtssm.sharding.cost.messages import Demand, Sizes, Step
 from jtssm.sharding.mesh import AXES
 from jtssm.sharding.placement import batch_sharding, place
 

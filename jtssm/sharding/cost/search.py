@@ -19,9 +19,10 @@ import jax
 from jtssm import checks
 from jtssm.protocol.declared import WORD
 from jtssm.protocol.method import Method
-from jtssm.sharding.cost.demand import Demand, Layered, Sizes, layered_of, step_samples
+from jtssm.sharding.cost.demand_of_pieces import Layered, layered_of, step_samples
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.memory import GRADIENTS, activation_bytes, optimizer_words
+from jtssm.sharding.cost.messages import Demand, Sizes
 from jtssm.sharding.cost.products import stored_words
 from jtssm.sharding.cost.seconds import collective_seconds, demand_seconds, is_gradient
 from jtssm.sharding.layers.choose import fits

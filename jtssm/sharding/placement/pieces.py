@@ -20,16 +20,8 @@ from jtssm.protocol.method import Method, Placement
 from jtssm.protocol.stages import StageProgram, whole_params
 from jtssm.sharding.mesh import check_split, devices_of, predicted, put
 from jtssm.sharding.placement.exchange import by_collectives, own_part
-from jtssm.sharding.placement.packing import (
-    Layout,
-    gathered,
-    is_rows,
-    lay_out,
-    layout_of,
-    shapes,
-    specs,
-    spread,
-)
+from jtssm.sharding.placement.on_host import gathered, lay_out, shapes, spread
+from jtssm.sharding.placement.packing import Layout, is_rows, layout_of, specs
 from jtssm.sharding.placement.switch import Place
 
 

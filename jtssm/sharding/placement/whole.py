@@ -29,7 +29,7 @@ from jtssm.protocol.whole import WholeProgram
 from jtssm.sharding import collectives
 from jtssm.sharding.layers.forms import Grid, split_dimensions, whole_grid
 from jtssm.sharding.mesh import AxisNames, axis_size, check_split, devices_of, put
-from jtssm.sharding.placement.packing import gathered
+from jtssm.sharding.placement.on_host import gathered
 
 
 def place_whole(

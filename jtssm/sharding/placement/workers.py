@@ -24,7 +24,7 @@ from jtssm.protocol.method import Method, Placement, given_trees
 from jtssm.protocol.workers import Meeting, WorkerProgram
 from jtssm.sharding import collectives
 from jtssm.sharding.mesh import AXES, AxisNames, axis_size, check_split, devices_of, predicted, put
-from jtssm.sharding.placement.packing import gathered
+from jtssm.sharding.placement.on_host import gathered
 
 
 def by_collectives(num: int, names: AxisNames) -> Meeting:
