@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from jtssm import checks
 from jtssm.nn.network import Network
-from jtssm.planning.builders import as_network, builder
+from jtssm.planning.builders import Optimizers, as_network, builder
 from jtssm.planning.trials import Record, column, counted, measured, ring_sent, topology_devices
 from jtssm.protocol.settings import plain
 from jtssm.sharding.cost import planner
@@ -30,7 +30,7 @@ def sweep(
     machine: Machine | str,
     *,
     method: str | Build = "sgd",
-    optimizer: Any = None,
+    optimizer: Optimizers | None = None,
     memory_limit: float | None = None,
     overlap: float = 0.0,
     samples: int | None = None,
@@ -119,7 +119,18 @@ def sweep(
 class _Sweep:
     """What all shapes of a sweep share."""
 
-    def __init__(self, net, num_devices, batch, machine, build, limit, overlap, samples, topology):
+    def __init__(
+        self,
+        net: Network,
+        num_devices: int,
+        batch: int,
+        machine: Machine,
+        build: Build,
+        limit: float | None,
+        overlap: float,
+        samples: int | None,
+        topology: str | None,
+    ):
         self.net, self.num_devices, self.batch, self.machine = net, num_devices, batch, machine
         self.build, self.overlap, self.samples, self.topology = build, overlap, samples, topology
         self.limit = machine.capacity if limit is None else limit

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from operator import itemgetter
-from typing import Any
 
 import jax
 
@@ -26,14 +25,15 @@ from jtssm.sharding.cost.messages import Demand, Sizes
 from jtssm.sharding.cost.products import stored_words
 from jtssm.sharding.cost.seconds import collective_seconds, demand_seconds, is_gradient
 from jtssm.sharding.layers.choose import fits
-from jtssm.sharding.layers.forms import FORMS
+from jtssm.sharding.layers.forms import FORMS, Grid
 from jtssm.sharding.mesh import AXES
 
 # seconds less what products hide, seconds less gradients (0 where nothing hides), bytes
 Costs = tuple[int, int, int]
 Ways = frozenset[tuple[tuple[str, ...], float]]  # (axes, times) of all-reduces of gradients
 Step = tuple[Costs, Ways]
-Path = tuple[Any, ...]  # (form of the last layer, path of those before it), () before the first
+# (form of the last layer, path of those before it), () before the first
+Path = tuple[str, "Path"] | tuple[()]
 Label = tuple[Costs, Ways, Path]
 
 
@@ -96,7 +96,7 @@ class Chain:
     def __init__(self, layered: Layered, sizes: Sizes, machine: Machine, overlap: float):
         self.layered, self.sizes, self.machine, self.overlap = layered, sizes, machine, overlap
         self.quiet = replace(machine, latency=0.0)
-        self.met: dict[Any, Step] = {}
+        self.met: dict[tuple, Step] = {}
         net, pr = layered.grid.network, sizes[1]
         self.have = [
             [f for f in FORMS if fits(net, i, params, f, pr)]
@@ -244,7 +244,7 @@ class Chain:
         ways = frozenset((m.axes, m.times) for m in gradients)
         return (most, _ticks(rest.total) if self.overlap else 0, round(held)), ways
 
-    def _grid(self, i: int, form: str, following: str | None = None) -> Any:
+    def _grid(self, i: int, form: str, following: str | None = None) -> Grid:
         forms = list(self.blank)
         forms[i] = form
         if following is not None:

@@ -164,14 +164,14 @@ class _Program:
         return routes.added([routes.times(body, runs), routes.times(condition, runs + 1)])
 
 
-def _subsets(sizes: Sizes) -> Iterator[tuple]:
+def _subsets(sizes: Sizes) -> Iterator[tuple[str, ...]]:
     """Every choice of axes that are longer than 1."""
     longer = [name for name, size in sizes.items() if size > 1]
     for num in range(1, len(longer) + 1):
         yield from combinations(longer, num)
 
 
-def _groups_along(axes: tuple, sizes: Sizes) -> set[frozenset[int]]:
+def _groups_along(axes: tuple[str, ...], sizes: Sizes) -> set[frozenset[int]]:
     """Positions that differ along these axes only."""
     positions = np.arange(prod(sizes.values())).reshape(tuple(sizes.values()))
     order = [k for k, name in enumerate(sizes) if name not in axes]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from math import prod
-from typing import Any
 
 import jax
+import numpy as np
 
 from jtssm.arrays import Tree
 from jtssm.checks import shown
@@ -26,7 +26,9 @@ BALANCE = 1000
 PASSES = 3  # of a layer in a step: forward, and for the gradients of weights and of inputs
 
 
-def program_forms(program: Program, sizes: tuple[int, int, int], forms: Any) -> tuple[str, ...]:
+def program_forms(
+    program: Program, sizes: tuple[int, int, int], forms: str | Sequence[str]
+) -> tuple[str, ...]:
     """One form for each layer of a program on subnet x pr x pc devices; none where layers take none.
 
     forms: "auto", or one a layer.
@@ -61,11 +63,11 @@ def choose_forms(
     samples: int | None,
     pr: int,
     pc: int,
-    forms: Any,
+    forms: str | Sequence[str],
     *,
     apart: bool,
     open_ends: bool,
-    compute_dtype: Any = None,
+    compute_dtype: np.dtype | None = None,
 ) -> tuple[str, ...]:
     """One form a layer.
 
@@ -227,7 +229,9 @@ def _domain_misfit(layer: Layer, shape: Sequence[int], pr: int) -> str:
     )
 
 
-def check_forms(net: Network, params: Sequence[Tree], pr: int, forms: Any) -> tuple[str, ...]:
+def check_forms(
+    net: Network, params: Sequence[Tree], pr: int, forms: Sequence[str]
+) -> tuple[str, ...]:
     """The user's forms, one a layer.
 
     Raises:

@@ -39,9 +39,9 @@ from jtssm.arrays import Tree
 from jtssm.nn.layer import Layer
 from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.layers.forms import SPLITS, Grid
-from jtssm.sharding.layers.halo import Halo, Slabs
+from jtssm.sharding.layers.halo import Slabs
 from jtssm.sharding.layers.layouts import Hop
-from jtssm.sharding.layers.questions import mixes, prepares, splits, window
+from jtssm.sharding.layers.questions import mixes, prepares, splits
 
 
 class Sent(NamedTuple):
@@ -165,8 +165,8 @@ class Pass(NamedTuple):
             yield from self._halo(i)
 
     def _halo(self, i: int) -> Iterator[Sent]:
-        height, width, channels = self.grid.network.shapes[i]
-        halo = Halo.of(window(self.grid.network.layers[i]), height, self.grid.size)
+        _, width, channels = self.grid.network.shapes[i]
+        halo = self.grid.halo(i)
         row = self.samples * width * channels
         down, up = halo.above * row, halo.below * row  # to the device after, to the one before
         both = down + up

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import ArrayLike
 
 from jtssm.arrays import Array, Tree
 from jtssm.protocol.exchange import Kind
@@ -27,7 +27,8 @@ def lay_out(
     def array(key: str) -> Array:
         shape = (slots, parts if key.endswith("/pr") else 1, layout.size(key))
 
-        def shard(index):
+        def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # only of an array that nothing splits
             pieces, ranks = (range(*s.indices(d)) for s, d in zip(index, shape[:2], strict=False))
             rows = [[_host_row(layout, l, trees, r, pr, key) for r in ranks] for l in pieces]
             return np.asarray(rows)[..., index[2]]
@@ -49,7 +50,7 @@ def spread(layout: Layout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, 
         whole = np.zeros((slots, *shape), key)
         for l, rows in enumerate(packed):
             if key in rows:
-                part: Any = (l, *(slice(n) for n in rows[key].shape))
+                part: tuple[int | slice, ...] = (l, *(slice(n) for n in rows[key].shape))
                 whole[part] = rows[key]
         sharding = NamedSharding(mesh, placed.rows[key])
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
@@ -84,15 +85,15 @@ def _host_row(
     if piece >= len(trees):
         return blank
 
-    def part(leaf: Leaf, a: Any) -> np.ndarray:
+    def part(leaf: Leaf, a: ArrayLike) -> np.ndarray:
         a = np.asarray(a)
         return a if leaf.split < 0 else np.split(a, pr, axis=leaf.split)[rank]
 
     pairs = zip(layout.leaves[piece], jax.tree.leaves(trees[piece]), strict=True)
-    return pack(layout, piece, [part(*pair) for pair in pairs], np).get(key, blank)
+    return np.asarray(pack(layout, piece, [part(*pair) for pair in pairs], np).get(key, blank))
 
 
-def gathered(state: Any) -> Any:
+def gathered(state: Tree) -> Tree:
     """A placed state as the method has it on one device: tuples of one tree a piece, in numpy.
 
     Every process must ask and gets the whole state in host memory; no device ever holds it. Of several
@@ -101,9 +102,9 @@ def gathered(state: Any) -> Any:
     return jax.tree.map(lambda a: _trees(a) if is_rows(a) else _on_host(a), state, is_leaf=is_rows)
 
 
-def _trees(packed: Rows) -> tuple:
+def _trees(packed: Rows) -> tuple[Tree, ...]:
     layout = packed.layout
-    rows = {key: _on_host(a) for key, a in packed.rows.items()}
+    rows = {key: _numbers(a) for key, a in packed.rows.items()}
     return tuple(_tree(layout, l, rows) for l in range(len(layout.leaves)))
 
 
@@ -120,12 +121,17 @@ def _tree(layout: Layout, piece: int, rows: dict[str, np.ndarray]) -> Tree:
     return jax.tree.unflatten(layout.treedefs[piece], [join(*column) for column in columns])
 
 
-def _on_host(a: Any) -> Any:
+def _on_host(a: Array | np.ndarray) -> Array | np.ndarray:
+    """Numbers in numpy; of keys, which numpy does not have, an array of this process alone."""
+    if isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        numbers = jnp.asarray(_numbers(jax.random.key_data(a)))
+        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(a))
+    return _numbers(a)
+
+
+def _numbers(a: Array | np.ndarray) -> np.ndarray:
     if not isinstance(a, jax.Array):
         return a
-    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-        numbers = _on_host(jax.random.key_data(a))
-        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(a))
     if not a.is_fully_addressable and not a.is_fully_replicated:
         return multihost_utils.process_allgather(a, tiled=True)
     return np.asarray(a)

@@ -12,7 +12,7 @@ in one tree. By kind, with size the length of that row:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from types import ModuleType
@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jtssm.arrays import Tree
+from jtssm.arrays import Array, Tree
 from jtssm.protocol.exchange import Kind
 from jtssm.sharding.mesh import AxisNames
 
@@ -113,7 +114,7 @@ def layout_of(kind: str, trees: Sequence[Tree], local: Sequence[Tree] | None = N
     return Layout(kind, treedefs, tuple(_leaves(kind, *pair) for pair in pairs))
 
 
-def _check(kind: Kind, leaf: Any) -> None:
+def _check(kind: Kind, leaf: Array | jax.ShapeDtypeStruct) -> None:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         raise ValueError(
             "optimizer: expected a state of numbers on a mesh; got one with a typed PRNG key, as "
@@ -141,11 +142,11 @@ def _kept(kind: Kind, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[1:] if kind is Kind.SAMPLES else (shape[0], *shape[2:])
 
 
-def _split(whole: Any, local: Any) -> int:
+def _split(whole: Array | jax.ShapeDtypeStruct, local: Array | jax.ShapeDtypeStruct) -> int:
     return next((i for i, (a, b) in enumerate(zip(whole.shape, local.shape)) if a != b), -1)  # noqa: B905
 
 
-def pack(layout: Layout, piece: int, tree: Tree, xp: ModuleType = jnp) -> dict[str, Any]:
+def pack(layout: Layout, piece: int, tree: Tree, xp: ModuleType = jnp) -> dict[str, Array]:
     """The tree of one piece as its rows [*leading, size], leading: (), (samples,) or (ticks, samples).
 
     Of the keys that the piece has leaves of; xp: numpy or jax.numpy.
@@ -161,7 +162,9 @@ def pack(layout: Layout, piece: int, tree: Tree, xp: ModuleType = jnp) -> dict[s
     return rows
 
 
-def unpack(layout: Layout, piece: int, rows: dict[str, Any]) -> Tree:
+def unpack(
+    layout: Layout, piece: int, rows: Mapping[str, Array] | Mapping[str, np.ndarray]
+) -> Tree:
     """The tree of one piece from its rows; the inverse of `pack`."""
     taken = dict.fromkeys(layout.keys, 0)
     leaves = []
@@ -191,6 +194,6 @@ def specs(layout: Layout, names: AxisNames) -> Rows:
     return Rows({key: names.spec(*_axes(layout.kind, key)) for key in layout.keys}, layout)
 
 
-def is_rows(x: Any) -> bool:
+def is_rows(x: object) -> bool:
     """Whether x is Rows; for tree maps that stop there."""
     return isinstance(x, Rows)
