@@ -216,14 +216,18 @@ def _done(path: Path | None, about: Record) -> dict[tuple[int, ...], Record]:
             f"{strange[0].get('about')}: name another file"
         )
     records = [line.get("record") for line in lines]
-    whole = lambda r: isinstance(r, dict) and all(isinstance(r.get(axis), int) for axis in AXES)
-    damaged = [r for r in records if not whole(r)]
+    damaged = [r for r in records if not _is_record(r)]
     if damaged:
         raise ValueError(
             f"resume: expected records with {list(AXES)}; got {path} with "
             f"{checks.shown(damaged[0])}: name another file"
         )
     return {tuple(r[axis] for axis in AXES): r for r in records}
+
+
+def _is_record(found: object) -> bool:
+    """Whether it says of which shape it is."""
+    return isinstance(found, dict) and all(isinstance(found.get(axis), int) for axis in AXES)
 
 
 def _whole(line: str) -> bool:

@@ -13,12 +13,8 @@ from jax.sharding import Mesh
 from jtssm import checks
 from jtssm.arrays import Array, Tree
 from jtssm.protocol.method import Method
-from jtssm.sharding.cost import planner
-from jtssm.sharding.cost.machine_files import present_machine
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.distributed import ProcessBatches, ProcessSamples, introduce
-from jtssm.sharding.mesh import make_mesh
-from jtssm.sharding.placement import place
 from jtssm.sharding.placement.packing import is_rows
 from jtssm.train import fingerprint
 from jtssm.train.batches import Minibatches, Resident
@@ -27,6 +23,7 @@ from jtssm.train.divergence import not_finite
 from jtssm.train.feed import Feed, check_shared
 from jtssm.train.halving import Halving
 from jtssm.train.hooks import Hook, as_hooks
+from jtssm.train.placing import on_mesh
 from jtssm.train.position import Checkpoint, Position
 from jtssm.train.progress import Bar
 from jtssm.train.result import Epoch, Result
@@ -165,7 +162,7 @@ def fit(
     held = None if is_stream(train) else in_memory(train, steps_per_epoch)
     if held is None:
         check_streams(method, train, steps_per_epoch)
-    method = _on_mesh(method, mesh, forms, machine, 0 if held is None else len(held[0]))
+    method = on_mesh(method, mesh, forms, machine, 0 if held is None else len(held[0]))
     introduce(method.mesh)
     init_key, order_key = jax.random.split(key)
     if held is None:
@@ -244,37 +241,6 @@ def _check_state(method: Method, state: Tree, x: Array | np.ndarray, y: Array | 
             f"state: expected arrays of shapes {checks.shown(wanted)}, of this network, optimizer and "
             f"samples; got {checks.shown(got)}"
         )
-
-
-def _on_mesh(
-    method: Method,
-    mesh: Mesh | str | None,
-    forms: str | Sequence[str],
-    machine: Machine | str | None,
-    samples: int,
-) -> Method:
-    """The method on the user's mesh, or on the one that the cost model finds fastest; None: as it is."""
-    if isinstance(mesh, Mesh):
-        return place(method, mesh, forms=forms)
-    own = not isinstance(forms, str) or forms != "auto"
-    if mesh is None and not own:
-        return method
-    if not isinstance(mesh, str) or mesh != "auto" or own:
-        raise ValueError(
-            f"mesh: expected a jax.sharding.Mesh, or 'auto' or None and then no forms; got "
-            f"{checks.shown(mesh)}, forms {checks.shown(forms)}"
-        )
-    given = lambda net, subnet, batch: method
-    best = planner.plan(
-        method.network,
-        jax.device_count(),
-        method.program.batch.size or samples,
-        machine or present_machine(),
-        method=given,
-        samples=samples,
-        runners_up=0,
-    ).best
-    return place(method, make_mesh(*best.shape), forms=best.forms or "auto")
 
 
 def _begin(

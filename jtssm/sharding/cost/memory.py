@@ -140,7 +140,7 @@ def _state_words(optimizer: GradientTransformation, params: Sequence[Tree]) -> f
 
 
 @lru_cache(maxsize=64)
-def _state_size(init: Callable, leaves: tuple, structure: PyTreeDef) -> int:
+def _state_size(init: Callable, leaves: tuple[Shaped, ...], structure: PyTreeDef) -> int:
     """Words of what an optimizer starts with; a planner asks again and again."""
     state = jax.eval_shape(init, jax.tree.unflatten(structure, leaves))
     return sum(prod(a.shape) for a in jax.tree.leaves(state))

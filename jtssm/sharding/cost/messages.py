@@ -52,7 +52,7 @@ def predicted_bytes(step: Step, sizes: Sizes, word: int = WORD) -> dict[Route, i
     pr = sizes[1]
     inside = max((_by_route(d.messages, pr, word) for d in step.devices), key=_size)
     shared = _by_route((m for m in step.between if m.source is None), pr, word)
-    sent: dict[Route, dict] = {}
+    sent: dict[Route, dict[int | None, int]] = {}
     for m in (m for m in step.between if m.source is not None):
         by_device = sent.setdefault(Route(m.collective, m.axes), {})
         by_device[m.source] = by_device.get(m.source, 0) + message_bytes(m, word)
@@ -75,5 +75,5 @@ def _by_route(messages: Iterable[Message], pr: int, word: int) -> dict[Route, in
     return {route: most(way.values()) for route, way in ways.items() if any(way.values())}
 
 
-def _size(found: dict[Route, int]) -> tuple:
+def _size(found: dict[Route, int]) -> tuple[int, list[tuple[Route, int]]]:
     return sum(found.values()), sorted(found.items())

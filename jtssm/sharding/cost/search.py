@@ -8,7 +8,7 @@ that no other betters in everything (Pareto's front).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from operator import itemgetter
@@ -138,7 +138,9 @@ class Chain:
             )
         return _unwound(min(ends, key=lambda end: max(end[0][:-1]))[2])
 
-    def _extended(self, labels: dict, i: int, g: str, counts: bool) -> Iterator[Label]:
+    def _extended(
+        self, labels: Mapping[str, list[Label]], i: int, g: str, counts: bool
+    ) -> Iterator[Label]:
         for f, found in labels.items():
             costs, ways = self._costs(i, f, g)
             step = (costs if counts else (*costs[:-1], 0)), ways

@@ -156,7 +156,7 @@ def is_gradient(m: Message) -> bool:
 
 def _combined(messages: Iterable[Message]) -> Iterable[Message]:
     """All gradients that go the same way in one all-reduce, as XLA combines them."""
-    sums: dict[tuple, Message] = {}
+    sums: dict[tuple[tuple[str, ...], float], Message] = {}
     for m in messages:
         if not is_gradient(m):
             yield m

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, overload
 
 import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.interpreters import partial_eval
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
+from jtssm.arrays import Tree
 from jtssm.sharding.count import hlo, routes
 from jtssm.sharding.count.jaxpr_values import CASTS, Atom, Scope, called
-from jtssm.sharding.count.routes import Count, Sizes
+from jtssm.sharding.count.routes import Count, Route, Sizes
 
 _KINDS = {
     "psum": "all_reduce",
@@ -34,13 +36,33 @@ _KINDS = {
 }
 
 
+@overload
 def count_bytes(
     fn: Callable,
-    *args: Any,
+    *args: Tree,
+    compiled: bool = ...,
+    mesh: Mesh | AbstractMesh | None = ...,
+    by_device: typing.Literal[False] = ...,
+) -> dict[Route, int]: ...
+
+
+@overload
+def count_bytes(
+    fn: Callable,
+    *args: Tree,
+    compiled: bool = ...,
+    mesh: Mesh | AbstractMesh | None = ...,
+    by_device: typing.Literal[True],
+) -> list[dict[Route, int]]: ...
+
+
+def count_bytes(
+    fn: Callable,
+    *args: Tree,
     compiled: bool = False,
-    mesh: Mesh | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
     by_device: bool = False,
-) -> Any:  # a dict of bytes by route, or with by_device a list of them
+) -> dict[Route, int] | list[dict[Route, int]]:
     """Bytes that a device hands to collectives in one call of fn, by collective and mesh axes.
 
     Counted are the operands: of an all-gather the part that a device contributes, of a

@@ -246,5 +246,8 @@ def _exchanged(
     top = x[:, :below]
     if apart and above + below:
         return collectives.from_neighbours(bottom, top, axis, 1)
-    send = lambda edge, step: collectives.sent(edge, axis, step) if edge.shape[1] else edge
-    return send(bottom, 1), send(top, -1)
+
+    def sent(edge: Array, step: int) -> Array:
+        return collectives.sent(edge, axis, step) if edge.shape[1] else edge
+
+    return sent(bottom, 1), sent(top, -1)

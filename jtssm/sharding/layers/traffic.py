@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 import jax
 
-from jtssm.arrays import Tree
+from jtssm.arrays import Array, Tree
 from jtssm.nn.layer import Layer
 from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.layers.forms import SPLITS, Grid
@@ -227,7 +227,7 @@ def _trained(layer: Layer, tree: Tree) -> Tree:
     return {name: a for name, a in tree.items() if name not in layer.estimated}
 
 
-def _pairs(params: Tree, split: Tree) -> list:
+def _pairs(params: Tree, split: Tree) -> list[tuple[Array, int]]:
     return list(zip(jax.tree.leaves(params), jax.tree.leaves(split), strict=True))
 
 

@@ -117,8 +117,12 @@ def _tree(layout: Layout, piece: int, rows: dict[str, np.ndarray]) -> Tree:
         for r in range(pr)
     ]
     columns = zip(layout.leaves[piece], *map(jax.tree.leaves, ranks), strict=True)
-    join = lambda leaf, *a: np.concatenate(a, axis=leaf.split) if leaf.split >= 0 else a[0]
-    return jax.tree.unflatten(layout.treedefs[piece], [join(*column) for column in columns])
+    return jax.tree.unflatten(layout.treedefs[piece], [_joined(*column) for column in columns])
+
+
+def _joined(leaf: Leaf, *parts: np.ndarray) -> np.ndarray:
+    """A leaf from what each device of pr holds of it."""
+    return np.concatenate(parts, axis=leaf.split) if leaf.split >= 0 else parts[0]
 
 
 def _on_host(a: Array | np.ndarray) -> Array | np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -169,8 +170,11 @@ class Placing:
     def predict(self, state: Tree, x: ArrayLike) -> Array:
         """Outputs, split over pc; whole everywhere if pc does not divide them."""
         x = as_input(self.program.network, x)
-        fn = lambda l, weights, p: self.program.forward(self.exchange, l, weights, p)
-        forward = lambda weights, x: self.exchange.chain(fn, weights, x=self._seen(x))[0]
+        piece = partial(self.program.forward, self.exchange)
+
+        def forward(weights: Rows, x: Array) -> Array:
+            return self.exchange.chain(piece, weights, x=self._seen(x))[0]
+
         return predicted(
             self._mapped,
             forward,

@@ -178,9 +178,12 @@ class _Whole:
         """Of a layer's parameters, or of whatever has their shapes."""
         split = split_dimensions(self.program.network.layers[i], self.grid.forms[i])
         split = jax.tree.map(lambda _: -1, params) if split is None else split
-        spec = lambda _, d: (
-            PartitionSpec(*[None] * d, self.grid.axis) if d >= 0 else PartitionSpec()
-        )
+
+        def spec(_: Tree, dimension: int) -> PartitionSpec:
+            if dimension < 0:
+                return PartitionSpec()
+            return PartitionSpec(*[None] * dimension, self.grid.axis)
+
         return jax.tree.map(spec, params, split)
 
 
@@ -235,7 +238,7 @@ class _Held(NamedTuple):
         """The array itself: what differs along axes of the mesh is summed by `total` alone."""
         return a
 
-    def total(self, sums: tuple) -> Tree:
+    def total(self, sums: tuple[Tree, ...]) -> Tree:
         """Over the devices whose samples the sums are of."""
         return _total(self.grid, sums[0])
 

@@ -198,9 +198,11 @@ class _Crew:
 
     def _specs(self, state: Tree) -> Tree:
         """A PartitionSpec for every array of a state."""
-        of = lambda name: jax.tree.map(
-            lambda _: self.names.spec(*self.program.kinds[name]), getattr(state, name)
-        )
+
+        def of(name: str) -> Tree:
+            spec = self.names.spec(*self.program.kinds[name])
+            return jax.tree.map(lambda _: spec, getattr(state, name))
+
         return state._replace(**{name: of(name) for name in state._fields})
 
     def _shardings(self, state: Tree) -> Tree:
