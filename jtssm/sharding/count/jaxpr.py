@@ -117,7 +117,7 @@ def count_bytes(
 
 def _live(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
     """The jaxpr without what none of its results needs."""
-    opened = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    opened: Any = getattr(jaxpr, "jaxpr", jaxpr)  # jax 0.12 has one class for both
     return partial_eval.dce_jaxpr(opened, [True] * len(opened.outvars), instantiate=True)[0]
 
 
