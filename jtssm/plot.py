@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PANELS = (("accuracy", "_accuracy"), ("loss", "_loss"), ("residuals", ""))
 RESIDUALS = ("primal_residual", "dual_residual", "coupling")
@@ -34,7 +38,9 @@ def histories(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, float]]
     figure.savefig(path, dpi=120)
 
 
-def _lines(axes, colour: str, name: str, history: Sequence[Mapping[str, float]], suffix: str):
+def _lines(
+    axes: Axes, colour: str, name: str, history: Sequence[Mapping[str, float]], suffix: str
+) -> None:
     first = history[0] if history else {}
     columns = [c for c in first if c.endswith(suffix)] if suffix else list(RESIDUALS)
     # a curve needs a number: of what was not measured there is none, and zeros are below a log scale
@@ -149,7 +155,7 @@ def shapes(path: str | Path, records: Sequence[Mapping[str, Any]], title: str) -
         base = [a + b for a, b in zip(base, heights, strict=True)]
     totals = [record["seconds"] for record in records]
     axes.plot(names, totals, "k_", ms=18, label="less what is hidden")
-    measured = [record.get("measured_seconds") for record in records]
+    measured: list[Any] = [record.get("measured_seconds") for record in records]
     if any(measured):
         axes.plot(names, measured, "kx", label="measured")
     axes.set(title=title, ylabel="seconds a step", xlabel="subnet x pr x pc")
@@ -159,7 +165,7 @@ def shapes(path: str | Path, records: Sequence[Mapping[str, Any]], title: str) -
     figure.savefig(path, dpi=120)
 
 
-def _figure(size: tuple[float, float]) -> Any:
+def _figure(size: tuple[float, float]) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +22,11 @@ from jax.sharding import Mesh
 from jtssm.arrays import Array, Tree
 from jtssm.protocol import Info, Method, Move
 from jtssm.protocol.axes import AXES
-from jtssm.sharding.cost.seconds import step_bytes
+from jtssm.sharding.cost.bytes_moved import step_bytes
 from jtssm.sharding.count.jaxpr import count_bytes
 from jtssm.sharding.placement import place
 from jtssm.train.loop import fit
+from jtssm.train.result import Result
 
 KEY = 0
 STEPS = 3
@@ -87,9 +87,9 @@ def check_step(method: Method, x: np.ndarray, y: np.ndarray) -> None:
     """A step is pure, keeps the state's structure, is traced once, and shows scalars."""
     traces: list[int] = []
 
-    def counted(*args: Any) -> tuple[Any, Info]:
+    def counted(state: Tree, x: Array, y: Array) -> tuple[Tree, Info]:
         traces.append(1)
-        return method.step(*args)
+        return method.step(state, x, y)
 
     step, state = jax.jit(counted), method.init(jax.random.key(KEY), x, y)
     before = [np.array(a) for a in _leaves(method.params(state))]
@@ -155,7 +155,7 @@ def check_resumed(method: Method, x: np.ndarray, y: np.ndarray) -> None:
     key, epochs = jax.random.key(KEY), 4
     with tempfile.TemporaryDirectory() as folder:
         fit(method, (x, y), epochs=2, key=key, checkpoint=folder, progress=False)
-        run: Callable[..., Any] = fit
+        run: Callable[..., Result] = fit
         resumed = run(method, (x, y), epochs=epochs, key=key, checkpoint=folder, progress=False)
     whole = fit(method, (x, y), epochs=epochs, key=key, progress=False)
     _equal(resumed.params, whole.params, "fit: a resumed run comes to the same bits")

@@ -25,7 +25,7 @@ NOT_OPTIONS = (
     "optimizer",  # made of --optimizer, --learning-rate and --rates
     "loss",  # the data sets have labels: cross entropy
 )
-READERS: dict[Any, tuple[Reader, str]] = {
+READERS: dict[object, tuple[Reader, str]] = {
     int: (integer, "N"),
     float: (number, "X"),
     str: (str, "NAME"),
@@ -39,7 +39,7 @@ class Option(NamedTuple):
     """An option of a method: an argument of its constructor, or a field of one."""
 
     name: str
-    hint: Any
+    hint: object
     default: object  # inspect.Parameter.empty: none
     text: str
 
@@ -82,7 +82,7 @@ def options(make: Constructor) -> Iterator[Option]:
         yield from _fields(make, _kinds(hint))
 
 
-def _kinds(hint: Any) -> Kinds:
+def _kinds(hint: object) -> Kinds:
     """The dataclasses of a type, by their names in lower case, which the constructor takes for them."""
     kinds = (a for a in get_args(hint) if isinstance(a, type))
     return {kind.__name__.lower(): kind for kind in kinds if dataclasses.is_dataclass(kind)}
@@ -155,7 +155,7 @@ def _help(text: str, default: object) -> str:
     )
 
 
-def _reader(hint: Any) -> tuple[Reader, str]:
+def _reader(hint: object) -> tuple[Reader, str]:
     """How a type is read, and what stands for it in the help; of a union: its types in turn."""
     kinds = {hint} if hint in READERS else set(get_args(hint)) - {NoneType}
     (read, shown), *others = (READERS[kind] for kind in READERS if kind in kinds)
@@ -184,7 +184,7 @@ def given(arguments: argparse.Namespace, make: Constructor) -> dict[str, Any]:
 
 
 def _chosen(
-    make: Constructor, name: str, kinds: Kinds, chosen: str, own: Mapping[str, Any]
+    make: Constructor, name: str, kinds: Kinds, chosen: str, own: Mapping[str, object]
 ) -> object:
     """The argument of that name: the chosen kind with the fields that are given."""
     kind = kinds[chosen]

@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from jtssm.planning.builders import LOCAL_STEPS, workers_argument
 from jtssm.planning.trials import Record
 from jtssm.protocol.optimizers import optimizer
 from jtssm.sharding.cost.calibration import calibrate
+from jtssm.sharding.cost.messages import Sizes
 from jtssm.sharding.cost.planner import Proposal
 
 RATE = 1e-3  # of optimizers, of which only the kind counts here
@@ -45,7 +47,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _first(refused: dict) -> str:
+def _first(refused: Mapping[Sizes, str]) -> str:
     shape, why = next(iter(refused.items()))
     return f"{' x '.join(map(str, shape))}: {why}"
 

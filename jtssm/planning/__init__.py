@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jtssm.nn.network import Network
-from jtssm.planning.builders import as_network, builder
+from jtssm.planning.builders import Optimizers, as_network, builder
 from jtssm.sharding.cost import planner
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.planner import Build, Plan
@@ -18,7 +18,7 @@ def plan(
     machine: Machine | str,
     *,
     method: str | Build = "sgd",
-    optimizer: Any = None,
+    optimizer: Optimizers | None = None,
     memory_limit: float | None = None,
     overlap: float = 0.0,
     samples: int | None = None,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
+
+from optax import GradientTransformation
 
 from jtssm import checks, solvers
 from jtssm.nn.architectures import find_architecture
@@ -13,10 +15,13 @@ from jtssm.nn.network import Network
 from jtssm.protocol.method import Method
 from jtssm.sharding.cost.planner import Build
 
+Optimizers: TypeAlias = (
+    GradientTransformation | Sequence[GradientTransformation]
+)  # one a subnetwork
 LOCAL_STEPS = 20  # of a round of workers, unless given
 
 
-def builder(method: str | Build, *, optimizer: Any = None, **options: Any) -> Build:
+def builder(method: str | Build, *, optimizer: Optimizers | None = None, **options: Any) -> Build:
     """(net, n, batch) -> the unplaced method with n subnetworks or workers.
 
     Args:
@@ -38,7 +43,7 @@ def builder(method: str | Build, *, optimizer: Any = None, **options: Any) -> Bu
     _optimizers(optimizer)
     adam = solvers.optimizer("adam", 1e-3) if optimizer is None else optimizer
     takes = inspect.signature(make).parameters
-    trained = {"optimizer": adam} if "optimizer" in takes else {}
+    trained: dict[str, Any] = {"optimizer": adam} if "optimizer" in takes else {}
     workers = workers_argument(make)
 
     def build(net: Network, n: int, batch: int) -> Method:
@@ -87,14 +92,15 @@ def _own(build: Build, net: Network, n: int, batch: int) -> Method:
     return method
 
 
-def _optimizers(optimizer: Any) -> tuple:
+def _optimizers(optimizer: Optimizers | None) -> tuple[GradientTransformation, ...]:
     """Those that are given: none, one for all subnetworks, or one for each."""
-    given = isinstance(optimizer, (list, tuple)) and not hasattr(optimizer, "init")
-    num = len(optimizer) if given else 1
+    num = 1
+    if isinstance(optimizer, (list, tuple)) and not hasattr(optimizer, "init"):
+        num = len(optimizer)
     return () if optimizer is None else checks.optimizers(optimizer, num)
 
 
-def _check_options(make: Callable, options: Mapping[str, Any]) -> None:
+def _check_options(make: Callable, options: Iterable[str]) -> None:
     known = [name for name in inspect.signature(make).parameters if name != "net"]
     for name in options:
         checks.one_of("options", name, known)

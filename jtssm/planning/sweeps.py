@@ -12,13 +12,13 @@ from tqdm.auto import tqdm
 
 from jtssm import checks
 from jtssm.nn.network import Network
-from jtssm.planning.builders import as_network, builder
+from jtssm.planning.builders import Optimizers, as_network, builder
 from jtssm.planning.trials import Record, column, counted, measured, ring_sent, topology_devices
 from jtssm.protocol.settings import plain
 from jtssm.sharding.cost import planner
-from jtssm.sharding.cost.demand import Sizes
 from jtssm.sharding.cost.machine_files import find_machine
 from jtssm.sharding.cost.machines import Machine
+from jtssm.sharding.cost.messages import Sizes
 from jtssm.sharding.cost.planner import Build, Proposal
 from jtssm.sharding.mesh import AXES, make_mesh
 
@@ -30,7 +30,7 @@ def sweep(
     machine: Machine | str,
     *,
     method: str | Build = "sgd",
-    optimizer: Any = None,
+    optimizer: Optimizers | None = None,
     memory_limit: float | None = None,
     overlap: float = 0.0,
     samples: int | None = None,
@@ -119,7 +119,18 @@ def sweep(
 class _Sweep:
     """What all shapes of a sweep share."""
 
-    def __init__(self, net, num_devices, batch, machine, build, limit, overlap, samples, topology):
+    def __init__(
+        self,
+        net: Network,
+        num_devices: int,
+        batch: int,
+        machine: Machine,
+        build: Build,
+        limit: float | None,
+        overlap: float,
+        samples: int | None,
+        topology: str | None,
+    ):
         self.net, self.num_devices, self.batch, self.machine = net, num_devices, batch, machine
         self.build, self.overlap, self.samples, self.topology = build, overlap, samples, topology
         self.limit = machine.capacity if limit is None else limit
@@ -205,14 +216,18 @@ def _done(path: Path | None, about: Record) -> dict[tuple[int, ...], Record]:
             f"{strange[0].get('about')}: name another file"
         )
     records = [line.get("record") for line in lines]
-    whole = lambda r: isinstance(r, dict) and all(isinstance(r.get(axis), int) for axis in AXES)
-    damaged = [r for r in records if not whole(r)]
+    damaged = [r for r in records if not _is_record(r)]
     if damaged:
         raise ValueError(
             f"resume: expected records with {list(AXES)}; got {path} with "
             f"{checks.shown(damaged[0])}: name another file"
         )
     return {tuple(r[axis] for axis in AXES): r for r in records}
+
+
+def _is_record(found: object) -> bool:
+    """Whether it says of which shape it is."""
+    return isinstance(found, dict) and all(isinstance(found.get(axis), int) for axis in AXES)
 
 
 def _whole(line: str) -> bool:

@@ -13,8 +13,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from jtssm import checks
-from jtssm.sharding.cost.demand import Sizes
+from jtssm.arrays import Tree
 from jtssm.sharding.cost.memory import placed_step
+from jtssm.sharding.cost.messages import Sizes
 from jtssm.sharding.cost.planner import Proposal
 from jtssm.sharding.count import hlo
 from jtssm.sharding.count.jaxpr import count_bytes
@@ -66,7 +67,7 @@ def _text_misleads(found: Proposal, moved: Mapping[Route, int]) -> bool:
     return fewer or (found.method.resident and found.shape[0] > 1)
 
 
-def traced_bytes(step: Callable, *given: Any) -> dict[Route, int]:
+def traced_bytes(step: Callable, *given: Tree) -> dict[Route, int]:
     """Bytes of the device that hands in most, each in its own branches."""
     return max(count_bytes(step, *given, by_device=True), key=lambda count: sum(count.values()))
 
@@ -75,7 +76,7 @@ def measured(found: Proposal, mesh: Mesh, samples: int | None, repeats: int = 5)
     """Median seconds of a step on present devices, after one that compiles; random samples."""
     method, net = found.method, found.method.network
     placed = place(method, mesh, forms=found.forms or "auto")
-    lead: Any = method.batch_shape or (samples,)
+    lead: tuple = method.batch_shape or (samples,)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(*lead, *net.shapes[0])).astype(np.float32)
     y = rng.integers(0, net.shapes[-1][-1], lead).astype(np.int32)
@@ -90,7 +91,7 @@ def measured(found: Proposal, mesh: Mesh, samples: int | None, repeats: int = 5)
     return median(seconds[1:])
 
 
-def topology_devices(name: str) -> Sequence[Any]:
+def topology_devices(name: str) -> Sequence[jax.Device]:
     """Devices of TPUs that need not be there: "tpu-v5e:4x4"; needs libtpu.
 
     Raises:
@@ -100,7 +101,7 @@ def topology_devices(name: str) -> Sequence[Any]:
         raise ValueError(f"topology: expected a name like 'tpu-v5e:4x4'; got {checks.shown(name)}")
     kind, _, shape = name.removeprefix("tpu-").partition(":")
     # one device a chip, as on a host of v4; jax makes no mesh of its single cores
-    options: Any = {"chip_config_name": "megacore"} if kind == "v4" else {}
+    options = {"chip_config_name": "megacore"} if kind == "v4" else {}
     try:
         found = topologies.get_topology_desc(
             platform="tpu", topology_name=f"{kind}:{shape}", **options

@@ -16,7 +16,8 @@ from jtssm.sharding.distributed import ProcessBatches, ProcessSamples, connect
 from jtssm.sharding.layers import FORMS, Slabs, misfit, whole_grid
 from jtssm.sharding.mesh import AXES, AxisNames, make_mesh, put
 from jtssm.sharding.placement import batch_sharding, num_splits, place
-from jtssm.sharding.placement.packing import Rows, gathered
+from jtssm.sharding.placement.on_host import gathered
+from jtssm.sharding.placement.packing import Rows
 from jtssm.sharding.placement.whole import Samples
 
 __all__ = [

@@ -7,11 +7,11 @@ An axis name of None stands for an axis the mesh does not have: nothing moves.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from jtssm.arrays import Array, Tree
 from jtssm.nn.ops import varying
@@ -56,7 +56,7 @@ def kept(cut: Callable, joined: Callable) -> Callable:
     return kept
 
 
-def part(x: Array, axis: str, dimension: int) -> Array:
+def part(x: Array, axis: str | tuple[str, ...], dimension: int) -> Array:
     """A[.., I, ..], the same everywhere -> A[.., I_X, ..]: what of it is this device's."""
     size = x.shape[dimension] // lax.axis_size(axis)
     return lax.dynamic_slice_in_dim(x, lax.axis_index(axis) * size, size, dimension)
@@ -77,7 +77,7 @@ def from_neighbours(last: Array, first: Array, axis: str, dimension: int) -> tup
     size, rank = lax.axis_size(axis), lax.axis_index(axis)
     edges = lax.all_gather(jnp.concatenate([last, first], dimension), axis, to="varying")
 
-    def of(device: Any, start: int, stop: int) -> Array:
+    def of(device: Array, start: int, stop: int) -> Array:
         edge = lax.dynamic_index_in_dim(edges, jnp.clip(device, 0, size - 1), keepdims=False)
         edge = lax.slice_in_dim(edge, start, stop, axis=dimension)
         return jnp.where((device >= 0) & (device < size), edge, 0)
@@ -96,12 +96,12 @@ def mean(x: Tree, axes: Sequence[str]) -> Tree:
     return jax.tree.map(lambda a: lax.pmean(a, tuple(axes)), x) if axes else x
 
 
-def index(axis: str | tuple[str, ...] | None) -> Any:
+def index(axis: str | tuple[str, ...] | None) -> Array | int:
     """Where this device stands along an axis, or along several as one."""
     return 0 if axis is None else lax.axis_index(axis)
 
 
-def narrowed(a: Array, dtype: Any, *, axes: Sequence[str]) -> Array:
+def narrowed(a: Array, dtype: DTypeLike, *, axes: Sequence[str]) -> Array:
     """A parameter in a narrow dtype, for work that differs along the axes.
 
     First marked as differing, then cast: so its gradient is summed over them after it is wide again.

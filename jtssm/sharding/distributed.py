@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import permutations
 from math import prod
@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jtssm import checks
+from jtssm.arrays import Array
 
 LOST_AFTER = 60  # seconds
 
@@ -58,7 +59,9 @@ def connect(
     )
 
 
-def _check_given(coordinator: Any, num_processes: Any, process_id: Any) -> None:
+def _check_given(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
     if coordinator is None or num_processes is None or process_id is None:
         raise ValueError(
             f"coordinator, num_processes, process_id: expected all three, e.g. 'host:1234', 2 and 0, or "
@@ -103,7 +106,7 @@ def told_by_all(value: Any) -> list[Any]:
     return [json.loads(a[:n].tobytes()) for a, n in zip(said, lengths, strict=True)]
 
 
-def check_present(mesh: Mesh) -> None:
+def check_present(mesh: Mesh | AbstractMesh) -> None:
     """Every process has devices in the mesh.
 
     Raises:
@@ -120,7 +123,7 @@ def check_present(mesh: Mesh) -> None:
         )
 
 
-def introduce(mesh: Any) -> None:
+def introduce(mesh: Mesh | AbstractMesh | None) -> None:
     """On CPUs let each group of devices of several processes meet alone, before programs with many.
 
     XLA's CPU client connects a group when its devices first exchange something. Where two processes begin
@@ -139,7 +142,7 @@ def introduce(mesh: Any) -> None:
 
 
 @cache
-def _meet(group: tuple) -> None:
+def _meet(group: tuple[jax.Device, ...]) -> None:
     """Sum one number over devices, of which this process has some and not all."""
     here = [device for device in group if device.process_index == jax.process_index()]
     if not 0 < len(here) < len(group):
@@ -165,8 +168,8 @@ class ProcessSamples(NamedTuple):
     process it is the pair (x, y).
     """
 
-    x: Any  # [samples of this process, ...]
-    y: Any  # [samples of this process, ...]
+    x: np.ndarray  # [samples of this process, ...]
+    y: np.ndarray  # [samples of this process, ...]
 
 
 class ProcessBatches(NamedTuple):
@@ -177,7 +180,7 @@ class ProcessBatches(NamedTuple):
     raises ValueError without. In a single process it is the iterable.
     """
 
-    batches: Any  # any iterable of pairs (x [samples, ...], y [samples, ...])
+    batches: Iterable[tuple[np.ndarray, np.ndarray]]  # (x [samples, ...], y [samples, ...])
 
 
 class Shares(NamedTuple):
@@ -211,8 +214,7 @@ def shares(sharding: NamedSharding | None, shape: Sequence[int]) -> Shares:
             "train: expected a mesh with ProcessSamples, e.g. make_mesh(pc=8); got none"
         )
     positions, held = np.arange(prod(shape)).reshape(shape), defaultdict(list)
-    index: Any
-    device: Any
+    device: jax.Device
     for device, index in sharding.devices_indices_map(tuple(shape)).items():
         held[device.process_index].append(positions[index].ravel())
     parts = {process: tuple(np.unique(np.concatenate(p))) for process, p in held.items()}
@@ -266,7 +268,7 @@ def check_shares(owners: Sequence[int], samples: ProcessSamples, check: Callable
     return zlib.crc32(repr(distinct).encode())
 
 
-def put_rows(a: np.ndarray, rows: np.ndarray, sharding: NamedSharding | None) -> Any:
+def put_rows(a: np.ndarray, rows: np.ndarray, sharding: NamedSharding | None) -> Array:
     """a[rows] on the mesh, or on the default device; a process reads the rows of its own devices only.
 
     a: [samples, ...].  rows: indices of samples; the mesh splits none but its dimensions.
@@ -275,7 +277,8 @@ def put_rows(a: np.ndarray, rows: np.ndarray, sharding: NamedSharding | None) ->
         return jax.device_put(a[rows.ravel()].reshape(*rows.shape, *a.shape[1:]), sharding)
     read: dict[tuple, np.ndarray] = {}  # devices of a process may hold the same rows
 
-    def part(index: Any) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # only of an array that nothing splits
         lead = index[: rows.ndim]
         key = tuple((s.start, s.stop) for s in lead)
         if key not in read:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,15 @@ import numpy as np
 from jax import lax
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
 from jtssm import checks
+from jtssm.arrays import Array, Tree
 from jtssm.protocol.axes import AXES, AxisNames
 
 
 def make_mesh(
-    subnet: int = 1, pr: int = 1, pc: int = 1, *, devices: Sequence[Any] | None = None
+    subnet: int = 1, pr: int = 1, pc: int = 1, *, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
     """A mesh of subnet x pr x pc devices (the first ones, unless `devices` are given).
 
@@ -45,7 +47,7 @@ def make_mesh(
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def _devices(given: Any) -> list:
+def _devices(given: Sequence[jax.Device] | np.ndarray) -> list[jax.Device]:
     """Different devices, from a list or an array of them."""
     listed = isinstance(given, (list, tuple, np.ndarray))
     devices = list(np.ravel(np.asarray(given, object))) if listed else []
@@ -91,12 +93,22 @@ def axis_size(mesh: Mesh, name: str | tuple[str, ...] | None) -> int:
     return prod(mesh.shape[n] for n in names)
 
 
-def devices_of(mesh: Any) -> list:
+def devices_of(mesh: Mesh | AbstractMesh) -> list[jax.Device]:
     """A mesh's devices; none of an abstract one."""
     return [] if isinstance(mesh, AbstractMesh) else list(mesh.devices.flat)
 
 
-def put(x: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+@overload
+def put(x: jax.ShapeDtypeStruct, mesh: Mesh, spec: PartitionSpec) -> jax.ShapeDtypeStruct: ...
+
+
+@overload
+def put(x: ArrayLike, mesh: Mesh, spec: PartitionSpec) -> Array: ...
+
+
+def put(
+    x: ArrayLike | jax.ShapeDtypeStruct, mesh: Mesh, spec: PartitionSpec
+) -> Array | jax.ShapeDtypeStruct:
     """x laid out on the mesh as `spec` says; tracers on Auto axes are left to shard_map.
 
     Of a `jax.ShapeDtypeStruct` the same with that sharding. Of several processes each holds the whole
@@ -113,25 +125,28 @@ def put(x: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
         data = put(jax.random.key_data(x), mesh, spec)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     # every process hands in its part; device_put would first compare the whole value between them
-    x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def check_split(x: Any, pc: int) -> None:
+def check_split(x: ArrayLike, pc: int) -> None:
     """pc devices can share the samples evenly."""
-    if len(x) % pc:
-        raise ValueError(f"x: expected a multiple of {pc} samples, which 'pc' splits; got {len(x)}")
+    samples = jnp.shape(x)[0]
+    if samples % pc:
+        raise ValueError(
+            f"x: expected a multiple of {pc} samples, which 'pc' splits; got {samples}"
+        )
 
 
 def predicted(
-    mapped: Callable,
-    forward: Callable,
-    spec: Any,
-    weights: Any,
-    x: Any,
+    mapped: Callable[..., Callable[..., Array]],
+    forward: Callable[[Tree, Array], Array],
+    spec: Tree,
+    weights: Tree,
+    x: Array,
     mesh: Mesh,
     names: AxisNames,
-) -> Any:
+) -> Array:
     """forward(weights, x) with x split over pc, or whole on every device where pc does not divide it.
 
     Statistics over the samples at hand are then the same: no padding enters them.

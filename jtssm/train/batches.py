@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from math import gcd
-from typing import Any
 
 import numpy as np
 
 from jtssm import checks
+from jtssm.arrays import Array, Tree
 from jtssm.protocol.method import Method
 from jtssm.sharding.distributed import put_rows
 from jtssm.sharding.placement import batch_sharding, num_splits
 from jtssm.train.divergence import Guard, Outcome
 from jtssm.train.feed import Feed, shares_of
+from jtssm.train.record import Document
 
 CHUNK = 50  # most steps a dispatch
 CHUNK_SAMPLES = 2**14  # most samples a dispatch, unless one step takes more
 
 
-class Minibatches(Feed):
+class Minibatches(Feed[np.ndarray]):
     """Epochs of a method that takes minibatches: chunks of steps, each one dispatch.
 
     What does not fill a last minibatch is left out of an epoch; a round of local steps instead goes on
     with the first samples of the next epoch.
     """
+
+    x: np.ndarray
+    y: np.ndarray
 
     def __init__(
         self,
@@ -67,11 +71,11 @@ class Minibatches(Feed):
         self.left = order[used:]
         return order[:used].reshape(-1, self.size)
 
-    def order(self) -> dict[str, Any]:
+    def order(self) -> Document:
         """What decides the order of samples from here on; JSON holds it."""
         return {"rng": self.rng.bit_generator.state, "left": self.left.tolist()}
 
-    def go_to(self, order: Mapping[str, Any]) -> None:
+    def go_to(self, order: Document) -> None:
         """Go on with the order of samples as it was."""
         self.rng.bit_generator.state = order["rng"]
         self.left = np.asarray(order["left"], int)
@@ -84,25 +88,27 @@ class Minibatches(Feed):
         most = max(1, min(CHUNK, CHUNK_SAMPLES // self.size))
         return np.array_split(order, -(-len(order) // most))
 
-    def run(self, guard: Guard, state: Any, chunks: Sequence[np.ndarray]) -> Iterator[Outcome]:
+    def run(self, guard: Guard, state: Tree, chunks: Sequence[np.ndarray]) -> Iterator[Outcome]:
         """Take the steps of each chunk; ends after a divergence."""
-        chunk = self._chunk(chunks[0]) if chunks else ()
-        for following in [*chunks[1:], None][: len(chunks)]:
+        if not chunks:
+            return
+        chunk = self._chunk(chunks[0])
+        for following in [*chunks[1:], None]:
             after = guard.dispatch(state, *chunk)
             # the next chunk is gathered on the host while the device works
             ahead = None if following is None else self._chunk(following)
             outcome = guard.judge(state, after, *chunk)
             yield outcome
-            if outcome.divergence is not None:
+            if outcome.divergence is not None or ahead is None:
                 return
-            state, chunk = outcome.state, ahead or ()
+            state, chunk = outcome.state, ahead
 
-    def _chunk(self, rows: np.ndarray) -> tuple:
+    def _chunk(self, rows: np.ndarray) -> tuple[Array, Array]:
         rows = rows[:, self.shares.mine].reshape(len(rows), *self.shape)
-        return tuple(put_rows(a, rows, self.sharding) for a in (self.x, self.y))
+        return put_rows(self.x, rows, self.sharding), put_rows(self.y, rows, self.sharding)
 
 
-class Resident(Feed):
+class Resident(Feed[int]):
     """Epochs of a method that keeps all samples in place: each is one step on all of them."""
 
     def __init__(
@@ -148,7 +154,7 @@ class Resident(Feed):
         """That many steps on all samples, in one dispatch."""
         return [epochs]
 
-    def run(self, guard: Guard, state: Any, chunks: Sequence[int]) -> Iterator[Outcome]:
+    def run(self, guard: Guard, state: Tree, chunks: Sequence[int]) -> Iterator[Outcome]:
         """Take the steps of each chunk; ends after a divergence."""
         x, y = self.chunk
         for times in chunks:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,20 +23,22 @@ import numpy as np
 from jax.sharding import (
     AbstractMesh,
     AxisType,
+    Mesh,
     NamedSharding,
     PartitionSpec,
     Sharding,
     SingleDeviceSharding,
 )
 
+from jtssm.arrays import Array, Tree
 from jtssm.protocol.method import Method
 from jtssm.sharding.mesh import AXES, axis_size
 from jtssm.sharding.placement import place
-from jtssm.sharding.placement.packing import gathered
+from jtssm.sharding.placement.on_host import gathered
 from jtssm.train.divergence import Divergence
 from jtssm.train.fingerprint import checksums, differences, is_key
 from jtssm.train.position import Checkpoint, Position, Sound
-from jtssm.train.record import plain
+from jtssm.train.record import Document, plain
 
 FORMAT = 3
 
@@ -52,7 +55,7 @@ class Folder:
       ImportError: orbax is not installed.  OSError: the folder cannot be written.
     """
 
-    def __init__(self, path: str | Path, keep: int, run: Mapping[str, Any]):
+    def __init__(self, path: str | Path, keep: int, run: Document):
         self._orbax = _orbax()
         self.path, self.run = Path(path).absolute(), run
         try:
@@ -122,7 +125,7 @@ class Folder:
         except Exception:
             self._manager = None
 
-    def load(self, method: Method, state: Any, step: int | None) -> Checkpoint | None:
+    def load(self, method: Method, state: Tree, step: int | None) -> Checkpoint | None:
         """The newest checkpoint, or that of a step, on the method's mesh; None: there is none.
 
         Args:
@@ -149,7 +152,7 @@ class Folder:
             trees = self._trees(step, document, method, state)
         return _checkpoint(document, trees)
 
-    def _document(self, step: int) -> dict[str, Any]:
+    def _document(self, step: int) -> Document:
         kept = self._manager.restore(
             step, args=self._orbax.args.Composite(run=self._orbax.args.JsonRestore())
         ).run
@@ -160,7 +163,7 @@ class Folder:
             raise ValueError(f"it has format {document['format']}, this jtssm reads {FORMAT}")
         return document
 
-    def _trees(self, step: int, document: dict, method: Method, state: Any) -> list:
+    def _trees(self, step: int, document: Document, method: Method, state: Tree) -> list[Tree]:
         wanted, saved = method.spread(state), _placed_as(document["layout"], method, state)
         alike = _alike(saved, wanted)
         trees = [wanted if alike else saved] * (1 + document["apart"])
@@ -176,11 +179,13 @@ class Folder:
             return jax.tree.map(jnp.asarray, [gathered(tree) for tree in trees])
         return trees if alike else [method.spread(gathered(tree)) for tree in trees]
 
-    def _leaves(self, step: int, shapes: list, mesh: Any, on_host: bool) -> list:
+    def _leaves(
+        self, step: int, shapes: list[jax.ShapeDtypeStruct], mesh: Mesh | None, on_host: bool
+    ) -> list[Array | np.ndarray]:
         """The arrays of a step; those without numbers were not written."""
         orbax = self._orbax
 
-        def how(a: jax.ShapeDtypeStruct) -> Any:
+        def how(a: jax.ShapeDtypeStruct) -> Any:  # orbax's RestoreArgs
             if on_host and not is_key(a):
                 return orbax.RestoreArgs(restore_type=np.ndarray)
             to = _whole(mesh) if on_host else a.sharding  # numpy has no keys
@@ -222,7 +227,7 @@ class Folder:
             ) from error
 
 
-def _orbax() -> Any:
+def _orbax() -> ModuleType:
     try:
         import orbax.checkpoint
     except ImportError as error:
@@ -248,14 +253,14 @@ def _name(i: int) -> str:
     return f"{i:05d}"
 
 
-def _arrays(trees: Sequence[Any]) -> dict[str, Any]:
+def _arrays(trees: Sequence[Tree]) -> dict[str, Array]:
     """The arrays of trees by number, none that has no numbers."""
     leaves = enumerate(jax.tree.leaves(list(trees)))
     arrays = {_name(i): a if isinstance(a, jax.Array) else jnp.asarray(a) for i, a in leaves}
     return {name: a for name, a in arrays.items() if a.size}
 
 
-def _alike(saved: Any, wanted: Any) -> bool:
+def _alike(saved: Tree, wanted: Tree) -> bool:
     """Whether two states hold the same arrays, wherever these lie."""
     pairs = zip(jax.tree.leaves(saved), jax.tree.leaves(wanted), strict=False)
     structure: Any = jax.tree.structure
@@ -263,29 +268,29 @@ def _alike(saved: Any, wanted: Any) -> bool:
     return same and all(a.shape == b.shape for a, b in pairs)
 
 
-def _whole(mesh: Any) -> Sharding:
+def _whole(mesh: Mesh | None) -> Sharding:
     """Of an array that lies whole on every device of a mesh, or on one."""
     if mesh is None:
         return SingleDeviceSharding(jax.local_devices()[0])
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _layout(method: Method) -> dict[str, Any]:
+def _layout(method: Method) -> Document:
     """How a method's state lies: the sizes of its mesh and the forms of its layers."""
     at = method.placement
     sizes = None if at is None else [axis_size(at.mesh, name) for name in at.axes]
     return {"mesh": sizes, "forms": method.forms and list(method.forms)}
 
 
-def _placed_as(layout: Mapping[str, Any], method: Method, state: Any) -> Any:
+def _placed_as(layout: Document, method: Method, state: Tree) -> Tree:
     """Shapes of a state as it lay on a mesh that need not be there."""
     if layout["mesh"] is None:
         return state
-    mesh: Any = AbstractMesh(tuple(layout["mesh"]), AXES, axis_types=(AxisType.Auto,) * 3)
-    return place(method, mesh, forms=layout["forms"] or "auto").spread(state)
+    mesh = AbstractMesh(tuple(layout["mesh"]), AXES, axis_types=(AxisType.Auto,) * 3)
+    return place(method, cast(Mesh, mesh), forms=layout["forms"] or "auto").spread(state)
 
 
-def _checkpoint(document: Mapping[str, Any], trees: Sequence[Any]) -> Checkpoint:
+def _checkpoint(document: Document, trees: Sequence[Tree]) -> Checkpoint:
     sound = document["sound"] and Sound(trees[-1], Position.of(document["sound"]))
     return Checkpoint(
         trees[0],

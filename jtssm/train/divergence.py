@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jtssm.arrays import Array
+from jtssm.arrays import Array, Tree
 from jtssm.protocol.info import Info
-from jtssm.sharding.placement.packing import gathered
+from jtssm.sharding.placement.on_host import gathered
+
+# a state after steps, their Info, how many numbers of the state are not finite
+After = tuple[Tree, Info, Array]
 
 
 class Divergence(NamedTuple):
@@ -27,8 +30,8 @@ class Divergence(NamedTuple):
 class Outcome(NamedTuple):
     """What became of a chunk of steps."""
 
-    state: Any  # after the chunk, or before the step that went wrong
-    infos: Any  # Info on the host, one number a step; None after a divergence
+    state: Tree  # after the chunk, or before the step that went wrong
+    infos: Info | None  # on the host, one number a step; None after a divergence
     divergence: Divergence | None
 
 
@@ -39,7 +42,13 @@ class Guard:
     replayed from it step by step.
     """
 
-    def __init__(self, step: Callable, state: Any, done: int = 0, odd: int | None = None):
+    def __init__(
+        self,
+        step: Callable[..., tuple[Tree, Info]],
+        state: Tree,
+        done: int = 0,
+        odd: int | None = None,
+    ):
         self._step = jax.jit(lambda state, xs, ys, i: step(state, xs[i], ys[i]))
         self._chunk = jax.jit(partial(_chunk, step), static_argnames="times")
         # numbers there from the start, e.g. an optimizer's best loss
@@ -47,15 +56,15 @@ class Guard:
         self.done = done  # steps
         self.latest = state  # the last state known to be finite
 
-    def back(self, state: Any, done: int) -> None:
+    def back(self, state: Tree, done: int) -> None:
         """Go on from an earlier state, after so many steps."""
         self.latest, self.done = state, done
 
-    def dispatch(self, state: Any, xs: Any, ys: Any, times: int = 1) -> tuple:
+    def dispatch(self, state: Tree, xs: Array, ys: Array, times: int = 1) -> After:
         """Start a chunk of steps on xs, ys [steps, ...], `times` over; nothing is waited for."""
         return self._chunk(state, xs, ys, times=times)
 
-    def judge(self, before: Any, after: tuple, xs: Any, ys: Any) -> Outcome:
+    def judge(self, before: Tree, after: After, xs: Array, ys: Array) -> Outcome:
         """The state after the chunk, or, if it went wrong, the last finite one."""
         state, infos, count = after
         infos = jax.tree.map(np.asarray, infos)
@@ -73,7 +82,7 @@ class Guard:
         return Outcome(before, None, _divergence(self.done + len(infos.loss), "loss", np.nan))
 
 
-def _chunk(step: Callable, state: Any, xs: Any, ys: Any, times: int) -> tuple:
+def _chunk(step: Callable, state: Tree, xs: Array, ys: Array, times: int) -> After:
     """(state, Info of every step, how many numbers of the state are not finite)."""
     once = lambda state: lax.scan(lambda s, b: step(s, *b), state, (xs, ys))
     if times == 1:
@@ -84,9 +93,9 @@ def _chunk(step: Callable, state: Any, xs: Any, ys: Any, times: int) -> tuple:
     return state, infos, not_finite(state)
 
 
-def _sound(info: Info) -> Any:
+def _sound(info: Info) -> np.ndarray:
     """Whether a loss is finite, or was not measured yet, which is no divergence."""
-    return np.isfinite(info.loss) | (np.asarray(info.samples) == 0)
+    return np.isfinite(np.asarray(info.loss)) | (np.asarray(info.samples) == 0)
 
 
 def _divergence(step: int, name: str, loss: float) -> Divergence:
@@ -98,13 +107,13 @@ def _divergence(step: int, name: str, loss: float) -> Divergence:
 
 
 @jax.jit
-def not_finite(state: Any) -> Array:
+def not_finite(state: Tree) -> Array:
     """How many numbers of a state are NaN or infinite."""
     floats = [a for a in jax.tree.leaves(state) if jnp.issubdtype(a.dtype, jnp.floating)]
     return sum((jnp.sum(~jnp.isfinite(a)) for a in floats), jnp.zeros((), jnp.int32))
 
 
-def first_not_finite(before: Any, after: Any) -> str:
+def first_not_finite(before: Tree, after: Tree) -> str:
     """Path of the first array of the state, in order, with numbers that were finite before."""
     leaves = [jax.tree_util.tree_leaves_with_path(gathered(state)) for state in (before, after)]
     for (path, old), (_, new) in zip(*leaves, strict=True):

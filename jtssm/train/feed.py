@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 from jax.sharding import NamedSharding
 
+from jtssm.arrays import Array, Tree
 from jtssm.protocol.method import Method
 from jtssm.sharding.distributed import ProcessSamples, Shares, check_shares, put_rows, shares, whole
 from jtssm.sharding.placement import batch_sharding, num_splits, samples_sharding
 from jtssm.train.divergence import Guard, Outcome
+from jtssm.train.record import Document
 
 SEEN = 8192  # most training samples that statistics are estimated on
 
 
-class Feed(ABC):
+Chunk = TypeVar("Chunk")  # what the steps of one dispatch are known by
+
+
+class Feed(ABC, Generic[Chunk]):
     """Samples for the steps between two lines of the history, chunk by chunk.
 
     A chunk is what the device does in one dispatch. `draw` says which there are up to the next line, and
@@ -26,8 +31,8 @@ class Feed(ABC):
     what JSON holds. The defaults are those of samples that lie in one order and stay there.
     """
 
-    x: Any  # samples as `init` takes them, or of a stream one of them
-    y: Any
+    x: Array | np.ndarray  # samples as `init` takes them, or of a stream one of them
+    y: Array | np.ndarray
     at_hand: np.ndarray  # inputs on this host that statistics are estimated on
     shared: bool  # whether each process holds samples of its own
 
@@ -36,33 +41,33 @@ class Feed(ABC):
         """Steps that so many epochs make; None: that is not known before they are done."""
 
     @abstractmethod
-    def draw(self, epochs: int) -> Sequence[Any]:
+    def draw(self, epochs: int) -> Sequence[Chunk]:
         """The chunks of so many epochs, from where the feed stands."""
 
     @abstractmethod
-    def run(self, guard: Guard, state: Any, chunks: Any) -> Iterator[Outcome]:
+    def run(self, guard: Guard, state: Tree, chunks: Sequence[Chunk]) -> Iterator[Outcome]:
         """Take the steps of each of these chunks, the rest of those drawn; ends after a divergence."""
 
-    def order(self) -> dict[str, Any]:
+    def order(self) -> Document:
         """What decides which samples come from here on, at a line."""
         return {}
 
-    def within(self, order: dict[str, Any]) -> dict[str, Any]:
+    def within(self, order: Document) -> Document:
         """The same between two chunks of what was drawn in `order`; every process must ask.
 
         By default chunks that are done are drawn again, and skipped.
         """
         return order
 
-    def go_to(self, order: Mapping[str, Any]) -> None:
+    def go_to(self, order: Document) -> None:
         """Draw the next chunks in this order: before them all, or back after a divergence."""
         del order
 
-    def resume(self, order: Mapping[str, Any]) -> None:
+    def resume(self, order: Document) -> None:
         """Stand where another process stood, before any step; `go_to` follows."""
         del order
 
-    def seen(self, method: Method) -> Any:
+    def seen(self, method: Method) -> Array:
         """Training samples that statistics are estimated on, the same every time."""
         return fixed(method, self.at_hand, self.shared)
 
@@ -78,7 +83,7 @@ def check_shared(method: Method, samples: ProcessSamples, check: Callable) -> in
     return check_shares(shares(batch_sharding(method), shape).owners, samples, check)
 
 
-def fixed(method: Method, x: np.ndarray, shared: bool) -> Any:
+def fixed(method: Method, x: np.ndarray, shared: bool) -> Array:
     """Samples [samples, ...] of all processes, drawn once, split over pc."""
     splits, sharding = num_splits(method), samples_sharding(method)
     num = shares_of(sharding, (splits,), shared).num

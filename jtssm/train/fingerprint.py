@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
-from jtssm.arrays import Array
+from jtssm.arrays import Array, Tree
 from jtssm.protocol.method import Method
+from jtssm.train.record import Document
 
+Words = TypeVar("Words", Array, np.ndarray)
 PRIME = np.uint32(2654435761)
 
 
-def abstract_state(method: Method, key: Array, x: Any, y: Any) -> Any:
+def abstract_state(
+    method: Method, key: Array, x: Array | np.ndarray, y: Array | np.ndarray
+) -> Tree:
     """Shapes of an unplaced state; x, y: the samples as `init` sees them, or their shapes."""
     shape = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
     return jax.eval_shape(method.program.on_one_device().init, key, shape(x), shape(y))
@@ -25,12 +31,12 @@ def abstract_state(method: Method, key: Array, x: Any, y: Any) -> Any:
 
 def fingerprint(
     method: Method,
-    state: Any,
+    state: Tree,
     train: str,
     used: int,
     key: Array,
-    params: Any,
-) -> dict[str, Any]:
+    params: Sequence[Tree] | None,
+) -> Document:
     """What must be the same for a run to go on from a checkpoint; numbers and names that JSON holds.
 
     Args:
@@ -76,14 +82,14 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return "; ".join(found)
 
 
-def _crc(arrays: Sequence[Any]) -> int:
+def _crc(arrays: Sequence[ArrayLike]) -> int:
     crc = 0
     for a in arrays:
         crc = zlib.crc32(np.ascontiguousarray(a).view(np.uint8).data, crc)
     return crc
 
 
-def checksums(leaves: Sequence[Any]) -> list[int]:
+def checksums(leaves: Sequence[Array | np.ndarray]) -> list[int]:
     """One number an array, the same on any mesh and on the host; a changed number changes it."""
     numbers = [jax.random.key_data(a) if is_key(a) else a for a in leaves]
     placed = iter(_on_devices([a for a in numbers if not isinstance(a, np.ndarray)]))
@@ -91,17 +97,17 @@ def checksums(leaves: Sequence[Any]) -> list[int]:
     return [int(number) for number in found]
 
 
-def is_key(a: Any) -> bool:
+def is_key(a: Array | np.ndarray | jax.ShapeDtypeStruct) -> bool:
     """Whether it is an array of typed keys."""
     return jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
 
 
 @jax.jit
-def _on_devices(leaves: list) -> list:
+def _on_devices(leaves: list[Array]) -> list[Array]:
     return [_checksum(a, jnp) for a in leaves]
 
 
-def _checksum(a: Any, xp: Any) -> Any:
+def _checksum(a: Words, xp: ModuleType) -> Words:
     """The sum of all words, each times an odd number that its place decides, modulo 2^32."""
     a = a.reshape(1) if a.ndim == 0 else a
     words, odd = _words(a, xp), xp.zeros((1,) * a.ndim, np.uint32)
@@ -111,12 +117,12 @@ def _checksum(a: Any, xp: Any) -> Any:
     return xp.sum(words * (odd * np.uint32(2) + np.uint32(1)), dtype=np.uint32)
 
 
-def _words(a: Any, xp: Any) -> Any:
+def _words(a: Words, xp: ModuleType) -> Words:
     """The bits of an array as uint32, those of 64 folded."""
     if a.dtype == bool:
         return a.astype(np.uint32)
     kind = np.dtype(f"uint{8 * a.dtype.itemsize}")
-    bits = a.view(kind) if xp is np else lax.bitcast_convert_type(a, kind)
+    bits: Any = a.view(kind) if xp is np else lax.bitcast_convert_type(a, kind)
     if kind.itemsize == 8:
         bits = bits ^ (bits >> np.uint64(32))
         return (bits & np.uint64(0xFFFFFFFF)).astype(np.uint32)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jtssm import checks
+from jtssm.arrays import Tree
 from jtssm.sharding.distributed import is_first
 from jtssm.train.hooks import Hook
 from jtssm.train.record import plain, without_nan
@@ -63,7 +64,7 @@ class HistoryFile(Hook):
             whole.replace(self.path)  # nobody ever sees half of it
         self._lines = len(history)
 
-    def _write(self, file: IO[str], lines: Sequence[dict]) -> None:
+    def _write(self, file: IO[str], lines: Sequence[dict[str, float]]) -> None:
         if self.path.suffix == ".jsonl":
             told = (json.dumps(without_nan(line), default=plain) for line in lines)
             file.writelines(line + "\n" for line in told)
@@ -71,7 +72,7 @@ class HistoryFile(Hook):
             csv.DictWriter(file, self._names).writerows(lines)
 
 
-def save_params(path: str | Path, params: Sequence[Any]) -> None:
+def save_params(path: str | Path, params: Sequence[Tree]) -> None:
     """The network's parameters as an .npz of arrays named by layer and path, e.g. `[0]['W']`.
 
     Of several processes the first writes it.
@@ -79,5 +80,5 @@ def save_params(path: str | Path, params: Sequence[Any]) -> None:
     if not is_first():
         return
     leaves = jax.tree_util.tree_leaves_with_path(list(params))
-    arrays: dict[str, Any] = {jax.tree_util.keystr(name): np.asarray(a) for name, a in leaves}
+    arrays: Any = {jax.tree_util.keystr(name): np.asarray(a) for name, a in leaves}
     np.savez(path, **arrays)

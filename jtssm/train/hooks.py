@@ -44,7 +44,7 @@ class Hook:
     def on_chunk(self, trainer: Trainer, infos: Info) -> None:
         """After a chunk of steps that went well, one dispatch; infos: arrays [steps] on the host."""
 
-    def on_line(self, trainer: Trainer, epoch: Epoch) -> Any:
+    def on_line(self, trainer: Trainer, epoch: Epoch) -> object:
         """After a line was added to the history; what it adds to `epoch.record` stands there too.
 
         Returns:
@@ -73,14 +73,14 @@ class Hook:
 class Callback(Hook):
     """A user's function of an `Epoch`, called at every line."""
 
-    def __init__(self, function: Callable[[Epoch], Any]):
+    def __init__(self, function: Callable[[Epoch], object]):
         self.function = function
 
-    def on_line(self, trainer: Trainer, epoch: Epoch) -> Any:
+    def on_line(self, trainer: Trainer, epoch: Epoch) -> object:
         return self.function(epoch)
 
 
-def as_hooks(callbacks: Any) -> Sequence[Hook]:
+def as_hooks(callbacks: Sequence[Callable[[Epoch], object] | Hook]) -> Sequence[Hook]:
     """Hooks of functions and hooks.
 
     Raises:

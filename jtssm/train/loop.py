@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from jtssm import checks
-from jtssm.arrays import Array
+from jtssm.arrays import Array, Tree
 from jtssm.protocol.method import Method
-from jtssm.sharding.cost import planner
-from jtssm.sharding.cost.machine_files import present_machine
 from jtssm.sharding.cost.machines import Machine
-from jtssm.sharding.distributed import ProcessSamples, introduce
-from jtssm.sharding.mesh import make_mesh
-from jtssm.sharding.placement import place
+from jtssm.sharding.distributed import ProcessBatches, ProcessSamples, introduce
 from jtssm.sharding.placement.packing import is_rows
 from jtssm.train import fingerprint
 from jtssm.train.batches import Minibatches, Resident
@@ -28,10 +23,11 @@ from jtssm.train.divergence import not_finite
 from jtssm.train.feed import Feed, check_shared
 from jtssm.train.halving import Halving
 from jtssm.train.hooks import Hook, as_hooks
+from jtssm.train.placing import on_mesh
 from jtssm.train.position import Checkpoint, Position
 from jtssm.train.progress import Bar
 from jtssm.train.result import Epoch, Result
-from jtssm.train.samples import evaluated, in_memory
+from jtssm.train.samples import Given, Pair, evaluated, in_memory
 from jtssm.train.saving import Saving
 from jtssm.train.signals import noted
 from jtssm.train.stream import Stream, check_streams, is_stream
@@ -42,17 +38,17 @@ DIVERGED = ("stop", "halve")
 
 def fit(
     method: Method,
-    train: Any,
+    train: Given | Iterable[Given] | ProcessBatches,
     *,
     epochs: int,
     key: Array,
     mesh: Mesh | str | None = None,
     machine: Machine | str | None = None,
     forms: str | Sequence[str] = "auto",
-    validation: Any = None,
-    callbacks: Sequence[Callable[[Epoch], Any] | Hook] = (),
-    params: Any = None,
-    state: Any = None,
+    validation: Given | Mapping[str, Given] | None = None,
+    callbacks: Sequence[Callable[[Epoch], object] | Hook] = (),
+    params: Sequence[Tree] | None = None,
+    state: Tree = None,
     progress: bool | None = None,
     evaluate_every: int = 1,
     checkpoint: str | Path | None = None,
@@ -163,18 +159,16 @@ def fit(
     epochs, evaluate_every = checks.count(epochs=epochs, evaluate_every=evaluate_every)
     key, given = checks.key(key), as_hooks(callbacks)
     _check_ways(checkpoint, every, keep, resume, on_divergence, halvings)
-    if is_stream(train):
+    held = None if is_stream(train) else in_memory(train, steps_per_epoch)
+    if held is None:
         check_streams(method, train, steps_per_epoch)
-        method = _on_mesh(method, mesh, forms, machine, 0)
-    else:
-        train = in_memory(train, steps_per_epoch)
-        method = _on_mesh(method, mesh, forms, machine, len(train[0]))
+    method = on_mesh(method, mesh, forms, machine, 0 if held is None else len(held[0]))
     introduce(method.mesh)
     init_key, order_key = jax.random.split(key)
-    if is_stream(train):
+    if held is None:
         feed, told = _streamed(method, train, steps_per_epoch, checkpoint is not None)
     else:
-        feed, told = _held(method, train, order_key, epochs)
+        feed, told = _held(method, held, order_key, epochs)
     sets = evaluated(method, validation)
     _check_start(method, params, state, feed)
     # the epochs after which a line of the history is due
@@ -200,24 +194,31 @@ def fit(
         return Trainer(begun, method, feed, lines, sets, hooks).train()
 
 
-def _streamed(method: Method, train: Any, steps: int | None, placed: bool) -> tuple[Feed, str]:
+def _streamed(
+    method: Method, train: Iterable | ProcessBatches, steps: int | None, placed: bool
+) -> tuple[Feed, str]:
     """What feeds samples from batches, and what they are, in words; placed: for checkpoints."""
     feed = Stream(method, train, steps, placed)
     return feed, fingerprint.stream((feed.x, feed.y), steps)
 
 
-def _held(method: Method, train: Any, key: Array, epochs: int) -> tuple[Feed, str]:
+def _held(
+    method: Method, train: Pair | ProcessSamples, key: Array, epochs: int
+) -> tuple[Feed, str]:
     """What feeds samples in arrays, once they are checked, and what they are, in words."""
-    shared = isinstance(train, ProcessSamples)
+    shared, crc = isinstance(train, ProcessSamples), None
     check = lambda x, y: method.program.check(x, y, "values")
-    crc = check_shared(method, train, check) if shared else check(*train)
+    if isinstance(train, ProcessSamples):
+        crc = check_shared(method, train, check)
+    else:
+        check(*train)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     x, y = train
     kind = Resident if method.resident else Minibatches
     return kind(method, x, y, rng, epochs, shared), fingerprint.samples(train, crc)
 
 
-def _check_start(method: Method, params: Any, state: Any, feed: Feed) -> None:
+def _check_start(method: Method, params: Sequence[Tree] | None, state: Tree, feed: Feed) -> None:
     """A run starts from weights or from a state of the samples that this process knows all of."""
     if state is not None and params is not None:
         raise ValueError("params: expected None with a state, which has its own; got both")
@@ -225,7 +226,7 @@ def _check_start(method: Method, params: Any, state: Any, feed: Feed) -> None:
         _check_state(method, state, feed.x, feed.y)
 
 
-def _check_state(method: Method, state: Any, x: np.ndarray, y: np.ndarray) -> None:
+def _check_state(method: Method, state: Tree, x: Array | np.ndarray, y: Array | np.ndarray) -> None:
     """The state is one of this method, of these samples where it keeps them."""
     like = jax.eval_shape(method.program.on_one_device().init, jax.random.key(0), x, y)
     if type(state) is not type(like):
@@ -242,32 +243,9 @@ def _check_state(method: Method, state: Any, x: np.ndarray, y: np.ndarray) -> No
         )
 
 
-def _on_mesh(method: Method, mesh: Any, forms: Any, machine: Any, samples: int) -> Method:
-    """The method on the user's mesh, or on the one that the cost model finds fastest; None: as it is."""
-    if isinstance(mesh, Mesh):
-        return place(method, mesh, forms=forms)
-    own = not isinstance(forms, str) or forms != "auto"
-    if mesh is None and not own:
-        return method
-    if not isinstance(mesh, str) or mesh != "auto" or own:
-        raise ValueError(
-            f"mesh: expected a jax.sharding.Mesh, or 'auto' or None and then no forms; got "
-            f"{checks.shown(mesh)}, forms {checks.shown(forms)}"
-        )
-    given = lambda net, subnet, batch: method
-    best = planner.plan(
-        method.network,
-        jax.device_count(),
-        method.program.batch.size or samples,
-        machine or present_machine(),
-        method=given,
-        samples=samples,
-        runners_up=0,
-    ).best
-    return place(method, make_mesh(*best.shape), forms=best.forms or "auto")
-
-
-def _begin(method: Method, feed: Feed, key: Array, params: Any, state: Any) -> Checkpoint:
+def _begin(
+    method: Method, feed: Feed, key: Array, params: Sequence[Tree] | None, state: Tree
+) -> Checkpoint:
     """The start of a run as a checkpoint."""
     state = method.init(key, feed.x, feed.y, params) if state is None else method.spread(state)
     at = Position(0, 0, 0, 0, 0, feed.order())
@@ -284,7 +262,12 @@ def _check_epochs(epochs: int, at: Position) -> None:
 
 
 def _check_ways(
-    checkpoint: Any, every: Any, keep: Any, resume: Any, on_divergence: str, halvings: Any
+    checkpoint: str | Path | None,
+    every: int | None,
+    keep: int,
+    resume: int | None,
+    on_divergence: str,
+    halvings: int,
 ) -> None:
     """The arguments that say how a run is kept fit together."""
     checks.one_of("on_divergence", on_divergence, DIVERGED)

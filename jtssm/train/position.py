@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jtssm.arrays import Tree
 from jtssm.protocol.info import Info
 from jtssm.train.divergence import Divergence
+from jtssm.train.record import Document
 
 
 class Position(NamedTuple):
@@ -20,18 +22,18 @@ class Position(NamedTuple):
     chunks: int  # done since the line before
     steps: int  # of the run done
     lines: int  # of the history written
-    order: dict[str, Any]  # of samples, as it was at the line before: `feeding`
+    order: Document  # of samples, as it was at the line before: `feeding`
     infos: Info | None = None  # of every step since the line before, on the host
     seconds: float = 0.0  # since the line before
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Document:
         """As JSON holds it, every bit of its numbers."""
         tell = lambda a: [str(a.dtype), a.tolist()]
         infos = self.infos and jax.tree.map(tell, self.infos._asdict())
         return self._asdict() | {"infos": infos}
 
     @classmethod
-    def of(cls, document: Mapping[str, Any]) -> Position:
+    def of(cls, document: Document) -> Position:
         """The position that a document tells of."""
         infos = None if document["infos"] is None else _infos(**document["infos"])
         return cls(**{**document, "infos": infos})
@@ -39,7 +41,10 @@ class Position(NamedTuple):
 
 def _infos(shown: Mapping[str, list], **told: list) -> Info:
     """What `Position.document` tells of infos."""
-    read: Any = lambda dtype, numbers: np.asarray(numbers, dtype)
+
+    def read(dtype: str, numbers: list) -> Any:  # Info is of jax's arrays, here of numpy's
+        return np.asarray(numbers, dtype)
+
     measured = {name: read(*a) for name, a in told.items()}
     return Info(**measured, shown={name: read(*a) for name, a in shown.items()})
 
@@ -47,14 +52,14 @@ def _infos(shown: Mapping[str, list], **told: list) -> Info:
 class Sound(NamedTuple):
     """Where a run goes back to when it diverges."""
 
-    state: Any
+    state: Tree
     position: Position
 
 
 class Checkpoint(NamedTuple):
     """What is kept of a run."""
 
-    state: Any  # placed or not
+    state: Tree  # placed or not
     position: Position
     sound: Sound | None  # None: not kept
     history: list[dict[str, float]]

@@ -9,7 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from jtssm.arrays import Array
 from jtssm.protocol.info import Info
+
+Document = dict[str, Any]  # what JSON holds, by names
 
 
 def means(infos: Info) -> dict[str, float]:
@@ -23,7 +26,7 @@ def means(infos: Info) -> dict[str, float]:
     """
     total, seen = float(infos.samples.sum()), infos.samples > 0
 
-    def mean(a: Any) -> float:
+    def mean(a: Array) -> float:
         return float((np.where(seen, a, 0) * infos.samples).sum() / total) if total else np.nan
 
     given = {"loss": mean(infos.loss), "accuracy": mean(infos.accuracy), "samples": total}
@@ -52,12 +55,12 @@ def make_plain(record: MutableMapping[str, Any]) -> None:
             record[name] = value.tolist()
 
 
-def without_nan(record: Mapping[str, Any]) -> dict[str, Any]:
+def without_nan(record: Mapping[str, float]) -> dict[str, float | None]:
     """The same with None for nan, which JSON does not know."""
     return {n: None if isinstance(a, float) and isnan(a) else a for n, a in record.items()}
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> list | float:
     """An array or a scalar of numpy or jax as JSON holds it: the `default` of `json.dumps`.
 
     Raises:

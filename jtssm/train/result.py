@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
+from jtssm.arrays import Tree
 from jtssm.protocol.method import Method
-from jtssm.sharding.placement.packing import gathered
+from jtssm.sharding.placement.on_host import gathered
 from jtssm.train.divergence import Divergence
 
 ROWS = 8192  # most samples a forward pass of an evaluation
@@ -20,7 +22,7 @@ class Epoch(NamedTuple):
     """What a callback is given at every line; a true bool that it returns stops the training."""
 
     record: dict[str, float]  # the line just added to the history
-    state: Any
+    state: Tree
     method: Method  # as placed
     history: list[dict[str, float]]  # all lines, also those from before a checkpoint
 
@@ -32,7 +34,7 @@ class Result(NamedTuple):
     """What `fit` returns, also after a divergence or an interruption."""
 
     history: list[dict[str, float]]  # a line each `evaluate_every` epochs
-    state: Any  # the last finite one
+    state: Tree  # the last finite one
     method: Method  # as placed on the mesh
     divergence: Divergence | None  # that ended the training
     interrupted: bool  # by a signal, or by an exception that carries this result
@@ -49,12 +51,12 @@ class Result(NamedTuple):
         lines += [f"interrupted by {by}"] if self.interrupted else []
         return "\n  ".join(lines)
 
-    def predict(self, x: Any) -> np.ndarray:
+    def predict(self, x: ArrayLike) -> np.ndarray:
         """Outputs [samples, ...] of the composed network, on the host; every process must ask."""
         return outputs(self.method, self.state, x)
 
     @property
-    def params(self) -> list:
+    def params(self) -> list[Tree]:
         """The whole network's parameters, one tree a layer; every process must ask."""
         return self.method.params(self.state)
 
@@ -63,13 +65,15 @@ class Result(NamedTuple):
         return self.method.network.modules(self.params)
 
 
-def _told(record: Mapping[str, Any]) -> str:
+def _told(record: Mapping[str, float]) -> str:
     """The numbers of a line, as a person reads them."""
     tell = lambda a: f"{a:.4g}" if isinstance(a, float) else str(a)
     return ", ".join(f"{name} {tell(a)}" for name, a in record.items() if name != "epoch")
 
 
-def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, float]:
+def evaluate(
+    method: Method, state: Tree, sets: Mapping[str, tuple[ArrayLike, ArrayLike]]
+) -> dict[str, float]:
     """Mean loss and accuracy of the composed network on each named (x, y); every process must ask.
 
     Examples:
@@ -91,11 +95,12 @@ def evaluate(method: Method, state: Any, sets: Mapping[str, Any]) -> dict[str, f
     return record
 
 
-def outputs(method: Method, state: Any, x: Any) -> np.ndarray:
+def outputs(method: Method, state: Tree, x: ArrayLike) -> np.ndarray:
     """Outputs [samples, ...] of the composed network, on the host, computed at most ROWS at a time.
 
     Every process must ask, with the same samples, and gets all of them.
     """
     predict = jax.jit(method.predict)
-    chunks = np.array_split(np.asarray(x), -(-len(x) // ROWS))  # even: batch statistics need many
+    whole = np.asarray(x)
+    chunks = np.array_split(whole, -(-len(whole) // ROWS))  # even: batch statistics need many
     return np.concatenate([gathered(predict(state, chunk)) for chunk in chunks])

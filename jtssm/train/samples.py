@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from jtssm.protocol import sample_checks
 from jtssm.protocol.method import Method
 from jtssm.sharding.distributed import ProcessSamples
 
+Given = tuple[ArrayLike, ArrayLike]  # (x, y) as a user gives them
+Pair = tuple[np.ndarray, np.ndarray]  # (x [samples, ...], y [samples, ...]) in host memory
 
-def in_memory(train: Any, steps_per_epoch: Any) -> Any:
+
+def in_memory(train: object, steps_per_epoch: int | None) -> Pair | ProcessSamples:
     """The pair (x, y), or `ProcessSamples`, in host memory.
 
     Raises:
@@ -27,7 +30,7 @@ def in_memory(train: Any, steps_per_epoch: Any) -> Any:
     return ProcessSamples(x, y) if isinstance(train, ProcessSamples) else (x, y)
 
 
-def evaluated(method: Method, validation: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def evaluated(method: Method, validation: Given | Mapping[str, Given] | None) -> dict[str, Pair]:
     """The samples that every line evaluates, by name."""
     sets = validation if isinstance(validation, Mapping) else {"validation": validation}
     sets = {name: _pair(name, pair) for name, pair in sets.items() if pair is not None}
@@ -37,7 +40,7 @@ def evaluated(method: Method, validation: Any) -> dict[str, tuple[np.ndarray, np
     return sets
 
 
-def _pair(name: str, pair: Any) -> tuple[np.ndarray, np.ndarray]:
+def _pair(name: str, pair: object) -> Pair:
     """x and y in host memory, of a pair of arrays or of lists of numbers."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise ValueError(f"{name}: expected a pair (x, y); got {type(pair).__name__}")

@@ -11,24 +11,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from jtssm import checks
+from jtssm.arrays import Array, Tree
 from jtssm.protocol.method import Method
 from jtssm.sharding.distributed import ProcessBatches, put_rows, told_by_all
 from jtssm.sharding.placement import batch_sharding
 from jtssm.train.batches import CHUNK, CHUNK_SAMPLES
 from jtssm.train.divergence import Guard, Outcome
 from jtssm.train.feed import SEEN, Feed, shares_of
+from jtssm.train.record import Document
 from jtssm.train.stream_reader import Reader, checksum, is_pair
 
 CHUNK_BYTES = 2**27  # most of a chunk's samples, unless one step takes more
 
 
-def is_stream(train: Any) -> bool:
+def is_stream(train: object) -> bool:
     """Whether these are batches, not a pair (x, y) of arrays."""
     if isinstance(train, (tuple, list)) and not isinstance(train, ProcessBatches):
         return bool(train) and all(map(is_pair, train))
@@ -36,7 +38,7 @@ def is_stream(train: Any) -> bool:
     return isinstance(train, Iterable) and not array
 
 
-def check_streams(method: Method, train: Any, steps_per_epoch: Any) -> None:
+def check_streams(method: Method, train: object, steps_per_epoch: int | None) -> None:
     """The method takes samples as they come, and all processes as many.
 
     Raises:
@@ -53,7 +55,7 @@ def check_streams(method: Method, train: Any, steps_per_epoch: Any) -> None:
         )
 
 
-class Stream(Feed):
+class Stream(Feed[int]):
     """Epochs of a method whose samples come in batches.
 
     An epoch is a pass, or `steps_per_epoch` steps. What a pass leaves over is left out where it does not
@@ -69,14 +71,21 @@ class Stream(Feed):
       ValueError: an iterator without `steps_per_epoch`, no samples, or a bad first batch.
     """
 
+    x: np.ndarray
+    y: np.ndarray
+
     def __init__(
-        self, method: Method, batches: Any, steps_per_epoch: int | None = None, placed: bool = False
+        self,
+        method: Method,
+        batches: Iterable | ProcessBatches,
+        steps_per_epoch: int | None = None,
+        placed: bool = False,
     ):
         if steps_per_epoch is not None:
             checks.count(steps_per_epoch=steps_per_epoch)
         self.method, self.steps_per_epoch = method, steps_per_epoch
         self.shared = isinstance(batches, ProcessBatches)
-        batches = batches.batches if self.shared else batches
+        batches = batches.batches if isinstance(batches, ProcessBatches) else batches
         self.shape: tuple[int, ...] = method.batch_shape or ()
         self.shares = shares_of(batch_sharding(method), self.shape, self.shared)
         self.size = self.shares.size
@@ -115,7 +124,7 @@ class Stream(Feed):
             return epochs * self.steps_per_epoch
         return self._ends.get(epochs)
 
-    def order(self) -> dict[str, Any]:
+    def order(self) -> Document:
         """Where the run and the streams of all processes stand: JSON holds it."""
         places = told_by_all(self._place) if self.shared else [self._place]
         return {
@@ -125,12 +134,12 @@ class Stream(Feed):
             "places": places,
         }
 
-    def within(self, order: dict[str, Any]) -> dict[str, Any]:
+    def within(self, order: Document) -> Document:
         """The same within an epoch that began in `order`."""
         del order
         return self.order()
 
-    def go_to(self, order: Mapping[str, Any]) -> None:
+    def go_to(self, order: Document) -> None:
         """Go on after so many epochs: with a new pass, or with what comes next."""
         self._epoch, self._done = order["epochs"], order["steps"]
         if self._midway:
@@ -139,7 +148,7 @@ class Stream(Feed):
             self._place = self._reader.place()
             self._begun, self._midway = self._place["passes"], False
 
-    def resume(self, order: Mapping[str, Any]) -> None:
+    def resume(self, order: Document) -> None:
         """Stand where another process stood, before any step."""
         places = order["places"]
         if self.shared and len(places) != jax.process_count():
@@ -160,7 +169,7 @@ class Stream(Feed):
         chunks = -(-steps // self._most)
         return [(i + 1) * steps // chunks - i * steps // chunks for i in range(chunks)]
 
-    def run(self, guard: Guard, state: Any, chunks: Sequence[int]) -> Iterator[Outcome]:
+    def run(self, guard: Guard, state: Tree, chunks: Sequence[int]) -> Iterator[Outcome]:
         """Take the steps of each chunk; ends after a divergence."""
         self._midway = True
         filled = self._chunks(chunks)
@@ -169,7 +178,7 @@ class Stream(Feed):
             after = guard.dispatch(state, *chunk.samples)
             ahead = next(filled, None)  # is read while the device works
             outcome = guard.judge(state, after, *chunk.samples)
-            if outcome.divergence is None:
+            if outcome.infos is not None:
                 self._done, self._place = self._done + len(outcome.infos.loss), chunk.after
             yield outcome
             if outcome.divergence is not None:
@@ -193,15 +202,15 @@ class Stream(Feed):
             if len(x):
                 yield _Chunk(self._put(x, y), reader.place())
 
-    def _put(self, x: np.ndarray, y: np.ndarray) -> tuple:
+    def _put(self, x: np.ndarray, y: np.ndarray) -> tuple[Array, Array]:
         steps = len(x) // self.size
         order = np.arange(len(x)).reshape(steps, self.size)[:, self.shares.mine]
         order = order.reshape(steps, *self.shape)
-        return tuple(put_rows(a, order, self.sharding) for a in (x, y))
+        return put_rows(x, order, self.sharding), put_rows(y, order, self.sharding)
 
 
 class _Chunk(NamedTuple):
     """Steps that are taken together."""
 
-    samples: tuple  # x and y on the devices
-    after: dict[str, Any]  # where the stream stands behind them
+    samples: tuple[Array, Array]  # x and y on the devices
+    after: Document  # where the stream stands behind them

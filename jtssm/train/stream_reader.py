@@ -12,21 +12,22 @@ import base64
 import json
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
 from jtssm import checks
+from jtssm.arrays import Array
 from jtssm.protocol.method import Method
-
-Pair = tuple[np.ndarray, np.ndarray]
+from jtssm.train.record import Document
+from jtssm.train.samples import Pair
 
 
 class _Batch(NamedTuple):
     """A batch of which samples are at hand."""
 
-    place: dict[str, Any]  # where it begins
+    place: Document  # where it begins
     size: int
     left: int  # samples that no step has taken
 
@@ -97,14 +98,14 @@ class Reader:
         self._used(have if self.ended and not keep else used)
         return x[:used], y[:used]
 
-    def place(self) -> dict[str, Any]:
+    def place(self) -> Document:
         """Where the first sample stands that was not taken; JSON holds it."""
         if self._at_hand:
             place, size, left = self._at_hand[0]
             return place | {"row": size - left, "passes": self.passes}
         return self._here() | {"row": 0, "passes": self.passes}
 
-    def go_to(self, place: Mapping[str, Any]) -> None:
+    def go_to(self, place: Document) -> None:
         """Stand at a place, of this stream in another process.
 
         Warns:
@@ -128,7 +129,7 @@ class Reader:
             else:
                 self._rest = _joined(self._rest, batch)
 
-    def _set_state(self, place: Mapping[str, Any]) -> bool:
+    def _set_state(self, place: Document) -> bool:
         """Whether the iterator could be put there by its own state."""
         if place["iterator"] is None or not hasattr(self._open, "set_state"):
             return False
@@ -139,7 +140,7 @@ class Reader:
         self._drop(place["row"])
         return True
 
-    def _reread(self, place: Mapping[str, Any]) -> bool:
+    def _reread(self, place: Document) -> bool:
         """Read up to there, and drop it; whether that was what it had been."""
         while self._batch < place["batch"] and (batch := self._next()) is not None:
             self._rest = _joined(self._rest, batch)
@@ -169,7 +170,7 @@ class Reader:
                 self._at_hand.appendleft(_Batch(place, size, left - num))
             num = max(0, num - left)
 
-    def _here(self) -> dict[str, Any]:
+    def _here(self) -> Document:
         """Where the next batch begins."""
         state = _told(self._open) if self.placed else None
         return {
@@ -248,7 +249,7 @@ class Reader:
                 self._at_hand.append(_Batch(place, len(x), len(x)))
                 return x, y
 
-    def _checked(self, batch: Any) -> Pair:
+    def _checked(self, batch: object) -> Pair:
         name = f"train, batch {self._batch}"
         if not is_pair(batch):
             inside = f" of {[type(a).__name__ for a in batch]}" if isinstance(batch, tuple) else ""
@@ -273,12 +274,12 @@ class Reader:
         return x, y
 
 
-def is_pair(batch: Any) -> bool:
+def is_pair(batch: object) -> TypeGuard[tuple[Array | np.ndarray, Array | np.ndarray]]:
     """Whether this is a batch: (x, y), both arrays."""
     return isinstance(batch, (tuple, list)) and len(batch) == 2 and all(map(_is_array, batch))
 
 
-def _is_array(a: Any) -> bool:
+def _is_array(a: object) -> bool:
     return hasattr(a, "__array__") and hasattr(a, "shape")
 
 
@@ -294,9 +295,9 @@ def checksum(a: np.ndarray, crc: int = 0) -> int:
     return zlib.crc32(np.ascontiguousarray(a).reshape(-1).view(np.uint8).data, crc)
 
 
-def _told(iterator: Any) -> Any:
+def _told(iterator: Iterator | None) -> Document | None:
     """An iterator's state as JSON holds it; None: it has none."""
-    if not (hasattr(iterator, "get_state") and hasattr(iterator, "set_state")):
+    if iterator is None or not (hasattr(iterator, "get_state") and hasattr(iterator, "set_state")):
         return None
     state = iterator.get_state()
     if isinstance(state, bytes):
@@ -308,5 +309,5 @@ def _told(iterator: Any) -> Any:
     return {"json": state} if same else None
 
 
-def _state_of(told: Mapping[str, Any]) -> Any:
+def _state_of(told: Document) -> Any:  # what the iterator's `get_state` gave
     return base64.b64decode(told["bytes"]) if "bytes" in told else told["json"]

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from jtssm import checks
+from jtssm.arrays import Tree
 from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method
 from jtssm.sharding.distributed import largest
@@ -18,6 +19,7 @@ from jtssm.train.hooks import Hook, is_true
 from jtssm.train.position import Checkpoint, Position, Sound
 from jtssm.train.record import certificate, joined, make_plain, means
 from jtssm.train.result import Epoch, Result, evaluate
+from jtssm.train.samples import Pair
 
 
 class Trainer:
@@ -43,7 +45,7 @@ class Trainer:
       hooks: in the order in which they are called.
     """
 
-    state: Any
+    state: Tree
     at: Position
 
     def __init__(
@@ -52,13 +54,13 @@ class Trainer:
         method: Method,
         feed: Feed,
         lines: Sequence[int],
-        sets: Mapping[str, Any],
+        sets: Mapping[str, Pair],
         hooks: Sequence[Hook],
     ):
         self.method, self.feed, self.lines, self.sets = method, feed, lines, sets
         self.hooks = hooks
         self.guard = Guard(method.step, begun.state, begun.position.steps, begun.odd)
-        self.drain: Callable[[Any], Any] = jax.jit(method.drain)
+        self.drain: Callable[[Tree], Tree] = jax.jit(method.drain)
         estimated = method.network.estimated
         self.estimate = jax.jit(method.estimate) if estimated else None
         self.history, self.halvings = list(begun.history), begun.halvings
@@ -109,7 +111,7 @@ class Trainer:
         begun = time.perf_counter() - at.seconds
         self._seen = [] if at.infos is None else [at.infos]
         for outcome in feed.run(self.guard, self.state, chunks[at.chunks :]):
-            if outcome.divergence is not None:
+            if outcome.infos is None:
                 return outcome.divergence
             self.state = self.settled = outcome.state
             self._seen.append(outcome.infos)
@@ -206,7 +208,7 @@ class Trainer:
         self._go_to(*sound)
         self.settled = self.state
 
-    def _go_to(self, state: Any, at: Position) -> None:
+    def _go_to(self, state: Tree, at: Position) -> None:
         """Stand there, with the next line due where this run wants it."""
         if at.infos is None:
             at = at._replace(end=min((n for n in self.lines if n > at.start), default=at.start))
@@ -214,7 +216,7 @@ class Trainer:
         self.guard.back(state, at.steps)
         self.feed.go_to(at.order)
 
-    def _result(self, state: Any, interrupted: bool) -> Result:
+    def _result(self, state: Tree, interrupted: bool) -> Result:
         return Result(
             history=self.history,
             state=state,

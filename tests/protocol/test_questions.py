@@ -12,10 +12,10 @@ import jtssm
 from jtssm import protocol, sharding, solvers
 from jtssm.data import synthetic
 from jtssm.sharding import cost
-from jtssm.sharding.cost.demand import step_demand
+from jtssm.sharding.cost.bytes_moved import sent_bytes
+from jtssm.sharding.cost.demand import method_forms, step_demand
 from jtssm.sharding.cost.memory import step_memory
 from jtssm.sharding.cost.search import fastest_forms
-from jtssm.sharding.cost.seconds import method_forms, sent_bytes
 
 NET = jtssm.mlp([4, 16, 12, 3])
 X, Y = synthetic.separable(0, 96, 4, 3)

@@ -25,7 +25,7 @@ from jtssm import sharding, solvers
 from jtssm.nn import images
 from jtssm.nn.network import sequence
 from jtssm.nn.perceptrons import dense
-from jtssm.sharding.cost import seconds
+from jtssm.sharding import cost
 from jtssm.sharding.count import hlo, hlo_text
 from jtssm.sharding.layers.halo import Halo
 from jtssm.sharding.layers.questions import window
@@ -354,7 +354,7 @@ def test_boundaries_are_crossed_by_the_declared_bytes(topology, name):
 @every(["ist", "local_sgd", "ensemble"])
 def test_workers_exchange_the_declared_bytes(topology, name):
     subnet = program(topology, name).mesh.shape["subnet"]
-    declared = seconds.exchanged_bytes(METHODS[name].method, subnet)
+    declared = cost.exchanged_bytes(METHODS[name].method, subnet)
     found = crossing(topology, name)["subnet"]
     assert {kind: found[kind] for kind in declared} == declared
 
@@ -372,7 +372,7 @@ def test_a_device_hands_in_the_bytes_of_the_trace(topology, name):
 def test_a_step_of_sgd_moves_what_the_formulas_say(topology, name):
     row, mesh = METHODS[name], program(topology, name).mesh
     found = by_axes(hlo.moved(program(topology, name).text, mesh))
-    declared = by_axes(seconds.step_bytes(row.method, mesh, forms=row.forms))
+    declared = by_axes(cost.step_bytes(row.method, mesh, forms=row.forms))
     assert_same(found, declared, besides=SCALARS if name == "sgd, clipped" else 0)
 
 

@@ -16,7 +16,8 @@ from jtssm.nn import images
 from jtssm.nn.norm import find
 from jtssm.nn.ops import PLAIN
 from jtssm.planning.trials import traced_bytes
-from jtssm.sharding.cost import memory, seconds
+from jtssm.sharding import cost
+from jtssm.sharding.cost import demand, memory
 
 NET = jtssm.mlp([24, 32, 48, 32, 8])
 NORMED = jtssm.mlp([24, 32, 48, 8], normalisation="running")
@@ -165,9 +166,9 @@ def test_what_layers_send_is_counted_in_the_compute_dtype(name):
     given = {"forms": forms, "samples": 32 if method.resident else None}
     with jax.enable_x64(False):
         placed, state, xy = memory.placed_step(method, sizes, forms, given["samples"], mesh)
-        expected = seconds.step_bytes(method, mesh, **given)
+        expected = cost.step_bytes(method, mesh, **given)
         assert traced_bytes(placed.step, state, *xy) == expected
-    whole = seconds.step_bytes(plain, mesh, **given)
+    whole = cost.step_bytes(plain, mesh, **given)
     assert sum(expected.values()) <= sum(whole.values())
     assert (expected == whole) == (sizes[1] == 1 or name == "ensemble")
 
@@ -176,7 +177,7 @@ def test_bytes_of_a_pair_of_layers_by_hand():
     """model and row: one sum of the outputs in bfloat16; gradients over pc in float32."""
     net, mesh = jtssm.mlp([16, 32, 8]), sharding.make_mesh(1, 2, 4)
     method = solvers.sgd(net, **batch("bfloat16"))
-    found = seconds.step_bytes(method, mesh, forms=["model", "row"])
+    found = cost.step_bytes(method, mesh, forms=["model", "row"])
     Route = sharding.Route
     assert found == {
         Route("all_reduce", ("pr",)): 2 * 4 * 8,
@@ -191,9 +192,9 @@ def test_auto_moves_the_fewest_bytes_where_gradients_weigh_twice():
         method = solvers.sgd(net, **(batch(dtype) | {"batch_size": 96}))
         tried = {}
         for forms in product(("batch", "gathered", "model", "scattered", "row"), repeat=2):
-            moved = seconds.step_bytes(method, mesh, forms=list(forms))
+            moved = cost.step_bytes(method, mesh, forms=list(forms))
             tried[forms] = sharding.ring_bytes(moved, mesh.shape)
-        found[dtype] = seconds.method_forms(method, (1, 4, 2), "auto", None)
+        found[dtype] = demand.method_forms(method, (1, 4, 2), "auto", None)
         assert tried[found[dtype]] == min(tried.values())
     # a gathered weight goes in bfloat16, a whole one's gradient over pr in float32
     assert found == {None: ("model", "batch"), "bfloat16": ("model", "gathered")}

@@ -4,8 +4,9 @@ Assumptions: `seconds`. Measured is here only what `calibration` writes into a m
 """
 
 from jtssm.protocol.declared import WORD, MatrixProduct, Run
+from jtssm.sharding.cost.bytes_moved import exchanged_bytes, sent_bytes, step_bytes
 from jtssm.sharding.cost.calibration import calibrate
-from jtssm.sharding.cost.demand import Demand, predicted_bytes, step_demand
+from jtssm.sharding.cost.demand import step_demand
 from jtssm.sharding.cost.machine_files import (
     find_machine,
     present_machine,
@@ -14,17 +15,15 @@ from jtssm.sharding.cost.machine_files import (
 )
 from jtssm.sharding.cost.machines import KNL_EPOCHS, MACHINES, Machine
 from jtssm.sharding.cost.memory import Memory, step_memory
+from jtssm.sharding.cost.messages import Demand, predicted_bytes
 from jtssm.sharding.cost.planner import Plan, Proposal, propose
 from jtssm.sharding.cost.products import network_tasks
 from jtssm.sharding.cost.search import fastest_forms
 from jtssm.sharding.cost.seconds import (
     Seconds,
     all_reduce_seconds,
-    exchanged_bytes,
     message_seconds,
     seconds_of,
-    sent_bytes,
-    step_bytes,
     step_flops,
     step_seconds,
     task_seconds,

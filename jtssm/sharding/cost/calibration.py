@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,12 +33,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jtssm import checks
+from jtssm.arrays import Array
 from jtssm.protocol import device_memory
 from jtssm.protocol.declared import WORD
 from jtssm.sharding.cost.machine_files import json_path, write_machine
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.count.routes import ring_share
 
+Run = Callable[[int], Array]  # a number of passes -> what they come to
 _REPEATS = 5
 _CHAIN = 32  # products of a pass of the kernel's loop: those of one body cannot be skipped over
 
@@ -57,7 +59,10 @@ _ACCELERATOR = _Sizes(8192, (1, 8, 64, 512, 4096), 2**27, (2**8, 2**24))
 
 
 def calibrate(
-    path: str | Path | None = None, *, devices: Sequence[Any] | None = None, seconds: float = 5.0
+    path: str | Path | None = None,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    seconds: float = 5.0,
 ) -> Machine:
     """Measure the present devices; other work on them should rest meanwhile.
 
@@ -125,7 +130,7 @@ def ring(devices: int, sizes: Sequence[float], times: Sequence[float]) -> tuple[
     return link, (start if start > 0 else times[0]) / rounds
 
 
-def seconds_a_pass(run: Callable[[int], Any], budget: float) -> float:
+def seconds_a_pass(run: Run, budget: float) -> float:
     """Median seconds of a pass, run(n) being n of them; takes about `budget` seconds and one pass."""
     _elapsed(run, 1)  # compiles
     end = time.perf_counter() + budget
@@ -139,25 +144,25 @@ def seconds_a_pass(run: Callable[[int], Any], budget: float) -> float:
     return median(found) / passes
 
 
-def _elapsed(run: Callable[[int], Any], passes: int) -> float:
+def _elapsed(run: Run, passes: int) -> float:
     start = time.perf_counter()
     jax.block_until_ready(run(passes))
     return time.perf_counter() - start
 
 
-def _loop(body: Callable, x: Any, *rest: Any) -> Callable[[int], Any]:
+def _loop(body: Callable, x: Array, *rest: Array) -> Run:
     """run(n): n more passes x <- body(x, *rest) in one program, compiled once for every n."""
     return _going_on(
         lambda n, x, *rest: lax.fori_loop(0, n, lambda _, x: body(x, *rest), x), x, *rest
     )
 
 
-def _going_on(passes: Callable, x: Any, *rest: Any) -> Callable[[int], Any]:
+def _going_on(passes: Callable, x: Array, *rest: Array) -> Run:
     """run(n): x <- passes(n, x, *rest) from where the last run ended; x is used up."""
     # donated: fresh memory for every run's result costs a host more than many passes do
     program = jax.jit(passes, donate_argnums=1)
 
-    def run(n):
+    def run(n: int) -> Array:
         nonlocal x
         x = program(n, x, *rest)
         return x
@@ -185,7 +190,7 @@ def _pass(numbers: int, budget: float) -> float:
 def _start(budget: float) -> float:
     """Seconds of a kernel that has next to nothing to do."""
 
-    def body(x, w):
+    def body(x: Array, w: Array) -> Array:
         for _ in range(_CHAIN):
             x = x @ w
         return x
@@ -194,7 +199,7 @@ def _start(budget: float) -> float:
     return seconds_a_pass(_loop(body, x, w), budget) / _CHAIN
 
 
-def _all_reduce(devices: Sequence[Any], numbers: int, budget: float) -> float:
+def _all_reduce(devices: Sequence[jax.Device], numbers: int, budget: float) -> float:
     """Seconds of the sum over the devices of arrays of that many numbers each."""
     mesh = Mesh(np.array(devices), ("all",), axis_types=(AxisType.Auto,))
     x = jax.device_put(
@@ -210,7 +215,7 @@ def _all_reduce(devices: Sequence[Any], numbers: int, budget: float) -> float:
     return seconds_a_pass(_going_on(passes, x), budget)
 
 
-def _one_kind(devices: list) -> list:
+def _one_kind(devices: list[jax.Device]) -> list[jax.Device]:
     """The devices, all of one kind and of this process."""
     kinds = sorted({device.device_kind for device in devices})
     if len(kinds) != 1:
@@ -225,16 +230,16 @@ def _one_kind(devices: list) -> list:
     return devices
 
 
-def _capacity(devices: Sequence[Any]) -> float:
+def _capacity(devices: Sequence[jax.Device]) -> float:
     """Bytes that jax may take of one device's memory."""
     return float(device_memory.memory(devices) / len(devices))
 
 
-def _name(devices: Sequence[Any]) -> str:
+def _name(devices: Sequence[jax.Device]) -> str:
     return f"{devices[0].device_kind.lower().replace(' ', '-')}-x{len(devices)}"
 
 
-def _source(devices: Sequence[Any], sizes: _Sizes, how: str) -> str:
+def _source(devices: Sequence[jax.Device], sizes: _Sizes, how: str) -> str:
     """When, where and how."""
     kind = devices[0].device_kind
     if devices[0].platform == "cpu":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, asdict, fields
 from difflib import get_close_matches
 from math import inf
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -52,7 +51,7 @@ def find_machine(given: Machine | str | Path) -> Machine:
     )
 
 
-def present_machine(devices: Sequence[Any] | None = None) -> Machine:
+def present_machine(devices: Sequence[jax.Device] | None = None) -> Machine:
     """The entry of MACHINES for the first of the devices, by its kind; of all devices by default.
 
     "host" for every CPU: its numbers are those of one small host, calibrate() gives your own.
@@ -137,12 +136,12 @@ def json_path(path: str | Path) -> Path:
     return path
 
 
-def _nearest(given: Any, known: Sequence[str] | Mapping[str, Any]) -> str:
+def _nearest(given: object, known: Iterable[str]) -> str:
     near = get_close_matches(shown(given).strip("'"), list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _right_fields(content: Mapping[str, Any]) -> None:
+def _right_fields(content: Iterable[str]) -> None:
     """Those that a machine has, and all without a default."""
     for name in content:
         if name not in FIELDS:

@@ -69,7 +69,7 @@ class Machine:
         self._set("links", _links(self.links))
         self._set("rates", _rates(self.rates))
 
-    def _set(self, name: str, value: Any) -> None:
+    def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # of a frozen dataclass, while it is made
 
     def share(self, smallest: float) -> float:
@@ -139,7 +139,7 @@ def _rates(given: Any) -> tuple[tuple[float, float], ...]:
     return pairs
 
 
-def _paired(given: Sequence[Any]) -> bool:
+def _paired(given: Sequence[object]) -> bool:
     return all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in given)
 
 

@@ -14,18 +14,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType
+from jax import ShapeDtypeStruct as Shaped
+from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.tree_util import PyTreeDef
+from optax import GradientTransformation
 
 from jtssm.arrays import Tree
 from jtssm.protocol.declared import WORD
 from jtssm.protocol.device_memory import held
 from jtssm.protocol.method import Method
-from jtssm.sharding.cost.demand import Demand, Layered, Sizes, Step
+from jtssm.sharding.cost.demand_of_pieces import Layered
+from jtssm.sharding.cost.messages import Demand, Sizes, Step
 from jtssm.sharding.mesh import AXES
 from jtssm.sharding.placement import batch_sharding, place
 
@@ -66,7 +70,12 @@ GRADIENTS = 3  # for each parameter: its gradient, its update, its new value
 
 
 def step_memory(
-    method: Method, sizes: Sizes, step: Step, *, forms: Any = "auto", samples: int | None = None
+    method: Method,
+    sizes: Sizes,
+    step: Step,
+    *,
+    forms: str | Sequence[str] = "auto",
+    samples: int | None = None,
 ) -> Memory:
     """What one device holds in a step on subnet x pr x pc devices; float32 samples, integer labels.
 
@@ -123,7 +132,7 @@ def optimizer_words(layered: Layered) -> list[float]:
     return [_state_words(optimizer, params) for optimizer, params in pieces]
 
 
-def _state_words(optimizer: Any, params: Sequence[Tree]) -> float:
+def _state_words(optimizer: GradientTransformation, params: Sequence[Tree]) -> float:
     """Words of an optimizer's state for each parameter."""
     leaves, structure = jax.tree.flatten(list(params))
     own = sum(prod(a.shape) for a in leaves)
@@ -131,17 +140,17 @@ def _state_words(optimizer: Any, params: Sequence[Tree]) -> float:
 
 
 @lru_cache(maxsize=64)
-def _state_size(init: Callable, leaves: tuple, structure: Any) -> int:
+def _state_size(init: Callable, leaves: tuple[Shaped, ...], structure: PyTreeDef) -> int:
     """Words of what an optimizer starts with; a planner asks again and again."""
     state = jax.eval_shape(init, jax.tree.unflatten(structure, leaves))
     return sum(prod(a.shape) for a in jax.tree.leaves(state))
 
 
 # shapes of states, by the method's init: a planner asks for the same on every mesh
-_STATES: WeakKeyDictionary[Callable, dict[Any, Any]] = WeakKeyDictionary()
+_STATES: WeakKeyDictionary[Callable, dict[tuple[Shaped, Shaped], Tree]] = WeakKeyDictionary()
 
 
-def _state_shapes(method: Method, x: Any, y: Any) -> Any:
+def _state_shapes(method: Method, x: Shaped, y: Shaped) -> Tree:
     """The state of an unplaced method that starts from samples of these shapes."""
     known = _STATES.setdefault(method.init, {})
     if (x, y) not in known:
@@ -151,20 +160,27 @@ def _state_shapes(method: Method, x: Any, y: Any) -> Any:
 
 
 def placed_step(
-    method: Method, sizes: Sizes, forms: Any, samples: int | None, mesh: Any = None
-) -> tuple[Method, Any, tuple]:
+    method: Method,
+    sizes: Sizes,
+    forms: str | Sequence[str],
+    samples: int | None,
+    mesh: Mesh | None = None,
+) -> tuple[Method, Tree, tuple[Shaped, Shaped]]:
     """The method on a mesh, and its state and samples as shapes with shardings: nothing is computed.
 
     mesh: None: an abstract one of those sizes, which no device has to be there for.
     """
-    mesh = mesh or AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
-    placed = place(method, mesh, forms=forms if method.program.takes_forms else "auto")
+    abstract = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+    placed = place(
+        method, mesh or cast(Mesh, abstract), forms=forms if method.program.takes_forms else "auto"
+    )
     shape = method.network.shapes[0]
-    lead: Any = method.batch_shape or (samples,)
-    x = jax.ShapeDtypeStruct((prod(lead) if method.batch_shape else samples, *shape), np.float32)
-    y = jax.ShapeDtypeStruct(x.shape[:1], np.int32)
+    lead: tuple = method.batch_shape or (samples,)
+    num = prod(lead) if method.batch_shape else samples
+    x = Shaped((num, *shape), np.float32)
+    y = Shaped(x.shape[:1], np.int32)
     state = _state_shapes(method, x, y)
     sharding = batch_sharding(placed)
-    given = [jax.ShapeDtypeStruct((*lead, *of), a.dtype) for of, a in ((shape, x), ((), y))]
-    put = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
-    return placed, placed.spread(state), tuple(put(a) for a in given)
+    given = [Shaped((*lead, *of), a.dtype) for of, a in ((shape, x), ((), y))]
+    put = lambda a: Shaped(a.shape, a.dtype, sharding=sharding)
+    return placed, placed.spread(state), (put(given[0]), put(given[1]))

@@ -13,10 +13,11 @@ from typing import NamedTuple
 from jtssm import checks
 from jtssm.nn.network import Network
 from jtssm.protocol.method import Method
-from jtssm.sharding.cost.demand import Sizes, Step, predicted_bytes, step_demand
+from jtssm.sharding.cost.demand import step_demand
 from jtssm.sharding.cost.machine_files import find_machine
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.memory import Memory, step_memory
+from jtssm.sharding.cost.messages import Sizes, Step, predicted_bytes
 from jtssm.sharding.cost.search import fastest_forms, held_bytes
 from jtssm.sharding.cost.seconds import Seconds, seconds_of
 from jtssm.sharding.count.routes import Route

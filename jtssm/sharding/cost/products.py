@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from jtssm.arrays import Tree
+from jtssm.nn.network import Network
 from jtssm.protocol.declared import MatrixProduct, Run
 from jtssm.sharding.layers.forms import SPLITS, Grid
-from jtssm.sharding.layers.halo import Halo, Slabs
-from jtssm.sharding.layers.questions import groups, splits, window
+from jtssm.sharding.layers.halo import Slabs
+from jtssm.sharding.layers.questions import groups, splits
 from jtssm.sharding.layers.traffic import Pass
 
 
@@ -61,8 +62,7 @@ def _share(work: Pass, i: int) -> float:
     if grid.axis is None or (form in ("batch", "gathered") and not work.spread):
         return 1.0
     if form == "domain":
-        height = grid.network.shapes[i][0]
-        outputs = Halo.of(window(grid.network.layers[i]), height, grid.size).outputs
+        outputs = grid.halo(i).outputs
         return outputs.room / outputs.height
     return 1 / grid.size
 
@@ -134,7 +134,7 @@ def batched(one: Task, num: int) -> Task:
     )
 
 
-def network_tasks(net: Any, run: Run, devices: int) -> list[Task]:
+def network_tasks(net: Network, run: Run, devices: int) -> list[Task]:
     """Passes through a whole network where so many devices share the samples, one task a layer."""
     grid = Grid(net, ("batch",) * len(net.layers), (0,), None, 1, (), apart=False)
     work = Pass(grid, net.parameter_shapes(), run.samples // devices, devices)

@@ -8,31 +8,32 @@ that no other betters in everything (Pareto's front).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from operator import itemgetter
-from typing import Any
 
 import jax
 
 from jtssm import checks
 from jtssm.protocol.declared import WORD
 from jtssm.protocol.method import Method
-from jtssm.sharding.cost.demand import Demand, Layered, Sizes, layered_of, step_samples
+from jtssm.sharding.cost.demand_of_pieces import Layered, layered_of, step_samples
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.memory import GRADIENTS, activation_bytes, optimizer_words
+from jtssm.sharding.cost.messages import Demand, Sizes
 from jtssm.sharding.cost.products import stored_words
 from jtssm.sharding.cost.seconds import collective_seconds, demand_seconds, is_gradient
 from jtssm.sharding.layers.choose import fits
-from jtssm.sharding.layers.forms import FORMS
+from jtssm.sharding.layers.forms import FORMS, Grid
 from jtssm.sharding.mesh import AXES
 
 # seconds less what products hide, seconds less gradients (0 where nothing hides), bytes
 Costs = tuple[int, int, int]
 Ways = frozenset[tuple[tuple[str, ...], float]]  # (axes, times) of all-reduces of gradients
 Step = tuple[Costs, Ways]
-Path = tuple[Any, ...]  # (form of the last layer, path of those before it), () before the first
+# (form of the last layer, path of those before it), () before the first
+Path = tuple[str, "Path"] | tuple[()]
 Label = tuple[Costs, Ways, Path]
 
 
@@ -95,7 +96,7 @@ class Chain:
     def __init__(self, layered: Layered, sizes: Sizes, machine: Machine, overlap: float):
         self.layered, self.sizes, self.machine, self.overlap = layered, sizes, machine, overlap
         self.quiet = replace(machine, latency=0.0)
-        self.met: dict[Any, Step] = {}
+        self.met: dict[tuple, Step] = {}
         net, pr = layered.grid.network, sizes[1]
         self.have = [
             [f for f in FORMS if fits(net, i, params, f, pr)]
@@ -137,7 +138,9 @@ class Chain:
             )
         return _unwound(min(ends, key=lambda end: max(end[0][:-1]))[2])
 
-    def _extended(self, labels: dict, i: int, g: str, counts: bool) -> Iterator[Label]:
+    def _extended(
+        self, labels: Mapping[str, list[Label]], i: int, g: str, counts: bool
+    ) -> Iterator[Label]:
         for f, found in labels.items():
             costs, ways = self._costs(i, f, g)
             step = (costs if counts else (*costs[:-1], 0)), ways
@@ -243,7 +246,7 @@ class Chain:
         ways = frozenset((m.axes, m.times) for m in gradients)
         return (most, _ticks(rest.total) if self.overlap else 0, round(held)), ways
 
-    def _grid(self, i: int, form: str, following: str | None = None) -> Any:
+    def _grid(self, i: int, form: str, following: str | None = None) -> Grid:
         forms = list(self.blank)
         forms[i] = form
         if following is not None:

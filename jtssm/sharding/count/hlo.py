@@ -9,7 +9,7 @@ from math import prod
 from typing import NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jtssm.sharding.count import hlo_text, routes
 from jtssm.sharding.count.hlo_text import loop_of, trips
@@ -85,7 +85,7 @@ def collectives(hlo: str) -> list[Collective]:
     ]
 
 
-def moved(hlo: str, mesh: Mesh) -> dict[Route, int]:
+def moved(hlo: str, mesh: Mesh | AbstractMesh) -> dict[Route, int]:
     """Bytes that a device hands to collectives in one run of a program, by collective and mesh axes.
 
     Where devices differ, it is for each route the one that hands in most; of a conditional, the
@@ -140,7 +140,7 @@ class _Program:
         self.chains |= {chain[1]} if chain else set()
         return seen
 
-    def _collective(self, line: str, match: re.Match) -> Count:
+    def _collective(self, line: str, match: re.Match[str]) -> Count:
         found = _collective(line, match, 1, prod(self.sizes.values()))
         groups = {frozenset(group) for group in found.groups}
         if not found.moves:
@@ -164,14 +164,14 @@ class _Program:
         return routes.added([routes.times(body, runs), routes.times(condition, runs + 1)])
 
 
-def _subsets(sizes: Sizes) -> Iterator[tuple]:
+def _subsets(sizes: Sizes) -> Iterator[tuple[str, ...]]:
     """Every choice of axes that are longer than 1."""
     longer = [name for name, size in sizes.items() if size > 1]
     for num in range(1, len(longer) + 1):
         yield from combinations(longer, num)
 
 
-def _groups_along(axes: tuple, sizes: Sizes) -> set[frozenset[int]]:
+def _groups_along(axes: tuple[str, ...], sizes: Sizes) -> set[frozenset[int]]:
     """Positions that differ along these axes only."""
     positions = np.arange(prod(sizes.values())).reshape(tuple(sizes.values()))
     order = [k for k, name in enumerate(sizes) if name not in axes]
@@ -180,7 +180,7 @@ def _groups_along(axes: tuple, sizes: Sizes) -> set[frozenset[int]]:
     return set(map(frozenset, rows.tolist()))
 
 
-def _collective(line: str, match: re.Match, times: int, devices: int) -> Collective:
+def _collective(line: str, match: re.Match[str], times: int, devices: int) -> Collective:
     groups, size = hlo_text.groups(line, devices), hlo_text.num_bytes(_operands(match))
     whole = not (match["start"] and match["result"].startswith("("))
     if match["kind"] == "all-gather" and whole:
@@ -190,7 +190,7 @@ def _collective(line: str, match: re.Match, times: int, devices: int) -> Collect
     return Collective(match["kind"].replace("-", "_"), size, groups, times)
 
 
-def _operands(match: re.Match) -> str:
+def _operands(match: re.Match[str]) -> str:
     """The type of a collective's results, or of its operands where an asynchronous one names both."""
     result = match["result"]
     names_both = match["start"] and result.startswith("(") and "all-reduce-start" not in match[0]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, overload
 
 import jax
 import numpy as np
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.interpreters import partial_eval
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
+from jtssm.arrays import Tree
 from jtssm.sharding.count import hlo, routes
-from jtssm.sharding.count.jaxpr_values import CASTS, Scope, called
-from jtssm.sharding.count.routes import Count, Sizes
+from jtssm.sharding.count.jaxpr_values import CASTS, Atom, Scope, called
+from jtssm.sharding.count.routes import Count, Route, Sizes
 
 _KINDS = {
     "psum": "all_reduce",
@@ -34,13 +36,33 @@ _KINDS = {
 }
 
 
+@overload
 def count_bytes(
     fn: Callable,
-    *args: Any,
+    *args: Tree,
+    compiled: bool = ...,
+    mesh: Mesh | AbstractMesh | None = ...,
+    by_device: typing.Literal[False] = ...,
+) -> dict[Route, int]: ...
+
+
+@overload
+def count_bytes(
+    fn: Callable,
+    *args: Tree,
+    compiled: bool = ...,
+    mesh: Mesh | AbstractMesh | None = ...,
+    by_device: typing.Literal[True],
+) -> list[dict[Route, int]]: ...
+
+
+def count_bytes(
+    fn: Callable,
+    *args: Tree,
     compiled: bool = False,
-    mesh: Mesh | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
     by_device: bool = False,
-) -> Any:
+) -> dict[Route, int] | list[dict[Route, int]]:
     """Bytes that a device hands to collectives in one call of fn, by collective and mesh axes.
 
     Counted are the operands: of an all-gather the part that a device contributes, of a
@@ -93,9 +115,9 @@ def count_bytes(
     return [routes.at(count, position) for position in range(prod(walk.sizes.values()))]
 
 
-def _live(jaxpr: Any) -> Any:
+def _live(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
     """The jaxpr without what none of its results needs."""
-    opened = getattr(jaxpr, "jaxpr", jaxpr)
+    opened: Any = getattr(jaxpr, "jaxpr", jaxpr)  # jax 0.12 has one class for both
     return partial_eval.dce_jaxpr(opened, [True] * len(opened.outvars), instantiate=True)[0]
 
 
@@ -117,7 +139,7 @@ class _Walk:
             rules.get(eqn.primitive.name, self._other)(scope, eqn) for eqn in scope.jaxpr.eqns
         )
 
-    def _other(self, scope: Scope, eqn: Any) -> Count:
+    def _other(self, scope: Scope, eqn: JaxprEqn) -> Count:
         """A collective, a call, or something in which nothing moves."""
         inner = scope.call(eqn)
         if inner is not None:
@@ -126,7 +148,7 @@ class _Walk:
             return _collective(eqn, scope.sizes)
         return routes.added(self.count(scope.enter(jaxpr)) for jaxpr in called(eqn))
 
-    def _shard_map(self, scope: Scope, eqn: Any) -> Count:
+    def _shard_map(self, scope: Scope, eqn: JaxprEqn) -> Count:
         sizes = dict(eqn.params["mesh"].shape)
         if self.sizes is None:
             self.sizes = sizes
@@ -137,13 +159,13 @@ class _Walk:
         jaxpr, specs = eqn.params["jaxpr"], eqn.params["in_specs"]
         return self.count(scope.enter(jaxpr, eqn.invars, specs, sizes))
 
-    def _scan(self, scope: Scope, eqn: Any) -> Count:
+    def _scan(self, scope: Scope, eqn: JaxprEqn) -> Count:
         consts = eqn.invars[: _num_consts(eqn.params)]
         return routes.times(
             self.count(scope.enter(eqn.params["jaxpr"], consts)), eqn.params["length"]
         )
 
-    def _switch(self, scope: Scope, eqn: Any) -> Count:
+    def _switch(self, scope: Scope, eqn: JaxprEqn) -> Count:
         index, *operands = eqn.invars
         branches = [self.count(scope.enter(b, operands)) for b in eqn.params["branches"]]
         if not any(branches) or not scope.knows(index):
@@ -151,7 +173,7 @@ class _Walk:
         which = [int(scope.value(index, d)) for d in scope.positions]
         return routes.chosen(branches, np.clip(which, 0, len(branches) - 1))
 
-    def _while(self, scope: Scope, eqn: Any) -> Count:
+    def _while(self, scope: Scope, eqn: JaxprEqn) -> Count:
         params, invars = eqn.params, eqn.invars
         split = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
         condition = self.count(scope.enter(params["cond_jaxpr"], invars[: split[0]]))
@@ -175,7 +197,9 @@ def _num_consts(params: Mapping) -> int:
     return len(params["ft_in"].unpack()[0])  # jax 0.12 on
 
 
-def _trips(scope: Scope, eqn: Any, consts: list, carried: list) -> np.ndarray | None:
+def _trips(
+    scope: Scope, eqn: JaxprEqn, consts: list[Atom], carried: list[Atom]
+) -> np.ndarray | None:
     """How often a `fori_loop` runs on each device; None if it is another loop or its bounds are unknown.
 
     Its condition is `i < bound`, its body adds one to i and leaves the bound as it is.
@@ -200,11 +224,11 @@ def _trips(scope: Scope, eqn: Any, consts: list, carried: list) -> np.ndarray | 
     return np.asarray([max(0, value(end, d) - value(start, d)) for d in scope.positions])
 
 
-def _place(atom: Any, atoms: list) -> int | None:
+def _place(atom: Atom, atoms: Sequence[Atom]) -> int | None:
     return next((k for k, other in enumerate(atoms) if other is atom), None)
 
 
-def _uncast(jaxpr: Any, atom: Any) -> Any:
+def _uncast(jaxpr: Jaxpr | ClosedJaxpr, atom: Atom) -> Atom:
     """What a value was before casts."""
     casts = {e.outvars[0]: e.invars[0] for e in jaxpr.eqns if e.primitive.name in CASTS}
     while not isinstance(atom, Literal) and atom in casts:
@@ -212,7 +236,7 @@ def _uncast(jaxpr: Any, atom: Any) -> Any:
     return atom
 
 
-def _counts_up(body: Any, before: Any, after: Any) -> bool:
+def _counts_up(body: ClosedJaxpr, before: Atom, after: Atom) -> bool:
     """Whether a loop's body adds one to a carried value."""
     for eqn in body.eqns:
         if eqn.outvars[0] is after and eqn.primitive.name == "add":
@@ -221,7 +245,7 @@ def _counts_up(body: Any, before: Any, after: Any) -> bool:
     return False
 
 
-def _names(eqn: Any, sizes: Sizes) -> tuple:
+def _names(eqn: JaxprEqn, sizes: Sizes) -> tuple[str, ...]:
     """The axes of the mesh that an equation's devices meet along."""
     name = eqn.primitive.name
     if name in CASTS or name == "axis_index" or name.endswith("_done"):
@@ -230,7 +254,7 @@ def _names(eqn: Any, sizes: Sizes) -> tuple:
     return tuple(n for n in (names if isinstance(names, (tuple, list)) else (names,)) if n in sizes)
 
 
-def _collective(eqn: Any, sizes: Sizes) -> Count:
+def _collective(eqn: JaxprEqn, sizes: Sizes) -> Count:
     kind = _KINDS.get(eqn.primitive.name.removesuffix("_start"))
     if kind is None or eqn.params.get("axis_index_groups") is not None:
         raise ValueError(
@@ -238,13 +262,16 @@ def _collective(eqn: Any, sizes: Sizes) -> Count:
             f"{eqn}"
         )
     names = _names(eqn, sizes)
-    num_bytes = sum(v.aval.size * v.aval.dtype.itemsize for v in eqn.invars)
+    given: Any = [
+        v.aval for v in eqn.invars
+    ]  # of arrays; jax says no more than that it is abstract
+    num_bytes = sum(a.size * a.dtype.itemsize for a in given)
     if kind == "permute":
         return routes.permuted(num_bytes, _pairs(eqn.params["perm"], names, sizes), sizes)
     return routes.along(kind, num_bytes, names, sizes)
 
 
-def _pairs(perm: Any, names: tuple, sizes: Sizes) -> np.ndarray:
+def _pairs(perm: Iterable[tuple[int, int]], names: tuple[str, ...], sizes: Sizes) -> np.ndarray:
     """Positions of (source, target) for pairs of indices along some axes together."""
     positions = np.arange(prod(sizes.values())).reshape(tuple(sizes.values()))
     order = [list(sizes).index(name) for name in names]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
+from jtssm.arrays import Array
 from jtssm.sharding.count.routes import Sizes
+
+Atom = Var | Literal  # what an equation takes
+Value = np.ndarray | Array
 
 # Inside shard_map these only change how a value is typed.
 CASTS = {"pvary", "preduced", "reduced_vary_cast", "vary_unreduced_cast", "vary_unreduced_cast_p"}
@@ -26,14 +30,14 @@ class Source(NamedTuple):
     """Where an argument of a jaxpr comes from."""
 
     scope: Scope  # that hands it in
-    atom: Any
-    spec: Any = ()  # of shard_map: the axes along which it is cut
+    atom: Atom
+    spec: Sequence = ()  # of shard_map: the axes along which it is cut
 
     def known(self, indexed: bool) -> bool:
         """Whether its value is known before the program runs; indexed: on a given device."""
         return self.scope.knows(self.atom) and (indexed or not any(self.spec))
 
-    def value(self, position: int, sizes: Sizes) -> Any:
+    def value(self, position: int, sizes: Sizes) -> Value:
         """The part of it that the device at a position holds."""
         value = self.scope.value(self.atom, position)
         for axis, names in enumerate(self.spec):
@@ -48,11 +52,11 @@ class _Made(NamedTuple):
     """Where a known value comes from."""
 
     order: int  # of its equation in the program
-    eqn: Any
+    eqn: JaxprEqn
     which: int  # of the equation's results
 
 
-def index(names: Sequence, position: int, sizes: Sizes) -> int:
+def index(names: Sequence[str], position: int, sizes: Sizes) -> int:
     """Where the device at a position stands along some axes together, the first varying slowest."""
     place = dict(zip(sizes, np.unravel_index(position, tuple(sizes.values())), strict=True))
     at = 0
@@ -74,8 +78,8 @@ class Scope:
 
     def __init__(
         self,
-        jaxpr: Any,
-        consts: Sequence = (),
+        jaxpr: Jaxpr | ClosedJaxpr,
+        consts: Sequence[Value] = (),
         sources: Sequence[Source | None] = (),
         sizes: Sizes | None = None,
         indexed: bool = False,
@@ -87,9 +91,9 @@ class Scope:
             if source and source.known(indexed)
         }
         self._consts = dict(zip(jaxpr.constvars, consts, strict=False))
-        self._values: dict[int, dict] = {}
+        self._values: dict[int, dict[Var, Value]] = {}
         self._calls: dict[int, Scope] = {}
-        self._made: dict[Any, _Made] = {}
+        self._made: dict[Var, _Made] = {}
         for order, eqn in enumerate(jaxpr.eqns):
             self._meet(order, eqn)
 
@@ -98,14 +102,18 @@ class Scope:
         """Of the devices on which known values may differ; only the first where they cannot."""
         return range(prod(self.sizes.values()) if self.indexed else 1)
 
-    def knows(self, atom: Any) -> bool:
+    def knows(self, atom: Atom) -> bool:
         """Whether the value is known before the program runs."""
         if isinstance(atom, Literal):
             return True
         return atom in self._consts or atom in self._made or atom in self._sources
 
     def enter(
-        self, jaxpr: Any, atoms: Sequence = (), specs: Any = None, sizes: Any = None
+        self,
+        jaxpr: Jaxpr | ClosedJaxpr,
+        atoms: Sequence[Atom | None] = (),
+        specs: Sequence[Sequence] | None = None,
+        sizes: Sizes | None = None,
     ) -> Scope:
         """The scope of a jaxpr called from here; atoms: its first arguments, None for an unknown one."""
         specs = specs or [()] * len(atoms)
@@ -116,7 +124,7 @@ class Scope:
         consts = getattr(jaxpr, "consts", ())
         return Scope(jaxpr, consts, sources, self.sizes if sizes is None else sizes, self.indexed)
 
-    def call(self, eqn: Any) -> Scope | None:
+    def call(self, eqn: JaxprEqn) -> Scope | None:
         """The scope of what an equation calls with its own arguments (jit, remat, custom_jvp, ...)."""
         inner = called(eqn)
         if len(inner) != 1 or eqn.primitive.name in _OWN_ARGUMENTS:
@@ -127,7 +135,7 @@ class Scope:
             self._calls[id(eqn)] = self.enter(inner[0], eqn.invars)
         return self._calls[id(eqn)]
 
-    def value(self, atom: Any, position: int) -> Any:
+    def value(self, atom: Atom, position: int) -> Value:
         """A known value, on the device at a position of the mesh."""
         if isinstance(atom, Literal):
             aval: Any = atom.aval
@@ -142,19 +150,20 @@ class Scope:
             values[var] = self._evaluated(var, position)
         return values[atom]
 
-    def _needed(self, atom: Any, have: dict) -> list:
+    def _needed(self, atom: Var, have: Mapping[Var, Value]) -> list[Var]:
         """The known results that a value rests on and that are not yet there, in program order."""
-        needed: dict[Any, int] = {}
-        wanted = [atom]
+        needed: dict[Var, int] = {}
+        wanted: list[Atom] = [atom]
         while wanted:
             var = wanted.pop()
-            made = None if isinstance(var, Literal) else self._made.get(var)
-            if made and not (var in have or var in needed):
+            if isinstance(var, Literal) or var in have or var in needed:
+                continue
+            if made := self._made.get(var):
                 needed[var] = made.order
                 wanted += made.eqn.invars
         return sorted(needed, key=needed.__getitem__)
 
-    def _meet(self, order: int, eqn: Any) -> None:
+    def _meet(self, order: int, eqn: JaxprEqn) -> None:
         """Notes which results of an equation are known; called in the order of the program."""
         inner, name = self.call(eqn), eqn.primitive.name
         if inner is not None:
@@ -168,7 +177,7 @@ class Scope:
             if yes:
                 self._made[var] = _Made(order, eqn, which)
 
-    def _evaluated(self, var: Any, position: int) -> Any:
+    def _evaluated(self, var: Var, position: int) -> Value:
         """A known result, from the values it rests on."""
         _, eqn, which = self._made[var]
         if eqn.primitive.name == "axis_index":
@@ -186,7 +195,7 @@ class Scope:
         return out[which] if eqn.primitive.multiple_results else out
 
 
-def called(eqn: Any) -> list:
+def called(eqn: JaxprEqn) -> list[Jaxpr | ClosedJaxpr]:
     """The jaxprs among an equation's parameters, closed ones with their constants."""
     groups = [p if isinstance(p, (tuple, list)) else (p,) for p in eqn.params.values()]
     return [p for group in groups for p in group if hasattr(p, "eqns") and hasattr(p, "invars")]

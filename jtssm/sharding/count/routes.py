@@ -8,24 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-Sizes = Mapping[Any, int]
+Sizes = Mapping[str, int]
 
 
 class Route(NamedTuple):
     """A way for bytes to take: a collective along axes of the mesh."""
 
     collective: str  # "all_reduce", "all_gather", "reduce_scatter", "all_to_all" or "permute"
-    axes: tuple  # in the mesh's order, none of size 1; ("other",) for groups along no axes
+    axes: tuple[
+        str, ...
+    ]  # in the mesh's order, none of size 1; ("other",) for groups along no axes
 
 
 Count = dict[Route, np.ndarray]
 
 
-def along(collective: str, num_bytes: int, axes: Iterable, sizes: Sizes) -> Count:
+def along(collective: str, num_bytes: int, axes: Iterable[str], sizes: Sizes) -> Count:
     """Every device hands bytes in and meets those that stand elsewhere along the axes."""
     axes = set(axes)
     longer = tuple(name for name, size in sizes.items() if name in axes and size > 1)
@@ -54,7 +56,7 @@ def added(counts: Iterable[Count]) -> Count:
     return total
 
 
-def times(count: Count, trips: Any) -> Count:
+def times(count: Count, trips: int | np.ndarray) -> Count:
     """A count repeated; trips: a number, or one for each position."""
     return {route: sends * trips for route, sends in count.items()}
 
@@ -72,7 +74,7 @@ def at(count: Count, position: int) -> dict[Route, int]:
 def largest(counts: Iterable[Count]) -> Count:
     """The one that moves most in all, as one branch of a switch; ties go by the routes."""
 
-    def size(count: Count) -> tuple:
+    def size(count: Count) -> tuple[int, list[tuple[Route, int]]]:
         found = most(count)
         return sum(found.values()), sorted((route, found[route]) for route in found)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from math import prod
-from typing import Any
 
 import jax
+import numpy as np
 
 from jtssm.arrays import Tree
 from jtssm.checks import shown
@@ -23,10 +23,13 @@ from jtssm.sharding.layers.traffic import Pass, ring_numbers
 # multiply-adds that an accelerator does while it sends a byte: 550 of an H100 over NVLink, 2 000 of a
 # TPU v5e over one link (`jtssm.sharding.cost.machines`)
 BALANCE = 1000
+Cost = tuple[int, float]  # (multiply-adds repeated, numbers moved)
 PASSES = 3  # of a layer in a step: forward, and for the gradients of weights and of inputs
 
 
-def program_forms(program: Program, sizes: tuple[int, int, int], forms: Any) -> tuple[str, ...]:
+def program_forms(
+    program: Program, sizes: tuple[int, int, int], forms: str | Sequence[str]
+) -> tuple[str, ...]:
     """One form for each layer of a program on subnet x pr x pc devices; none where layers take none.
 
     forms: "auto", or one a layer.
@@ -61,11 +64,11 @@ def choose_forms(
     samples: int | None,
     pr: int,
     pc: int,
-    forms: Any,
+    forms: str | Sequence[str],
     *,
     apart: bool,
     open_ends: bool,
-    compute_dtype: Any = None,
+    compute_dtype: np.dtype | None = None,
 ) -> tuple[str, ...]:
     """One form a layer.
 
@@ -132,9 +135,10 @@ def least(work: Pass, share: float = 1.0, whole: int = 0) -> tuple[str, ...]:
         for i in range(len(net.layers))
     ]
     have[:whole] = [["batch"]] * whole
+    best: dict[str, tuple[Cost, tuple[str, ...]]]
     best = {f: (_cost(work, 0, [f], share, entry=True), (f,)) for f in have[0]}
     for i in range(len(net.layers) - 1):
-        found: dict = {}
+        found: dict[str, tuple[Cost, tuple[str, ...]]] = {}
         for f, g in product(have[i], have[i + 1]):
             cost, forms = best[f]
             cost = _sum(cost, _cost(work, i, [f, g], share))
@@ -146,13 +150,11 @@ def least(work: Pass, share: float = 1.0, whole: int = 0) -> tuple[str, ...]:
     return min(ends, key=lambda end: end[0])[1]
 
 
-def _sum(one: tuple, other: tuple) -> tuple:
-    return tuple(a + b for a, b in zip(one, other, strict=True))
+def _sum(one: Cost, other: Cost) -> Cost:
+    return one[0] + other[0], one[1] + other[1]
 
 
-def _cost(
-    work: Pass, i: int, forms: list[str], share: float, *, entry: bool = False
-) -> tuple[int, float]:
+def _cost(work: Pass, i: int, forms: list[str], share: float, *, entry: bool = False) -> Cost:
     """(multiply-adds repeated, numbers moved) by layer i, up to the entry of the next if it is given.
 
     entry: only of the entry into layer i.
@@ -227,7 +229,9 @@ def _domain_misfit(layer: Layer, shape: Sequence[int], pr: int) -> str:
     )
 
 
-def check_forms(net: Network, params: Sequence[Tree], pr: int, forms: Any) -> tuple[str, ...]:
+def check_forms(
+    net: Network, params: Sequence[Tree], pr: int, forms: Sequence[str]
+) -> tuple[str, ...]:
     """The user's forms, one a layer.
 
     Raises:

@@ -27,11 +27,12 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import lax
+from jax.typing import DTypeLike
 
 from jtssm.arrays import Array, Tree
 from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network
-from jtssm.nn.ops import PLAIN, Hops, Products, plain_convolved, plain_dense, varying
+from jtssm.nn.ops import PLAIN, Hops, Products, Window, plain_convolved, plain_dense, varying
 from jtssm.sharding import collectives
 from jtssm.sharding.layers.halo import Halo, Slabs, windowed
 from jtssm.sharding.layers.layouts import Hop, hops, moved
@@ -53,12 +54,18 @@ class Grid(NamedTuple):
     network: Network
     forms: tuple[str, ...]  # one a layer
     entries: tuple[int, ...]  # layers that begin a piece: between pieces samples are whole
-    axis: Any  # the mesh's name of pr; None: not split
+    axis: str | None  # the mesh's name of pr; None: not split
     size: int  # of pr
     samples: tuple[str, ...]  # the mesh's names of pc
     apart: bool  # whether devices of other pieces run other programs: no permute may be used
     # whether the network's inputs may come, and its outputs stay, split over pr
     open: bool = False
+
+    @property
+    def pr(self) -> str:
+        """The mesh's name of pr, where layers are split over it."""
+        assert self.axis is not None
+        return self.axis
 
     def enters(self, i: int, spread: bool) -> str:
         """The layout that layer i takes; spread: pr divides the samples at hand."""
@@ -108,6 +115,12 @@ class Grid(NamedTuple):
         """Whether layer i takes flat samples and gets images."""
         return len(self.network.shapes[i]) > 1 and len(self.network.shapes[i + 1]) == 1
 
+    def halo(self, i: int) -> Halo:
+        """What layer i, in the form "domain", takes of the neighbours' rows."""
+        seen = window(self.network.layers[i])
+        assert seen is not None  # or it could not have the form
+        return Halo.of(seen, self.network.shapes[i][0], self.size)
+
     def products(self, i: int, samples: int) -> Products:
         """The products of layer i where `samples` samples are here at the entry of its piece."""
         over = lambda a: collectives.mean(PLAIN.over_samples(a), self.samples)
@@ -133,29 +146,34 @@ class Grid(NamedTuple):
         if self.enters(i, spread) != "rows":
             return found
         # every device's own before they are used for inner rows and edges: one gradient is summed
-        return found._replace(weights=partial(varying, axes=(*self.samples, self.axis)))
+        return found._replace(weights=partial(varying, axes=(*self.samples, self.pr)))
 
     def _apart_axes(self, i: int, spread: bool) -> tuple[str, ...]:
         """Along which the samples, or rows of them, that parameters of layer i work on differ."""
         split = self.leaves(i, spread) in ("samples", "rows")
-        return (*self.samples, *([self.axis] if split else []))
+        return (*self.samples, *([self.pr] if split else []))
 
     def _moved(self, i: int, way: Sequence[Hop], height: int, x: Array) -> Array:
         for hop in way:
-            x = moved(x.reshape(len(x), -1) if hop.flat else x, hop, self.axis, height)
+            x = moved(x.reshape(len(x), -1) if hop.flat else x, hop, self.pr, height)
         return x
 
 
-def _narrowed(axes: tuple[str, ...]) -> Callable[[Array, Any], Array]:
+def _narrowed(axes: tuple[str, ...]) -> Callable[[Array, DTypeLike], Array]:
     return partial(collectives.narrowed, axes=axes)
 
 
 def whole_grid(
-    net: Network, forms: Sequence[str], pr: int, pc: int, names: tuple[Any, Any] = ("pr", "pc")
+    net: Network,
+    forms: Sequence[str],
+    pr: int,
+    pc: int,
+    names: tuple[str | None, str | None] = ("pr", "pc"),
 ) -> Grid:
     """The grid of a network that is trained as one piece; names: of the mesh's axes for pr and pc."""
     axis = names[0] if pr > 1 else None
-    samples = (names[1],) if pc > 1 else ()
+    pc_name = names[1] if pc > 1 else None
+    samples = () if pc_name is None else (pc_name,)
     return Grid(net, tuple(forms), (0,), axis, pr, samples, apart=False, open=True)
 
 
@@ -171,18 +189,18 @@ def _of_form(grid: Grid, form: str, leaves: str) -> dict[str, Any]:
     """The products of a form, and what they leave for means over samples."""
     if form == "gathered":
         return _gathered(grid, "varying" if leaves == "samples" else "invarying")
-    summed = partial(_summed, axis=grid.axis, leaves=leaves)
+    summed = partial(_summed, axis=grid.pr, leaves=leaves)
     if form == "paired":
         return {"second": partial(_dense_sum, summed)}
     if form == "row":
-        over = (*grid.samples, grid.axis) if leaves == "samples" else grid.samples
+        over = (*grid.samples, grid.pr) if leaves == "samples" else grid.samples
         return {
             "dense": partial(_dense_sum, summed),
             "convolved": lambda *given: summed(plain_convolved(*given)),
             "over_samples": lambda a: collectives.mean(PLAIN.over_samples(a), over),
         }
     if form in ("model", "scattered"):
-        return {"convolved": partial(_own_groups, axis=grid.axis, size=grid.size)}
+        return {"convolved": partial(_own_groups, axis=grid.pr, size=grid.size)}
     return {}
 
 
@@ -192,7 +210,7 @@ def _gathered(grid: Grid, to: str) -> dict[str, Any]:
     def whole(W: Array) -> Array:
         # first made every device's own: then its gradient is scattered before it is summed over pc
         W = varying(W, grid.samples)
-        return collectives.gather(W, grid.axis, W.ndim - 1, to=to)
+        return collectives.gather(W, grid.pr, W.ndim - 1, to=to)
 
     dense = lambda x, W, b: plain_dense(x, whole(W), b)
     convolved = lambda x, W, *rest: plain_convolved(x, whole(W), *rest)
@@ -213,7 +231,7 @@ def _summed(x: Array, axis: str, leaves: str) -> Array:
 
 
 def _own_groups(
-    x: Array, W: Array, window: Any, pads: tuple, groups: int, *, axis: str, size: int
+    x: Array, W: Array, window: Window, pads: tuple, groups: int, *, axis: str, size: int
 ) -> Array:
     """Convolution by this device's share W[.., J_pr] of the output channels, from whole inputs.
 
@@ -229,7 +247,7 @@ def _own_groups(
 
 def _of_layout(grid: Grid, layout: str, i: int) -> dict[str, Any]:
     """Means, draws and windows of a layer that works on a layout."""
-    axis, both = grid.axis, (*grid.samples, grid.axis)
+    axis, both = grid.pr, (*grid.samples, grid.pr)
     columns = grid.forms[i] in ("model", "scattered")
     if layout == "samples":
         return {
@@ -238,7 +256,7 @@ def _of_layout(grid: Grid, layout: str, i: int) -> dict[str, Any]:
             "drawn": lambda draw, keys, x: PLAIN.drawn(draw, _rows(keys, axis), x),
         }
     if layout == "rows":
-        halo = Halo.of(window(grid.network.layers[i]), grid.network.shapes[i][0], grid.size)
+        halo = grid.halo(i)
         return {
             "windowed": partial(windowed, halo, axis, grid.apart),
             "over_samples": lambda a: _mean_of_rows(a, halo.outputs, axis, both, (0, 1, 2)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,24 +62,24 @@ class Slabs(NamedTuple):
         ]
         return x[:, np.concatenate(places)]
 
-    def own(self, x: Array, rank: Any) -> Array:
+    def own(self, x: Array, rank: Array | int) -> Array:
         """The slab of device `rank` of whole images [b, height, ...]."""
         start = jnp.asarray(self.starts[:-1], jnp.int32)[rank]
         return lax.dynamic_slice_in_dim(x, start, self.room, 1)
 
-    def owned(self, rank: Any) -> Array:
+    def owned(self, rank: Array | int) -> Array:
         """[1, room, 1, 1] whether each row of the slab of device `rank` is owned."""
         size = jnp.asarray(self.sizes, jnp.int32)[rank]
         return (jnp.arange(self.room) < size)[None, :, None, None]
 
-    def last(self, x: Array, num: int, rank: Any) -> Array:
+    def last(self, x: Array, num: int, rank: Array | int) -> Array:
         """The last rows that device `rank` owns of its slab."""
         if self.even:
             return x[:, self.room - num :]
         size = jnp.asarray(self.sizes, jnp.int32)[rank]
         return lax.dynamic_slice_in_dim(x, size - num, num, 1)
 
-    def blanked(self, x: Array, rank: Any) -> Array:
+    def blanked(self, x: Array, rank: Array | int) -> Array:
         """The slab with zeros in the rows that are not owned."""
         return x if self.even else jnp.where(self.owned(rank), x, 0)
 
@@ -92,7 +92,7 @@ class Halo(NamedTuple):
     outputs: Slabs
 
     @classmethod
-    def of(cls, window: Any, height: int, parts: int) -> Halo:
+    def of(cls, window: Window, height: int, parts: int) -> Halo:
         """The halo of images of a height over so many devices."""
         return cls(window, Slabs(height, parts), Slabs(window.outputs(height), parts))
 
@@ -157,12 +157,12 @@ def windowed(
     stack = lambda rows: fn(rows, (0, 0), pads)
     seen = _Seen(halo, rank)
     parts = []
-    edges = () if (i0, i1) == (0, halo.outputs.room) else _exchanged(halo, x, axis, rank, apart)
-    if i0 > 0:
+    edges = None if (i0, i1) == (0, halo.outputs.room) else _exchanged(halo, x, axis, rank, apart)
+    if edges and i0 > 0:
         parts.append(stack(seen.with_edges(x, edges, 0, i0, fill)))
     if i1 > i0:
         parts.append(stack(seen.alone(x, i0, i1)))
-    if i1 < halo.outputs.room:
+    if edges and i1 < halo.outputs.room:
         parts.append(stack(seen.with_edges(x, edges, i1, halo.outputs.room, fill)))
     y = _joined(*parts) if len(parts) > 1 else parts[0]
     return halo.outputs.blanked(y, rank)
@@ -172,13 +172,15 @@ class _Seen(NamedTuple):
     """The rows that some outputs of this device see."""
 
     halo: Halo
-    rank: Any
+    rank: Array | int
 
     def alone(self, x: Array, i0: int, i1: int) -> Array:
         """Out of the slab x alone, for outputs i0 .. i1 - 1."""
         return self._cut(x, self.halo.first - self.halo.rows.starts[:-1], i0, i1)
 
-    def with_edges(self, x: Array, edges: tuple, i0: int, i1: int, fill: float) -> Array:
+    def with_edges(
+        self, x: Array, edges: tuple[Array, Array], i0: int, i1: int, fill: float
+    ) -> Array:
         """Out of the slab and its neighbours' edges; `fill` outside the image."""
         window = self.halo.window
         canvas, origin = self._canvas(x, edges, i0, i1)
@@ -193,7 +195,9 @@ class _Seen(NamedTuple):
             canvas = jnp.where(inside, canvas, fill)
         return self._cut(canvas, offsets + before, i0, i1)
 
-    def _canvas(self, x: Array, edges: tuple, i0: int, i1: int) -> tuple[Array, np.ndarray]:
+    def _canvas(
+        self, x: Array, edges: tuple[Array, Array], i0: int, i1: int
+    ) -> tuple[Array, np.ndarray]:
         """(rows with all that outputs i0 .. i1 - 1 see, [parts] where in the image they begin).
 
         No more of the slab than they see: out of a canvas of all rows XLA would make, for the gradient of
@@ -233,12 +237,17 @@ def _joined(*rows: Array) -> Array:
     return jnp.concatenate(rows, axis=1)
 
 
-def _exchanged(halo: Halo, x: Array, axis: str, rank: Any, apart: bool) -> tuple[Array, Array]:
+def _exchanged(
+    halo: Halo, x: Array, axis: str, rank: Array | int, apart: bool
+) -> tuple[Array, Array]:
     """(rows of the device before, rows of the one after), zeros at the ends."""
     above, below = halo.above, halo.below
     bottom = halo.rows.last(x, above, rank)
     top = x[:, :below]
     if apart and above + below:
         return collectives.from_neighbours(bottom, top, axis, 1)
-    send = lambda edge, step: collectives.sent(edge, axis, step) if edge.shape[1] else edge
-    return send(bottom, 1), send(top, -1)
+
+    def sent(edge: Array, step: int) -> Array:
+        return collectives.sent(edge, axis, step) if edge.shape[1] else edge
+
+    return sent(bottom, 1), sent(top, -1)

@@ -12,7 +12,7 @@ only for this, gathering copies makes a reduce-scatter of it, half the bytes.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jax import lax
 
@@ -50,22 +50,18 @@ def hops(source: str, target: str, *, flattens: bool, spread: bool) -> tuple[Hop
 def moved(x: Array, hop: Hop, axis: str, height: int) -> Array:
     """x in another layout; height: of the whole images, where rows are split."""
     slabs = Slabs(height, lax.axis_size(axis))
-    source, target = (_dimension(x, layout) for layout in hop[:2])
     if hop.source == "whole":
         if hop.target == "copies":
             return varying(x, (axis,))
         return _own(x, hop.target, axis, slabs)
+    source = SPLIT[hop.source] % x.ndim
     if hop.target in ("whole", "copies"):
         to = "invarying" if hop.target == "whole" else "varying"
         x = collectives.gather(x, axis, source, to=to)
     else:
         x = slabs.spread(x) if hop.target == "rows" else x
-        x = collectives.turned(x, axis, source, target)
+        x = collectives.turned(x, axis, source, SPLIT[hop.target] % x.ndim)
     return slabs.joined(x) if hop.source == "rows" else x
-
-
-def _dimension(x: Array, layout: str) -> Any:
-    return SPLIT[layout] % x.ndim if layout in SPLIT else None
 
 
 def _own(x: Array, layout: str, axis: str, slabs: Slabs) -> Array:

@@ -35,13 +35,13 @@ from typing import NamedTuple
 
 import jax
 
-from jtssm.arrays import Tree
+from jtssm.arrays import Array, Tree
 from jtssm.nn.layer import Layer
 from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.layers.forms import SPLITS, Grid
-from jtssm.sharding.layers.halo import Halo, Slabs
+from jtssm.sharding.layers.halo import Slabs
 from jtssm.sharding.layers.layouts import Hop
-from jtssm.sharding.layers.questions import mixes, prepares, splits, window
+from jtssm.sharding.layers.questions import mixes, prepares, splits
 
 
 class Sent(NamedTuple):
@@ -165,8 +165,8 @@ class Pass(NamedTuple):
             yield from self._halo(i)
 
     def _halo(self, i: int) -> Iterator[Sent]:
-        height, width, channels = self.grid.network.shapes[i]
-        halo = Halo.of(window(self.grid.network.layers[i]), height, self.grid.size)
+        _, width, channels = self.grid.network.shapes[i]
+        halo = self.grid.halo(i)
         row = self.samples * width * channels
         down, up = halo.above * row, halo.below * row  # to the device after, to the one before
         both = down + up
@@ -227,7 +227,7 @@ def _trained(layer: Layer, tree: Tree) -> Tree:
     return {name: a for name, a in tree.items() if name not in layer.estimated}
 
 
-def _pairs(params: Tree, split: Tree) -> list:
+def _pairs(params: Tree, split: Tree) -> list[tuple[Array, int]]:
     return list(zip(jax.tree.leaves(params), jax.tree.leaves(split), strict=True))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax import lax
 
 from jtssm.arrays import Array, Tree
 from jtssm.nn.ops import Products, varying
-from jtssm.protocol.exchange import Exchange, Kind
+from jtssm.protocol.exchange import Carried, Exchange, Kind
 from jtssm.sharding import collectives
 from jtssm.sharding.layers import forms
 from jtssm.sharding.placement.packing import Layout, Rows, axes_of, layout_of, pack, unpack
@@ -44,7 +44,7 @@ class ByCollectives:
         *carried: Rows,
         kinds: Sequence[str],
         batched: bool = False,
-    ) -> tuple[Any, ...]:
+    ) -> tuple[Carried, ...]:
         """In the branches of a switch; see `jtssm.sharding.placement.switch.each`."""
         return each(self.at, fn, *carried, kinds=kinds, batched=batched)
 
@@ -58,7 +58,7 @@ class ByCollectives:
 
     def chain(
         self, fn: Callable[..., Tree], *carried: Rows, x: Tree, keep: bool = False
-    ) -> tuple[Any, ...]:
+    ) -> tuple[Carried, ...]:
         """Device after device; the others wait. As in a forward pass."""
         return _Chain(self.at, fn, carried, x).run(keep)
 
@@ -69,7 +69,7 @@ def _move(at: Place, sent: Rows, step: int) -> Rows:
     cut = [at.boundary(device) for device in range(at.sizes[0] - 1)]
     senders = [l if l is None or step == 1 else l + 1 for l in cut]
 
-    def moved(key: str):
+    def moved(key: str) -> Array:
         rows, size = sent.rows[key], layout.size(key)
         widths = [0 if l is None else sent.layout.width(l, key) for l in senders]
         edge = rows[-1] if step == 1 else rows[0]
@@ -97,7 +97,7 @@ class _Chain:
         self.layout = layout_of(Kind.SAMPLES, self._shapes())
         self.axes = axes_of(Kind.SAMPLES, at.names)
 
-    def run(self, keep: bool) -> tuple[Any, ...]:
+    def run(self, keep: bool) -> tuple[Carried, ...]:
         """See `Exchange.chain`."""
         at, none = self.at, self._blank()
         passed = _Passed({key: a[0] for key, a in none.items()}, *(none if keep else {},) * 2)
@@ -151,7 +151,7 @@ class _Chain:
 
         return {key: sent(key, rows) for key, rows in last.items()}
 
-    def _everywhere(self, mine: Any, rows: Array) -> Array:
+    def _everywhere(self, mine: Array | bool, rows: Array) -> Array:
         """Rows of the device where `mine` holds, on all along "subnet"."""
         own = jnp.where(mine, rows, jnp.zeros_like(rows))
         # sums of booleans are integers
@@ -200,7 +200,7 @@ class _Ring(NamedTuple):
         return Rows(rows, line.layout)
 
 
-def _slots(at: Place, line: Rows, tick: Any) -> list:
+def _slots(at: Place, line: Rows, tick: Array) -> list[Array]:
     """Where in its line each local piece stands; lines differ in length from piece to piece."""
     empty = [1] * (at.local * at.sizes[0] - at.num)
     lengths = [max(line.layout.ticks(l), 1) for l in range(at.num)]
@@ -249,12 +249,12 @@ class _Layers(NamedTuple):
         return self.at.grid.products(i, samples)
 
 
-def own_part(at: Place, l: int, params: list[Tree], rank: Any = None) -> list[Tree]:
+def own_part(at: Place, l: int, params: list[Tree], rank: Array | int | None = None) -> list[Tree]:
     """The part of piece l's parameters that a device stores: its slice of what is split over pr."""
     pr = at.sizes[1]
     rank = collectives.index(at.names.pr) if rank is None else rank
 
-    def part(a, dimension):
+    def part(a: Array, dimension: int) -> Array:
         if dimension < 0:
             return a
         size = a.shape[dimension] // pr

@@ -12,7 +12,7 @@ in one tree. By kind, with size the length of that row:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from types import ModuleType
@@ -21,8 +21,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
 
 from jtssm.arrays import Array, Tree
 from jtssm.protocol.exchange import Kind
@@ -116,7 +114,7 @@ def layout_of(kind: str, trees: Sequence[Tree], local: Sequence[Tree] | None = N
     return Layout(kind, treedefs, tuple(_leaves(kind, *pair) for pair in pairs))
 
 
-def _check(kind: Kind, leaf: Any) -> None:
+def _check(kind: Kind, leaf: Array | jax.ShapeDtypeStruct) -> None:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         raise ValueError(
             "optimizer: expected a state of numbers on a mesh; got one with a typed PRNG key, as "
@@ -144,11 +142,11 @@ def _kept(kind: Kind, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[1:] if kind is Kind.SAMPLES else (shape[0], *shape[2:])
 
 
-def _split(whole: Any, local: Any) -> int:
+def _split(whole: Array | jax.ShapeDtypeStruct, local: Array | jax.ShapeDtypeStruct) -> int:
     return next((i for i, (a, b) in enumerate(zip(whole.shape, local.shape)) if a != b), -1)  # noqa: B905
 
 
-def pack(layout: Layout, piece: int, tree: Tree, xp: ModuleType = jnp) -> dict[str, Any]:
+def pack(layout: Layout, piece: int, tree: Tree, xp: ModuleType = jnp) -> dict[str, Array]:
     """The tree of one piece as its rows [*leading, size], leading: (), (samples,) or (ticks, samples).
 
     Of the keys that the piece has leaves of; xp: numpy or jax.numpy.
@@ -164,7 +162,9 @@ def pack(layout: Layout, piece: int, tree: Tree, xp: ModuleType = jnp) -> dict[s
     return rows
 
 
-def unpack(layout: Layout, piece: int, rows: dict[str, Any]) -> Tree:
+def unpack(
+    layout: Layout, piece: int, rows: Mapping[str, Array] | Mapping[str, np.ndarray]
+) -> Tree:
     """The tree of one piece from its rows; the inverse of `pack`."""
     taken = dict.fromkeys(layout.keys, 0)
     leaves = []
@@ -194,120 +194,6 @@ def specs(layout: Layout, names: AxisNames) -> Rows:
     return Rows({key: names.spec(*_axes(layout.kind, key)) for key in layout.keys}, layout)
 
 
-def is_rows(x: Any) -> bool:
+def is_rows(x: object) -> bool:
     """Whether x is Rows; for tree maps that stop there."""
     return isinstance(x, Rows)
-
-
-def lay_out(
-    layout: Layout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, pr: int, slots: int
-) -> Rows:
-    """Weights given on the host as rows [slots, ...] on the mesh; each device gets its own part only."""
-    placed = specs(layout, names)
-    parts = pr if any(key.endswith("/pr") for key in layout.keys) else 1
-
-    def array(key: str) -> Array:
-        shape = (slots, parts if key.endswith("/pr") else 1, layout.size(key))
-
-        def shard(index):
-            pieces, ranks = (range(*s.indices(d)) for s, d in zip(index, shape[:2], strict=False))
-            rows = [[_host_row(layout, l, trees, r, pr, key) for r in ranks] for l in pieces]
-            return np.asarray(rows)[..., index[2]]
-
-        return jax.make_array_from_callback(shape, NamedSharding(mesh, placed.rows[key]), shard)
-
-    return Rows({key: array(key) for key in layout.keys}, layout)
-
-
-def spread(layout: Layout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, slots: int) -> Rows:
-    """Trees of kind "samples" or "line" given on the host as rows [slots, ...] on the mesh."""
-    host = jax.tree.map(np.asarray, list(trees))
-    packed = [pack(layout, l, tree, np) for l, tree in enumerate(host)]
-    placed = specs(layout, names)
-
-    def array(key: str) -> Array:
-        have = [rows[key] for rows in packed if key in rows]
-        shape = np.max([row.shape for row in have], axis=0).tolist()
-        whole = np.zeros((slots, *shape), key)
-        for l, rows in enumerate(packed):
-            if key in rows:
-                part: Any = (l, *(slice(n) for n in rows[key].shape))
-                whole[part] = rows[key]
-        sharding = NamedSharding(mesh, placed.rows[key])
-        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
-
-    return Rows({key: array(key) for key in layout.keys}, layout)
-
-
-def shapes(
-    layout: Layout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, pr: int, slots: int
-) -> Rows:
-    """The rows on the mesh as shapes with shardings; trees: shapes of the whole leaves."""
-    placed = specs(layout, names)
-    leading = layout.kind.leading
-    leaves = jax.tree.leaves(list(trees))
-
-    def array(key: str) -> jax.ShapeDtypeStruct:
-        if layout.kind is Kind.WEIGHTS:
-            lead: tuple[int, ...] = (pr if key.endswith("/pr") else 1,)
-        else:
-            lead = tuple(max(a.shape[d] for a in leaves) for d in range(leading))
-        shape = (slots, *lead, layout.size(key))
-        sharding = NamedSharding(mesh, placed.rows[key])
-        return jax.ShapeDtypeStruct(shape, key.removesuffix("/pr"), sharding=sharding)
-
-    return Rows({key: array(key) for key in layout.keys}, layout)
-
-
-def _host_row(
-    layout: Layout, piece: int, trees: Sequence[Tree], rank: int, pr: int, key: str
-) -> np.ndarray:
-    blank = np.zeros(layout.size(key), key.removesuffix("/pr"))
-    if piece >= len(trees):
-        return blank
-
-    def part(leaf: Leaf, a: Any) -> np.ndarray:
-        a = np.asarray(a)
-        return a if leaf.split < 0 else np.split(a, pr, axis=leaf.split)[rank]
-
-    pairs = zip(layout.leaves[piece], jax.tree.leaves(trees[piece]), strict=True)
-    return pack(layout, piece, [part(*pair) for pair in pairs], np).get(key, blank)
-
-
-def gathered(state: Any) -> Any:
-    """A placed state as the method has it on one device: tuples of one tree a piece, in numpy.
-
-    Every process must ask and gets the whole state in host memory; no device ever holds it. Of several
-    processes, one array after the other passes through the devices whole.
-    """
-    return jax.tree.map(lambda a: _trees(a) if is_rows(a) else _on_host(a), state, is_leaf=is_rows)
-
-
-def _trees(packed: Rows) -> tuple:
-    layout = packed.layout
-    rows = {key: _on_host(a) for key, a in packed.rows.items()}
-    return tuple(_tree(layout, l, rows) for l in range(len(layout.leaves)))
-
-
-def _tree(layout: Layout, piece: int, rows: dict[str, np.ndarray]) -> Tree:
-    if layout.kind is not Kind.WEIGHTS:
-        return unpack(layout, piece, {key: a[piece] for key, a in rows.items()})
-    pr = max((a.shape[1] for a in rows.values()), default=1)
-    ranks = [
-        unpack(layout, piece, {key: a[piece, min(r, a.shape[1] - 1)] for key, a in rows.items()})
-        for r in range(pr)
-    ]
-    columns = zip(layout.leaves[piece], *map(jax.tree.leaves, ranks), strict=True)
-    join = lambda leaf, *a: np.concatenate(a, axis=leaf.split) if leaf.split >= 0 else a[0]
-    return jax.tree.unflatten(layout.treedefs[piece], [join(*column) for column in columns])
-
-
-def _on_host(a: Any) -> Any:
-    if not isinstance(a, jax.Array):
-        return a
-    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-        numbers = _on_host(jax.random.key_data(a))
-        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(a))
-    if not a.is_fully_addressable and not a.is_fully_replicated:
-        return multihost_utils.process_allgather(a, tiled=True)
-    return np.asarray(a)

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
+from jax.typing import ArrayLike, DTypeLike
 
 from jtssm import checks
-from jtssm.arrays import Tree
+from jtssm.arrays import Array, Tree
 from jtssm.nn.network import as_input
 from jtssm.nn.ops import varying
 from jtssm.protocol import device_memory
 from jtssm.protocol.exchange import by_index
+from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method, Placement
 from jtssm.protocol.stages import StageProgram, whole_params
 from jtssm.sharding.mesh import check_split, devices_of, predicted, put
 from jtssm.sharding.placement.exchange import by_collectives, own_part
-from jtssm.sharding.placement.packing import (
-    Layout,
-    gathered,
-    is_rows,
-    lay_out,
-    layout_of,
-    shapes,
-    specs,
-    spread,
-)
+from jtssm.sharding.placement.on_host import gathered, lay_out, shapes, spread
+from jtssm.sharding.placement.packing import Layout, Rows, is_rows, layout_of, specs
 from jtssm.sharding.placement.switch import Place
 
 
-def check_elementwise(at: Place, l: int, optimizer: Any, shapes: list) -> None:
+def check_elementwise(
+    at: Place, l: int, optimizer: optax.GradientTransformation, shapes: list[Tree]
+) -> None:
     """Run the optimizer on a toy of piece l, whole and as two halves: the numbers must agree."""
     half = at._replace(sizes=(at.sizes[0], 2, at.sizes[2]))
     layers = shapes[at.starts[l] : at.starts[l + 1]]
@@ -41,7 +38,7 @@ def check_elementwise(at: Place, l: int, optimizer: Any, shapes: list) -> None:
     toy = jax.tree.map(lambda a: np.linspace(0.5, 1.5, 4 ** len(a.shape)).reshape(size(a)), layers)
 
     @jax.jit
-    def both(toy):
+    def both(toy: list[Tree]) -> tuple[list[Tree], list[Tree]]:
         whole = own_part(half, l, _two_steps(optimizer, toy), rank=1)
         return whole, _two_steps(optimizer, own_part(half, l, toy, rank=1))
 
@@ -87,7 +84,7 @@ class Placing:
             placement=Placement(self.mesh, self.names, self.at.forms, self.spread),
         )
 
-    def estimate(self, state, x):
+    def estimate(self, state: Tree, x: ArrayLike) -> Tree:
         """The state with the network's statistics of x [samples, ...], a multiple of pc."""
         if self.program.estimate is None or not self.program.network.estimated:
             return state
@@ -101,7 +98,9 @@ class Placing:
         )
         return work(state, put(x, self.mesh, self._samples))
 
-    def init(self, key, x, y, params=None):
+    def init(
+        self, key: Array, x: ArrayLike, y: ArrayLike, params: Sequence[Tree] | None = None
+    ) -> Tree:
         """The state, laid out on the mesh: no device ever holds another's weights."""
         program, key = self.program, checks.key(key)
         program.check(x, y, "init")
@@ -125,7 +124,7 @@ class Placing:
         key = put(key, self.mesh, PartitionSpec())
         return jax.jit(start)(key, put(x, self.mesh, samples), put(y, self.mesh, samples), rows)
 
-    def spread(self, state):
+    def spread(self, state: Tree) -> Tree:
         """An unplaced state (of one device, or gathered) on the mesh; a placed one as it is.
 
         Of a state of `jax.ShapeDtypeStruct`s the same with shardings: enough to compile a step.
@@ -137,7 +136,7 @@ class Placing:
         weights = self._weights_layout(dtype)
         slots, pr = self.at.local * self.at.sizes[0], self.at.sizes[1]
 
-        def laid_out(name: str, value: Any) -> Any:
+        def laid_out(name: str, value: Tree) -> Tree:
             kind = self.program.kinds.get(name, ())
             if abstract and isinstance(kind, str):
                 layout = weights if kind == "weights" else layout_of(kind, value)
@@ -152,7 +151,7 @@ class Placing:
             **{name: laid_out(name, getattr(state, name)) for name in state._fields}
         )
 
-    def step(self, state, x, y):
+    def step(self, state: Tree, x: ArrayLike, y: ArrayLike) -> tuple[Tree, Info]:
         self.program.check(x, y, "step", state.weights)
         spec = self._specs(state)
         work = self._mapped(
@@ -163,16 +162,19 @@ class Placing:
         x = put(as_input(self.program.network, x), self.mesh, self._samples)
         return work(state, x, put(jnp.asarray(y), self.mesh, self._samples))
 
-    def drain(self, state):
+    def drain(self, state: Tree) -> Tree:
         spec = self._specs(state)
         work = lambda state: self.program.drain(self.exchange, state)
         return self._mapped(work, (spec,), spec)(state)
 
-    def predict(self, state, x):
+    def predict(self, state: Tree, x: ArrayLike) -> Array:
         """Outputs, split over pc; whole everywhere if pc does not divide them."""
         x = as_input(self.program.network, x)
-        fn = lambda l, weights, p: self.program.forward(self.exchange, l, weights, p)
-        forward = lambda weights, x: self.exchange.chain(fn, weights, x=self._seen(x))[0]
+        piece = partial(self.program.forward, self.exchange)
+
+        def forward(weights: Rows, x: Array) -> Array:
+            return self.exchange.chain(piece, weights, x=self._seen(x))[0]
+
         return predicted(
             self._mapped,
             forward,
@@ -187,14 +189,14 @@ class Placing:
     def _samples(self) -> PartitionSpec:
         return self.names.spec("pc")
 
-    def _mapped(self, fn, in_specs, out_specs):
+    def _mapped(self, fn: Callable, in_specs: Tree, out_specs: Tree) -> Callable:
         return jax.shard_map(fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
 
-    def _seen(self, x):
+    def _seen(self, x: Array) -> Array:
         """Samples differ from piece to piece: no gradient of theirs may be summed over subnet."""
         return varying(x, self.names.present("subnet", "pc"))
 
-    def _weights_layout(self, dtype) -> Layout:
+    def _weights_layout(self, dtype: DTypeLike) -> Layout:
         """Of all pieces' weights and optimizer states, from shapes alone."""
         net = self.program.network
         params = jax.eval_shape(lambda: net.init(jax.random.key(0), dtype))
@@ -207,13 +209,13 @@ class Placing:
         """Shapes of what one device holds of piece l's parameters."""
         return jax.eval_shape(lambda p: own_part(self.at, l, p, rank=0), params)
 
-    def _lay_out(self, given: tuple):
+    def _lay_out(self, given: tuple[list[Tree], ...]) -> Rows:
         """Given parameters as rows on the mesh."""
         layout = layout_of("weights", given, [self._part(l, p) for l, p in enumerate(given)])
         slots = self.at.local * self.at.sizes[0]
         return lay_out(layout, given, self.mesh, self.names, self.at.sizes[1], slots)
 
-    def _rows(self, whole: Any, weights: Layout) -> Any:
+    def _rows(self, whole: Tree, weights: Layout) -> Tree:
         """The state with Rows (of nothing but their layout) where the pieces' trees stood."""
         layouts = {
             name: weights if kind == "weights" else layout_of(kind, getattr(whole, name))
@@ -222,10 +224,10 @@ class Placing:
         }
         return whole._replace(**{name: specs(a, self.names) for name, a in layouts.items()})
 
-    def _specs(self, state: Any) -> Any:
+    def _specs(self, state: Tree) -> Tree:
         """A PartitionSpec for every array of a placed state."""
 
-        def spec(name: str, value: Any) -> Any:
+        def spec(name: str, value: Tree) -> Tree:
             kind = self.program.kinds.get(name, ())
             if isinstance(kind, str):
                 return specs(value.layout, self.names)

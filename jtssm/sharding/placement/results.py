@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,7 @@ def _same_sums(shapes: Sequence[Tree]) -> Tree:
     return bare[0]
 
 
-def stacked(runs: Sequence[Tree], slots: int) -> Any:
+def stacked(runs: Sequence[Tree], slots: int) -> Tree:
     """Results of runs of pieces, leaves [pieces of the run, ...] each, as leaves [slots, ...].
 
     Slots without a piece, the last ones, hold zeros.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jax import lax
 
 from jtssm.arrays import Array, Tree
 from jtssm.nn.network import Network
-from jtssm.protocol.exchange import Kind
+from jtssm.protocol.exchange import Carried, Kind
 from jtssm.sharding.layers.forms import Grid
 from jtssm.sharding.mesh import AxisNames
 from jtssm.sharding.placement.packing import Layout, Rows, unpack
@@ -71,7 +71,7 @@ def each(
     *carried: Rows,
     kinds: Sequence[str],
     batched: bool = False,
-) -> tuple[Any, ...]:
+) -> tuple[Carried, ...]:
     """Every piece's work on its own rows, inside shard_map: `Exchange.each` on a mesh.
 
     Each device runs the branch of a `lax.switch` that holds the work of its pieces, so fn may be
@@ -145,7 +145,7 @@ class _Work(NamedTuple):
 
     def of_device(
         self, results: list[Result], pieces: range, rows: list[dict[str, Array]]
-    ) -> list[Any]:
+    ) -> list[Tree]:
         """fn for the pieces of a device, on its rows: results with leaves [slots, ...]."""
         runs, first = [], 0
         for l, group in groupby(pieces, key=lambda l: self.alike[l]):
@@ -160,10 +160,10 @@ class _Work(NamedTuple):
 
     def _of_run(
         self, results: list[Result], l: int, rows: list[dict[str, Array]], count: int
-    ) -> list[Any]:
+    ) -> list[Tree]:
         """fn for `count` pieces that do what piece l does; one alone is not batched."""
 
-        def of_slot(rows: list[dict[str, Array]]) -> list[Any]:
+        def of_slot(rows: list[dict[str, Array]]) -> list[Tree]:
             given = zip(results, self.of_piece(l, rows), strict=True)
             return [result.row(l, tree) for result, tree in given]
 
@@ -179,7 +179,7 @@ def _slot(rows: Tree, which: int | slice) -> Tree:
 
 def _switched(
     at: Place, alike: Sequence[int], branch: Callable[[range], Callable], rows: Tree
-) -> Any:
+) -> Tree:
     """branch(pieces of this device)(rows); devices whose pieces are alike share a branch."""
     held = [at.pieces(device) for device in range(at.sizes[0])]
     marks = [tuple(alike[l] for l in pieces) for pieces in held]

@@ -6,9 +6,9 @@ arrays that jax keeps sharded, so that norms and products over all of a layer ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
 from jtssm import checks
 from jtssm.arrays import Array, Tree
@@ -23,13 +24,14 @@ from jtssm.nn.network import as_input, float_dtype
 from jtssm.nn.ops import Products
 from jtssm.protocol import device_memory
 from jtssm.protocol.exchange import Exchange, by_index
+from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method, Placement
 from jtssm.protocol.stages import whole_params
 from jtssm.protocol.whole import WholeProgram
 from jtssm.sharding import collectives
 from jtssm.sharding.layers.forms import Grid, split_dimensions, whole_grid
 from jtssm.sharding.mesh import AxisNames, axis_size, check_split, devices_of, put
-from jtssm.sharding.placement.packing import gathered
+from jtssm.sharding.placement.on_host import gathered
 
 
 def place_whole(
@@ -55,9 +57,12 @@ class _Whole:
     def __init__(self, program: WholeProgram, mesh: Mesh, names: AxisNames, forms: tuple[str, ...]):
         self.program, self.mesh, self.names = program, mesh, names
         self.pr, self.pc = axis_size(mesh, names.pr), axis_size(mesh, names.pc)
-        self.grid = whole_grid(program.network, forms, self.pr, self.pc, (names.pr, names.pc))
+        pc = names.pc if isinstance(names.pc, str) else None  # several: of workers alone
+        self.grid = whole_grid(program.network, forms, self.pr, self.pc, (names.pr, pc))
 
-    def init(self, key, x, y, params=None):
+    def init(
+        self, key: Array, x: ArrayLike, y: ArrayLike, params: Sequence[Tree] | None = None
+    ) -> Tree:
         """The state, laid out on the mesh: no device ever holds another's weights."""
         key = checks.key(key)
         self.program.check(x, y, "init")
@@ -75,14 +80,14 @@ class _Whole:
         key = put(key, self.mesh, PartitionSpec())
         return jax.jit(start, out_shardings=laid_out)(key, given)
 
-    def spread(self, state):
+    def spread(self, state: Tree) -> Tree:
         """A state of one device, or gathered, on the mesh; a placed one as it is.
 
         Of a state of `jax.ShapeDtypeStruct`s the same with shardings: enough to compile a step.
         """
         return jax.tree.map(lambda a, s: put(a, self.mesh, s.spec), state, self._shardings(state))
 
-    def step(self, state, x, y):
+    def step(self, state: Tree, x: ArrayLike, y: ArrayLike) -> tuple[Tree, Info]:
         self.program.check(x, y, "step", state.weights)
         x, y = as_input(self.program.network, x), jnp.asarray(y)
         at, light = Samples(self.grid, len(x) // self.pc), _light(state)
@@ -95,7 +100,7 @@ class _Whole:
         gradient, info = work(light, put(x, self.mesh, at.inputs), put(y, self.mesh, at.outputs))
         return self._descended(state, gradient), info
 
-    def _descended(self, state: Any, gradient: Tree) -> Any:
+    def _descended(self, state: Tree, gradient: tuple[Tree]) -> Tree:
         laid_out = self._shardings(state)
         if AxisType.Explicit in self.mesh.axis_types:
             return jax.sharding.auto_axes(self.program.descend, out_sharding=laid_out)(
@@ -103,20 +108,20 @@ class _Whole:
             )
         return jax.lax.with_sharding_constraint(self.program.descend(state, gradient), laid_out)
 
-    def predict(self, state, x):
+    def predict(self, state: Tree, x: ArrayLike) -> Array:
         """Outputs, split over pc, over pr too where the last layer's are; whole if pc does not divide."""
         x = as_input(self.program.network, x)
         whole = len(x) % self.pc
         grid = self.grid._replace(samples=()) if whole else self.grid
         at, light = Samples(grid, len(x) if whole else len(x) // self.pc), _light(state)
 
-        def run(state, x):
+        def run(state: Tree, x: Array) -> Array:
             return self.program.forward(at.exchange(len(x)), 0, state.weights[0], x)
 
         work = self._mapped(run, (self._specs(light), at.inputs), at.outputs)
         return work(light, put(x, self.mesh, at.inputs))
 
-    def estimate(self, state, x):
+    def estimate(self, state: Tree, x: ArrayLike) -> Tree:
         """The state with the network's statistics of x [samples, ...], a multiple of pc."""
         if not self.program.network.estimated:
             return state
@@ -129,17 +134,17 @@ class _Whole:
         pairs = zip(state.weights, found.weights, strict=True)
         return state._replace(weights=tuple(w._replace(params=f.params) for w, f in pairs))
 
-    def _mapped(self, fn: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    def _mapped(self, fn: Callable, in_specs: Tree, out_specs: Tree) -> Callable:
         return jax.shard_map(fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
 
-    def _shardings(self, state: Any) -> Any:
+    def _shardings(self, state: Tree) -> Tree:
         return jax.tree.map(
             lambda spec: NamedSharding(self.mesh, spec),
             self._specs(state),
             is_leaf=lambda a: isinstance(a, PartitionSpec),
         )
 
-    def _specs(self, state: Any) -> Any:
+    def _specs(self, state: Tree) -> Tree:
         """A PartitionSpec for every array of a state."""
         whole = lambda tree: jax.tree.map(lambda _: PartitionSpec(), tree)
         pairs = zip(state.weights, self.program.stages.optimizers, strict=True)
@@ -147,14 +152,14 @@ class _Whole:
         rest = {name: whole(getattr(state, name)) for name in state._fields if name != "weights"}
         return state._replace(weights=weights, **rest)
 
-    def _weights_specs(self, weights: Any, optimizer: optax.GradientTransformation) -> Any:
+    def _weights_specs(self, weights: Tree, optimizer: optax.GradientTransformation) -> Tree:
         params = [self._layer_specs(i, p) for i, p in enumerate(weights.params)]
         if weights.opt_state == ():
             return weights._replace(params=params)
         # of parameters that the optimizer leaves to another
         masked = lambda a: isinstance(a, optax.MaskedNode)
 
-        def like(a: Any, spec: PartitionSpec, p: Any) -> Any:
+        def like(a: Array, spec: PartitionSpec, p: Array) -> PartitionSpec | Array:
             """A state of another shape than its parameter's, as adafactor keeps, is whole."""
             return a if masked(a) else spec if jnp.shape(a) == jnp.shape(p) else PartitionSpec()
 
@@ -173,13 +178,16 @@ class _Whole:
         """Of a layer's parameters, or of whatever has their shapes."""
         split = split_dimensions(self.program.network.layers[i], self.grid.forms[i])
         split = jax.tree.map(lambda _: -1, params) if split is None else split
-        spec = lambda _, d: (
-            PartitionSpec(*[None] * d, self.grid.axis) if d >= 0 else PartitionSpec()
-        )
+
+        def spec(_: Tree, dimension: int) -> PartitionSpec:
+            if dimension < 0:
+                return PartitionSpec()
+            return PartitionSpec(*[None] * dimension, self.grid.axis)
+
         return jax.tree.map(spec, params, split)
 
 
-def _light(state: Any) -> Any:
+def _light(state: Tree) -> Tree:
     """The state without what only the optimizer needs."""
     return state._replace(weights=tuple(w._replace(opt_state=()) for w in state.weights))
 
@@ -230,7 +238,7 @@ class _Held(NamedTuple):
         """The array itself: what differs along axes of the mesh is summed by `total` alone."""
         return a
 
-    def total(self, sums: tuple) -> Tree:
+    def total(self, sums: tuple[Tree, ...]) -> Tree:
         """Over the devices whose samples the sums are of."""
         return _total(self.grid, sums[0])
 
@@ -256,7 +264,7 @@ def _total(grid: Grid, sums: Tree) -> Tree:
     The axes come in the order of the grid: a set of names has another order in each process, and
     processes that compile different programs wait for each other for ever.
     """
-    names = (*grid.samples, grid.axis)
+    names = (*grid.samples, *(() if grid.axis is None else (grid.axis,)))
 
     def over_its_axes(a: Array) -> Array:
         apart = jax.typeof(a).manual_axis_type.varying

@@ -5,26 +5,27 @@ They split no layer: an axis "pr" splits their minibatches too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
 from jtssm import checks
-from jtssm.arrays import Tree
+from jtssm.arrays import Array, Tree
 from jtssm.nn.network import as_input, float_dtype
 from jtssm.nn.ops import PLAIN, Hops, varying
 from jtssm.protocol import device_memory
+from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method, Placement, given_trees
 from jtssm.protocol.workers import Meeting, WorkerProgram
 from jtssm.sharding import collectives
 from jtssm.sharding.mesh import AXES, AxisNames, axis_size, check_split, devices_of, predicted, put
-from jtssm.sharding.placement.packing import gathered
+from jtssm.sharding.placement.on_host import gathered
 
 
 def by_collectives(num: int, names: AxisNames) -> Meeting:
@@ -63,14 +64,14 @@ def by_collectives(num: int, names: AxisNames) -> Meeting:
     )
 
 
-def _turned(a: Any, axis: str | None) -> Any:
+def _turned(a: Array, axis: str | None) -> Array:
     """A[I_X, J, ...] -> A[J_X, I, ...]: all-to-all."""
     if axis is not None:
         a = lax.all_to_all(a, axis, split_axis=1, concat_axis=0, tiled=True)
     return a.swapaxes(0, 1)
 
 
-def _own(a: Any, axis: Any) -> Any:
+def _own(a: Array, axis: str | tuple[str, ...] | None) -> Array:
     """The rows of an array that is the same everywhere which live on this device."""
     if axis is None:
         return a
@@ -124,7 +125,9 @@ class _Crew:
     def __init__(self, program: WorkerProgram, mesh: Mesh, names: AxisNames):
         self.program, self.mesh, self.names = program, mesh, names
 
-    def init(self, key: Any, x: Any, y: Any, params: Any = None) -> Any:
+    def init(
+        self, key: Array, x: ArrayLike, y: ArrayLike, params: Sequence[Tree] | None = None
+    ) -> Tree:
         """The state, laid out on the mesh: no device ever holds the whole of what is split.
 
         Where N does not divide the width of a dealt layer, this is so only of given `params`: without
@@ -151,11 +154,11 @@ class _Crew:
         }
         return jax.jit(program.model.start, out_shardings=shardings)(key, **on_mesh)
 
-    def spread(self, state: Any) -> Any:
+    def spread(self, state: Tree) -> Tree:
         """An unplaced state on the mesh; a placed one as it is."""
         return jax.tree.map(lambda a, to: put(a, self.mesh, to.spec), state, self._shardings(state))
 
-    def step(self, state: Any, x: Any, y: Any) -> tuple:
+    def step(self, state: Tree, x: ArrayLike, y: ArrayLike) -> tuple[Tree, Info]:
         """A round: x [R, N, b, ...], y [R, N, b]."""
         self.program.check(x, y, "step", state)
         spec, samples = self._specs(state), self.names.spec(None, "subnet", "pc")
@@ -167,17 +170,17 @@ class _Crew:
         x = put(self.program.samples(x), self.mesh, samples)
         return work(state, x, put(jnp.asarray(y), self.mesh, samples))
 
-    def predict(self, state: Any, x: Any) -> Any:
+    def predict(self, state: Tree, x: ArrayLike) -> Array:
         """Outputs, split over pc; whole everywhere if pc does not divide them."""
         x = as_input(self.program.network, x)
 
-        def forward(state, x):
+        def forward(state: Tree, x: Array) -> Array:
             x = varying(x, self.names.present("pc"))
             return self.program.forward(self._meeting(), state, x)
 
         return predicted(self._mapped, forward, self._specs(state), state, x, self.mesh, self.names)
 
-    def estimate(self, state: Any, x: Any) -> Any:
+    def estimate(self, state: Tree, x: ArrayLike) -> Tree:
         """The state with the network's statistics of x [samples, ...], a multiple of pc."""
         if not self.program.network.estimated:
             return state
@@ -193,14 +196,16 @@ class _Crew:
     def _mapped(self, fn: Callable, in_specs: Tree, out_specs: Tree) -> Callable:
         return jax.shard_map(fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
 
-    def _specs(self, state: Any) -> Any:
+    def _specs(self, state: Tree) -> Tree:
         """A PartitionSpec for every array of a state."""
-        of = lambda name: jax.tree.map(
-            lambda _: self.names.spec(*self.program.kinds[name]), getattr(state, name)
-        )
+
+        def of(name: str) -> Tree:
+            spec = self.names.spec(*self.program.kinds[name])
+            return jax.tree.map(lambda _: spec, getattr(state, name))
+
         return state._replace(**{name: of(name) for name in state._fields})
 
-    def _shardings(self, state: Any) -> Any:
+    def _shardings(self, state: Tree) -> Tree:
         return jax.tree.map(
             lambda spec: NamedSharding(self.mesh, spec),
             self._specs(state),

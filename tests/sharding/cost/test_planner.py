@@ -16,8 +16,10 @@ from jtssm import sharding, solvers
 from jtssm.nn import architectures, images
 from jtssm.planning.builders import builder
 from jtssm.sharding.cost import demand, memory, planner, published, search
+from jtssm.sharding.cost.bytes_moved import step_bytes
+from jtssm.sharding.cost.demand_of_pieces import layered_of
 from jtssm.sharding.cost.machines import MACHINES
-from jtssm.sharding.cost.seconds import seconds_of, step_bytes, step_seconds
+from jtssm.sharding.cost.seconds import seconds_of, step_seconds
 from jtssm.sharding.layers.choose import misfit
 from jtssm.sharding.layers.forms import FORMS
 from tests.sharding.cost.test_published import closed_form_pr
@@ -61,7 +63,7 @@ def test_under_a_memory_limit_the_best_that_fits_is_found():
     """By brute force, bytes by the same count; the limit lies between the least and the fastest."""
     method, sizes = SGD(SMALL, 1, 16), (1, 4, 2)
     machine = replace(V5E, link=1e7)
-    layered = demand.layered_of(method.program, sizes, 16)
+    layered = layered_of(method.program, sizes, 16)
     chain = search.Chain(layered, sizes, machine, 0.0)
     layers = range(len(SMALL.layers))
     held = {f: chain.held(layers, f) for f in every_forms(SMALL, 4)}

@@ -16,12 +16,12 @@ from jtssm import sharding, solvers
 from jtssm.nn import images
 from jtssm.planning.trials import traced_bytes
 from jtssm.sharding.cost import memory
-from jtssm.sharding.cost.demand import predicted_bytes, step_demand
+from jtssm.sharding.cost.bytes_moved import step_bytes
+from jtssm.sharding.cost.demand import method_forms, step_demand
 from jtssm.sharding.cost.machines import Machine
+from jtssm.sharding.cost.messages import predicted_bytes
 from jtssm.sharding.cost.seconds import (
     collective_seconds,
-    method_forms,
-    step_bytes,
     step_flops,
     step_seconds,
 )

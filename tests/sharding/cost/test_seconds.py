@@ -10,6 +10,7 @@ import pytest
 import jtssm
 from benchmarks.pipelines import pipeline_seconds
 from jtssm import solvers
+from jtssm.sharding import cost
 from jtssm.sharding.cost import seconds
 from jtssm.sharding.cost.machines import MACHINES, Machine
 from tests.sharding.cost.test_predicted import products
@@ -122,7 +123,7 @@ def test_pipelines_that_share_a_batch_sum_their_gradients():
             r"subnet: expected one of \[1, 2, 4\], which divide 4 subnetworks; got 3",
         ),
         (
-            lambda: seconds.exchanged_bytes(sgd(), 2),
+            lambda: cost.exchanged_bytes(sgd(), 2),
             r"method: expected one of workers \(ist, local_sgd, ensemble\); got sgd",
         ),
         (

@@ -10,7 +10,7 @@ import pytest
 
 from jtssm import sharding, solvers
 from jtssm.nn import architectures
-from jtssm.sharding.cost import seconds
+from jtssm.sharding import cost
 from jtssm.sharding.count import hlo
 from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.layers.choose import misfit
@@ -50,7 +50,7 @@ def assert_same(of, grid, forms, batch=8):
     mesh, plain = sharding.make_mesh(1, *grid), method(net, batch)
     forms = fitted(net, forms, grid[0]) if isinstance(forms, str) else forms
     placed = sharding.place(plain, mesh, forms=forms)
-    moved = seconds.step_bytes(plain, mesh, forms=forms, word=8)
+    moved = cost.step_bytes(plain, mesh, forms=forms, word=8)
     state = placed.spread(state)
     step = jax.jit(placed.step).lower(state, x, y).compile()
     assert sharding.count_bytes(placed.step, state, x, y) == moved
@@ -122,7 +122,7 @@ def test_auto_moves_no_more_than_any_form():
     for grid in GRIDS:
         mesh, plain = sharding.make_mesh(1, *grid), method(TOKENS, 8)
         moved = lambda forms, mesh=mesh, plain=plain: ring_bytes(
-            seconds.step_bytes(plain, mesh, forms=forms), mesh.shape
+            cost.step_bytes(plain, mesh, forms=forms), mesh.shape
         )
         agree(TOKENS, 8, *grid, "auto", compiled=False)
         every = [moved(fitted(TOKENS, form, grid[0])) for form in ("batch", "gathered", "paired")]
@@ -133,7 +133,7 @@ def test_a_pair_needs_one_all_reduce_each_way():
     """By hand, of two blocks: two pairs each, whose inputs and outputs have as many numbers."""
     net = architectures.transformer(2, width=8, heads=4, sequence=3, classes=4)
     forms = [*["paired"] * 4, "batch", "batch"]
-    found = seconds.step_bytes(method(net, 8), sharding.make_mesh(1, 4, 2), forms=forms)
+    found = cost.step_bytes(method(net, 8), sharding.make_mesh(1, 4, 2), forms=forms)
     b, token, inner = 4, 8, 32
     attention = 3 * token * (token + 1) // 4 + token * token // 4 + 3 * token
     perceptron = inner * (token + 1) // 4 + inner * token // 4 + 3 * token

@@ -12,7 +12,8 @@ from benchmarks.grid_bytes import uniform
 from jtssm import sharding, solvers
 from jtssm.nn import architectures, images
 from jtssm.nn.norm import NORMALISATIONS
-from jtssm.sharding.cost import memory, seconds
+from jtssm.sharding import cost
+from jtssm.sharding.cost import memory
 from tests.cases import few_of
 from tests.sharding.layers.test_forms import assert_same
 from tests.sharding.layers.traffic_cases import agree
@@ -88,5 +89,5 @@ def test_workers_statistics_move_what_the_formulas_say(sizes, kind):
             placed, state, samples = memory.placed_step(
                 method, sizes, "auto", None, sharding.make_mesh(*sizes)
             )
-            expected = seconds.step_bytes(method, placed.mesh)
+            expected = cost.step_bytes(method, placed.mesh)
             assert sharding.count_bytes(placed.step, state, *samples) == expected

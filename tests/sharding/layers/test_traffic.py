@@ -15,7 +15,7 @@ import jtssm
 from benchmarks.grid_bytes import UNIFORM
 from jtssm import sharding, solvers
 from jtssm.nn import images
-from jtssm.sharding.cost import seconds
+from jtssm.sharding import cost
 from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.layers.forms import FORMS
 from tests.sharding.layers.traffic_cases import check, grids, zeros
@@ -79,7 +79,7 @@ def test_equation_8_of_the_paper_by_hand():
     widths, batch, pr, pc = [96, 128, 64, 192, 64], 64, 4, 2
     net = jtssm.mlp(widths)
     method = solvers.sgd(net, optimizer=optax.sgd(0.1), batch_size=batch)
-    found = seconds.step_bytes(method, sharding.make_mesh(1, pr, pc), forms=["model"] * 4)
+    found = cost.step_bytes(method, sharding.make_mesh(1, pr, pc), forms=["model"] * 4)
     b, layers = batch // pc, list(pairwise(widths))
     assert found == {
         Route("all_gather", ("pr",)): 4 * sum(b * out // pr for _, out in layers),
@@ -95,7 +95,7 @@ def test_equation_8_of_the_paper_by_hand():
 def test_reduce_scatter_halves_dx_and_a_pair_needs_one_reduction():
     net, mesh = jtssm.mlp([64, 64, 64, 64, 64]), sharding.make_mesh(1, 8, 1)
     method = solvers.sgd(net, optimizer=optax.sgd(0.1), batch_size=64)
-    sent = lambda *forms: ring_bytes(seconds.step_bytes(method, mesh, forms=forms), mesh.shape)
+    sent = lambda *forms: ring_bytes(cost.step_bytes(method, mesh, forms=forms), mesh.shape)
     unit = 7 / 8 * 64 * 64 * 4  # an all-gather of the activations between two layers
     assert sent(*["model"] * 4) == (4 + 3 * 2) * unit
     assert sent("model", *["scattered"] * 3) == (4 + 3) * unit
@@ -109,7 +109,7 @@ def test_auto_moves_least_of_all_forms():
     for pr, pc in [(2, 4), (4, 2), (4, 1)]:
         mesh = AbstractMesh((pr, pc), ("pr", "pc"))
         moved = lambda forms, mesh=mesh: ring_bytes(
-            seconds.step_bytes(method, mesh, forms=forms), mesh.shape
+            cost.step_bytes(method, mesh, forms=forms), mesh.shape
         )
         tried = []
         for forms in product(FORMS, repeat=3):
@@ -139,7 +139,7 @@ def test_auto_leaves_images_whole_that_arrive_so_where_that_pays(size, channels,
     assert set(forms[:on_images]) == {"batch" if whole else "domain"}
     assert set(forms[on_images:]) == {"row"}
     if whole:
-        moved = lambda forms: ring_bytes(seconds.step_bytes(method, mesh, forms=forms), mesh.shape)
+        moved = lambda forms: ring_bytes(cost.step_bytes(method, mesh, forms=forms), mesh.shape)
         assert moved(forms) < moved(["domain"] * on_images + ["row", "row"])
 
 
@@ -152,6 +152,6 @@ def test_statistics_of_normalisation_by_hand():
     x, y = np.zeros((8, 8), np.float32), np.zeros(8, np.int32)
     gradients = 8 * 16 + 16 + 16 + 16 * 8  # W, gamma, beta; W of the outputs
     expected = {Route("all_reduce", ("pc",)): 4 * (4 * 16 + 5 * 8 + gradients + 2)}
-    assert seconds.step_bytes(method, mesh) == expected
+    assert cost.step_bytes(method, mesh) == expected
     state = placed.init(jax.random.key(0), x, y)
     assert sharding.count_bytes(placed.step, state, x, y) == expected

@@ -10,7 +10,7 @@ import jtssm
 from benchmarks.grid_bytes import abstract, uniform
 from jtssm import sharding, solvers
 from jtssm.nn import images
-from jtssm.sharding.cost import seconds
+from jtssm.sharding import cost
 from jtssm.sharding.count import hlo
 
 NETS = {
@@ -34,7 +34,7 @@ def agree(net, batch, pr, pc, forms, *, compiled=True):
     method = solvers.sgd(net, optimizer=optax.sgd(0.1, momentum=0.9), batch_size=batch)
     placed = sharding.place(method, mesh, forms=forms)
     given = abstract(method, placed, batch)
-    expected = seconds.step_bytes(method, mesh, forms=forms)
+    expected = cost.step_bytes(method, mesh, forms=forms)
     traced = sharding.count_bytes(placed.step, *given)
     assert traced == expected, (pr, pc, forms, "trace", traced, expected)
     if not compiled:

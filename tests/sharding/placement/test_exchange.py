@@ -15,7 +15,8 @@ from jtssm.protocol.exchange import by_index
 from jtssm.sharding.count import hlo
 from jtssm.sharding.mesh import AxisNames
 from jtssm.sharding.placement.exchange import by_collectives
-from jtssm.sharding.placement.packing import Rows, gathered
+from jtssm.sharding.placement.on_host import gathered
+from jtssm.sharding.placement.packing import Rows
 from jtssm.sharding.placement.switch import Place
 
 NAMES = AxisNames("subnet", "pr", "pc")

@@ -7,15 +7,8 @@ import pytest
 
 from jtssm import sharding
 from jtssm.sharding.mesh import AxisNames
-from jtssm.sharding.placement.packing import (
-    gathered,
-    lay_out,
-    layout_of,
-    pack,
-    specs,
-    spread,
-    unpack,
-)
+from jtssm.sharding.placement.on_host import gathered, lay_out, spread
+from jtssm.sharding.placement.packing import layout_of, pack, specs, unpack
 
 NAMES = AxisNames("subnet", "pr", "pc")
 

@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 import jtssm
 from jtssm import sharding, solvers
 from jtssm.data import synthetic
-from jtssm.sharding.cost import seconds
+from jtssm.sharding import cost
 from jtssm.sharding.count import hlo
 
 X, Y = synthetic.separable(0, 480, 6, 3, np.float64)
@@ -157,10 +157,10 @@ def test_a_deal_moves_a_pull_and_a_push_and_local_steps_nothing(widths, normalis
     size = 8 // subnet * subnet_size(widths, 8, normalisation is None)
     shared = 3 if normalisation is None else 0  # the output layer's bias
     assert moved == {"all_to_all": 2 * size * 4, "all_reduce": 4 * (shared + 2)}  # loss, accuracy
-    declared = seconds.exchanged_bytes(method, subnet)
+    declared = cost.exchanged_bytes(method, subnet)
     assert declared == {"all_to_all": moved["all_to_all"], "all_reduce": 4 * shared}
     np.testing.assert_allclose(
-        seconds.sent_bytes(method, 8), 7 / 8 * 8 * subnet * size / 8 + 2 * 7 / 8 * 4 * shared
+        cost.sent_bytes(method, 8), 7 / 8 * 8 * subnet * size / 8 + 2 * 7 / 8 * 4 * shared
     )
     within = [c for c in found if c.times > 1]
     assert bool(within) == (pc > 1)
@@ -181,8 +181,8 @@ def test_local_sgd_moves_one_mean_a_round_and_an_ensemble_nothing():
     ):
         found = hlo.collectives(compiled(method, (8, 1, 1)).as_text())
         assert sum(c.bytes * c.times for c in found) == 4 * (expected + 2)
-        assert seconds.exchanged_bytes(method, 8)["all_reduce"] == 4 * expected
-        assert seconds.exchanged_bytes(method, 1) == {"all_to_all": 0, "all_reduce": 0}
+        assert cost.exchanged_bytes(method, 8)["all_reduce"] == 4 * expected
+        assert cost.exchanged_bytes(method, 1) == {"all_to_all": 0, "all_reduce": 0}
 
 
 def test_the_model_is_never_whole_on_a_device():

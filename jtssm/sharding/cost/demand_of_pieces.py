@@ -1,0 +1,216 @@
+"""What a step asks of methods whose network is cut into pieces, or trained as one: layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from math import prod
+from typing import NamedTuple
+
+import jax
+
+from jtssm import checks
+from jtssm.arrays import Tree
+from jtssm.protocol.axes import AXES
+from jtssm.protocol.declared import MatrixProduct, Move, Run
+from jtssm.protocol.program import Program
+from jtssm.protocol.stages import StageProgram
+from jtssm.protocol.whole import WholeProgram
+from jtssm.sharding.cost.messages import SHOWN, Demand, Message, Sizes, Step
+from jtssm.sharding.cost.products import matrix_task, passes, stored_words, task
+from jtssm.sharding.layers.forms import Grid
+from jtssm.sharding.layers.questions import bare
+from jtssm.sharding.layers.traffic import Pass, Sent, in_compute_dtype
+
+
+def of_stages(
+    program: StageProgram, sizes: Sizes, forms: Sequence[str], samples: int | None
+) -> Step:
+    """Of pieces that pass samples on."""
+    samples = step_samples(program, samples)
+    layered, grid = _on_grid(program, sizes, forms, samples)
+    local = program.stages.num // sizes[0]
+    moves = program.declared.moves(samples)
+    pieces = [_of_piece(layered, grid, l, moves) for l in range(program.stages.num)]
+    devices = tuple(_total(pieces[d * local : (d + 1) * local]) for d in range(sizes[0]))
+    # what the devices of pr hold of it is the same
+    shown = _shown(program, (sizes[0], 1, sizes[2]))
+    return Step(devices, (*_boundaries(moves, local, sizes[2]), *shown))
+
+
+def of_whole(
+    program: WholeProgram, sizes: Sizes, forms: Sequence[str], samples: int | None
+) -> Step:
+    """Of a network that is trained as one piece."""
+    layered, grid = _on_grid(program, sizes, forms, step_samples(program, samples))
+    device = _of_piece(layered, grid, 0, ())  # what it sends are its layers' sums
+    split = grid.split_outputs(step_rows(layered))
+    shown = _shown(program, sizes if split else (sizes[0], 1, sizes[2]))
+    return Step((device,), tuple(shown))
+
+
+def _on_grid(
+    program: Program, sizes: Sizes, forms: Sequence[str], samples: int
+) -> tuple[Layered, Grid]:
+    """The pieces, and the grid with the forms of their layers."""
+    checks.divides("subnet", sizes[0], program.stages.num, "subnetworks")
+    checks.divides("pc", sizes[2], samples, "samples of a step")
+    layered = layered_of(program, sizes, samples)
+    return layered, layered.grid._replace(forms=tuple(forms))
+
+
+def step_samples(program: Program, samples: int | None) -> int:
+    """Samples that a step of a program without workers takes, all devices together.
+
+    Raises:
+      ValueError: a resident method, and no number of samples.
+    """
+    if not program.batch.resident and program.batch.size is not None:
+        return program.batch.size
+    if samples is None:
+        raise ValueError(
+            f"samples: expected how many {program.name} keeps, e.g. 55000: it keeps them all; got None"
+        )
+    checks.count(samples=samples)
+    return samples
+
+
+class Layered(NamedTuple):
+    """A method's pieces on a grid, but for the forms."""
+
+    program: Program
+    params: Sequence[Tree]  # shapes, one tree a layer
+    grid: Grid
+    pc: int
+    runs: tuple[tuple[Run, ...], ...]  # of each piece
+    products: tuple[tuple[MatrixProduct, ...], ...]  # of each piece
+
+    def piece(self, i: int) -> int:
+        """The piece that holds layer i."""
+        return next(l for l, b in enumerate(self.program.stages.starts[1:]) if i < b)
+
+    def layer(self, grid: Grid, i: int) -> Demand:
+        """What layer i asks, its inputs' entry included; grid: with the forms."""
+        return self.entry(grid, i) + self.own(grid, i)
+
+    def entry(self, grid: Grid, i: int) -> Demand:
+        """What the hops into layer i ask."""
+        return Demand(messages=tuple(self._messages(grid, i, Pass.entry)))
+
+    def own(self, grid: Grid, i: int) -> Demand:
+        """What layer i asks but for its entry."""
+        runs = self.runs[self.piece(i)]
+        first = i in self.program.stages.starts
+        tasks = tuple(task(self._pass(grid, run), i, passes(run, first)) for run in runs)
+        words = stored_words(grid, self.params[i], i)
+        updates = ((words, sum(run.weights for run in runs)),) if words else ()
+        return Demand(tasks, updates, tuple(self._messages(grid, i, Pass.own)))
+
+    def _pass(self, grid: Grid, run: Run) -> Pass:
+        back = run.first and run.inputs > 0
+        return Pass(grid, self.params, run.samples // self.pc, self.pc, back, run.weights > 0)
+
+    def _messages(
+        self, grid: Grid, i: int, of: Callable[[Pass, int], Iterable[Sent]]
+    ) -> Iterable[Message]:
+        ends = self._ends(i) if of is Pass.own else set()
+        for run in self.runs[self.piece(i)]:
+            for sent in of(self._pass(grid, run), i):
+                if times := _sends(sent, run, sent.what in ends):
+                    yield Message(
+                        sent.what,
+                        sent.collective,
+                        sent.axes,
+                        sent.numbers,
+                        times,
+                        self.narrow if in_compute_dtype(sent) else None,
+                        sent.step,
+                    )
+
+    @property
+    def narrow(self) -> int | None:
+        """Bytes of a number that layers send; None: a word."""
+        dtype = self.program.stages.compute_dtype
+        return None if dtype is None else dtype.itemsize
+
+    def _ends(self, i: int) -> set[str]:
+        """What layer i sends forward only to make its piece's outputs: no gradient needs it."""
+        if i + 1 not in self.program.stages.starts:
+            return set()
+        ends = {"hop", "paired"}
+        return ends | {"row"} if bare(self.grid.network.layers[i]) else ends
+
+
+def layered_of(program: Program, sizes: Sizes, samples: int) -> Layered:
+    """A program's pieces on a grid of those sizes.
+
+    Raises:
+      ValueError: pr > 1 for a method that splits no layers.
+    """
+    (subnet, pr, pc), stages, declared = sizes, program.stages, program.declared
+    if pr > 1 and not declared.splits_layers:
+        raise ValueError(f"pr: expected 1, {program.name} does not split layers; got {pr}")
+    axis, samples_of = "pr" if pr > 1 else None, ("pc",) if pc > 1 else ()
+    grid = Grid(
+        stages.network,
+        (),
+        stages.starts[:-1],
+        axis,
+        pr,
+        samples_of,
+        apart=subnet > 1,
+        open=program.open_ends,
+    )
+    work = [declared.work(l, samples) for l in range(stages.num)]
+    runs = tuple(tuple(w for w in of if isinstance(w, Run)) for of in work)
+    products = tuple(tuple(w for w in of if isinstance(w, MatrixProduct)) for of in work)
+    return Layered(program, stages.network.parameter_shapes(), grid, pc, runs, products)
+
+
+def _sends(sent: Sent, run: Run, ends: bool) -> int:
+    """How often it is sent in a run; ends: only to make the outputs of a piece."""
+    if sent.what == "gradient":
+        return run.weights
+    if sent.backward:
+        return max(run.weights, run.inputs)
+    return run.forward - (run.unused if ends else 0)
+
+
+def _of_piece(layered: Layered, grid: Grid, l: int, moves: Sequence[Move]) -> Demand:
+    starts = layered.program.stages.starts
+    layers = range(starts[l], starts[l + 1])
+    if not layered.products[l]:
+        return _total([layered.layer(grid, i) for i in layers])
+    words = sum(a.size for i in layers for a in jax.tree.leaves(layered.params[i]))
+    tasks = tuple(matrix_task(p, layered.pc) for p in layered.products[l])
+    sums = [m for m in moves if m.source == l and m.axis == "pc" and layered.pc > 1]
+    messages = [
+        Message(m.what, m.collective, ("pc",), prod(m.shape), m.times, m.itemsize) for m in sums
+    ]
+    return Demand(tasks, ((words, 1),), tuple(messages))
+
+
+def _total(demands: Iterable[Demand]) -> Demand:
+    return sum(demands, Demand())
+
+
+def _boundaries(moves: Sequence[Move], local: int, pc: int) -> Iterable[Message]:
+    """What crosses between devices along "subnet", each of which has `local` pieces."""
+    for m in (m for m in moves if m.collective == "permute"):
+        assert m.source is not None  # a permute is between two pieces
+        assert m.target is not None
+        source, target = m.source // local, m.target // local
+        if source != target:
+            words = prod(m.shape) / pc
+            yield Message(m.what, "permute", ("subnet",), words, m.times, m.itemsize, source=source)
+
+
+def _shown(program: Program, sizes: Sizes) -> Iterable[Message]:
+    """The scalars that a step shows, summed over the axes of more than one device."""
+    over = [name for name, size in zip(AXES, sizes, strict=True) if size > 1]
+    if over:
+        yield Message(SHOWN, "all_reduce", tuple(over), program.declared.sums, 1)
+
+
+def step_rows(layered: Layered) -> int:
+    """Samples of a minibatch on each device of pc."""
+    return layered.runs[0][0].samples // layered.pc

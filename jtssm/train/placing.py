@@ -1,0 +1,47 @@
+"""Where `fit` trains: on the user's mesh, or on the one that the cost model finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import Mesh
+
+from jtssm import checks
+from jtssm.protocol.method import Method
+from jtssm.sharding.cost import planner
+from jtssm.sharding.cost.machine_files import present_machine
+from jtssm.sharding.cost.machines import Machine
+from jtssm.sharding.mesh import make_mesh
+from jtssm.sharding.placement import place
+
+
+def on_mesh(
+    method: Method,
+    mesh: Mesh | str | None,
+    forms: str | Sequence[str],
+    machine: Machine | str | None,
+    samples: int,
+) -> Method:
+    """The method on the user's mesh, or on the one that the cost model finds fastest; None: as it is."""
+    if isinstance(mesh, Mesh):
+        return place(method, mesh, forms=forms)
+    own = not isinstance(forms, str) or forms != "auto"
+    if mesh is None and not own:
+        return method
+    if not isinstance(mesh, str) or mesh != "auto" or own:
+        raise ValueError(
+            f"mesh: expected a jax.sharding.Mesh, or 'auto' or None and then no forms; got "
+            f"{checks.shown(mesh)}, forms {checks.shown(forms)}"
+        )
+    given = lambda net, subnet, batch: method
+    best = planner.plan(
+        method.network,
+        jax.device_count(),
+        method.program.batch.size or samples,
+        machine or present_machine(),
+        method=given,
+        samples=samples,
+        runners_up=0,
+    ).best
+    return place(method, make_mesh(*best.shape), forms=best.forms or "auto")
