@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
-from jax.typing import ArrayLike
 
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import AnyArray, Array, Tree
 from jtssm.protocol.exchange import Kind
 from jtssm.sharding.mesh import AxisNames
 from jtssm.sharding.placement.packing import Layout, Leaf, Rows, is_rows, pack, specs, unpack
@@ -85,7 +84,7 @@ def _host_row(
     if piece >= len(trees):
         return blank
 
-    def part(leaf: Leaf, a: ArrayLike) -> np.ndarray:
+    def part(leaf: Leaf, a: AnyArray) -> np.ndarray:
         a = np.asarray(a)
         return a if leaf.split < 0 else np.split(a, pr, axis=leaf.split)[rank]
 

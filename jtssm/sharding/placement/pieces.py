@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from jtssm import checks
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import AnyArray, Array, Tree
 from jtssm.nn.network import as_input
 from jtssm.nn.ops import varying
 from jtssm.protocol import device_memory
@@ -84,7 +84,7 @@ class Placing:
             placement=Placement(self.mesh, self.names, self.at.forms, self.spread),
         )
 
-    def estimate(self, state: Tree, x: ArrayLike) -> Tree:
+    def estimate(self, state: Tree, x: AnyArray) -> Tree:
         """The state with the network's statistics of x [samples, ...], a multiple of pc."""
         if self.program.estimate is None or not self.program.network.estimated:
             return state
@@ -99,7 +99,7 @@ class Placing:
         return work(state, put(x, self.mesh, self._samples))
 
     def init(
-        self, key: Array, x: ArrayLike, y: ArrayLike, params: Sequence[Tree] | None = None
+        self, key: Array, x: AnyArray, y: AnyArray, params: Sequence[Tree] | None = None
     ) -> Tree:
         """The state, laid out on the mesh: no device ever holds another's weights."""
         program, key = self.program, checks.key(key)
@@ -151,7 +151,7 @@ class Placing:
             **{name: laid_out(name, getattr(state, name)) for name in state._fields}
         )
 
-    def step(self, state: Tree, x: ArrayLike, y: ArrayLike) -> tuple[Tree, Info]:
+    def step(self, state: Tree, x: AnyArray, y: AnyArray) -> tuple[Tree, Info]:
         self.program.check(x, y, "step", state.weights)
         spec = self._specs(state)
         work = self._mapped(
@@ -167,7 +167,7 @@ class Placing:
         work = lambda state: self.program.drain(self.exchange, state)
         return self._mapped(work, (spec,), spec)(state)
 
-    def predict(self, state: Tree, x: ArrayLike) -> Array:
+    def predict(self, state: Tree, x: AnyArray) -> Array:
         """Outputs, split over pc; whole everywhere if pc does not divide them."""
         x = as_input(self.program.network, x)
         piece = partial(self.program.forward, self.exchange)

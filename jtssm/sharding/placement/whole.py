@@ -16,10 +16,9 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jax.typing import ArrayLike
 
 from jtssm import checks
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import AnyArray, Array, Tree
 from jtssm.nn.network import as_input, float_dtype
 from jtssm.nn.ops import Products
 from jtssm.protocol import device_memory
@@ -61,7 +60,7 @@ class _Whole:
         self.grid = whole_grid(program.network, forms, self.pr, self.pc, (names.pr, pc))
 
     def init(
-        self, key: Array, x: ArrayLike, y: ArrayLike, params: Sequence[Tree] | None = None
+        self, key: Array, x: AnyArray, y: AnyArray, params: Sequence[Tree] | None = None
     ) -> Tree:
         """The state, laid out on the mesh: no device ever holds another's weights."""
         key = checks.key(key)
@@ -87,7 +86,7 @@ class _Whole:
         """
         return jax.tree.map(lambda a, s: put(a, self.mesh, s.spec), state, self._shardings(state))
 
-    def step(self, state: Tree, x: ArrayLike, y: ArrayLike) -> tuple[Tree, Info]:
+    def step(self, state: Tree, x: AnyArray, y: AnyArray) -> tuple[Tree, Info]:
         self.program.check(x, y, "step", state.weights)
         x, y = as_input(self.program.network, x), jnp.asarray(y)
         at, light = Samples(self.grid, len(x) // self.pc), _light(state)
@@ -108,7 +107,7 @@ class _Whole:
             )
         return jax.lax.with_sharding_constraint(self.program.descend(state, gradient), laid_out)
 
-    def predict(self, state: Tree, x: ArrayLike) -> Array:
+    def predict(self, state: Tree, x: AnyArray) -> Array:
         """Outputs, split over pc, over pr too where the last layer's are; whole if pc does not divide."""
         x = as_input(self.program.network, x)
         whole = len(x) % self.pc
@@ -121,7 +120,7 @@ class _Whole:
         work = self._mapped(run, (self._specs(light), at.inputs), at.outputs)
         return work(light, put(x, self.mesh, at.inputs))
 
-    def estimate(self, state: Tree, x: ArrayLike) -> Tree:
+    def estimate(self, state: Tree, x: AnyArray) -> Tree:
         """The state with the network's statistics of x [samples, ...], a multiple of pc."""
         if not self.program.network.estimated:
             return state

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.typing import ArrayLike
 
 from jtssm import checks
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import AnyArray, Array, Tree
 from jtssm.nn.network import as_input, float_dtype
 from jtssm.nn.ops import PLAIN, Hops, varying
 from jtssm.protocol import device_memory
@@ -126,7 +125,7 @@ class _Crew:
         self.program, self.mesh, self.names = program, mesh, names
 
     def init(
-        self, key: Array, x: ArrayLike, y: ArrayLike, params: Sequence[Tree] | None = None
+        self, key: Array, x: AnyArray, y: AnyArray, params: Sequence[Tree] | None = None
     ) -> Tree:
         """The state, laid out on the mesh: no device ever holds the whole of what is split.
 
@@ -158,7 +157,7 @@ class _Crew:
         """An unplaced state on the mesh; a placed one as it is."""
         return jax.tree.map(lambda a, to: put(a, self.mesh, to.spec), state, self._shardings(state))
 
-    def step(self, state: Tree, x: ArrayLike, y: ArrayLike) -> tuple[Tree, Info]:
+    def step(self, state: Tree, x: AnyArray, y: AnyArray) -> tuple[Tree, Info]:
         """A round: x [R, N, b, ...], y [R, N, b]."""
         self.program.check(x, y, "step", state)
         spec, samples = self._specs(state), self.names.spec(None, "subnet", "pc")
@@ -170,7 +169,7 @@ class _Crew:
         x = put(self.program.samples(x), self.mesh, samples)
         return work(state, x, put(jnp.asarray(y), self.mesh, samples))
 
-    def predict(self, state: Tree, x: ArrayLike) -> Array:
+    def predict(self, state: Tree, x: AnyArray) -> Array:
         """Outputs, split over pc; whole everywhere if pc does not divide them."""
         x = as_input(self.program.network, x)
 
@@ -180,7 +179,7 @@ class _Crew:
 
         return predicted(self._mapped, forward, self._specs(state), state, x, self.mesh, self.names)
 
-    def estimate(self, state: Tree, x: ArrayLike) -> Tree:
+    def estimate(self, state: Tree, x: AnyArray) -> Tree:
         """The state with the network's statistics of x [samples, ...], a multiple of pc."""
         if not self.program.network.estimated:
             return state
