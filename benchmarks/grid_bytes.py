@@ -125,7 +125,7 @@ def abstract(method: jtssm.Method, placed: jtssm.Method, batch: int) -> tuple[An
     """The placed state and a minibatch as a step takes them: shapes and shardings."""
     net, sizes = method.network, placed.mesh.shape
     grid = sharding.whole_grid(net, placed.forms, sizes["pr"], sizes["pc"])
-    at = sharding.Samples(grid, batch // sizes["pc"])
+    at = sharding.CallSamples(grid, batch // sizes["pc"])
     x = jax.ShapeDtypeStruct((batch, *net.shapes[0]), np.float32)
     y = jax.ShapeDtypeStruct((batch,), np.int32)
     state = jax.eval_shape(lambda x, y: method.init(jax.random.key(0), x, y), x, y)

@@ -26,7 +26,7 @@ DATA_DIR = "folder that holds one folder a data set; default: JTSSM_DATA"
 METHOD_OF = {"train": "gsadmm", "plan": "sgd", "sweep": "sgd"}  # without a method
 # of what a command needs; where nothing stands here, a number
 EXAMPLES = {"--machine": "--machine tpu-v5e", "file": "here.json", "command": "train"}
-Run = Callable[[argparse.Namespace], int]
+Command = Callable[[argparse.Namespace], int]
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
@@ -64,7 +64,7 @@ def _words(known: Collection[str]) -> str:
     return "one of: " + ", ".join(known)
 
 
-def add_train(commands: Commands, run: Run) -> None:
+def add_train(commands: Commands, run: Command) -> None:
     """`jtssm train METHOD`."""
     methods = _with_methods(
         commands, "train", "train a perceptron or a small convolutional network"
@@ -82,7 +82,7 @@ def add_train(commands: Commands, run: Run) -> None:
         method.set_defaults(run=run, forms=None, shallow=None)
 
 
-def add_plan(commands: Commands, run: Run) -> None:
+def add_plan(commands: Commands, run: Command) -> None:
     """`jtssm plan METHOD`."""
     shown, add = _group("results")
     add("--runners-up", type=integer, default=4, help="how many other meshes to show; default: 4")
@@ -91,13 +91,13 @@ def add_plan(commands: Commands, run: Run) -> None:
     )
 
 
-def add_sweep(commands: Commands, run: Run) -> None:
+def add_sweep(commands: Commands, run: Command) -> None:
     """`jtssm sweep METHOD`."""
     told = "every mesh shape: predicted, counted and measured"
     _add_planned(commands, "sweep", told, run, [_measures(), _results()])
 
 
-def add_demo(commands: Commands, run: Run) -> None:
+def add_demo(commands: Commands, run: Command) -> None:
     """`jtssm demo`."""
     told = "2 subnetworks against Adam on the embedded digits"
     demo = commands.add_parser("demo", help=told, description=told, parents=[_results()])
@@ -105,7 +105,7 @@ def add_demo(commands: Commands, run: Run) -> None:
     demo.set_defaults(run=run)
 
 
-def add_data(commands: Commands, run: Run) -> None:
+def add_data(commands: Commands, run: Command) -> None:
     """`jtssm data`."""
     told = "the data sets: which are there, how to get the others"
     shown = commands.add_parser("data", help=told, description=told)
@@ -113,7 +113,7 @@ def add_data(commands: Commands, run: Run) -> None:
     shown.set_defaults(run=run)
 
 
-def add_calibrate(commands: Commands, run: Run) -> None:
+def add_calibrate(commands: Commands, run: Command) -> None:
     """`jtssm calibrate`."""
     told = "measure these devices, write a machine file"
     measure = commands.add_parser("calibrate", help=told, description=told)
@@ -122,7 +122,9 @@ def add_calibrate(commands: Commands, run: Run) -> None:
     measure.set_defaults(run=run)
 
 
-def _add_planned(commands: Commands, command: str, told: str, run: Run, own: list[Parser]) -> None:
+def _add_planned(
+    commands: Commands, command: str, told: str, run: Command, own: list[Parser]
+) -> None:
     """A command that asks the cost model about each method."""
     methods = _with_methods(commands, command, told)
     shared = [_architecture(), _machine()]

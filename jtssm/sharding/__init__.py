@@ -18,19 +18,19 @@ from jtssm.sharding.mesh import AXES, AxisNames, make_mesh, put
 from jtssm.sharding.placement import batch_sharding, num_splits, place
 from jtssm.sharding.placement.on_host import gathered
 from jtssm.sharding.placement.packing import Rows
-from jtssm.sharding.placement.whole import Samples
+from jtssm.sharding.placement.whole import CallSamples
 
 __all__ = [
     "AXES",
     "FORMS",
     "MACHINES",
     "AxisNames",
+    "CallSamples",
     "Machine",
     "ProcessBatches",
     "ProcessSamples",
     "Route",
     "Rows",
-    "Samples",
     "Slabs",
     "batch_sharding",
     "calibrate",

@@ -89,7 +89,7 @@ class _Whole:
     def step(self, state: Tree, x: AnyArray, y: AnyArray) -> tuple[Tree, Info]:
         self.program.check(x, y, "step", state.weights)
         x, y = as_input(self.program.network, x), jnp.asarray(y)
-        at, light = Samples(self.grid, len(x) // self.pc), _light(state)
+        at, light = CallSamples(self.grid, len(x) // self.pc), _light(state)
         specs = self._specs(light)
         work = self._mapped(
             lambda state, x, y: self.program.gradient(at.exchange(len(x)), state, x, y),
@@ -112,7 +112,7 @@ class _Whole:
         x = as_input(self.program.network, x)
         whole = len(x) % self.pc
         grid = self.grid._replace(samples=()) if whole else self.grid
-        at, light = Samples(grid, len(x) if whole else len(x) // self.pc), _light(state)
+        at, light = CallSamples(grid, len(x) if whole else len(x) // self.pc), _light(state)
 
         def run(state: Tree, x: Array) -> Array:
             return self.program.forward(at.exchange(len(x)), 0, state.weights[0], x)
@@ -126,7 +126,7 @@ class _Whole:
             return state
         x = as_input(self.program.network, x)
         check_split(x, self.pc)
-        at, light = Samples(self.grid, len(x) // self.pc), _light(state)
+        at, light = CallSamples(self.grid, len(x) // self.pc), _light(state)
         specs = self._specs(light)
         run = lambda state, x: self.program.estimate(at.exchange(len(x)), state, x)
         found = self._mapped(run, (specs, at.inputs), specs)(light, put(x, self.mesh, at.inputs))
@@ -191,7 +191,7 @@ def _light(state: Tree) -> Tree:
     return state._replace(weights=tuple(w._replace(opt_state=()) for w in state.weights))
 
 
-class Samples(NamedTuple):
+class CallSamples(NamedTuple):
     """A call's samples: `here` of them on each device of pc, split further over pr as the layers say."""
 
     grid: Grid

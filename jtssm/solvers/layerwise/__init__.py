@@ -54,9 +54,9 @@ from jtssm.protocol.method import Method
 from jtssm.protocol.settings import recorded
 from jtssm.solvers.layerwise import activations
 from jtssm.solvers.layerwise.growing import grow
-from jtssm.solvers.layerwise.iteration import STEPS, Inbox, Layered, Numbers, State
+from jtssm.solvers.layerwise.iteration import STEPS, Layered
 from jtssm.solvers.layerwise.objective import lagrangian
-from jtssm.solvers.layerwise.quantise import Grid, Message, grid_of
+from jtssm.solvers.layerwise.quantise import Message, RoundingGrid, grid_of
 from jtssm.solvers.layerwise.updates import (
     minimise_p,
     minimise_W,
@@ -68,13 +68,14 @@ from jtssm.solvers.layerwise.updates import (
     update_z,
     update_z_last,
 )
+from jtssm.solvers.layerwise.variables import Inbox, Numbers, State
 from jtssm.solvers.pieces import Pieces
 
 __all__ = [
-    "Grid",
     "Inbox",
     "Message",
     "Numbers",
+    "RoundingGrid",
     "State",
     "grow",
     "lagrangian",

@@ -9,7 +9,7 @@ from jtssm.arrays import Tree
 from jtssm.nn.network import Network
 from jtssm.protocol.method import Method
 from jtssm.solvers.layerwise.activations import activation
-from jtssm.solvers.layerwise.iteration import Inbox, State
+from jtssm.solvers.layerwise.variables import Inbox, State
 from jtssm.solvers.pieces import Weights
 
 

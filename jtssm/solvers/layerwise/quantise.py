@@ -23,7 +23,7 @@ class Message(NamedTuple):
     scale: Tree  # an affine grid's (lowest value, step), each [samples, 1]; () with given values
 
 
-class Grid(NamedTuple):
+class RoundingGrid(NamedTuple):
     """Values that the entries of a matrix may take.
 
     Given values: the same for all entries. None: 2^bits evenly spaced ones from the least to the
@@ -53,7 +53,7 @@ class Grid(NamedTuple):
         return low + step * codes.astype(dtype)
 
 
-def grid_of(given: int | Sequence[float] | None) -> Grid | None:
+def grid_of(given: int | Sequence[float] | None) -> RoundingGrid | None:
     """A grid from 8 or 16 (bits of an affine one), or from its values.
 
     Raises:
@@ -66,7 +66,7 @@ def grid_of(given: int | Sequence[float] | None) -> Grid | None:
             raise ValueError(
                 f"grid: expected 8 or 16 bits, or a list of values; got {checks.shown(given)}"
             )
-        return Grid(int(given), None)
+        return RoundingGrid(int(given), None)
     try:
         # one more than there may be: whoever gives a long range does not wait
         values = tuple(float(a) for a in given[: 2**16 + 1])
@@ -81,4 +81,4 @@ def grid_of(given: int | Sequence[float] | None) -> Grid | None:
         raise ValueError(
             f"grid: expected 2 to 65536 rising finite numbers, e.g. sorted(values); got {shown}"
         )
-    return Grid(8 if len(values) <= 2**8 else 16, values)
+    return RoundingGrid(8 if len(values) <= 2**8 else 16, values)

@@ -177,7 +177,7 @@ class Rules(NamedTuple):
     """What tells gsADMM from gsAM, a rule a schedule."""
 
     streaming: turn.Rule
-    stored: stored.Rule
+    stored: stored.StoredRule
 
 
 def _numbers(alpha: float, eta: float | None) -> tuple[float, float | None]:

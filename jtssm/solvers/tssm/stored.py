@@ -40,14 +40,14 @@ Seen = tuple[Array, Array]  # sums over samples: loss, number right
 Omega = tuple[Array, tuple[Array, Seen]]  # R or Omega_l summed over samples, with f_l
 
 
-class Rule(NamedTuple):
+class StoredRule(NamedTuple):
     """What tells one stored method from another."""
 
     name: str
     # (l, p_l, f_l of the first forward pass, whether l is the last) -> held
     hold: Callable[[int, Array, Array, bool], Tree]
-    # (Samples, weights, held, penalties) -> (weights, held, Info)
-    sweep: Callable[[Samples, Carried, Carried, Penalties], Swept]
+    # (Sweep, weights, held, penalties) -> (weights, held, Info)
+    sweep: Callable[[Sweep, Carried, Carried, Penalties], Swept]
     forward: str  # what goes forward over a boundary
     backward: str
     # (l, number of pieces) -> how often piece l runs forward, but for its W-steps
@@ -75,7 +75,7 @@ class Strata(NamedTuple):
         return order.swapaxes(1, 2).reshape(-1, self.num)[:steps]
 
 
-class Samples(NamedTuple):
+class Sweep(NamedTuple):
     """The samples at hand and the minibatches of one sweep, as all pieces see them."""
 
     pieces: Pieces
@@ -130,7 +130,7 @@ class Samples(NamedTuple):
 
 
 def method(
-    rule: Rule,
+    rule: StoredRule,
     pieces: Pieces,
     batch_size: int,
     penalties: Penalties,
@@ -150,11 +150,11 @@ def method(
 
     def _samples(
         exchange: Exchange, x: Array, y: Array, alpha: Scalar, pace: Scalar, key: Array
-    ) -> Samples:
+    ) -> Sweep:
         strata = Strata(batch_size, x.shape[0] * exchange.samples.num_splits // batch_size)
         draws = strata.draw(key, weight_steps or strata.each)
         draws = exchange.samples.own(draws.T).T  # columns: the strata that live here
-        return Samples(pieces, exchange, x, y, alpha, pace, strata, draws)
+        return Sweep(pieces, exchange, x, y, alpha, pace, strata, draws)
 
     def moves(samples: int) -> tuple[Move, ...]:
         steps = weight_steps or samples // batch_size
@@ -182,7 +182,7 @@ def method(
     ).on_one_device()
 
 
-def _init(rule: Rule, pieces: Pieces, penalties: Penalties) -> Callable[..., State]:
+def _init(rule: StoredRule, pieces: Pieces, penalties: Penalties) -> Callable[..., State]:
     def init(exchange: Exchange, key: Array, x: Array, y: Array, params: Carried | None) -> State:
         weights_key, key = jax.random.split(key)
         weights = pieces.weights(exchange, weights_key, x.dtype, params)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jtssm.arrays import Array, Scalar, Tree
 from jtssm.protocol.exchange import Carried
 from jtssm.solvers.pieces import Weights
-from jtssm.solvers.tssm.stored import Rule, Samples, Seen, Swept, to_renew_and_to_send
+from jtssm.solvers.tssm.stored import Seen, StoredRule, Sweep, Swept, to_renew_and_to_send
 from jtssm.solvers.tssm.updates import Penalties, squared, update_p, update_q, update_u
 
 
@@ -44,7 +44,7 @@ def hold(l: int, p: Array, f: Array, last: bool) -> Held:
     return Held((), (), (), q) if l == 0 else Held(p, jnp.zeros_like(p), p, q)
 
 
-def sweep(at: Samples, weights: Carried, held: Carried, penalties: Penalties) -> Swept:
+def sweep(at: Sweep, weights: Carried, held: Carried, penalties: Penalties) -> Swept:
     """One iteration of gsADMM."""
     rho, alpha, eta = penalties
     assert rho is not None
@@ -69,7 +69,7 @@ def sweep(at: Samples, weights: Carried, held: Carried, penalties: Penalties) ->
 class Turn(NamedTuple):
     """What all pieces share within one sweep; the methods are the work of one of them."""
 
-    at: Samples
+    at: Sweep
     rho: Scalar
     alpha: Scalar
     eta: Scalar
@@ -106,7 +106,7 @@ class Turn(NamedTuple):
         return held._replace(u=u, q_before=q_before), squared(held.p - q_before)
 
 
-GSADMM = Rule(
+GSADMM = StoredRule(
     "gsadmm",
     hold,
     sweep,

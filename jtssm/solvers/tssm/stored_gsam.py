@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jtssm.arrays import Array, Scalar, Tree
 from jtssm.protocol.exchange import Carried
 from jtssm.solvers.pieces import Weights
-from jtssm.solvers.tssm.stored import Rule, Samples, Seen, Swept, to_renew_and_to_send
+from jtssm.solvers.tssm.stored import Seen, StoredRule, Sweep, Swept, to_renew_and_to_send
 from jtssm.solvers.tssm.updates import Penalties, squared, update_p
 
 
@@ -46,7 +46,7 @@ def hold(l: int, p: Array, f: Array, last: bool) -> Held:
     return Held(p if l else (), () if last else f)
 
 
-def sweep(order: str, at: Samples, weights: Carried, held: Carried, penalties: Penalties) -> Swept:
+def sweep(order: str, at: Sweep, weights: Carried, held: Carried, penalties: Penalties) -> Swept:
     """One iteration of gsAM."""
     _, alpha, eta = penalties
     turn = Turn(at, alpha, at.pace * (1 / (2 * alpha) if eta is None else eta))
@@ -68,7 +68,7 @@ def sweep(order: str, at: Samples, weights: Carried, held: Carried, penalties: P
 class Turn(NamedTuple):
     """What all pieces share within one sweep; the methods are the work of one of them."""
 
-    at: Samples
+    at: Sweep
     alpha: Scalar
     eta: Scalar
 
@@ -105,7 +105,7 @@ class Turn(NamedTuple):
 
 
 ORDERS = {
-    order: Rule(
+    order: StoredRule(
         "gsam",
         hold,
         partial(sweep, order),

@@ -102,7 +102,7 @@ class Cut(NamedTuple):
         return places.swapaxes(0, 1).reshape(self.subnets, self.slots)
 
 
-class Stored(NamedTuple):
+class Dealt(NamedTuple):
     """How one parameter is stored and dealt."""
 
     roles: tuple[str, ...]  # of its dimensions, "in" or "out"
@@ -240,7 +240,7 @@ def cuts_of(net: Network, subnets: int, homes: int) -> list[Cut | None]:
     return cuts
 
 
-def stored(net: Network, cuts: Sequence[Cut | None]) -> list[dict[str, Stored | None]]:
+def dealt(net: Network, cuts: Sequence[Cut | None]) -> list[dict[str, Dealt | None]]:
     """How each parameter of each layer is stored; None: shared."""
     plan = []
     for i, layer in enumerate(net.layers):
@@ -249,8 +249,8 @@ def stored(net: Network, cuts: Sequence[Cut | None]) -> list[dict[str, Stored | 
     return plan
 
 
-def _stored(roles: tuple[str, ...], of: dict[str, Cut | None]) -> Stored | None:
+def _stored(roles: tuple[str, ...], of: dict[str, Cut | None]) -> Dealt | None:
     cuts = tuple(of[role] for role in roles)
     dealt = [d for d, cut in enumerate(cuts) if cut is not None]
     own = [d for d in dealt if roles[d] == "out"]
-    return Stored(roles, cuts, (own or dealt)[0]) if dealt else None
+    return Dealt(roles, cuts, (own or dealt)[0]) if dealt else None
