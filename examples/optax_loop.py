@@ -39,9 +39,14 @@ class Log:
         self.rate, self.losses, self.lines = rate, [], []
 
     def __call__(self, step, loss):
-        self.losses.append(float(loss))  # waits for the step: virtual devices of a CPU want it so
+        # waits for the step: virtual devices of a CPU want it so; nan while a pipeline fills
+        self.losses.append(float(loss))
         if step % 100 == 99:
-            line = {"step": step + 1, "loss": np.mean(self.losses), "rate": float(self.rate(step))}
+            line = {
+                "step": step + 1,
+                "loss": np.nanmean(self.losses),
+                "rate": float(self.rate(step)),
+            }
             self.lines.append(line)
             self.losses.clear()
             print("step {step:4d}  loss {loss:.3f}  rate {rate:.1e}".format(**line))

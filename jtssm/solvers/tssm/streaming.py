@@ -115,8 +115,7 @@ def _declared(rule: Rule, pieces: Pieces, sweeps: int) -> Declared:
         more = int(l < pieces.num - 1)  # and the last sweep's gradient needs no f
         return (Run(samples, sweeps + more, sweeps, sweeps, first=l > 0, unused=more),)
 
-    # residuals of a single piece are equal zeros, which XLA sums once
-    sums = 3 + (len(rule.shows) if pieces.num > 1 else 1)
+    sums = 3 + (len(rule.shows) if pieces.num > 1 else 0)
     return Declared(moves, work, sums, shows=rule.shows)
 
 
@@ -226,6 +225,8 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Tick:
 def _info(rule: Rule, totals: Sequence[Array]) -> Info:
     loss, right, samples, *squares = totals
     mean = 1 / jnp.maximum(samples, 1)
+    # of a single piece 0 by construction
+    squares = squares or [jnp.zeros_like(loss)] * len(rule.shows)
     residuals = (jnp.sqrt(a * mean) for a in squares)
     shown = dict(zip(rule.shows, residuals, strict=True))
     return measured(Info(loss * mean, right * mean, samples, shown))

@@ -142,7 +142,9 @@ class Turn(NamedTuple):
         weights = self.pieces.descend(l, weights, g_W, live, self.pace)
         if l == 0:
             e, u, v = (), (), ()
-            residuals = (jnp.zeros((), p.dtype),) * len(self.rule.shows)
+            # a single piece has no boundary, and nothing to sum
+            several = self.pieces.num > 1
+            residuals = (jnp.zeros((), p.dtype),) * (several * len(self.rule.shows))
         else:
             e, u, v, residuals = self.rule.boundary(was, g_p, self.penalties)
         seen = jax.tree.map(lambda a: jnp.where(live, a, 0), (*seen, *residuals))
