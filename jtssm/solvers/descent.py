@@ -165,7 +165,7 @@ def loss_gradient(
     products: Callable[[int, int], Products] | None = None,
 ) -> tuple[Sums, list[Tree]]:
     """(sums, gradient of the minibatch's mean loss) of the samples at hand."""
-    weighing = weigh(pieces.loss, y, samples, exchange.samples.sum)
+    weighing = weigh(pieces.loss, y, samples, exchange.samples.sum, x.dtype)
 
     def mean_loss(params: list[Tree]) -> tuple[Array, Sums]:
         outputs = pieces.forward(exchange, l, params, x, products)

@@ -2,7 +2,9 @@
 
 Samples (or positions) have weights; a step minimises sum(value * weight) / sum(weight) over all
 samples of its minibatch, those of other devices too. So that every term of a Lagrangian stays a sum
-over samples, weights are scaled to a mean of one a sample: R = sum(value * weight) * samples / sum(weight).
+over samples, weights are scaled to a mean of one a sample:
+
+    R = sum(value * weight) * samples / sum(weight)
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jtssm.arrays import Array
 from jtssm.losses import Loss, Sums, summed
@@ -57,14 +60,21 @@ def means(totals: tuple[Array, ...], samples: int) -> tuple[Array, Array, Array]
     return loss / over, right / over, count
 
 
-def weigh(loss: Loss, y: Array, samples: int, over_devices: Callable[[Array], Array]) -> Weighing:
+def weigh(
+    loss: Loss,
+    y: Array,
+    samples: int,
+    over_devices: Callable[[Array], Array],
+    dtype: DTypeLike,
+) -> Weighing:
     """The loss on y [samples here, ...].
 
     Args:
       samples: of the minibatch, all devices together.
       over_devices: the sum of an array over the devices that split the minibatch.
+      dtype: of outputs.
     """
     if loss.weight is None:
         return Weighing(loss, y, 1.0)
-    total = over_devices(loss.weight(y).sum())
+    total = over_devices(loss.weight(y).astype(dtype).sum())
     return Weighing(loss, y, jnp.where(total > 0, samples / jnp.where(total > 0, total, 1), 0))

@@ -44,7 +44,7 @@ def of_whole(
     """Of a network that is trained as one piece."""
     layered, grid = _on_grid(program, sizes, forms, step_samples(program, samples))
     split = grid.split_outputs(step_rows(layered))
-    axes = (*grid.samples, *([grid.axis] if split and grid.axis else []))
+    axes = (*([grid.axis] if split and grid.axis else []), *grid.samples)
     weighed = weighing(program, 0, axes)
     device = _of_piece(layered, grid, 0, (), weighed)  # what it sends are its layers' sums
     shown = _shown(program, sizes if split else (sizes[0], 1, sizes[2]))

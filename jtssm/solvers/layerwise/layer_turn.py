@@ -113,7 +113,7 @@ class LayerTurn(NamedTuple):
             constant = jnp.maximum(nu / 2 - 2 * (nu * activation.lipschitz) ** 2 / rho, 0)
             return z_new, constant * updates.squared(z_new - z), (zero, zero, zero)
         loss, split = self.layers.pieces.loss, self.exchange.samples
-        weighing = weigh(loss, self.y, z.shape[0] * split.num_splits, split.sum)
+        weighing = weigh(loss, self.y, z.shape[0] * split.num_splits, split.sum, z.dtype)
         weight = weighing.sample_weights(z)
         z_new = updates.update_z_last(z, m, self.y, nu=nu, loss=loss, weight=weight)
         (now, _), (passed, sums) = weighing.scaled(z_new), weighing.scaled(m)

@@ -123,7 +123,7 @@ class Sweep(NamedTuple):
         if l < self.pieces.num - 1:
             zero = jnp.zeros((), p.dtype)
             return self.alpha / 2 * squared(q - f), (f, (zero, zero))
-        weighing = weigh(self.pieces.loss, y, samples, self.exchange.samples.sum)
+        weighing = weigh(self.pieces.loss, y, samples, self.exchange.samples.sum, p.dtype)
         loss, sums = weighing.scaled(f)
         return loss, (f, (loss, sums.right * weighing.scale))
 

@@ -188,6 +188,6 @@ class Turn(NamedTuple):
         if v_next is not None:
             zero = jnp.zeros((), p.dtype)
             return f, (zero, zero, zero), lambda: pulled(-self.penalties.alpha * v_next)
-        weighing = weigh(self.pieces.loss, y, self.samples, self.exchange.samples.sum)
+        weighing = weigh(self.pieces.loss, y, self.samples, self.exchange.samples.sum, p.dtype)
         g_f, seen = jax.grad(weighing.scaled, has_aux=True)(f)
         return f, tuple(seen), lambda: pulled(g_f)

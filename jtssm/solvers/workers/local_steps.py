@@ -171,10 +171,10 @@ class Local(NamedTuple):
     def gradient_move(self) -> Move:
         """The sum of a worker's gradients over devices that share its minibatches, R a round."""
         pairs = zip(self.network.layers, self.network.parameter_shapes(), strict=True)
-        trained = [a.size for layer, p in pairs for n, a in p.items() if n not in layer.estimated]
+        trained = [tree for layer, p in pairs for n, tree in p.items() if n not in layer.estimated]
         return Move(
             "gradient of W",
-            (sum(trained),),
+            (sum(a.size for a in jax.tree.leaves(trained)),),
             "pc",
             None,
             None,
@@ -198,7 +198,7 @@ class Local(NamedTuple):
         summed: Callable[[Array], Array],
     ) -> tuple[Trained, Sums]:
         """One minibatch of one worker; summed: over the devices that split it."""
-        weighing = weigh(self.loss, y, self.batch_size, summed)
+        weighing = weigh(self.loss, y, self.batch_size, summed, x.dtype)
 
         def mean_loss(params: Tree) -> tuple[Array, Sums]:
             outputs = self.forward(params, x, own, products)
