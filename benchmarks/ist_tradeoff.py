@@ -219,7 +219,7 @@ def _accuracy(method: Any, result: Any, split: data.Split) -> float:
         outputs = result.predict(split.x)
     else:
         outputs = jax.jit(method.network.apply)(result.params, split.x)
-    return float(losses.cross_entropy.correct(outputs, split.y).mean())
+    return float(losses.cross_entropy().correct(outputs, split.y).mean())
 
 
 def _line(entry: Entry, rate: float, seen: dict) -> dict:

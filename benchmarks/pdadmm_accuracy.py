@@ -264,7 +264,9 @@ class Trial:
         """Accuracy recomputed from the final parameters."""
         net = result.method.network
         right = lambda split: float(
-            losses.cross_entropy.correct(jax.jit(net.apply)(result.params, split.x), split.y).mean()
+            losses.cross_entropy()
+            .correct(jax.jit(net.apply)(result.params, split.x), split.y)
+            .mean()
         )
         return {f"{name}_accuracy": right(getattr(self.splits, name)) for name in ("train", "test")}
 

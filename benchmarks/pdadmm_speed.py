@@ -185,7 +185,7 @@ def literally(method: Any, x: Any, y: Any) -> tuple[Callable, float]:
             m = p[l] @ W[l] + b[l][None, :]
             last = l == len(W) - 1
             z[l] = (
-                layerwise.update_z_last(z[l], m, y, nu=nu, loss=losses.cross_entropy)
+                layerwise.update_z_last(z[l], m, y, nu=nu, loss=losses.cross_entropy())
                 if last
                 else layerwise.update_z(z[l], m, q[l], nu=nu)
             )

@@ -207,7 +207,7 @@ def _train(entry: Entry, run: tuple, epochs: int, smoke: bool) -> dict:
 
 def _accuracy(net: Any, params: Any, split: Any) -> float:
     outputs = jax.jit(net.apply)(params, split.x)
-    return float(losses.cross_entropy.correct(outputs, split.y).mean())
+    return float(losses.cross_entropy().correct(outputs, split.y).mean())
 
 
 def _line(name: str, table: dict, rates: dict, seen: dict) -> dict:

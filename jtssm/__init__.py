@@ -6,8 +6,9 @@ from jtssm.planning import plan
 from jtssm.planning.sweeps import sweep
 from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method
+from jtssm.train.evaluation import evaluate
 from jtssm.train.loop import fit
-from jtssm.train.result import Result, evaluate
+from jtssm.train.result import Result
 
 __all__ = [
     "Info",

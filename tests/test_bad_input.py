@@ -158,7 +158,7 @@ def test_workers_are_counted_from_one(builder, count):
         ({"float_q": True}, r"float_q: expected False without a grid; got True"),
         ({"loss": "hinge"}, r"loss: expected one of .*got 'hinge'"),
         (
-            {"loss": losses.cross_entropy._replace(name="mine", prox=None)},
+            {"loss": losses.cross_entropy()._replace(name="mine", prox=None)},
             r"loss: expected one with a prox.*got mine",
         ),
         ({"net": jtssm.mlp([4, 3])}, r"net: expected at least two layers.*got one"),

@@ -24,9 +24,10 @@ from jtssm.protocol.method import Method
 from jtssm.sharding.distributed import as_first, is_first
 from jtssm.sharding.mesh import AXES
 from jtssm.solvers import layerwise
+from jtssm.train.evaluation import evaluate
 from jtssm.train.history import HistoryFile, save_params
 from jtssm.train.loop import fit
-from jtssm.train.result import Epoch, Result, evaluate
+from jtssm.train.result import Epoch, Result
 
 EVALUATED = 10_000  # training samples on which the composed network is evaluated every epoch
 LINES = ("loss", "coupling")  # of a record, beside the accuracies

@@ -75,13 +75,18 @@ def traced_bytes(step: Callable, *given: Tree) -> dict[Route, int]:
 def measured(found: Proposal, mesh: Mesh, samples: int | None, repeats: int = 5) -> float:
     """Median seconds of a step on present devices, after one that compiles; random samples."""
     method, net = found.method, found.method.network
+    program = method.program
     placed = place(method, mesh, forms=found.forms or "auto")
     lead: tuple = method.batch_shape or (samples,)
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(*lead, *net.shapes[0])).astype(np.float32)
-    y = rng.integers(0, net.shapes[-1][-1], lead).astype(np.int32)
-    flat = (-1, *net.shapes[0])
-    state = placed.init(jax.random.key(0), x.reshape(flat), y.reshape(-1))
+    rng, classes = np.random.default_rng(0), net.shapes[-1][-1]
+    # integers that any network takes: tokens 0 and 1
+    drawn = lambda a, most: (
+        rng.normal(size=a.shape) if a.dtype == np.float32 else rng.integers(0, most, a.shape)
+    ).astype(a.dtype)
+    like = program.samples_like(lead)
+    x, y = drawn(like[0], 2), drawn(like[1], classes)
+    flat = [a.reshape(-1, *a.shape[len(lead) :]) for a in (x, y)]
+    state = placed.init(jax.random.key(0), *flat)
     step, seconds = jax.jit(placed.step, donate_argnums=0), []
     given = [jax.device_put(a, batch_sharding(placed)) for a in (x, y)]
     for _ in range(repeats + 1):

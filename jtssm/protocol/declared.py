@@ -60,5 +60,8 @@ class Declared(NamedTuple):
     alike: tuple[int, ...] | None = None
     splits_layers: bool = True  # whether layers can be split over "pr"
     shows: tuple[str, ...] = ()  # names in `Info.shown` of a step
+    # samples in a step -> how often the weights of a minibatch are summed over the devices that split it,
+    # of a loss that has any
+    weighings: Callable[[int], int] = lambda samples: 1
     # means and variances that a worker takes in a local step
     statistics: Callable[[], tuple[Statistics, ...]] = tuple

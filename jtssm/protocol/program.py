@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 
@@ -130,6 +131,21 @@ class Program(abc.ABC):
     def loss(self) -> Loss:
         """What is minimised."""
         return self.stages.loss
+
+    def samples_like(
+        self, lead: tuple[int, ...]
+    ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """Shapes of x and y [*lead, ...]: float32 or int32 samples, labels or targets of the loss.
+
+        Of a loss that takes what it likes: labels, if it takes any.
+        """
+        outputs, integers = self.network.shapes[-1], self.network.integer
+        x = jax.ShapeDtypeStruct(
+            (*lead, *self.network.shapes[0]), np.int32 if integers else np.float32
+        )
+        if self.loss.labels is False:
+            return x, jax.ShapeDtypeStruct((*lead, *outputs), np.float32)
+        return x, jax.ShapeDtypeStruct((*lead, *outputs[:-1]), np.int32)
 
     def identity(self) -> dict[str, Any]:
         """What tells this program from another, in words and numbers that JSON holds."""

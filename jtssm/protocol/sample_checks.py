@@ -52,6 +52,7 @@ def samples(network: Network, loss: Loss, x: Shaped, y: Shaped, values: bool) ->
         raise ValueError(f"x: expected at least one sample; got shape {x_shape}")
     _dtype(network, jnp.result_type(x))
     _labels(network, loss, x_shape[0], y, y_shape)
+    _value(network, loss, x, y)
     if values and not isinstance(x, jax.core.Tracer) and not isinstance(y, jax.core.Tracer):
         _values(network, loss, x, y)
 
@@ -66,8 +67,13 @@ def _dtype(network: Network, dtype: DTypeLike) -> None:
 
 
 def _labels(network: Network, loss: Loss, num: int, y: Shaped, y_shape: tuple[int, ...]) -> None:
+    outputs = network.shapes[-1]
+    if loss.labels is None:
+        if y_shape[:1] != (num,):
+            raise ValueError(f"y: expected {num} samples, as x has; got shape {y_shape}")
+        return
     kind, expected = (
-        (jnp.integer, (num,)) if loss.labels else (jnp.floating, (num, *network.shapes[-1]))
+        (jnp.integer, (num, *outputs[:-1])) if loss.labels else (jnp.floating, (num, *outputs))
     )
     if y_shape != expected:
         raise ValueError(f"y: expected shape {expected} for {loss.name}; got {y_shape}")
@@ -76,20 +82,52 @@ def _labels(network: Network, loss: Loss, num: int, y: Shaped, y_shape: tuple[in
         raise ValueError(f"y: expected {wanted} for {loss.name}; got {jnp.result_type(y)}")
 
 
+def _value(network: Network, loss: Loss, x: Shaped, y: Shaped) -> None:
+    """A loss gives one number a sample, or one a position, and weights like them."""
+    dtype = jnp.result_type(x) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else jnp.float32
+    outputs = jax.ShapeDtypeStruct((2, *network.shapes[-1]), dtype)
+    few = jax.ShapeDtypeStruct((2, *jnp.shape(y)[1:]), jnp.result_type(y))
+    name = checks.shown(loss.name)
+    try:
+        value = jax.eval_shape(loss.value, outputs, few)
+        weight = value if loss.weight is None else jax.eval_shape(loss.weight, few)
+    except Exception as error:
+        raise ValueError(
+            f"loss: expected a function of outputs {outputs.shape} and y {few.shape}, for two samples; "
+            f"got an error of {name}: {type(error).__name__}: {error}"
+        ) from error
+    shape = getattr(value, "shape", None)
+    if shape is None or shape[:1] != (2,) or shape != outputs.shape[: len(shape)]:
+        raise ValueError(
+            f"loss: expected one number a sample, or one a position, of shape {outputs.shape[:-1]} or "
+            f"{outputs.shape[:1]} for two samples; got {shape} of {name}: leave out the mean over "
+            f"samples, it is taken over all devices"
+        )
+    if weight.shape != shape:
+        raise ValueError(
+            f"loss: expected weights of the shape of its values, {shape}; got {weight.shape}"
+        )
+
+
 def _values(network: Network, loss: Loss, x: Shaped, y: Shaped) -> None:
     if isinstance(x, jax.ShapeDtypeStruct) or isinstance(y, jax.ShapeDtypeStruct):
         return
     if network.integer and not -EXACT <= int(x.min()) <= int(x.max()) <= EXACT:
         raise ValueError(f"x: expected integers up to {EXACT}; got {int(x.min())}..{int(x.max())}")
     _finite("x", x)
+    if loss.labels is None:
+        return
     if not loss.labels:
         _finite("y", y)
         return
-    classes = network.shapes[-1][-1]
-    low, high = int(y.min()), int(y.max())
+    classes, known = network.shapes[-1][-1], np.asarray(y) if loss.ignored is not None else y
+    if loss.ignored is not None:
+        known = np.where(known == loss.ignored, 0, known)
+    low, high = int(known.min()), int(known.max())
     if low < 0 or high >= classes:
+        but = "" if loss.ignored is None else f", or {loss.ignored}"
         raise ValueError(
-            f"y: expected labels 0..{classes - 1}, the network has {classes} outputs; "
+            f"y: expected labels 0..{classes - 1}{but}, the network has {classes} outputs; "
             f"got {low}..{high}"
         )
 

@@ -82,11 +82,7 @@ def _sent(move: Move) -> str:
 def _holdings(method: Method, samples: int) -> list[str]:
     """What a device holds between steps, of float32 samples."""
     program = method.program
-    dtype = np.int32 if program.network.integer else np.float32
-    x = jax.ShapeDtypeStruct((samples, *program.network.shapes[0]), dtype)
-    labels = jax.ShapeDtypeStruct((samples,), np.int32)
-    targets = jax.ShapeDtypeStruct((samples, *program.network.shapes[-1]), np.float32)
-    y = labels if program.loss.labels else targets
+    x, y = program.samples_like((samples,))
     state: Tree = jax.eval_shape(program.on_one_device().init, jax.random.key(0), x, y)
     state = method.spread(state)
     fields = {name: held(getattr(state, name)) for name in state._fields}

@@ -22,7 +22,7 @@ from jtssm.arrays import AnyArray, Array, Shaped, Tree
 from jtssm.nn.network import as_input, float_dtype
 from jtssm.nn.ops import PLAIN, Products
 from jtssm.protocol import device_memory, sample_checks
-from jtssm.protocol.info import Info
+from jtssm.protocol.info import Info, measured
 from jtssm.protocol.method import Method, given_trees
 from jtssm.protocol.program import Program
 
@@ -50,6 +50,9 @@ class Meeting(NamedTuple):
     sum_homes: Callable[[Array], Array]  # an array -> its sum over the devices that share the homes
     # an array [all samples of a minibatch, ...] -> the rows that live here
     own_samples: Callable[[Array], Array]
+    sum_samples: Callable[
+        [Array], Array
+    ]  # an array -> its sum over the devices that split a minibatch
     products: Products  # of samples that are split over devices
 
 
@@ -198,14 +201,18 @@ def by_index(num: int) -> Meeting:
         gather=same,
         sum_homes=same,
         own_samples=same,
+        sum_samples=same,
         products=PLAIN,
     )
 
 
-def round_info(meeting: Meeting, sums: tuple[Array, Array], samples: int) -> Info:
+def round_info(meeting: Meeting, sums: tuple[Array, ...], samples: int) -> Info:
     """What a round showed: mean loss and accuracy of all its minibatches.
 
-    sums: (loss, right answers) of each worker here, [n] each.  samples: of this round, on all devices.
+    sums: (loss, right answers, and of a loss with weights their sum) of each worker here, [n] each.
+    samples: of this round, on all devices.
     """
-    loss, right = (total / samples for total in meeting.total(sums))
-    return Info(loss, right, jnp.full_like(loss, samples), {})
+    loss, right, *weight = meeting.total(sums)
+    count = weight[0] if weight else jnp.full_like(loss, samples)
+    over = weight[0] if weight else samples
+    return measured(Info(loss / over, right / over, count, {}))

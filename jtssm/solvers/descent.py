@@ -21,18 +21,20 @@ from jax.typing import DTypeLike
 
 from jtssm import checks, losses
 from jtssm.arrays import Array, Tree
+from jtssm.losses import Sums
 from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network, estimate_layers
 from jtssm.nn.ops import Products
 from jtssm.protocol.arguments import documented
 from jtssm.protocol.declared import Declared, Run
 from jtssm.protocol.exchange import Carried, Exchange
-from jtssm.protocol.info import Info
+from jtssm.protocol.info import Info, measured
 from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
 from jtssm.protocol.settings import recorded
 from jtssm.protocol.whole import WholeProgram
 from jtssm.solvers.pieces import Pieces, Weights, precisely, training
+from jtssm.solvers.weighing import kept, means, weigh
 
 
 class State(NamedTuple):
@@ -92,7 +94,7 @@ def sgd(
         declared=Declared(
             moves=lambda samples: pieces.gradient_moves(1),
             work=lambda l, samples: (Run(samples, 1, 1, 1, first=False),),
-            sums=2,
+            sums=2 if pieces.loss.weight is None else 3,
         ),
         kinds={"weights": "weights"},
         init=precisely(precision, partial(_init, pieces)),
@@ -117,13 +119,13 @@ def _gradient(pieces: Pieces) -> Callable[..., tuple[Carried, Info]]:
         ids = exchange.samples.own(jnp.arange(samples))
         products = lambda i, here: training(exchange.layers.products(i, here), draw, i, ids)
 
-        def work(l: int, weights: Weights) -> tuple[list[Tree], tuple[Array, Array]]:
+        def work(l: int, weights: Weights) -> tuple[list[Tree], tuple[Array, ...]]:
             sums, found = loss_gradient(pieces, exchange, l, weights, x, y, samples, products)
-            return found, sums
+            return found, kept(pieces.loss, sums)
 
         found, sums = exchange.each(work, state.weights, kinds=("weights", "sums"))
-        loss, right = exchange.samples.total(sums)
-        return found, Info(loss, right / samples, jnp.full_like(loss, samples), {})
+        loss, right, count = means(exchange.samples.total(sums), samples)
+        return found, measured(Info(loss, right, count, {}))
 
     return gradient
 
@@ -161,11 +163,14 @@ def loss_gradient(
     y: Array,
     samples: int,
     products: Callable[[int, int], Products] | None = None,
-) -> tuple[tuple[Array, Array], list[Tree]]:
-    """((mean loss, number right), gradient of the mean loss) of the samples at hand."""
+) -> tuple[Sums, list[Tree]]:
+    """(sums, gradient of the minibatch's mean loss) of the samples at hand."""
+    weighing = weigh(pieces.loss, y, samples, exchange.samples.sum, x.dtype)
 
-    def mean_loss(params: list[Tree]) -> tuple[Array, Array]:
+    def mean_loss(params: list[Tree]) -> tuple[Array, Sums]:
         outputs = pieces.forward(exchange, l, params, x, products)
-        return pieces.loss.value(outputs, y).sum() / samples, pieces.loss.correct(outputs, y).sum()
+        scaled, sums = weighing.scaled(outputs)
+        return scaled / samples, sums
 
-    return jax.value_and_grad(mean_loss, has_aux=True)(weights.params)
+    gradient, sums = jax.grad(mean_loss, has_aux=True)(weights.params)
+    return sums, gradient

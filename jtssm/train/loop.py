@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from jtssm import checks
 from jtssm.arrays import Array, Tree
+from jtssm.losses import Metric
 from jtssm.protocol.method import Method
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.distributed import ProcessBatches, ProcessSamples, introduce
@@ -20,6 +21,7 @@ from jtssm.train import fingerprint
 from jtssm.train.batches import Minibatches, Resident
 from jtssm.train.checkpoint import Folder
 from jtssm.train.divergence import not_finite
+from jtssm.train.evaluation import as_metric, evaluate
 from jtssm.train.feed import Feed, check_shared
 from jtssm.train.halving import Halving
 from jtssm.train.hooks import Hook, as_hooks
@@ -46,6 +48,7 @@ def fit(
     machine: Machine | str | None = None,
     forms: str | Sequence[str] = "auto",
     validation: Given | Mapping[str, Given] | None = None,
+    metrics: Mapping[str, Callable | Metric] | None = None,
     callbacks: Sequence[Callable[[Epoch], object] | Hook] = (),
     params: Sequence[Tree] | None = None,
     state: Tree = None,
@@ -90,6 +93,7 @@ def fit(
       validation: (x, y), or several by name: {"train": (x, y), "valid": (x, y)}. Loss and accuracy
         of the composed network on each stand in the history as `valid_loss`, `valid_accuracy`; a
         single pair is called "validation".
+      metrics: further means on each of them, by name, as `jtssm.evaluate` takes them: `valid_top5`.
       callbacks: called with an `Epoch` at every line of the history; a true bool of Python, numpy or jax
         that one returns stops the training. Numbers that it adds to `epoch.record` stand in the history.
         Or a `jtssm.train.hooks.Hook`, which sees more than lines.
@@ -170,6 +174,7 @@ def fit(
     else:
         feed, told = _held(method, held, order_key, epochs)
     sets = evaluated(method, validation)
+    found = {name: as_metric(name, given) for name, given in (metrics or {}).items()}
     _check_start(method, params, state, feed)
     # the epochs after which a line of the history is due
     lines = [*range(evaluate_every, epochs, evaluate_every), epochs]
@@ -191,7 +196,8 @@ def fit(
         hooks += given
         if folder is not None:  # behind all others: what they have done stands in the checkpoint
             hooks += [stack.enter_context(noted()), Saving(folder, every)]
-        return Trainer(begun, method, feed, lines, sets, hooks).train()
+        score = lambda state: evaluate(method, state, sets, metrics=found)
+        return Trainer(begun, method, feed, lines, score, hooks).train()
 
 
 def _streamed(

@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from signal import Signals
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.typing import ArrayLike
 
 from jtssm.arrays import Tree
 from jtssm.protocol.method import Method
-from jtssm.sharding.placement.on_host import gathered
 from jtssm.train.divergence import Divergence
-
-ROWS = 8192  # most samples a forward pass of an evaluation
+from jtssm.train.evaluation import evaluate, outputs
 
 
 class Epoch(NamedTuple):
@@ -55,6 +52,10 @@ class Result(NamedTuple):
         """Outputs [samples, ...] of the composed network, on the host; every process must ask."""
         return outputs(self.method, self.state, x)
 
+    def evaluate(self, data: Any, **ways: Any) -> dict[str, float]:
+        """As `jtssm.evaluate`, of the state reached."""
+        return evaluate(self.method, self.state, data, **ways)
+
     @property
     def params(self) -> list[Tree]:
         """The whole network's parameters, one tree a layer; every process must ask."""
@@ -69,38 +70,3 @@ def _told(record: Mapping[str, float]) -> str:
     """The numbers of a line, as a person reads them."""
     tell = lambda a: f"{a:.4g}" if isinstance(a, float) else str(a)
     return ", ".join(f"{name} {tell(a)}" for name, a in record.items() if name != "epoch")
-
-
-def evaluate(
-    method: Method, state: Tree, sets: Mapping[str, tuple[ArrayLike, ArrayLike]]
-) -> dict[str, float]:
-    """Mean loss and accuracy of the composed network on each named (x, y); every process must ask.
-
-    Examples:
-      >>> import jax, jtssm, optax
-      >>> from jtssm import solvers
-      >>> from jtssm.data import synthetic
-      >>> x, y = synthetic.separable(0, 100, 4, 3)
-      >>> method = solvers.sgd(jtssm.mlp([4, 8, 3]), optimizer=optax.adam(1e-2), batch_size=50)
-      >>> state = method.init(jax.random.key(0), x, y)
-      >>> sorted(jtssm.evaluate(method, state, {"train": (x, y)}))
-      ['train_accuracy', 'train_loss']
-    """
-    record: dict[str, float] = {}
-    loss: Any = method.loss  # on numpy's arrays too
-    for name, (x, y) in sets.items():
-        predicted = outputs(method, state, x)
-        record[f"{name}_loss"] = float(loss.value(predicted, np.asarray(y)).mean())
-        record[f"{name}_accuracy"] = float(loss.correct(predicted, np.asarray(y)).mean())
-    return record
-
-
-def outputs(method: Method, state: Tree, x: ArrayLike) -> np.ndarray:
-    """Outputs [samples, ...] of the composed network, on the host, computed at most ROWS at a time.
-
-    Every process must ask, with the same samples, and gets all of them.
-    """
-    predict = jax.jit(method.predict)
-    whole = np.asarray(x)
-    chunks = np.array_split(whole, -(-len(whole) // ROWS))  # even: batch statistics need many
-    return np.concatenate([gathered(predict(state, chunk)) for chunk in chunks])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +18,7 @@ from jtssm.train.feed import Feed
 from jtssm.train.hooks import Hook, is_true
 from jtssm.train.position import Checkpoint, Position, Sound
 from jtssm.train.record import certificate, joined, make_plain, means
-from jtssm.train.result import Epoch, Result, evaluate
-from jtssm.train.samples import Pair
+from jtssm.train.result import Epoch, Result
 
 
 class Trainer:
@@ -41,7 +40,7 @@ class Trainer:
       method: as placed.
       feed: what gives it samples.
       lines: the epochs after which a line of the history is due.
-      sets: samples (x, y) by name that each line evaluates.
+      score: (a settled state) -> what each line says of it.
       hooks: in the order in which they are called.
     """
 
@@ -54,10 +53,10 @@ class Trainer:
         method: Method,
         feed: Feed,
         lines: Sequence[int],
-        sets: Mapping[str, Pair],
+        score: Callable[[Tree], dict[str, float]],
         hooks: Sequence[Hook],
     ):
-        self.method, self.feed, self.lines, self.sets = method, feed, lines, sets
+        self.method, self.feed, self.lines, self.score = method, feed, lines, score
         self.hooks = hooks
         self.guard = Guard(method.step, begun.state, begun.position.steps, begun.odd)
         self.drain: Callable[[Tree], Tree] = jax.jit(method.drain)
@@ -168,7 +167,7 @@ class Trainer:
     def _record(self, end: int, seconds: float) -> dict[str, float]:
         record: dict[str, Any] = {"epoch": end, "step": self.feed.steps(end), "seconds": seconds}
         record |= means(self.infos) | certificate(self.infos, self.history)
-        return record | evaluate(self.method, self.settled, self.sets)
+        return record | self.score(self.settled)
 
     def _stops(self, hook: Hook, epoch: Epoch) -> bool:
         stops = is_true(hook.on_line(self, epoch))

@@ -45,7 +45,7 @@ def test_every_method_tells_its_arguments_and_is_made_again_from_them(name):
 
 
 def test_a_document_has_no_addresses_and_every_kind_of_value():
-    grid = solvers.pdadmm(NET, grid=np.array([0.0, 0.5]), loss=losses.squared_error).settings
+    grid = solvers.pdadmm(NET, grid=np.array([0.0, 0.5]), loss=losses.squared_error()).settings
     assert grid.document()["arguments"]["grid"] == [0.0, 0.5]
     assert grid.document()["arguments"]["loss"] == "squared_error"
     method = made(optimizer=[optax.sgd(0.1), ADAM], rho=np.float32(0.5), compute_dtype=jnp.bfloat16)
@@ -96,7 +96,7 @@ def test_an_argument_that_differs_makes_the_settings_differ(changes):
     [
         ({}, {"rho": 1, "schedule": "streaming"}),
         ({"schedule": "stored"}, {"schedule": solvers.Stored()}),
-        ({"loss": "squared_error"}, {"loss": losses.squared_error}),
+        ({"loss": "squared_error"}, {"loss": losses.squared_error()}),
         ({"compute_dtype": "bfloat16"}, {"compute_dtype": jnp.bfloat16}),
         ({"subnets": None, "cuts": [1, 2]}, {"subnets": None, "cuts": np.array([1, 2])}),
         ({"optimizer": optax.sgd(0.1)}, {"optimizer": optax.sgd(0.2)}),  # optax does not tell

@@ -32,7 +32,7 @@ def test_history_counts_steps_samples_and_evaluates_the_composed_network():
     outputs = NET.apply(result.params, X)
     np.testing.assert_allclose(result.predict(X), outputs, atol=1e-12)
     last = result.history[-1]
-    expected = float(losses.cross_entropy.value(outputs, Y).mean())
+    expected = float(losses.cross_entropy().value(outputs, Y).mean())
     np.testing.assert_allclose(last["train_loss"], expected, rtol=1e-9)
     assert last["few_accuracy"] == float((outputs[:7].argmax(1) == Y[:7]).mean())
     assert last["seconds"] > 0

@@ -15,7 +15,7 @@ from jtssm.protocol.declared import MatrixProduct, Move, Run
 from jtssm.protocol.program import Program
 from jtssm.protocol.stages import StageProgram
 from jtssm.protocol.whole import WholeProgram
-from jtssm.sharding.cost.messages import SHOWN, Demand, Message, Sizes, Step
+from jtssm.sharding.cost.messages import SHOWN, Demand, Message, Sizes, Step, weighing
 from jtssm.sharding.cost.products import matrix_task, passes, stored_words, task
 from jtssm.sharding.layers.forms import Grid
 from jtssm.sharding.layers.questions import bare
@@ -30,7 +30,8 @@ def of_stages(
     layered, grid = _on_grid(program, sizes, forms, samples)
     local = program.stages.num // sizes[0]
     moves = program.declared.moves(samples)
-    pieces = [_of_piece(layered, grid, l, moves) for l in range(program.stages.num)]
+    weighed = weighing(program, samples, layered.grid.samples)
+    pieces = [_of_piece(layered, grid, l, moves, weighed) for l in range(program.stages.num)]
     devices = tuple(_total(pieces[d * local : (d + 1) * local]) for d in range(sizes[0]))
     # what the devices of pr hold of it is the same
     shown = _shown(program, (sizes[0], 1, sizes[2]))
@@ -42,8 +43,10 @@ def of_whole(
 ) -> Step:
     """Of a network that is trained as one piece."""
     layered, grid = _on_grid(program, sizes, forms, step_samples(program, samples))
-    device = _of_piece(layered, grid, 0, ())  # what it sends are its layers' sums
     split = grid.split_outputs(step_rows(layered))
+    axes = (*([grid.axis] if split and grid.axis else []), *grid.samples)
+    weighed = weighing(program, 0, axes)
+    device = _of_piece(layered, grid, 0, (), weighed)  # what it sends are its layers' sums
     shown = _shown(program, sizes if split else (sizes[0], 1, sizes[2]))
     return Step((device,), tuple(shown))
 
@@ -175,18 +178,22 @@ def _sends(sent: Sent, run: Run, ends: bool) -> int:
     return run.forward - (run.unused if ends else 0)
 
 
-def _of_piece(layered: Layered, grid: Grid, l: int, moves: Sequence[Move]) -> Demand:
+def _of_piece(
+    layered: Layered, grid: Grid, l: int, moves: Sequence[Move], weighed: tuple[Message, ...]
+) -> Demand:
+    """weighed: what the last piece sends for the weights of its samples."""
     starts = layered.program.stages.starts
     layers = range(starts[l], starts[l + 1])
+    ends = Demand(messages=weighed if l == layered.program.stages.num - 1 else ())
     if not layered.products[l]:
-        return _total([layered.layer(grid, i) for i in layers])
+        return _total([*(layered.layer(grid, i) for i in layers), ends])
     words = sum(a.size for i in layers for a in jax.tree.leaves(layered.params[i]))
     tasks = tuple(matrix_task(p, layered.pc) for p in layered.products[l])
     sums = [m for m in moves if m.source == l and m.axis == "pc" and layered.pc > 1]
     messages = [
         Message(m.what, m.collective, ("pc",), prod(m.shape), m.times, m.itemsize) for m in sums
     ]
-    return Demand(tasks, ((words, 1),), tuple(messages))
+    return Demand(tasks, ((words, 1),), tuple(messages)) + ends
 
 
 def _total(demands: Iterable[Demand]) -> Demand:

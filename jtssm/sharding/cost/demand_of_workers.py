@@ -8,7 +8,7 @@ from math import prod
 from jtssm import checks
 from jtssm.protocol.declared import MatrixProduct, Move
 from jtssm.protocol.workers import WorkerProgram
-from jtssm.sharding.cost.messages import SHOWN, Demand, Message, Sizes, Step
+from jtssm.sharding.cost.messages import SHOWN, Demand, Message, Sizes, Step, weighing
 from jtssm.sharding.cost.products import Task, batched, matrix_task, network_tasks
 
 
@@ -30,6 +30,7 @@ def of_workers(
         if axes
     ]
     messages += _statistics(program, local, axes)
+    messages += weighing(program, 0, axes, words=local)
     device = Demand(tuple(_local_tasks(program, local, pr * pc)), updates, tuple(messages))
     return Step((device,) * subnet, tuple(_meetings(program, moves, sizes, axes)))
 

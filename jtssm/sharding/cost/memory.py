@@ -18,7 +18,6 @@ from typing import NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import jax
-import numpy as np
 from jax import ShapeDtypeStruct as Shaped
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.tree_util import PyTreeDef
@@ -174,13 +173,8 @@ def placed_step(
     placed = place(
         method, mesh or cast(Mesh, abstract), forms=forms if method.program.takes_forms else "auto"
     )
-    shape = method.network.shapes[0]
     lead: tuple = method.batch_shape or (samples,)
-    num = prod(lead) if method.batch_shape else samples
-    x = Shaped((num, *shape), np.float32)
-    y = Shaped(x.shape[:1], np.int32)
-    state = _state_shapes(method, x, y)
+    state = _state_shapes(method, *method.program.samples_like((prod(lead),)))
     sharding = batch_sharding(placed)
-    given = [Shaped((*lead, *of), a.dtype) for of, a in ((shape, x), ((), y))]
-    put = lambda a: Shaped(a.shape, a.dtype, sharding=sharding)
-    return placed, placed.spread(state), (put(given[0]), put(given[1]))
+    x, y = (Shaped(a.shape, a.dtype, sharding=sharding) for a in method.program.samples_like(lead))
+    return placed, placed.spread(state), (x, y)

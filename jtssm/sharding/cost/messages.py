@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from jtssm.protocol.declared import WORD
+from jtssm.protocol.program import Program
 from jtssm.sharding.cost.products import Task
 from jtssm.sharding.count.routes import Route
 
@@ -45,6 +46,22 @@ class Step(NamedTuple):
 
 SHOWN = "sums"  # the scalars that a step shows
 Sizes = tuple[int, int, int]  # of subnet, pr, pc
+
+
+def weighing(
+    program: Program, samples: int, axes: tuple[str, ...], words: int = 1
+) -> tuple[Message, ...]:
+    """The sums of a loss' weights over the devices that split a minibatch; none of a loss without.
+
+    Args:
+      samples: of a step, of a resident method.
+      axes: over which it is split.
+      words: minibatches at a time.
+    """
+    if program.loss.weight is None or not axes:
+        return ()
+    times = program.declared.weighings(samples)
+    return (Message("weights of the loss", "all_reduce", axes, words, times),)
 
 
 def predicted_bytes(step: Step, sizes: Sizes, word: int = WORD) -> dict[Route, int]:

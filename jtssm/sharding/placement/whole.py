@@ -234,8 +234,8 @@ class _Held(NamedTuple):
         return lax.dynamic_slice_in_dim(a, lax.axis_index(axes) * self.here, self.here)
 
     def sum(self, a: Array) -> Array:
-        """The array itself: what differs along axes of the mesh is summed by `total` alone."""
-        return a
+        """Over the devices whose samples it is of."""
+        return _total(self.grid, a)
 
     def total(self, sums: tuple[Tree, ...]) -> Tree:
         """Over the devices whose samples the sums are of."""

@@ -55,6 +55,7 @@ def by_collectives(num: int, names: AxisNames) -> Meeting:
         gather=lambda x: collectives.gather_columns(x, names.subnet),
         sum_homes=lambda x: collectives.total(x, subnet),
         own_samples=partial(_own, axis=names.pc),
+        sum_samples=lambda a: collectives.total(a, pc),
         products=PLAIN._replace(
             over_samples=lambda a: collectives.mean(PLAIN.over_samples(a), pc),
             sample_axes=tuple(pc),

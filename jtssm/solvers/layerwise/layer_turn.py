@@ -12,6 +12,7 @@ from jtssm.protocol.info import Info
 from jtssm.solvers.layerwise import updates
 from jtssm.solvers.layerwise.variables import Inbox, Numbers
 from jtssm.solvers.pieces import Weights
+from jtssm.solvers.weighing import weigh
 
 if TYPE_CHECKING:
     from jtssm.solvers.layerwise.iteration import Layered
@@ -111,10 +112,12 @@ class LayerTurn(NamedTuple):
             z_new = updates.update_z(z, m, q, nu=nu, activation=activation)
             constant = jnp.maximum(nu / 2 - 2 * (nu * activation.lipschitz) ** 2 / rho, 0)
             return z_new, constant * updates.squared(z_new - z), (zero, zero, zero)
-        loss = self.layers.pieces.loss
-        z_new = updates.update_z_last(z, m, self.y, nu=nu, loss=loss)
-        value = lambda a: loss.value(a, self.y).sum()
-        seen = value(z_new), value(m), loss.correct(m, self.y).sum()
+        loss, split = self.layers.pieces.loss, self.exchange.samples
+        weighing = weigh(loss, self.y, z.shape[0] * split.num_splits, split.sum, z.dtype)
+        weight = weighing.sample_weights(z)
+        z_new = updates.update_z_last(z, m, self.y, nu=nu, loss=loss, weight=weight)
+        (now, _), (passed, sums) = weighing.scaled(z_new), weighing.scaled(m)
+        seen = now, passed, sums.right * weighing.scale
         return z_new, nu / 2 * updates.squared(z_new - z), seen
 
     def renew_boundary(

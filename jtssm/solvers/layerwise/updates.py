@@ -22,6 +22,9 @@ from jtssm.solvers.layerwise.activations import RELU, Activation
 Total = Callable[[Array], Array]
 
 
+CROSS_ENTROPY = cross_entropy()
+
+
 def alone(a: Array) -> Array:
     """The sum over the devices that share the samples, where there is one."""
     return a
@@ -192,16 +195,29 @@ def update_z(z: Array, m: Array, q: Array, *, nu: Scalar, activation: Activation
     return activation.minimise(z, m, q)
 
 
-def update_z_last(z: Array, m: Array, y: Array, *, nu: Scalar, loss: Loss = cross_entropy) -> Array:
-    """z_L <- argmin_z R(z; y) + (nu/2) |z - m|^2, sample by sample, solved from z_old.
+def update_z_last(
+    z: Array,
+    m: Array,
+    y: Array,
+    *,
+    nu: Scalar,
+    loss: Loss = CROSS_ENTROPY,
+    weight: Array | None = None,
+) -> Array:
+    """z_L <- argmin_z weight R(z; y) + (nu/2) |z - m|^2, sample by sample, solved from z_old.
 
     Args:
       z: z_old [samples, outputs], as m = p W + b.
       y: labels [samples], or targets like z.
       loss: one with a prox.
+      weight: [samples] of R; 0: z_L <- m. None: 1.
     """
     assert loss.prox is not None
-    return loss.prox(z, m, y, nu)
+    if weight is None:
+        return loss.prox(z, m, y, nu)
+    counts = (weight > 0)[:, None]
+    found = loss.prox(z, m, y, nu / jnp.where(counts, weight[:, None], 1))
+    return jnp.where(counts, found, m)
 
 
 def update_q(

@@ -22,6 +22,7 @@ from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
 from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.tssm.updates import Penalties, squared
+from jtssm.solvers.weighing import weigh
 
 
 class State(NamedTuple):
@@ -92,7 +93,8 @@ class Sweep(NamedTuple):
 
         def weight_step(weights: Weights, columns: Array) -> tuple[Weights, None]:
             p_, q_, y_ = jax.tree.map(lambda a: self._pick(a, columns), (p, q, self.y))
-            mean = lambda W: self._objective(l, W, p_, q_, y_)[0] / self.strata.num
+            num = self.strata.num
+            mean = lambda W: self._objective(l, W, p_, q_, y_, num)[0] / num
             gradient = jax.grad(mean)(weights.params)
             return self.pieces.descend(l, weights, gradient, pace=self.pace), None
 
@@ -100,7 +102,7 @@ class Sweep(NamedTuple):
 
     def follows(self, l: int, weights: Weights, q: Tree) -> Callable[[Array], Omega]:
         """p_l -> (R or Omega_l summed over all samples at hand, (f_l, (loss, number right)))."""
-        return lambda p: self._objective(l, weights.params, p, q, self.y)
+        return lambda p: self._objective(l, weights.params, p, q, self.y, self._count)
 
     def info(self, seen: Carried, **squares: Carried) -> Info:
         """Means over all samples, those of other devices too.
@@ -116,13 +118,14 @@ class Sweep(NamedTuple):
     def _count(self) -> int:
         return self.strata.num * self.strata.each
 
-    def _objective(self, l: int, W: list[Tree], p: Array, q: Tree, y: Array) -> Omega:
+    def _objective(self, l: int, W: list[Tree], p: Array, q: Tree, y: Array, samples: int) -> Omega:
         f = self.pieces.forward(self.exchange, l, W, p)
         if l < self.pieces.num - 1:
             zero = jnp.zeros((), p.dtype)
             return self.alpha / 2 * squared(q - f), (f, (zero, zero))
-        loss = self.pieces.loss.value(f, y).sum()
-        return loss, (f, (loss, self.pieces.loss.correct(f, y).sum()))
+        weighing = weigh(self.pieces.loss, y, samples, self.exchange.samples.sum, p.dtype)
+        loss, sums = weighing.scaled(f)
+        return loss, (f, (loss, sums.right * weighing.scale))
 
     def _pick(self, a: Array, columns: Array) -> Array:
         """Row columns[i] of stratum i, for all strata that live here."""
@@ -174,7 +177,13 @@ def method(
     return pieces.program(
         rule.name,
         {"weights": "weights", "held": "samples"},
-        Declared(moves, work, sums=2 + len(rule.shows), shows=rule.shows),
+        Declared(
+            moves,
+            work,
+            sums=2 + len(rule.shows),
+            shows=rule.shows,
+            weighings=lambda samples: sweeps * ((weight_steps or samples // batch_size) + 1),
+        ),
         Batch(batch_size, None, resident=True),
         precision,
         init=_init(rule, pieces, penalties),

@@ -116,7 +116,7 @@ def _declared(rule: Rule, pieces: Pieces, sweeps: int) -> Declared:
         return (Run(samples, sweeps + more, sweeps, sweeps, first=l > 0, unused=more),)
 
     sums = 3 + (len(rule.shows) if pieces.num > 1 else 0)
-    return Declared(moves, work, sums, shows=rule.shows)
+    return Declared(moves, work, sums, shows=rule.shows, weighings=lambda samples: sweeps)
 
 
 def _init(
@@ -217,19 +217,19 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Tick:
             state.key,
             state.pace,
         )
-        return state, _info(rule, exchange.samples.total(sums))
+        return state, _info(rule, exchange.samples.total(sums), samples)
 
     return tick
 
 
-def _info(rule: Rule, totals: Sequence[Array]) -> Info:
-    loss, right, samples, *squares = totals
-    mean = 1 / jnp.maximum(samples, 1)
+def _info(rule: Rule, totals: Sequence[Array], samples: int) -> Info:
+    loss, right, weight, *squares = totals
+    mean = jnp.where(weight > 0, 1 / weight, 0)
     # of a single piece 0 by construction
     squares = squares or [jnp.zeros_like(loss)] * len(rule.shows)
-    residuals = (jnp.sqrt(a * mean) for a in squares)
+    residuals = (jnp.sqrt(a * (1 / jnp.full_like(weight, samples))) for a in squares)
     shown = dict(zip(rule.shows, residuals, strict=True))
-    return measured(Info(loss * mean, right * mean, samples, shown))
+    return measured(Info(loss * mean, right * mean, weight, shown))
 
 
 def _drain(tick: Tick, pieces: Pieces) -> Callable[[Exchange, State], State]:

@@ -12,6 +12,7 @@ from jtssm.arrays import Array, Scalar, Tree
 from jtssm.protocol.exchange import Exchange
 from jtssm.solvers.pieces import Pieces, Weights, training
 from jtssm.solvers.tssm.updates import Penalties, squared, update_p, update_q, update_u
+from jtssm.solvers.weighing import weigh
 
 
 class Kept(NamedTuple):
@@ -189,7 +190,6 @@ class Turn(NamedTuple):
         if v_next is not None:
             zero = jnp.zeros((), p.dtype)
             return f, (zero, zero, zero), lambda: pulled(-self.penalties.alpha * v_next)
-        value = lambda f: self.pieces.loss.value(f, y).sum()
-        loss, g_f = jax.value_and_grad(value)(f)
-        seen = loss, self.pieces.loss.correct(f, y).sum(), jnp.full((), p.shape[0], p.dtype)
-        return f, seen, lambda: pulled(g_f)
+        weighing = weigh(self.pieces.loss, y, self.samples, self.exchange.samples.sum, p.dtype)
+        g_f, seen = jax.grad(weighing.scaled, has_aux=True)(f)
+        return f, tuple(seen), lambda: pulled(g_f)

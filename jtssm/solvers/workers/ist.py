@@ -117,7 +117,8 @@ def ist(
         declared=Declared(
             moves=model.moves,
             work=lambda l, samples: model.work(),
-            sums=2,
+            sums=2 if trainer.loss.weight is None else 3,
+            weighings=lambda samples: local_steps,
             statistics=model.statistics,
         ),
         kinds={"homes": ("subnet",), "shared": (), "round": (), "key": (), "pace": ()},

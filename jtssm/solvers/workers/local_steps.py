@@ -22,6 +22,7 @@ from jtssm.protocol.info import Info
 from jtssm.protocol.program import Batch, Stages
 from jtssm.protocol.workers import Meeting, Model, WorkerProgram, round_info
 from jtssm.solvers.pieces import paced, precisely, training
+from jtssm.solvers.weighing import kept, weigh
 
 # states of optax that count steps for a schedule: they run on where the rest starts anew
 SCHEDULES = (
@@ -32,7 +33,7 @@ SCHEDULES = (
 )
 
 Trained = tuple[Tree, Tree]  # params, opt_state
-Sums = tuple[Array, Array]  # over samples: loss, right answers
+Sums = tuple[Array, ...]  # over samples: loss, right answers, of a loss with weights theirs
 
 
 class Local(NamedTuple):
@@ -79,7 +80,7 @@ class Local(NamedTuple):
             ) -> tuple[Trained, Sums]:
                 (params, opt_state), (xb, yb, draw) = carry, batch
                 at = lambda i: products(draw, i)
-                return self._step(params, opt_state, own, xb, yb, at, pace)
+                return self._step(params, opt_state, own, xb, yb, at, pace, meeting.sum_samples)
 
             return lax.scan(step, (params, opt_state), (x, y, draws))
 
@@ -122,7 +123,10 @@ class Local(NamedTuple):
         steps, scalars = self.local_steps, dict.fromkeys(("round", "key", "pace"), ())
         run = Run(self.batch_size, steps, steps, steps, first=False)
         statistics = lambda: self.network.statistics
-        declared = Declared(moves, lambda l, samples: (run,), sums=2, statistics=statistics)
+        sums, weighings = 2 if self.loss.weight is None else 3, lambda samples: steps
+        declared = Declared(
+            moves, lambda l, samples: (run,), sums=sums, weighings=weighings, statistics=statistics
+        )
         return WorkerProgram(
             name=name,
             stages=self.stages,
@@ -167,10 +171,10 @@ class Local(NamedTuple):
     def gradient_move(self) -> Move:
         """The sum of a worker's gradients over devices that share its minibatches, R a round."""
         pairs = zip(self.network.layers, self.network.parameter_shapes(), strict=True)
-        trained = [a.size for layer, p in pairs for n, a in p.items() if n not in layer.estimated]
+        trained = [tree for layer, p in pairs for n, tree in p.items() if n not in layer.estimated]
         return Move(
             "gradient of W",
-            (sum(trained),),
+            (sum(a.size for a in jax.tree.leaves(trained)),),
             "pc",
             None,
             None,
@@ -191,13 +195,15 @@ class Local(NamedTuple):
         y: Array,
         products: Callable[[int], Products],
         pace: Array,
+        summed: Callable[[Array], Array],
     ) -> tuple[Trained, Sums]:
-        """One minibatch of one worker."""
+        """One minibatch of one worker; summed: over the devices that split it."""
+        weighing = weigh(self.loss, y, self.batch_size, summed, x.dtype)
 
         def mean_loss(params: Tree) -> tuple[Array, Sums]:
             outputs = self.forward(params, x, own, products)
-            losses, right = self.loss.value(outputs, y), self.loss.correct(outputs, y)
-            return losses.sum() / self.batch_size, (losses.sum(), right.sum())
+            scaled, sums = weighing.scaled(outputs)
+            return scaled / self.batch_size, kept(self.loss, sums)
 
         gradient, sums = jax.grad(mean_loss, has_aux=True)(params)
         updates, opt_state = self.optimizer.update(gradient, opt_state, params)

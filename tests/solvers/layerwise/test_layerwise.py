@@ -165,10 +165,10 @@ def test_the_prox_of_cross_entropy_is_solved_from_any_start(nu):
     rng = np.random.default_rng(0)
     y = jnp.asarray(rng.integers(0, 10, 200))
     m, start = (jnp.asarray(rng.normal(size=(200, 10)) * scale) for scale in (5.0, 40.0))
-    z = losses.cross_entropy.prox(start, m, y, nu)
+    z = losses.cross_entropy().prox(start, m, y, nu)
     slope = jax.nn.softmax(z) - jax.nn.one_hot(y, 10) + nu * (z - m)
     np.testing.assert_allclose(slope, 0, atol=1e-12 * max(1, nu))
-    low = losses.cross_entropy.prox(*(a.astype(np.float32) for a in (m, m)), y, np.float32(nu))
+    low = losses.cross_entropy().prox(*(a.astype(np.float32) for a in (m, m)), y, np.float32(nu))
     assert low.dtype == np.float32
     slope = jax.nn.softmax(low) - jax.nn.one_hot(y, 10, dtype=np.float32) + nu * (low - m)
     np.testing.assert_allclose(slope, 0, atol=3e-6 * max(1, nu))

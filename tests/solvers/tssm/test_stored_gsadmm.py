@@ -72,7 +72,9 @@ def test_iterations_equal_the_papers_algorithm_box(problem, n, weight_steps):
     )
     params = NET.init(jax.random.key(2), jnp.float64)
     state = method.init(jax.random.key(0), x, y, params)
-    twin = twins.Pieces(NET, params, method.program.stages.starts, optimizer, losses.cross_entropy)
+    twin = twins.Pieces(
+        NET, params, method.program.stages.starts, optimizer, losses.cross_entropy()
+    )
     p, f = [None], x
     for l in range(n - 1):
         f = twin.f(l, twin.W[l], f)
@@ -109,7 +111,7 @@ def test_at_the_start_the_lagrangian_is_the_loss_of_the_composed_network(problem
     )
     state = method.init(jax.random.key(0), x, y)
     at = lambda s: float(solvers.lagrangian(method, solvers.variables(s, x), y, rho=1.0, alpha=1.0))
-    value = float(losses.cross_entropy.value(NET.apply(method.params(state), x), y).sum())
+    value = float(losses.cross_entropy().value(NET.apply(method.params(state), x), y).sum())
     np.testing.assert_allclose(at(state), value, rtol=1e-12)
     moved, _ = method.step(state, x, y)
     assert at(moved) < at(state)

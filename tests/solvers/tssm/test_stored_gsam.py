@@ -68,7 +68,9 @@ def test_iterations_equal_the_papers_algorithm_box(problem, n, weight_steps, ord
     )
     params = NET.init(jax.random.key(2), jnp.float64)
     state = method.init(jax.random.key(0), x, y, params)
-    twin = twins.Pieces(NET, params, method.program.stages.starts, optimizer, losses.cross_entropy)
+    twin = twins.Pieces(
+        NET, params, method.program.stages.starts, optimizer, losses.cross_entropy()
+    )
     p = [x]
     for l in range(n - 1):
         p.append(twin.f(l, twin.W[l], p[-1]))
@@ -116,7 +118,7 @@ def test_the_variables_of_gsam_put_into_L_give_its_objective(problem, order):
         schedule=solvers.Stored(order=order),
     )
     state = method.init(jax.random.key(0), x, y)
-    start = float(losses.cross_entropy.value(NET.apply(method.params(state), x), y).sum())
+    start = float(losses.cross_entropy().value(NET.apply(method.params(state), x), y).sum())
     at = lambda s, rho: float(
         solvers.lagrangian(method, solvers.variables(s, x), y, rho=rho, alpha=1.0)
     )
@@ -128,7 +130,7 @@ def test_the_variables_of_gsam_put_into_L_give_its_objective(problem, order):
         method.params(moved),
         method.program.stages.starts,
         optax.sgd(0.0),
-        losses.cross_entropy,
+        losses.cross_entropy(),
     )
     p = [x, *(held.p for held in moved.held[1:])]
     np.testing.assert_allclose(at(moved, 0.3), objective(twin, twin.W, p, y, 1.0), rtol=1e-12)

@@ -66,7 +66,7 @@ def test_one_sweep_is_training_with_delayed_gradients(params, n, build, optimize
     data = batches(12)
     state, _ = trained(method, data, params)
     starts = method.program.stages.starts
-    twin = twins.Pieces(NET, params, starts, optimizer, losses.cross_entropy)
+    twin = twins.Pieces(NET, params, starts, optimizer, losses.cross_entropy())
     assert_close(method.params(state), twins.delayed_gradient(twin, data))
 
 
@@ -90,7 +90,7 @@ def test_rates_fall_with_the_delay(params, optimizer, given, power):
     state, _ = trained(method, data, params)
     rates = [0.05 / d**power for d in (7, 5, 3, 1)]
     each = [optimizer(rate) for rate in rates]
-    twin = twins.Pieces(NET, params, method.program.stages.starts, each, losses.cross_entropy)
+    twin = twins.Pieces(NET, params, method.program.stages.starts, each, losses.cross_entropy())
     assert_close(method.params(state), twins.delayed_gradient(twin, data))
 
 
@@ -136,7 +136,9 @@ def test_any_number_of_sweeps_equals_the_literal_twin(params, build, n, sweeps):
     )
     data = batches(6)
     state, _ = trained(method, data, params)
-    twin = twins.Pieces(NET, params, method.program.stages.starts, optimizer, losses.cross_entropy)
+    twin = twins.Pieces(
+        NET, params, method.program.stages.starts, optimizer, losses.cross_entropy()
+    )
     rho = 0.6 if build is GSADMM else None
     assert_close(method.params(state), twins.streaming(twin, data, sweeps, rho=rho, **numbers))
 
@@ -214,7 +216,7 @@ def test_training_goes_on_after_draining_as_with_a_pause(params):
         state, _ = method.step(state, x, y)
     state = method.drain(state)
     twin = twins.Pieces(
-        NET, params, method.program.stages.starts, optax.sgd(0.05), losses.cross_entropy
+        NET, params, method.program.stages.starts, optax.sgd(0.05), losses.cross_entropy()
     )
     twins.delayed_gradient(twin, batches(4))
     assert_close(method.params(state), twins.delayed_gradient(twin, batches(3)))
@@ -227,7 +229,7 @@ def test_loss_and_accuracy_are_those_of_the_minibatch_that_reaches_the_end(param
     _, infos = trained(method, data, params, drain=False)
     for t in range(2, 6):
         outputs = NET.apply(params, data[t - 2][0])
-        loss = losses.cross_entropy.value(outputs, data[t - 2][1]).mean()
+        loss = losses.cross_entropy().value(outputs, data[t - 2][1]).mean()
         right = (outputs.argmax(1) == data[t - 2][1]).mean()
         np.testing.assert_allclose(infos[t].loss, loss, rtol=1e-12)
         np.testing.assert_allclose(infos[t].accuracy, right, rtol=1e-6)
@@ -243,7 +245,7 @@ def test_residuals_are_those_of_the_written_sweep(params):
     _, infos = trained(method, [(x, y)] * 3, params, drain=False)
     f = twins.run(NET, list(enumerate(params[:2])), x)
     rest = list(enumerate(params))[2:]
-    g = jax.grad(lambda p: losses.cross_entropy.value(twins.run(NET, rest, p), y).sum())(f)
+    g = jax.grad(lambda p: losses.cross_entropy().value(twins.run(NET, rest, p), y).sum())(f)
     size = float(jnp.sqrt((g**2).sum(1).mean()))
     v = eta * rho / (alpha + rho) * size
     np.testing.assert_allclose(infos[2].shown["coupling"], v, rtol=1e-12)

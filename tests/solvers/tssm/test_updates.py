@@ -19,7 +19,7 @@ RHO, ALPHA, ETA = 0.7, 1.9, 0.13
 def problem():
     """Three subnetworks of unequal widths, five samples, arbitrary p, q, u."""
     net = jtssm.mlp([4, 6, 5, 7, 3], activation=jnp.tanh)
-    pieces = Pieces(net, (0, 1, 3, 4), (optax.sgd(0.1),) * 3, losses.cross_entropy)
+    pieces = Pieces(net, (0, 1, 3, 4), (optax.sgd(0.1),) * 3, losses.cross_entropy())
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape))
     params = net.init(jax.random.key(1), jnp.float64)
@@ -40,7 +40,7 @@ def L(pieces, variables, y):
 def test_the_lagrangian_is_the_sum_that_the_docstring_writes(problem):
     pieces, v, y = problem
     f = [pieces.forward(by_index(3), l, v.W[l], v.p[l]) for l in range(3)]
-    expected = float(losses.cross_entropy.value(f[2], y).sum())
+    expected = float(losses.cross_entropy().value(f[2], y).sum())
     for l in range(2):
         gap, miss = np.asarray(v.p[l + 1] - v.q[l]), np.asarray(v.q[l] - f[l])
         expected += ALPHA / 2 * (miss**2).sum() + (np.asarray(v.u[l]) * gap).sum()
@@ -52,7 +52,7 @@ def test_p_moves_by_eta_along_minus_the_gradient_of_L(problem):
     pieces, v, y = problem
     dL = jax.grad(lambda p: L(pieces, v._replace(p=p), y))(v.p)
     follows = lambda p, l: (
-        losses.cross_entropy.value(pieces.forward(by_index(3), l, v.W[l], p), y).sum()
+        losses.cross_entropy().value(pieces.forward(by_index(3), l, v.W[l], p), y).sum()
         if l == 2
         else ALPHA / 2 * jnp.sum((v.q[l] - pieces.forward(by_index(3), l, v.W[l], p)) ** 2)
     )

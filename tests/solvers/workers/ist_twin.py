@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 
-from jtssm.losses import cross_entropy
+from jtssm import losses
 from jtssm.nn.ops import PLAIN
 from jtssm.solvers.workers import deal
 from jtssm.solvers.workers.neurons import neurons, scaled
@@ -47,9 +47,9 @@ def train(net, optimizer, sizes, scale, params, x, y):
     """A subnet's local steps; x [R, b, ...]; sizes: neurons before each layer, 0 where all are there."""
     state = optimizer.init(params)
     for xb, yb in zip(list(x), list(y), strict=True):
-        loss = lambda p, xb=xb, yb=yb: cross_entropy.value(
-            forward(net, p, xb, sizes, scale), yb
-        ).mean()
+        loss = lambda p, xb=xb, yb=yb: (
+            losses.cross_entropy().value(forward(net, p, xb, sizes, scale), yb).mean()
+        )
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         params = optax.apply_updates(params, updates)
     return params
