@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import jax
 
 from jtssm.arrays import Array, Shaped, Tree
 from jtssm.nn.adapted import Call, Pure
-from jtssm.nn.interop.adapt import chained, dropped, listed, need_flax
+from jtssm.nn.interop.adapt import apart, chained, dropped, listed, need_flax
 from jtssm.nn.interop.functions import of_function
 from jtssm.nn.interop.modes import (
     DROPPING,
@@ -89,6 +89,7 @@ def from_linen(
             raise ValueError(
                 f"modules: expected linen modules or functions; got {module!r} as entry {i}"
             )
+    apart("modules", [_within(module) for module in given])
     own = [(i, m) for i, m in enumerate(given) if isinstance(m, linen.Module)]
     all_taken(said, [FREEZING, DROPPING, *(name for i, m in own for name in _known(i, m, said))])
     makers: list[Callable[[], Pure]] = [
@@ -100,6 +101,20 @@ def from_linen(
         for i, m in enumerate(given)
     ]
     return chained(makers, sample_input)
+
+
+def _within(value: Any) -> Iterator[tuple[str, object]]:
+    """The linen modules in a value, itself and those in fields, that may have parameters."""
+    from flax import linen
+
+    if isinstance(value, (list, tuple, Mapping)):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _within(each)
+    if isinstance(value, linen.Module) and not isinstance(value, linen.Dropout):
+        yield type(value).__name__, value
+        for f in fields(value):
+            if f.name not in ("parent", "scope"):
+                yield from _within(getattr(value, f.name, None))
 
 
 def _known(i: int, module: linen.Module, said: Words) -> set[str]:

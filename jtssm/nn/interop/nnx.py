@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jtssm.arrays import Array, Shaped, Tree
 from jtssm.nn.adapted import Call, Pure
-from jtssm.nn.interop.adapt import chained, dropped, listed, need_flax
+from jtssm.nn.interop.adapt import apart, chained, dropped, listed, need_flax
 from jtssm.nn.interop.functions import of_function
 from jtssm.nn.interop.modes import (
     DROPPING,
@@ -78,7 +78,7 @@ def from_nnx(
             raise ValueError(
                 f"modules: expected nnx modules or functions; got {module!r} as entry {i}"
             )
-    _apart(given)
+    apart("modules", [_variables(module) for module in given])
     own = [(i, m) for i, m in enumerate(given) if isinstance(m, nnx.Module)]
     all_taken(said, [FREEZING, DROPPING, *(name for i, m in own for name in _known(i, m, said))])
     if sample_input is None:
@@ -95,21 +95,17 @@ def from_nnx(
     return chained(makers, sample_input)
 
 
-def _apart(modules: Sequence[nnx.Module | Callable]) -> None:
-    """No two modules share a variable: each layer trains its own."""
+def _variables(module: nnx.Module | Callable) -> list[tuple[str, object]]:
+    """Those of a module, by their names."""
     from flax import nnx
 
-    owner: dict[int, int] = {}
-    for i, module in enumerate(modules):
-        if not isinstance(module, nnx.Module):
-            continue
-        for path, node in nnx.iter_graph(module):
-            if isinstance(node, nnx.Variable) and owner.setdefault(id(node), i) != i:
-                name = ".".join(map(str, path))
-                raise ValueError(
-                    f"modules: expected modules that share nothing; got {name} of module {i}, which is "
-                    f"module {owner[id(node)]}'s too: put what shares it into one module"
-                )
+    if not isinstance(module, nnx.Module):
+        return []
+    return [
+        (".".join(map(str, path)), node)
+        for path, node in nnx.iter_graph(module)
+        if isinstance(node, nnx.Variable) and not isinstance(node, nnx.RngState)
+    ]
 
 
 def _nodes(module: nnx.Module) -> Iterator[nnx.Module]:
