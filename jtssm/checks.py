@@ -200,6 +200,37 @@ def key(value: Any) -> jax.Array:
     raise ValueError(f"key: expected a single key, e.g. jax.random.key(0); got {shown(value)}")
 
 
+def array(name: str, value: object) -> None:
+    """The value is an array of numbers that jax takes, numpy's or jax's, or stands for one."""
+    traced = isinstance(value, jax.core.Tracer)
+    if isinstance(value, jax.Array) and not traced and value.is_deleted():
+        raise ValueError(
+            f"{name}: expected an array that holds its numbers; got one of shape {value.shape} that was "
+            f"deleted or donated: keep a copy, or hand it in before"
+        )
+    if isinstance(value, (jax.Array, jax.ShapeDtypeStruct)):
+        return
+    if not isinstance(value, np.ndarray) or not jnp.issubdtype(value.dtype, jnp.number):
+        raise ValueError(
+            f"{name}: expected an array of numbers, numpy's or jax's; got {shown(value)}"
+        )
+    if isinstance(value, np.ma.MaskedArray):
+        raise ValueError(
+            f"{name}: expected an array without a mask, which would be lost; got a masked one: fill it, "
+            f"e.g. {name}.filled(0)"
+        )
+    if not value.dtype.isnative:
+        raise ValueError(
+            f"{name}: expected numbers in this machine's byte order; got {value.dtype.str}: convert, "
+            f"e.g. {name}.astype('{value.dtype.newbyteorder('=').name}')"
+        )
+    if value.dtype.type in (np.longdouble, np.clongdouble) and value.dtype.itemsize > 8:
+        raise ValueError(
+            f"{name}: expected numbers of at most 64 bits; got {value.dtype}: convert, e.g. "
+            f"{name}.astype('float32')"
+        )
+
+
 def precision(value: Any) -> None:
     """A name that jax.default_matmul_precision takes, or None for jax's own default."""
     try:

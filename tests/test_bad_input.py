@@ -238,6 +238,21 @@ BAD_SAMPLES = [
 ]
 
 
+def deleted():
+    x = jnp.asarray(X)
+    x.delete()
+    return x
+
+
+BAD_SAMPLES += [
+    (X.astype(">f8"), Y, r"x: expected .* byte order; got >f8: convert, e\.g\. .*\('float64'\)"),
+    (X, Y.astype(">i4"), r"y: expected .* byte order; got >i4"),
+    (X.astype(np.longdouble), Y, r"x: expected numbers of at most 64 bits; got float128"),
+    (deleted(), Y, r"x: expected an array that holds its numbers; got .* deleted"),
+    (np.ma.masked_equal(X, 0), Y, r"x: expected an array without a mask"),
+]
+
+
 @pytest.mark.parametrize("schedule", ["streaming", "stored"])
 @pytest.mark.parametrize(("x", "y", "message"), BAD_SAMPLES)
 def test_init_and_fit_refuse_bad_samples(x, y, message, schedule):
@@ -275,9 +290,38 @@ def test_step_refuses_another_dtype_than_that_of_init_and_predict_another_width(
     with pytest.raises(ValueError, match=r"x: expected float32, as in init; got float64"):
         method.step(state, X[:6], Y[:6])
     with pytest.raises(
-        ValueError, match=r"x: expected \[samples, 4\] or the like; got shape \(12, 8\)"
+        ValueError, match=r"x: expected \[samples, 4\] or images of 4 numbers; got shape \(12, 8\)"
     ):
         method.predict(state, np.ones((12, 8), np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+@pytest.mark.parametrize("name", ["sgd", "gsadmm", "local_sgd"])
+def test_samples_of_16_bits_train_a_state_of_32(name, dtype):
+    """The same numbers as samples widened beforehand, exactly."""
+    adam = optax.adam(0.1)
+    method = {
+        "sgd": solvers.sgd(NET, optimizer=adam, batch_size=6),
+        "gsadmm": solvers.gsadmm(NET, optimizer=adam, batch_size=6, subnets=2),
+        "local_sgd": solvers.local_sgd(NET, optimizer=adam, batch_size=3, workers=2, local_steps=1),
+    }[name]
+    x = np.random.default_rng(0).normal(size=(12, 4)).astype(dtype)
+    y = np.arange(12) % 3
+    results = [
+        jtssm.fit(method, (a, y), epochs=2, key=jax.random.key(0)) for a in (x, x.astype("float32"))
+    ]
+    floats = [a for a in jax.tree.leaves(results[0].state) if jnp.issubdtype(a.dtype, jnp.floating)]
+    assert {str(a.dtype) for a in floats} == {"float32"}
+    jax.tree.map(np.testing.assert_array_equal, results[0].params, results[1].params)
+    np.testing.assert_array_equal(*(r.predict(x) for r in results))
+
+
+def test_samples_that_lie_in_a_file_are_taken(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(12, 4)).astype("float32"))
+    there, here = (np.load(tmp_path / "x.npy", mmap_mode=mode) for mode in ("r", None))
+    method = solvers.sgd(NET, optimizer=optax.sgd(0.1), batch_size=6)
+    fits = [jtssm.fit(method, (x, Y), epochs=1, key=jax.random.key(0)) for x in (there, here)]
+    jax.tree.map(np.testing.assert_array_equal, *(fit.params for fit in fits))
 
 
 def test_the_stored_schedule_refuses_a_broken_last_minibatch():

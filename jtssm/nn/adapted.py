@@ -23,6 +23,7 @@ from jax.interpreters import partial_eval
 from jax.typing import DTypeLike
 
 from jtssm.arrays import Array, Shaped, Tree
+from jtssm.nn import mixing
 from jtssm.nn.layer import Layer, Shape
 from jtssm.nn.ops import Products, varying
 
@@ -53,6 +54,8 @@ class Pure(NamedTuple):
     # (params, state, x, call) -> (y, state)
     run: Callable[[Tree, Tree, Array, Call], tuple[Array, Tree]]
     whole: Callable[[Tree, Tree], Any]  # (params, state) -> what the user gave, with these
+    moved: Callable[[Tree], Tree] = lambda state: {}  # state -> those of it that training must move
+    must_draw: str | None = None  # what is said of a module that does not draw while training
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -139,18 +142,35 @@ def adapted(one: Pure, x: jax.ShapeDtypeStruct, integer: bool) -> Adapted:
     """The layer of somebody's module, which takes samples like x; integer: as integers.
 
     Raises:
-      ValueError: parameters that are no floats, draws beside statistics that are not dropout's.
+      ValueError: parameters that are no floats, draws beside statistics that are not dropout's,
+        statistics that no training moves, samples that are mixed.
     """
     params, state = jax.eval_shape(lambda x: one.draw(jax.random.key(0), x), x)
     if strange := [a.dtype for a in jax.tree.leaves((params, state)) if not floating(a)]:
         raise ValueError(f"expected parameters and statistics of floats; got {strange[0]}")
+    if jax.tree.leaves(one.moved(state)) and not _moves(one, params, state, x):
+        raise ValueError(
+            "expected batch statistics that training moves; got a module that does not touch them while "
+            "training: if a flag of another name tells it to train, say so by mode={name: True}; if they "
+            "are to stay, by mode={'use_running_average': (True, True)}"
+        )
     random = _draws(one, params, state, x)
+    if one.must_draw and not random:
+        raise ValueError(one.must_draw)
     if random and jax.tree.leaves(state) and _draws(one, params, state, x, masks=True):
         raise ValueError(
             "expected of a module with batch statistics that only dropout draws in it; got other draws: "
             "make them a module of their own"
         )
-    return Adapted(one.name, one, x, params, state, random, integer)
+    layer = Adapted(one.name, one, x, params, state, random, integer)
+    layer.shape(x.shape[1:])  # which refuses what gives no samples
+    if _mixes(one, state, x, random):
+        raise ValueError(
+            "expected a module that treats samples one by one; got one that mixes them: on a mesh, which "
+            "splits samples, it would give other numbers. Take means and sums over other axes, and "
+            "statistics of the minibatch by BatchNorm, flax's or nn's"
+        )
+    return layer
 
 
 def _tree(params: Tree, state: Tree) -> Tree:
@@ -183,6 +203,29 @@ def _draws(
     run = lambda key, params, state, x: one.run(params, state, x, Call(True, key, keys))[0]
     traced = jax.make_jaxpr(run)(jax.random.key(0), params, state, x).jaxpr
     return bool(partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))[1][0])
+
+
+def _moves(one: Pure, params: Tree, state: Tree, x: jax.ShapeDtypeStruct) -> bool:
+    """Whether a run that trains gives other statistics than it is given."""
+    run = lambda params, state, x: one.moved(one.run(params, state, x, Call(True))[1])
+    traced = jax.make_jaxpr(run)(params, state, x).jaxpr
+    return any(a not in traced.invars for a in traced.outvars)
+
+
+def _mixes(one: Pure, state: Tree, x: jax.ShapeDtypeStruct, random: bool) -> bool:
+    """Whether samples are mixed in prediction, or while training but by statistics that go through us."""
+    drawn = jax.eval_shape(lambda x: one.draw(jax.random.key(0), x), x)
+    start = jax.jit(lambda: one.draw(jax.random.key(0), jnp.zeros(x.shape, x.dtype)))
+    run = lambda call: lambda tree, x: one.run(tree[0], tree[1], x, call)[0]
+    found = mixing.mixes(run(Call()), drawn, x)
+    if found is not False and mixing.differ(run(Call()), start(), x):
+        return True
+    if random and not jax.tree.leaves(state):
+        return False  # it runs sample by sample
+    found = mixing.mixes(run(Call(True, axes=(mixing.AXIS,))), drawn, x)
+    if jax.tree.leaves(state):
+        return bool(found)
+    return found is not False and mixing.differ(run(Call(True)), start(), x)
 
 
 def _multiply_adds(one: Pure, params: Tree, state: Tree, x: jax.ShapeDtypeStruct) -> int:

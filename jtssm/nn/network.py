@@ -25,20 +25,69 @@ MOST_LINES = 16  # of layers in a network's repr
 def as_input(network: Network, x: AnyArray) -> Array:
     """Samples in the shape the first layer takes: [samples, *network.shapes[0]].
 
+    Images are flattened for a flat first layer, row by row; nothing else is reshaped.
+
     Raises:
-      ValueError: x has samples of another size.
+      ValueError: x has samples of another shape, or is an array that jax cannot take.
     """
-    x, shape = jnp.asarray(x), network.shapes[0]
-    if x.ndim < 1 or prod(x.shape[1:]) != prod(shape):
-        raise ValueError(f"x: expected [samples, {prod(shape)}] or the like; got shape {x.shape}")
+    if isinstance(x, (np.ndarray, jax.Array)):
+        checks.array("x", x)
+    x = jnp.asarray(x)
+    check_shape(network, x.shape)
     # integers travel as floats, which hold them exactly up to 2^24
-    return x.reshape(-1, *shape).astype(float_dtype(x))
+    return x.reshape(-1, *network.shapes[0]).astype(float_dtype(x))
+
+
+def check_shape(network: Network, shape: Shape) -> None:
+    """Samples of an array of this shape are those of the network, or flatten to them.
+
+    Raises:
+      ValueError: they are others; it says which axis to move where that makes them fit.
+    """
+    wanted = network.shapes[0]
+    flat = len(wanted) == 1
+    if shape and (shape[1:] == wanted or (flat and prod(shape[1:]) == wanted[0])):
+        return
+    either = f" or images of {wanted[0]} numbers" if flat else ""
+    hint = _how_to_fit(tuple(shape[1:]), wanted)
+    raise ValueError(
+        f"x: expected [samples, {', '.join(map(str, wanted))}]{either}; got shape {shape}{hint}"
+    )
+
+
+def _how_to_fit(got: Shape, wanted: Shape) -> str:
+    """What makes samples of one shape those of another, if anything does."""
+    if sorted(got) == sorted(wanted):
+        axes = range(len(got))
+        moves = [(a, b) for a in axes for b in axes if _moved(got, a, b) == wanted]
+        # channels that come first go last, or the other way round
+        moves.sort(key=lambda move: {move[0], move[1]} != {0, len(got) - 1})
+        if moves:
+            a, b = (axis + 1 for axis in moves[0])
+            return f": move axis {a} to {b}, np.moveaxis(x, {a}, {b})"
+        return ": transpose its axes"
+    if got and prod(got) == prod(wanted):
+        return (
+            f": as many numbers, in another layout; if they are in the right order, "
+            f"x.reshape(-1, {', '.join(map(str, wanted))})"
+        )
+    return ""
+
+
+def _moved(shape: Shape, a: int, b: int) -> Shape:
+    rest = [n for i, n in enumerate(shape) if i != a]
+    return (*rest[:b], shape[a], *rest[b:])
 
 
 def float_dtype(x: Shaped) -> np.dtype:
-    """The dtype of parameters and variables for samples x: theirs, of integers jax's default."""
+    """The dtype of parameters and variables for samples x: theirs, of integers jax's default.
+
+    Never below float32: samples may be stored in 16 bits, parameters and sums may not.
+    """
     given = jnp.result_type(x)
-    return given if jnp.issubdtype(given, jnp.floating) else jnp.zeros(()).dtype
+    if not jnp.issubdtype(given, jnp.floating):
+        return jnp.zeros(()).dtype
+    return jnp.promote_types(given, jnp.float32)
 
 
 class Network(NamedTuple):

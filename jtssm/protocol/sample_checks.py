@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -14,9 +13,8 @@ from jax.typing import DTypeLike
 
 from jtssm import checks
 from jtssm.arrays import AnyArray, Shaped, Tree
-from jtssm.checks import shown
 from jtssm.losses import Loss
-from jtssm.nn.network import Network
+from jtssm.nn.network import Network, check_shape, float_dtype
 
 if TYPE_CHECKING:
     from jtssm.protocol.program import Program
@@ -40,14 +38,10 @@ def samples(network: Network, loss: Loss, x: Shaped, y: Shaped, values: bool) ->
 
     Values of tracers (inside jit) cannot be seen and are left unchecked.
     """
-    array("x", x)
-    array("y", y)
+    checks.array("x", x)
+    checks.array("y", y)
     x_shape, y_shape = jnp.shape(x), jnp.shape(y)
-    width = prod(network.shapes[0])
-    if not x_shape or prod(x_shape[1:]) != width:
-        raise ValueError(
-            f"x: expected [samples, {width}] or images of {width} numbers; got shape {x_shape}"
-        )
+    check_shape(network, x_shape)
     if not x_shape[0]:
         raise ValueError(f"x: expected at least one sample; got shape {x_shape}")
     _dtype(network, jnp.result_type(x))
@@ -139,19 +133,9 @@ def _finite(name: str, a: AnyArray) -> None:
         raise ValueError(f"{name}: expected finite numbers; got {bad} that are NaN or infinite")
 
 
-def array(name: str, value: object) -> None:
-    """The value is an array of numbers, numpy's or jax's, or stands for one."""
-    if isinstance(value, (jax.Array, jax.ShapeDtypeStruct)):
-        return
-    if not isinstance(value, np.ndarray) or not jnp.issubdtype(value.dtype, jnp.number):
-        raise ValueError(
-            f"{name}: expected an array of numbers, numpy's or jax's; got {shown(value)}"
-        )
-
-
 def weights(given: Shaped) -> None:
     """An array of finite real numbers, to start from."""
-    array("params", given)
+    checks.array("params", given)
     if jnp.issubdtype(given.dtype, jnp.complexfloating):
         raise ValueError(f"params: expected real numbers; got {given.dtype}")
     if not isinstance(given, (jax.core.Tracer, jax.ShapeDtypeStruct)):
@@ -159,10 +143,10 @@ def weights(given: Shaped) -> None:
 
 
 def same_dtype(weights: Tree, x: Shaped) -> None:
-    """x has the dtype of the weights, which is that of the samples `init` saw."""
+    """x has the dtype of the weights, that of the samples `init` saw, or fewer than 32 bits."""
     dtypes = {a.dtype for a in jax.tree.leaves(weights) if jnp.issubdtype(a.dtype, jnp.floating)}
     floating = jnp.issubdtype(jnp.result_type(x), jnp.floating)  # integers go with any
-    if dtypes and floating and jnp.result_type(x) not in dtypes:
+    if dtypes and floating and float_dtype(x) not in dtypes:
         names = " or ".join(sorted(str(dtype) for dtype in dtypes))
         raise ValueError(f"x: expected {names}, as in init; got {jnp.result_type(x)}: convert x")
 
@@ -192,7 +176,7 @@ def batch(batch_size: int, x: Shaped) -> None:
 
 def leading(name: str, shape: Sequence[int], a: Shaped) -> None:
     """The array's first dimensions are those of a round."""
-    array(name, a)
+    checks.array(name, a)
     if jnp.shape(a)[: len(shape)] != tuple(shape):
         raise ValueError(
             f"{name}: expected [local_steps, workers, batch_size, ...] = {[*shape, '...']}; "

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from jtssm.protocol import sample_checks
+from jtssm import checks
 from jtssm.protocol.method import Method
 from jtssm.sharding.distributed import ProcessSamples
 
@@ -44,12 +45,15 @@ def _pair(name: str, pair: object) -> Pair:
     """x and y in host memory, of a pair of arrays or of lists of numbers."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise ValueError(f"{name}: expected a pair (x, y); got {type(pair).__name__}")
+    for part, a in zip(("x", "y"), pair, strict=True):
+        if isinstance(a, (np.ndarray, jax.Array)):  # np.asarray would lose a mask
+            checks.array(f"{name}: {part}", a)
     try:
         x, y = (np.asarray(a) for a in pair)
     except (ValueError, TypeError) as error:  # lists of unequal lengths
         raise ValueError(f"{name}: expected a pair of arrays (x, y); got {error}") from error
     for part, a in (("x", x), ("y", y)):
-        sample_checks.array(f"{name}: {part}", a)
+        checks.array(f"{name}: {part}", a)
         if not a.ndim:
             raise ValueError(f"{name}: {part}: expected [samples, ...]; got a single number, {a}")
     return x, y

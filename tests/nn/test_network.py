@@ -30,6 +30,28 @@ def test_images_are_flattened_row_by_row():
     np.testing.assert_array_equal(net.apply(params, x), net.apply(params, x.reshape(5, 12)))
 
 
+@pytest.mark.parametrize(
+    ("got", "wanted", "hint"),
+    [
+        ((3, 16, 16), (16, 16, 3), r": move axis 1 to 3, np\.moveaxis\(x, 1, 3\)$"),
+        ((16, 16, 3), (3, 16, 16), r": move axis 3 to 1, np\.moveaxis\(x, 3, 1\)$"),
+        ((4, 3, 2), (2, 3, 4), r": transpose its axes$"),
+        ((768,), (16, 16, 3), r": as many numbers.*x\.reshape\(-1, 16, 16, 3\)$"),
+        ((16, 16), (16, 16, 3), r" \(5, 16, 16\)$"),
+        ((), (16, 16, 3), r" \(5,\)$"),
+    ],
+)
+def test_samples_of_another_layout_are_refused_and_told_how_to_fit(got, wanted, hint):
+    net = sequence([Double()], wanted)
+    x = np.zeros((5, *got), np.float32)
+    shape = ", ".join(map(str, wanted))
+    with pytest.raises(ValueError, match=rf"x: expected \[samples, {shape}\]; got shape.*{hint}"):
+        net.apply([{}], x)
+    if hint.startswith(": move"):
+        axes = (1, 3) if got[0] == 3 else (3, 1)
+        assert net.apply([{}], np.moveaxis(x, *axes)).shape == (5, *wanted)
+
+
 def test_initial_weights_follow_he_and_the_input_width():
     W = jtssm.mlp([400, 500, 10]).init(jax.random.key(1))[0]["W"]
     assert abs(float(W.std()) - np.sqrt(2 / 400)) < 0.002

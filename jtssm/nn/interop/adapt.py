@@ -96,6 +96,26 @@ def listed(modules: object) -> list[Any]:
     return list(modules)
 
 
+def apart(what: str, held: Sequence[Iterable[tuple[str, object]]]) -> None:
+    """No two layers hold the same object: each trains its own, and would train a copy.
+
+    Args:
+      what: the argument that they came in.
+      held: of each layer what it holds, by name.
+
+    Raises:
+      ValueError: two that do, or one that holds an array twice.
+    """
+    owner: dict[int, int] = {}
+    for i, holds in enumerate(held):
+        for name, a in holds:
+            if owner.setdefault(id(a), i) != i:
+                raise ValueError(
+                    f"{what}: expected modules that share nothing; got {name} of module {i}, which is "
+                    f"module {owner[id(a)]}'s too: put what shares it into one module"
+                )
+
+
 def named(given: object) -> str:
     """What a layer made of a function or module is called."""
     return getattr(given, "__name__", None) or type(given).__name__

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from jtssm.arrays import Array, Shaped, Tree
 from jtssm.nn.adapted import Call, Pure
-from jtssm.nn.interop.adapt import chained, listed, named
+from jtssm.nn.interop.adapt import apart, chained, listed, named
 from jtssm.nn.network import Network
 
 
@@ -28,7 +29,8 @@ def layers(functions: Sequence[Callable | tuple[Tree, Callable]], sample_input: 
         the first function gets as int32.
 
     Raises:
-      ValueError: other entries, a function that does not take what the one before it gives.
+      ValueError: other entries, one array in two of them, a function that does not take what the one
+        before it gives.
 
     Examples:
       >>> import jax
@@ -39,7 +41,21 @@ def layers(functions: Sequence[Callable | tuple[Tree, Callable]], sample_input: 
       >>> nn.layers([jnp.tanh, (init, dense)], jnp.zeros((1, 4))).shapes
       ((4,), (4,), (3,))
     """
-    return chained([_maker(i, f) for i, f in enumerate(listed(functions))], sample_input)
+    given = listed(functions)
+    makers = [_maker(i, f) for i, f in enumerate(given)]
+    apart("functions", [_arrays(entry) for entry in given])
+    return chained(makers, sample_input)
+
+
+def _arrays(given: Any) -> list[tuple[str, object]]:
+    """Those that the parameters of an entry start from, by their names."""
+    if not isinstance(given, (tuple, list)) or callable(given[0]):
+        return []
+    return [
+        (f"params{jax.tree_util.keystr(path)}", a)
+        for path, a in jax.tree_util.tree_leaves_with_path(given[0])
+        if isinstance(a, (jax.Array, np.ndarray))
+    ]
 
 
 def _maker(i: int, given: Any) -> Callable[[], Pure]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -11,22 +11,26 @@ import jax
 
 from jtssm.arrays import Array, Shaped, Tree
 from jtssm.nn.adapted import Call, Pure
-from jtssm.nn.interop.adapt import chained, dropped, listed, need_flax
+from jtssm.nn.interop.adapt import apart, chained, dropped, listed, need_flax
 from jtssm.nn.interop.functions import of_function
+from jtssm.nn.interop.modes import (
+    DROPPING,
+    FREEZING,
+    MODES,
+    OFF,
+    Words,
+    all_taken,
+    calling,
+    kept_off,
+    of_flax,
+    told,
+    words,
+)
 from jtssm.nn.network import Network
 
 if TYPE_CHECKING:
     from flax import linen
 
-# what modules call the argument that tells training from prediction, and its value while training
-MODES = {
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "deterministic": False,
-    "use_running_average": False,
-    "eval": False,
-}
 STREAMS = ("params", "dropout")  # of random numbers, unless given
 STATE = "batch_stats"
 
@@ -36,77 +40,175 @@ def from_linen(
     sample_input: Shaped,
     *,
     streams: Sequence[str] = STREAMS,
+    mode: Mapping[str, Any] | None = None,
 ) -> Network:
     """A network of flax linen modules, each a layer: what `solvers` train and cut.
 
-    Parameters start from `module.init` with the key of the method. An argument of `__call__` named
-    train, training or is_training is True while training, one named deterministic, use_running_average or
-    eval is False then. Dropout draws anew in every step; `nn.BatchNorm` trains as `jtssm.nn.adapted`
-    says.
+    Parameters start from `module.init` with the key of the method. An argument of `__call__`, or a field,
+    named train, training or is_training is True while training, one named deterministic,
+    use_running_average or eval is False then; others are told by `mode`. Dropout draws anew in every
+    step; `nn.BatchNorm` trains as `jtssm.nn.adapted` says, but `nn.BatchNorm(use_running_average=True)`
+    in the list stays as it is. Collections other than "params" and "batch_stats" are kept as they are
+    drawn.
 
     Args:
       modules: linen modules and functions without parameters (jax.nn.relu), called as f(x).
       sample_input: [samples, ...], as for `module.init`; integers (tokens) up to 2^24 reach the first
         module as int32.
       streams: of random numbers that modules draw from.
+      mode: arguments and fields by name, each with its value while training, True or False (its opposite
+        in prediction), or a pair of both; {"use_running_average": (True, True)} freezes the statistics
+        of every batch normalisation.
 
     Raises:
       ImportError: without flax.
-      ValueError: no modules, one that does not take what the one before it gives or has variables other
-        than "params" and "batch_stats".
+      ValueError: no modules, one that does not take what the one before it gives, that stands in two
+        places, has a boolean argument nobody speaks of, batch statistics that no training moves, or
+        changes other variables than those of "batch_stats" as it runs.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from flax import linen
+      >>> from jtssm import nn
+      >>> class Block(linen.Module):
+      ...     @linen.compact
+      ...     def __call__(self, x, is_train: bool = False):
+      ...         return linen.Dropout(0.5, deterministic=not is_train)(linen.Dense(8)(x))
+      >>> net = nn.from_linen(
+      ...     [Block(), linen.Dense(3)], jnp.zeros((1, 4)), mode={"is_train": True}
+      ... )
+      >>> net.random
+      True
     """
     need_flax("from_linen")
     from flax import linen
 
-    given = listed(modules)
+    given, said = listed(modules), told(mode)
     for i, module in enumerate(given):
         if not isinstance(module, linen.Module) and not callable(module):
             raise ValueError(
                 f"modules: expected linen modules or functions; got {module!r} as entry {i}"
             )
+    apart("modules", [_within(module) for module in given])
+    own = [(i, m) for i, m in enumerate(given) if isinstance(m, linen.Module)]
+    all_taken(said, [FREEZING, DROPPING, *(name for i, m in own for name in _known(i, m, said))])
     makers: list[Callable[[], Pure]] = [
-        lambda m=m: _adapted(m, tuple(streams)) if isinstance(m, linen.Module) else of_function(m)  # type: ignore[misc]
-        for m in given
+        lambda i=i, m=m: (
+            _adapted(i, m, tuple(streams), said)  # type: ignore[misc]
+            if isinstance(m, linen.Module)
+            else of_function(m)
+        )
+        for i, m in enumerate(given)
     ]
     return chained(makers, sample_input)
 
 
-def _adapted(module: linen.Module, streams: tuple[str, ...]) -> Pure:
+def _within(value: Any) -> Iterator[tuple[str, object]]:
+    """The linen modules in a value, itself and those in fields, that may have parameters."""
     from flax import linen
 
-    known = inspect.signature(module.__call__).parameters
+    if isinstance(value, (list, tuple, Mapping)):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _within(each)
+    if isinstance(value, linen.Module) and not isinstance(value, linen.Dropout):
+        yield type(value).__name__, value
+        for f in fields(value):
+            if f.name not in ("parent", "scope"):
+                yield from _within(getattr(value, f.name, None))
 
-    def mode(training: bool) -> dict[str, Any]:
-        return {name: MODES[name] == training for name in known if name in MODES}
+
+def _known(i: int, module: linen.Module, said: Words) -> set[str]:
+    """Words that a module takes, as arguments or fields."""
+    return {*words(i, module, said), *(f.name for f in fields(module))}
+
+
+def _by_fields(module: linen.Module, found: Words, said: Words) -> tuple[linen.Module, Words]:
+    """The module, and the fields that tell it whether it trains, where no argument does.
+
+    flax's own have both; one of the two is given. A field that says they predict says so for ever.
+    """
+    set_here = {
+        f.name: getattr(module, f.name)
+        for f in fields(module)
+        if f.name in {**MODES, **said} and getattr(module, f.name) is not None
+    }
+    for name in set_here.keys() & found.keys():
+        if of_flax(module) and name not in said and set_here[name] is not MODES[name]:
+            del found[name]
+        else:
+            unset: dict[str, Any] = {name: None}
+            module = module.clone(**unset)
+    by_field = {
+        name: said[name] if name in said else (MODES[name], not MODES[name])
+        for name, value in set_here.items()
+        if name not in found and not of_flax(module) and isinstance(value, bool)
+    }
+    return module, by_field
+
+
+def _adapted(i: int, given: linen.Module, streams: tuple[str, ...], said: Words) -> Pure:
+    from flax import linen
+
+    found = words(i, given, said)
+    module, by_field = _by_fields(given, found, said)
+    arguments = calling(module, found)
+    frozen = FREEZING in said and bool(said[FREEZING][0])
+    may_be_off = of_flax(given) or kept_off(said)
+    forced = said.get(FREEZING) if FREEZING not in {**found, **by_field} else None
+
+    def ready(training: bool) -> linen.Module:
+        values = {name: pair[not training] for name, pair in by_field.items()}
+        return module.clone(**values) if values else module
 
     def draw(key: Array, x: Array) -> tuple[Tree, Tree]:
-        variables = dict(module.init(_keys(key, streams), x, **mode(False)))
-        params, state = variables.pop("params", {}), variables.pop(STATE, {})
-        if variables:
-            raise ValueError(
-                f"expected modules with no variables but 'params' and {STATE!r}; got {sorted(variables)}"
-            )
-        return params, state
+        positional, named = arguments(False)
+        variables = dict(ready(False).init(_keys(key, streams), x, *positional, **named))
+        return variables.pop("params", {}), variables
 
     def run(params: Tree, state: Tree, x: Array, call: Call) -> tuple[Array, Tree]:
-        variables = {"params": params} | ({STATE: state} if state else {})
         rngs = _keys(jax.random.key(0) if call.key is None else call.key, streams)
-        kept = [STATE] if state and call.training else False
-        with linen.intercept_methods(_interceptor(call)):
-            found: Any = module.apply(variables, x, rngs=rngs, mutable=kept, **mode(call.training))
-        y, new = found if kept else (found, {STATE: state})
-        return y, new.get(STATE, state)
+        positional, named = arguments(call.training)
+        kept = list(state) if call.training else False
+        with linen.intercept_methods(_interceptor(call, forced, may_be_off)):
+            done: Any = ready(call.training).apply(
+                {"params": params} | state, x, *positional, rngs=rngs, mutable=kept, **named
+            )
+        if kept is False:
+            return done, state
+        y, new = done
+        _unchanged(type(module).__name__, state, new)
+        return y, state | {STATE: new[STATE]} if STATE in state else state
 
-    whole = lambda params, state: (module, {"params": params} | ({STATE: state} if state else {}))
-    return Pure(type(module).__name__, draw, run, whole)
+    def moved(state: Tree) -> Tree:
+        stays = frozen or (of_flax(given) and getattr(given, FREEZING, None) is True)
+        return {} if stays else state.get(STATE, {})
+
+    whole = lambda params, state: (given, {"params": params} | state)
+    return Pure(type(module).__name__, draw, run, whole, moved)
+
+
+def _unchanged(name: str, before: Tree, after: Tree) -> None:
+    """A call leaves collections other than batch statistics as they are, or they would be lost."""
+    for collection in before.keys() | after.keys():
+        old, new = (jax.tree.leaves(a.get(collection, {})) for a in (before, after))
+        same = len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True))
+        if collection != STATE and not same:
+            raise ValueError(
+                f"expected modules that change nothing but {STATE!r} as they run; got {name}, which "
+                f"changes {collection!r}"
+            )
 
 
 def _keys(key: Array, streams: Sequence[str]) -> dict[str, Array]:
     return {name: jax.random.fold_in(key, i) for i, name in enumerate(streams)}
 
 
-def _interceptor(call: Call) -> Callable:
-    """Means over all devices and samples at hand; without a key no dropout."""
+def _interceptor(call: Call, forced: tuple[Any, Any] | None, may_be_off: bool) -> Callable:
+    """Means over all devices and samples at hand; without a key no dropout.
+
+    forced: of every batch normalisation, whether it uses running averages while training, in prediction.
+    may_be_off: whether dropout may stay off while training.
+    """
     from flax import linen
 
     numbers = count()
@@ -117,10 +219,15 @@ def _interceptor(call: Call) -> Callable:
         module = context.module
         if context.method_name == "__call__" and isinstance(module, linen.BatchNorm):
             _set(module, axis_name=call.axes or None)
+            if forced is not None:
+                _set(module, use_running_average=None)
+                args, kwargs = args[:1], kwargs | {FREEZING: forced[not call.training]}
             if call.estimating:
                 _set(module, momentum=0.0)
         if context.method_name == "__call__" and isinstance(module, linen.Dropout):
             fixed = kwargs.get("deterministic", args[1] if len(args) > 1 else module.deterministic)
+            if fixed and call.training and module.rate and not may_be_off:
+                raise ValueError(OFF)
             if fixed or not call.drops:
                 return args[0]
             if call.keys is not None:

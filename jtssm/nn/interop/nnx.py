@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -10,8 +11,21 @@ import jax.numpy as jnp
 
 from jtssm.arrays import Array, Shaped, Tree
 from jtssm.nn.adapted import Call, Pure
-from jtssm.nn.interop.adapt import chained, dropped, listed, need_flax
+from jtssm.nn.interop.adapt import apart, chained, dropped, listed, need_flax
 from jtssm.nn.interop.functions import of_function
+from jtssm.nn.interop.modes import (
+    DROPPING,
+    FREEZING,
+    MODES,
+    OFF,
+    Words,
+    all_taken,
+    calling,
+    kept_off,
+    of_flax,
+    told,
+    words,
+)
 from jtssm.nn.network import Network
 
 if TYPE_CHECKING:
@@ -19,23 +33,32 @@ if TYPE_CHECKING:
 
 
 def from_nnx(
-    modules: Sequence[nnx.Module | Callable], sample_input: Shaped | None = None
+    modules: Sequence[nnx.Module | Callable],
+    sample_input: Shaped | None = None,
+    *,
+    mode: Mapping[str, Any] | None = None,
 ) -> Network:
     """A network of flax nnx modules, each a layer: what `solvers` train and cut.
 
     Training starts from the values that the modules hold, whatever the key. The modules given stay as
     they are; `Result.module()` gives new ones with what was trained. Dropout, and whatever else draws
-    from the modules' `rngs`, draws anew in every step; `nnx.BatchNorm` trains as `jtssm.nn.adapted` says.
+    from the modules' `rngs` or from an argument `rngs`, draws anew in every step; `nnx.BatchNorm` trains
+    as `jtssm.nn.adapted` says, but one whose `use_running_average` is True keeps its statistics: after
+    `model.eval()` call `model.train()`. Arguments of `__call__`, and attributes of modules of one's own,
+    tell whether a module trains as in `from_linen`.
 
     Args:
       modules: nnx modules and functions without parameters (jax.nn.relu), called as f(x).
       sample_input: [samples, ...], e.g. jnp.zeros((1, 28, 28, 1)); integers (tokens) up to 2^24 reach the
         first module as int32. Not needed if the first module is an `nnx.Linear`.
+      mode: arguments and attributes by name, as for `from_linen`.
 
     Raises:
       ImportError: without flax.
       ValueError: no modules, two that share a variable, one that does not take what the one before it
-        gives, keeps a state other than that of `nnx.BatchNorm`, or has parameters that are no floats.
+        gives, keeps a state other than that of `nnx.BatchNorm`, has parameters that are no floats, a
+        boolean argument nobody speaks of, dropout in evaluation mode, or batch statistics that no
+        training moves.
 
     Examples:
       >>> import jax
@@ -49,13 +72,15 @@ def from_nnx(
     need_flax("from_nnx")
     from flax import nnx
 
-    given = listed(modules)
+    given, said = listed(modules), told(mode)
     for i, module in enumerate(given):
         if not isinstance(module, nnx.Module) and not callable(module):
             raise ValueError(
                 f"modules: expected nnx modules or functions; got {module!r} as entry {i}"
             )
-    _apart(given)
+    apart("modules", [_variables(module) for module in given])
+    own = [(i, m) for i, m in enumerate(given) if isinstance(m, nnx.Module)]
+    all_taken(said, [FREEZING, DROPPING, *(name for i, m in own for name in _known(i, m, said))])
     if sample_input is None:
         if not isinstance(given[0], nnx.Linear):
             raise ValueError(
@@ -63,33 +88,75 @@ def from_nnx(
                 f"{type(given[0]).__name__}, does not tell their shape; got None"
             )
         sample_input = jax.ShapeDtypeStruct((1, given[0].in_features), jnp.float32)
-    makers: list[Callable[[], Pure]] = [lambda m=m: _adapted(m) for m in given]  # type: ignore[misc]
+    makers: list[Callable[[], Pure]] = [
+        lambda i=i, m=m: _adapted(i, m, said) if isinstance(m, nnx.Module) else of_function(m)  # type: ignore[misc]
+        for i, m in enumerate(given)
+    ]
     return chained(makers, sample_input)
 
 
-def _apart(modules: Sequence[nnx.Module | Callable]) -> None:
-    """No two modules share a variable: each layer trains its own."""
-    from flax import nnx
-
-    owner: dict[int, int] = {}
-    for i, module in enumerate(modules):
-        if not isinstance(module, nnx.Module):
-            continue
-        for path, node in nnx.iter_graph(module):
-            if isinstance(node, nnx.Variable) and owner.setdefault(id(node), i) != i:
-                name = ".".join(map(str, path))
-                raise ValueError(
-                    f"modules: expected modules that share nothing; got {name} of module {i}, which is "
-                    f"module {owner[id(node)]}'s too: put what shares it into one module"
-                )
-
-
-def _adapted(module: nnx.Module | Callable) -> Pure:
+def _variables(module: nnx.Module | Callable) -> list[tuple[str, object]]:
+    """Those of a module, by their names."""
     from flax import nnx
 
     if not isinstance(module, nnx.Module):
-        return of_function(module)
+        return []
+    return [
+        (".".join(map(str, path)), node)
+        for path, node in nnx.iter_graph(module)
+        if isinstance(node, nnx.Variable) and not isinstance(node, nnx.RngState)
+    ]
+
+
+def _nodes(module: nnx.Module) -> Iterator[nnx.Module]:
+    """The module and those within it."""
+    from flax import nnx
+
+    return (node for _, node in nnx.iter_graph(module) if isinstance(node, nnx.Module))
+
+
+def _known(i: int, module: nnx.Module, said: Words) -> set[str]:
+    """Words that a module takes, as arguments or as attributes of it or of those within it."""
+    attributes = {name for node in _nodes(module) for name in said if _is_word(node, name)}
+    return {*words(i, module, said), *attributes}
+
+
+def _has_dropout(module: nnx.Module) -> bool:
+    from flax import nnx
+
+    return any(isinstance(node, nnx.Dropout) and node.rate for node in _nodes(module))
+
+
+def _not_left_off(i: int, module: nnx.Module, said: Words) -> None:
+    """No dropout stands in evaluation mode: it would stay off, and nothing would show it."""
+    for node in _nodes(module):
+        rate = getattr(node, "rate", 0) or getattr(node, "dropout_rate", 0)
+        if getattr(node, "deterministic", None) is True and rate and DROPPING not in said:
+            raise ValueError(
+                f"modules: expected dropout that is on while training; got module {i}, "
+                f"{type(module).__name__}, with a {type(node).__name__} whose deterministic is True, as "
+                f"after eval(): call train() on it (then set use_running_average of what is to stay "
+                f"frozen), or say mode={{'deterministic': False}}"
+            )
+
+
+def _frozen(module: nnx.Module) -> list[nnx.Module]:
+    """Those within it that keep their statistics."""
+    return [node for node in _nodes(module) if getattr(node, FREEZING, None) is True]
+
+
+def _adapted(i: int, module: nnx.Module, said: Words) -> Pure:
+    from flax import nnx
+
+    _not_left_off(i, module, said)
+    found = words(i, module, said)
+    if of_flax(module):  # told by its attributes
+        found = {name: pair for name, pair in found.items() if name in said}
+    arguments = calling(module, found)
     graph, params, stats, draws, rest = _split(module)
+    wants = inspect.signature(module.__call__).parameters.get("rngs")
+    bare = wants is not None and (wants.default is wants.empty or not jax.tree.leaves(draws))
+    stays = bool(_frozen(module)) or bool(said.get(FREEZING, (False,))[0])
 
     def merged(given: Tree, state: Tree, random: nnx.State) -> nnx.Module:
         return nnx.merge(
@@ -98,8 +165,11 @@ def _adapted(module: nnx.Module | Callable) -> Pure:
 
     def run(given: Tree, state: Tree, x: Array, call: Call) -> tuple[Array, Tree]:
         live = merged(given, state, _seeded(draws, call.key))
-        _set(live, call)
-        y = live(x)
+        _set(live, call, said)
+        positional, named = arguments(call.training)
+        if bare:  # its random numbers come with the call
+            named["rngs"] = nnx.Rngs(jax.random.key(0) if call.key is None else call.key)
+        y = live(x, *positional, **named)
         *_, after, _, left = _split(live)
         _unchanged(type(module).__name__, rest, left)
         return y, nnx.to_pure_dict(after)
@@ -109,6 +179,8 @@ def _adapted(module: nnx.Module | Callable) -> Pure:
         draw=lambda key, x: (nnx.to_pure_dict(params), nnx.to_pure_dict(stats)),
         run=run,
         whole=lambda given, state: merged(given, state, _copied(draws)),
+        moved=lambda state: {} if stays else state,
+        must_draw=None if kept_off(said) or not _has_dropout(module) else OFF,
     )
 
 
@@ -145,24 +217,45 @@ def _seeded(draws: nnx.State, key: Array | None) -> nnx.State:
     return jax.tree.unflatten(structure, fresh)
 
 
-def _set(module: nnx.Module, call: Call) -> None:
+def _set(module: nnx.Module, call: Call, said: Words) -> None:
     """Train or predict; means over all devices and samples at hand."""
     from flax import nnx
 
+    frozen = _frozen(module)
     module.train() if call.training else module.eval()
     module.set_attributes(deterministic=not call.drops, raise_if_not_found=False)
-    if call.keys is not None:
-        drops = [node for _, node in nnx.iter_graph(module) if isinstance(node, nnx.Dropout)]
+    for node in frozen:
+        node.set_attributes(use_running_average=True)
+    _set_words(module, call.training, said)
+    if call.keys is not None or not call.drops:
+        drops = [node for node in _nodes(module) if isinstance(node, nnx.Dropout)]
         for number, node in enumerate(drops):
             _mask_each_sample(node, call, number)
+    if not call.drops:
+        module.set_attributes(nnx.MultiHeadAttention, dropout_rate=0.0, raise_if_not_found=False)
     norms: dict[str, Any] = {"axis_name": call.axes or None} | (
         {"momentum": 0.0} if call.estimating else {}
     )
     module.set_attributes(nnx.BatchNorm, raise_if_not_found=False, **norms)
 
 
+def _set_words(module: nnx.Module, training: bool, said: Words) -> None:
+    """Attributes that tell modules of one's own whether they train, and all that the user speaks of."""
+    ours = {name: (value, not value) for name, value in MODES.items()}
+    del ours[DROPPING], ours[FREEZING]  # which flax's own have, and `_set` has set
+    for node in _nodes(module):
+        for name, pair in said.items() if of_flax(node) else (ours | said).items():
+            if (name in said and _is_word(node, name)) or isinstance(getattr(node, name, 0), bool):
+                setattr(node, name, pair[not training])
+
+
+def _is_word(node: nnx.Module, name: str) -> bool:
+    """Whether a module has an attribute, not a method, of that name."""
+    return hasattr(node, name) and not callable(getattr(node, name))
+
+
 def _mask_each_sample(dropout: nnx.Dropout, call: Call, number: int) -> None:
-    """Let a Dropout draw a mask for each sample; a module used twice draws the same one twice."""
+    """Let a Dropout draw a mask for each sample, without keys none; used twice it draws the same."""
     from flax import nnx
 
     class Masked(nnx.Dropout):
@@ -173,7 +266,8 @@ def _mask_each_sample(dropout: nnx.Dropout, call: Call, number: int) -> None:
             deterministic: bool | None = None,
             rngs: nnx.Rngs | nnx.RngStream | Array | None = None,
         ) -> Array:
-            if self.deterministic if deterministic is None else deterministic:
+            off = self.deterministic if deterministic is None else deterministic
+            if off or call.keys is None:
                 return inputs
             return dropped(inputs, call, number, self.rate, self.broadcast_dims)
 
