@@ -97,15 +97,16 @@ class _Whole:
             (tuple(w.params for w in specs.weights), PartitionSpec()),
         )
         gradient, info = work(light, put(x, self.mesh, at.inputs), put(y, self.mesh, at.outputs))
-        return self._descended(state, gradient), info
+        return self._descended(state, gradient, info.loss), info
 
-    def _descended(self, state: Tree, gradient: tuple[Tree]) -> Tree:
+    def _descended(self, state: Tree, gradient: tuple[Tree], loss: Array) -> Tree:
         laid_out = self._shardings(state)
         if AxisType.Explicit in self.mesh.axis_types:
             return jax.sharding.auto_axes(self.program.descend, out_sharding=laid_out)(
-                state, gradient
+                state, gradient, loss
             )
-        return jax.lax.with_sharding_constraint(self.program.descend(state, gradient), laid_out)
+        found = self.program.descend(state, gradient, loss)
+        return jax.lax.with_sharding_constraint(found, laid_out)
 
     def predict(self, state: Tree, x: AnyArray) -> Array:
         """Outputs, split over pc, over pr too where the last layer's are; whole if pc does not divide."""

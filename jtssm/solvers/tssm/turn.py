@@ -139,7 +139,8 @@ class Turn(NamedTuple):
         f, seen, pull = self._linearised(l, weights.params, p, was.y, v_next, entered)
         g_W, g_p = pull()
         g_W = jax.tree.map(lambda g: g / self.samples, g_W)
-        weights = self.pieces.descend(l, weights, g_W, live, self.pace)
+        loss = self._minimised(seen, v_next) if self.pieces.wants_loss(l) else None
+        weights = self.pieces.descend(l, weights, g_W, live, self.pace, loss)
         if l == 0:
             e, u, v = (), (), ()
             residuals = (jnp.zeros((), p.dtype),) * len(self.rule.shows)
@@ -148,6 +149,11 @@ class Turn(NamedTuple):
         seen = jax.tree.map(lambda a: jnp.where(live, a, 0), (*seen, *residuals))
         now = Kept(() if l else p, e, u, was.y if v_next is None else ())
         return weights, f, v, now, seen
+
+    def _minimised(self, seen: Seen, v_next: Array | None) -> Array:
+        """What a piece minimises: R or (alpha/2)|q - f|^2, the mean over the whole minibatch."""
+        own = seen[0] if v_next is None else self.penalties.alpha / 2 * squared(v_next)
+        return self.exchange.samples.sum(own) / self.samples
 
     def _age(self, l: int, s: int) -> Array:
         """Where `live` tells of the minibatch that piece l meets in sweep s."""

@@ -259,4 +259,4 @@ class DealtModel(NamedTuple):
                     found.append(worker(what, shape, "subnet", times=1, collective=collective))
         steps = self.trainer.local_steps
         gradient = worker("gradient of W", (size,), "pc", times=steps, collective="all_reduce")
-        return (*found, gradient)
+        return (*found, gradient, *self.trainer.loss_moves())

@@ -19,6 +19,7 @@ from jtssm.nn.network import Network, estimate_layers, keep_estimated, run_layer
 from jtssm.nn.ops import Products
 from jtssm.protocol.declared import Declared, Move, Run
 from jtssm.protocol.info import Info
+from jtssm.protocol.piece_optimizers import check_state, of_pieces, wants_loss
 from jtssm.protocol.program import Batch, Stages
 from jtssm.protocol.workers import Meeting, Model, WorkerProgram, round_info
 from jtssm.solvers.pieces import paced, precisely, training
@@ -79,7 +80,7 @@ class Local(NamedTuple):
             ) -> tuple[Trained, Sums]:
                 (params, opt_state), (xb, yb, draw) = carry, batch
                 at = lambda i: products(draw, i)
-                return self._step(params, opt_state, own, xb, yb, at, pace)
+                return self._step(meeting, params, opt_state, own, xb, yb, at, pace)
 
             return lax.scan(step, (params, opt_state), (x, y, draws))
 
@@ -178,12 +179,19 @@ class Local(NamedTuple):
             collective="all_reduce",
         )
 
+    def loss_moves(self) -> tuple[Move, ...]:
+        """The sum of a worker's loss over those devices, where its optimizer must be told."""
+        times = self.local_steps if wants_loss(self.optimizer) else 0
+        move = Move("loss", (1,), "pc", None, None, times, collective="all_reduce")
+        return (move,) if times else ()
+
     def samples(self, meeting: Meeting) -> int:
         """That a round of all workers takes."""
         return self.local_steps * meeting.num * self.batch_size
 
     def _step(
         self,
+        meeting: Meeting,
         params: Tree,
         opt_state: Tree,
         own: Tree,
@@ -200,13 +208,18 @@ class Local(NamedTuple):
             return losses.sum() / self.batch_size, (losses.sum(), right.sum())
 
         gradient, sums = jax.grad(mean_loss, has_aux=True)(params)
-        updates, opt_state = self.optimizer.update(gradient, opt_state, params)
+        told = {}
+        if wants_loss(self.optimizer):
+            told = {"value": meeting.sum_samples(sums[0]) / self.batch_size}
+        updates, opt_state = self.optimizer.update(gradient, opt_state, params, **told)
         moved = optax.apply_updates(params, paced(updates, pace))
         new = keep_estimated(self.network.layers, moved, params)
         return (new, opt_state), sums
 
     def fresh(self, params: Tree, rounds: int | Array) -> Tree:
         """Optimizer states [n, ...] for params [n, ...], with schedules after so many rounds."""
+        one = lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype)
+        check_state(self.optimizer, jax.tree.map(one, params))
         opt_state = jax.vmap(self.optimizer.init)(params)
         return _resumed(opt_state, rounds * self.local_steps)
 
@@ -239,7 +252,7 @@ def local(
     checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")
     local_steps, batch_size = checks.count(local_steps=local_steps, batch_size=batch_size)
     checks.precision(precision)
-    (optimizer,) = checks.optimizers(optimizer, 1)
+    (optimizer,) = of_pieces(optimizer, net, (0, len(net.layers)))
     dtype, passed = checks.compute_dtype(compute_dtype), forward or composed(net)
     run = lambda params, x, own, products: passed(params, x, own, products, dtype)
     return Local(net, optimizer, losses.find(loss), local_steps, batch_size, run, dtype)
