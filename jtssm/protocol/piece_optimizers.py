@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,14 @@ class Elsewhere:
     def size(self) -> int:
         """As of the array."""
         return prod(self.shape)
+
+
+class Trial(NamedTuple):
+    """What one step of an optimizer, on shapes alone, has shown."""
+
+    wants_loss: bool  # whether the loss enters its numbers
+    problem: Problem | None = None  # it cannot be run, or its state changes its shapes
+    dtypes: Problem | None = None  # its state changes its dtypes
 
 
 class PieceOptimizer(optax.GradientTransformationExtraArgs):
@@ -94,25 +102,30 @@ def check_state(optimizer: Optimizer, params: Tree) -> None:
     Raises:
       ValueError: its update fails, or its state or updates would not keep their shapes and dtypes.
     """
-    _trial(optimizer, params, words(optimizer))
+    trial = _trial(optimizer, params)
+    _refuse(trial.problem or trial.dtypes, optimizer)
 
 
-def _trial(optimizer: Optimizer, params: Tree, name: str) -> bool:
-    """Whether the optimizer wants the loss; refuses one that cannot train such parameters."""
+def _refuse(problem: Problem | None, optimizer: Optimizer) -> None:
+    if problem is not None:
+        raise ValueError(f"optimizer: expected {problem[0]}; got {words(optimizer)}, {problem[1]}")
+
+
+def _trial(optimizer: Optimizer, params: Tree) -> Trial:
+    """One step of an optimizer on parameters of these shapes and dtypes."""
     leaves, structure = jax.tree.flatten(params)
     shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves)
     whole = optax.with_extra_args_support(optimizer)
-    wants, problem = _tried(whole.init, whole.update, shapes, structure)
-    if problem is not None:
-        raise ValueError(f"optimizer: expected {problem[0]}; got {name}, {problem[1]}")
-    return wants
+    return _tried(whole.init, whole.update, shapes, structure)
 
 
 def _of_piece(optimizer: Optimizer, shapes: list[Tree], first: int, after: int) -> PieceOptimizer:
     whole = optax.with_extra_args_support(optimizer)
     own = whole if after - first == len(shapes) else _among(whole, shapes, first, after)
     found = PieceOptimizer(*own)
-    found.wants_loss = _trial(found, shapes[first:after], words(optimizer))
+    trial = _trial(found, shapes[first:after])
+    _refuse(trial.problem, optimizer)  # dtypes: when they are known, by `check_state`
+    found.wants_loss = trial.wants_loss
     return found
 
 
@@ -141,11 +154,8 @@ def _among(
 @lru_cache(maxsize=64)
 def _tried(
     init: Callable, update: Callable, leaves: tuple[Shaped, ...], structure: PyTreeDef
-) -> tuple[bool, Problem | None]:
-    """(Whether the loss enters its numbers, what is wrong with it); a planner asks again and again.
-
-    One step of the optimizer on shapes alone.
-    """
+) -> Trial:
+    """Kept for those seen last: a planner asks again and again."""
     params = jax.tree.unflatten(structure, leaves)
     loss = jax.ShapeDtypeStruct((), jnp.result_type(*leaves) if leaves else jnp.float32)
 
@@ -158,10 +168,11 @@ def _tried(
         jaxpr, (updates, new) = traced(params, state, params, loss)
     except Exception as error:  # whatever an optimizer raises over what it is not given
         raised = f"{type(error).__name__}: {checks.shown(str(error))}"
-        return False, (ENOUGH, f"which raised {raised}")
-    changed = _changed(state, new) or _changed(params, updates, dtypes=False)
-    problem = (STEADY, changed) if changed else None
-    return _read(jaxpr.jaxpr), problem
+        return Trial(False, (ENOUGH, f"which raised {raised}"))
+    changed = _changed(state, new, dtypes=False) or _changed(params, updates, dtypes=False)
+    other = _changed(state, new, dtypes=True)
+    problems = ((STEADY, text) if text else None for text in (changed, other))
+    return Trial(_read(jaxpr.jaxpr), *problems)
 
 
 def _read(jaxpr: Jaxpr) -> bool:
@@ -171,7 +182,7 @@ def _read(jaxpr: Jaxpr) -> bool:
     return any(a is last for a in used)
 
 
-def _changed(old: Tree, new: Tree, dtypes: bool = True) -> str | None:
+def _changed(old: Tree, new: Tree, *, dtypes: bool) -> str | None:
     """What is not as it was: a text; None: nothing."""
     structures = {jax.tree.structure(tree) for tree in (old, new)}
     if len(structures) > 1:
@@ -179,5 +190,6 @@ def _changed(old: Tree, new: Tree, dtypes: bool = True) -> str | None:
     for (path, a), b in zip(jax.tree.leaves_with_path(old), jax.tree.leaves(new), strict=True):
         if a.shape != b.shape or (dtypes and a.dtype != b.dtype):
             one, other = (f"{c.dtype}{list(c.shape)}" for c in (a, b))
-            return f"in which {jax.tree_util.keystr(path)} goes from {one} to {other}"
+            at = jax.tree_util.keystr(path) or "its state"
+            return f"in which {at} goes from {one} to {other}"
     return None
