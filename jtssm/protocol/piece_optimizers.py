@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.extend.core import Jaxpr
+from jax.extend.core import Jaxpr, Var
 from jax.tree_util import PyTreeDef
 
 from jtssm import checks
@@ -57,7 +58,8 @@ class Elsewhere:
 class Trial(NamedTuple):
     """What one step of an optimizer, on shapes alone, has shown."""
 
-    wants_loss: bool  # whether the loss enters its numbers
+    wants_loss: bool = False  # whether the loss enters its numbers
+    frozen: tuple[bool, ...] = ()  # the updates that are zeros whatever comes, of each array
     problem: Problem | None = None  # it cannot be run, or its state changes its shapes
     dtypes: Problem | None = None  # its state changes its dtypes
 
@@ -66,6 +68,9 @@ class PieceOptimizer(optax.GradientTransformationExtraArgs):
     """An optimizer of a piece's own list of trees, one a layer, which was tried on their shapes."""
 
     wants_loss: bool  # whether its numbers depend on value=
+    frozen: tuple[
+        bool, ...
+    ]  # of each array of the piece: whether its updates are zero whatever comes
 
 
 def of_pieces(
@@ -125,7 +130,7 @@ def _of_piece(optimizer: Optimizer, shapes: list[Tree], first: int, after: int) 
     found = PieceOptimizer(*own)
     trial = _trial(found, shapes[first:after])
     _refuse(trial.problem, optimizer)  # dtypes: when they are known, by `check_state`
-    found.wants_loss = trial.wants_loss
+    found.wants_loss, found.frozen = trial.wants_loss, trial.frozen
     return found
 
 
@@ -168,11 +173,12 @@ def _tried(
         jaxpr, (updates, new) = traced(params, state, params, loss)
     except Exception as error:  # whatever an optimizer raises over what it is not given
         raised = f"{type(error).__name__}: {checks.shown(str(error))}"
-        return Trial(False, (ENOUGH, f"which raised {raised}"))
+        return Trial(problem=(ENOUGH, f"which raised {raised}"))
     changed = _changed(state, new, dtypes=False) or _changed(params, updates, dtypes=False)
     other = _changed(state, new, dtypes=True)
     problems = ((STEADY, text) if text else None for text in (changed, other))
-    return Trial(_read(jaxpr.jaxpr), *problems)
+    zeros = _zeros(jaxpr.jaxpr)[: len(jax.tree.leaves(updates))]
+    return Trial(_read(jaxpr.jaxpr), tuple(zeros), *problems)
 
 
 def _read(jaxpr: Jaxpr) -> bool:
@@ -180,6 +186,21 @@ def _read(jaxpr: Jaxpr) -> bool:
     last = jaxpr.invars[-1]
     used = [*jaxpr.outvars, *(a for equation in jaxpr.eqns for a in equation.invars)]
     return any(a is last for a in used)
+
+
+def _zeros(jaxpr: Jaxpr) -> list[bool]:
+    """Of each output, whether it is made as zeros, as `optax.set_to_zero` does."""
+    found: set[Var] = set()
+    zero = lambda a: a in found if isinstance(a, Var) else not np.any(a.val)
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("broadcast_in_dim", "convert_element_type", "copy"):
+            made = [zero(equation.invars[0])]
+        elif equation.primitive.name in ("pjit", "jit"):
+            made = _zeros(equation.params["jaxpr"].jaxpr)
+        else:
+            continue
+        found |= {a for a, is_zero in zip(equation.outvars, made, strict=True) if is_zero}
+    return [zero(a) for a in jaxpr.outvars]
 
 
 def _changed(old: Tree, new: Tree, *, dtypes: bool) -> str | None:

@@ -78,6 +78,14 @@ def test_only_those_that_read_the_loss_want_it():
     assert {name for name, wanted in wants.items() if wanted} == {"plateau", "polyak"}
 
 
+def test_only_what_is_set_to_zero_is_frozen():
+    labels = ["frozen", "moving", "moving", "frozen"]
+    each = {"frozen": optax.set_to_zero(), "moving": optax.adamw(1e-2)}
+    pieces = of_pieces(optax.multi_transform(each, labels), NET, STARTS)
+    assert [one.frozen for one in pieces] == [(True, True), (False,) * 4, (True, True)]
+    assert not any(any(of_pieces(o, NET, (0, 4))[0].frozen) for o in OPTIMIZERS.values())
+
+
 def growing():
     """An optimizer whose state is longer after each step."""
     init = lambda params: jnp.zeros(1)

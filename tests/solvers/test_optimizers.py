@@ -116,6 +116,31 @@ def test_the_same_layers_stand_still_whatever_the_method(kind):
     assert still(made(kind, FREEZING["labels by a function"])) == [0, 2]
 
 
+def bias_and_first(params):
+    """Labels that freeze the first layer and the last one's bias, which subnets share."""
+    last = len(params) - 1
+    name = lambda i, n: "frozen" if i == 0 or (i == last and n == "b") else "moving"
+    return [{n: name(i, n) for n in layer} for i, layer in enumerate(params)]
+
+
+@pytest.mark.parametrize("kind", ["local_sgd", "ist"])
+def test_frozen_weights_of_three_workers_do_not_wander(kind):
+    """The mean of three equal numbers differs from them in a third of all cases."""
+    more = {"local_sgd": "workers", "ist": "subnets"}[kind]
+    net = jtssm.mlp([6, 9, 9, 3])
+    ways = {more: 3, "local_steps": 2, "batch_size": 4, "optimizer": moving(bias_and_first)}
+    method = KINDS[kind][0](net, **ways)
+    start = jax.tree.map(lambda a: a + 0.1, net.init(jax.random.key(1), np.float64))
+    state = method.init(jax.random.key(0), X, Y, params=start)
+    step, (x, y) = jax.jit(method.step), step_samples(method)
+    for _ in range(3):
+        state, _ = step(state, x, y)
+    found = method.params(state)
+    for i, name in ((0, "W"), (0, "b"), (2, "b")):
+        np.testing.assert_array_equal(found[i][name], start[i][name])
+    assert not np.array_equal(found[2]["W"], start[2]["W"])
+
+
 MESHES = {
     "sgd": (1, 2, 2),
     "gsadmm, n = 2": (2, 2, 2),
@@ -168,7 +193,7 @@ def test_a_stored_subnetwork_is_told_what_it_minimises():
     ways = {"schedule": solvers.Stored(weight_steps=1)}
     method = made("gsadmm, stored", remembering(), **ways, alpha=3.0)
     first = method.init(jax.random.key(0), X, Y)  # where q = f: nothing to gain but in the last
-    state, info = jax.jit(method.step)(first, X, Y)
+    state, _ = jax.jit(method.step)(first, X, Y)
     values = told(method, state)
     np.testing.assert_allclose(values[:-1], 0, atol=1e-20)
     np.testing.assert_allclose(

@@ -165,7 +165,8 @@ class _Averaged(NamedTuple):
         """Copy, train, average."""
         copies = meeting.copies(state.params)
         params, opt_state, info = self.trainer.round(meeting, state, copies, x, y)
-        return _next(state, meeting.mean(params), opt_state), info
+        mean = self.trainer.averaged(meeting, state.params, params, self.trainer.frozen)
+        return _next(state, mean, opt_state), info
 
     def forward(self, meeting: Meeting, state: State, x: Array) -> Array:
         """Outputs [b, ...] of the averaged network."""

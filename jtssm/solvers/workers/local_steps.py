@@ -19,7 +19,7 @@ from jtssm.nn.network import Network, estimate_layers, keep_estimated, run_layer
 from jtssm.nn.ops import Products
 from jtssm.protocol.declared import Declared, Move, Run
 from jtssm.protocol.info import Info
-from jtssm.protocol.piece_optimizers import check_state, of_pieces, wants_loss
+from jtssm.protocol.piece_optimizers import PieceOptimizer, check_state, of_pieces, wants_loss
 from jtssm.protocol.program import Batch, Stages
 from jtssm.protocol.workers import Meeting, Model, WorkerProgram, round_info
 from jtssm.solvers.pieces import paced, precisely, training
@@ -40,7 +40,7 @@ class Local(NamedTuple):
     """What a worker trains: a network by its forward pass, an optimizer and a loss."""
 
     network: Network
-    optimizer: optax.GradientTransformation
+    optimizer: PieceOptimizer
     loss: Loss
     local_steps: int  # R
     batch_size: int  # b
@@ -160,9 +160,27 @@ class Local(NamedTuple):
             self.network.layers, params, x, lambda i: products, self.compute_dtype
         )
 
+    @property
+    def frozen(self) -> list[Tree]:
+        """One tree a layer: of each parameter, whether the optimizer never moves it."""
+        shapes = self.network.parameter_shapes()
+        return jax.tree.unflatten(jax.tree.structure(shapes), self.optimizer.frozen)
+
+    def averaged(self, meeting: Meeting, old: Tree, new: Tree, frozen: Tree) -> Tree:
+        """The mean of all workers' arrays [n, ...]; a frozen one stays as it was before the round.
+
+        The mean of three equal numbers need not be that number: frozen weights would wander.
+        """
+        moving = jax.tree.map(lambda still, a: None if still else a, frozen, new)
+        pick = lambda still, was, a: was if still else a
+        return jax.tree.map(pick, frozen, old, meeting.mean(moving))
+
     def mean_move(self) -> Move:
-        """The mean of all workers' parameters, once a round."""
-        size = sum(a.size for a in jax.tree.leaves(self.network.parameter_shapes()))
+        """The mean of all workers' parameters, once a round; of those that are not frozen."""
+        pairs = zip(
+            jax.tree.leaves(self.network.parameter_shapes()), self.optimizer.frozen, strict=True
+        )
+        size = sum(a.size for a, still in pairs if not still)
         return Move("mean of W", (size,), "subnet", None, None, 1, collective="all_reduce")
 
     def gradient_move(self) -> Move:
