@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.extend.core import Jaxpr, Var
+from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 from jax.tree_util import PyTreeDef
 
 from jtssm import checks
 from jtssm.arrays import Array, Shaped, Tree
+from jtssm.protocol.branching import on_a_mesh
 from jtssm.protocol.optimizers import words
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Trial(NamedTuple):
 
     wants_loss: bool = False  # whether the loss enters its numbers
     frozen: tuple[bool, ...] = ()  # the updates that are zeros whatever comes, of each array
+    branches: bool = False  # whether there is a `lax.cond` in it
     problem: Problem | None = None  # it cannot be run, or its state changes its shapes
     dtypes: Problem | None = None  # its state changes its dtypes
 
@@ -127,9 +129,9 @@ def _trial(optimizer: Optimizer, params: Tree) -> Trial:
 def _of_piece(optimizer: Optimizer, shapes: list[Tree], first: int, after: int) -> PieceOptimizer:
     whole = optax.with_extra_args_support(optimizer)
     own = whole if after - first == len(shapes) else _among(whole, shapes, first, after)
-    found = PieceOptimizer(*own)
-    trial = _trial(found, shapes[first:after])
+    trial = _trial(own, shapes[first:after])
     _refuse(trial.problem, optimizer)  # dtypes: when they are known, by `check_state`
+    found = PieceOptimizer(own.init, on_a_mesh(own.update) if trial.branches else own.update)
     found.wants_loss, found.frozen = trial.wants_loss, trial.frozen
     return found
 
@@ -178,7 +180,7 @@ def _tried(
     other = _changed(state, new, dtypes=True)
     problems = ((STEADY, text) if text else None for text in (changed, other))
     zeros = _zeros(jaxpr.jaxpr)[: len(jax.tree.leaves(updates))]
-    return Trial(_read(jaxpr.jaxpr), tuple(zeros), *problems)
+    return Trial(_read(jaxpr.jaxpr), tuple(zeros), _branches(jaxpr.jaxpr), *problems)
 
 
 def _read(jaxpr: Jaxpr) -> bool:
@@ -186,6 +188,14 @@ def _read(jaxpr: Jaxpr) -> bool:
     last = jaxpr.invars[-1]
     used = [*jaxpr.outvars, *(a for equation in jaxpr.eqns for a in equation.invars)]
     return any(a is last for a in used)
+
+
+def _branches(jaxpr: Jaxpr) -> bool:
+    """Whether there is a branch in it."""
+    inner = (each for equation in jaxpr.eqns for each in jaxprs_in_params(equation.params))
+    return any(equation.primitive.name == "cond" for equation in jaxpr.eqns) or any(
+        map(_branches, inner)
+    )
 
 
 def _zeros(jaxpr: Jaxpr) -> list[bool]:

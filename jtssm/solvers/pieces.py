@@ -15,7 +15,7 @@ from jtssm.arrays import Array, Scalar, Tree
 from jtssm.nn.network import estimate_layers, keep_estimated, run_layers
 from jtssm.nn.ops import Products
 from jtssm.protocol import sample_checks
-from jtssm.protocol.declared import Declared, Move
+from jtssm.protocol.declared import LOSS, Declared, Move
 from jtssm.protocol.exchange import Carried, Exchange
 from jtssm.protocol.info import Info
 from jtssm.protocol.piece_optimizers import check_state, wants_loss
@@ -144,7 +144,7 @@ class Pieces(Stages):
 
     def loss_moves(self, times: int) -> tuple[Move, ...]:
         """The all-reduce of what pieces minimise, where an optimizer must be told, `times` a step."""
-        one = lambda l: Move("loss", (1,), "pc", l, l, times, collective="all_reduce")
+        one = lambda l: Move(LOSS, (1,), "pc", l, l, times, collective="all_reduce")
         return tuple(one(l) for l in range(self.num) if self.wants_loss(l))
 
     def program(

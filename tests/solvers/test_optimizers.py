@@ -249,3 +249,25 @@ def test_clipping_by_the_global_norm_clips_each_subnetwork():
     expected = {"sgd": 1, "gsadmm, n = 2": 2**0.5, "gsadmm, n = 4": 2}
     for kind, norm in expected.items():
         np.testing.assert_allclose(moved[kind], norm, rtol=1e-6)
+
+
+BRANCHING = {
+    "several steps": optax.MultiSteps(optax.adam(1e-2), 2),
+    "plateau": optax.chain(
+        optax.sgd(1e-9), optax.contrib.reduce_on_plateau(factor=0.5, cooldown=2, patience=1)
+    ),
+    "finite": optax.apply_if_finite(optax.sgd(0.1), 2),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHING)
+@pytest.mark.parametrize("kind", ["sgd", "gsadmm, n = 2", "gsadmm, stored", "local_sgd"])
+def test_optimizers_that_branch_give_the_numbers_of_one_device_on_a_mesh(kind, name):
+    method = made(kind, BRANCHING[name])
+    placed = sharding.place(method, sharding.make_mesh(*MESHES[kind]))
+    one, many = stepped(method, 5), stepped(placed, 5)
+    pairs = zip(*map(jax.tree.leaves, (method.params(one[1]), placed.params(many[1]))), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    moved = np.abs(method.params(one[1])[3]["W"] - method.params(one[0])[3]["W"]).max()
+    assert moved > (1e-12 if name == "plateau" else 1e-3)

@@ -17,7 +17,7 @@ from jtssm.arrays import Array, Tree
 from jtssm.losses import Loss
 from jtssm.nn.network import Network, estimate_layers, keep_estimated, run_layers
 from jtssm.nn.ops import Products
-from jtssm.protocol.declared import Declared, Move, Run
+from jtssm.protocol.declared import LOSS, Declared, Move, Run
 from jtssm.protocol.info import Info
 from jtssm.protocol.piece_optimizers import PieceOptimizer, check_state, of_pieces, wants_loss
 from jtssm.protocol.program import Batch, Stages
@@ -200,7 +200,7 @@ class Local(NamedTuple):
     def loss_moves(self) -> tuple[Move, ...]:
         """The sum of a worker's loss over those devices, where its optimizer must be told."""
         times = self.local_steps if wants_loss(self.optimizer) else 0
-        move = Move("loss", (1,), "pc", None, None, times, collective="all_reduce")
+        move = Move(LOSS, (1,), "pc", None, None, times, collective="all_reduce")
         return (move,) if times else ()
 
     def samples(self, meeting: Meeting) -> int:
