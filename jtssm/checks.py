@@ -263,13 +263,23 @@ def compute_dtype(value: Any) -> Any:
 
 
 def optimizers(optimizer: Any, num: int) -> tuple[optax.GradientTransformation, ...]:
-    """One optax optimizer a subnetwork, from one for all or a sequence of `num`."""
+    """One optax optimizer a subnetwork, from one for all or a sequence of `num`.
+
+    Of an `optax.MultiSteps` its transformation.
+    """
+    optimizer = transformation(optimizer)
     if isinstance(optimizer, optax.GradientTransformation):
         return (optimizer,) * num
-    given = tuple(optimizer) if isinstance(optimizer, (list, tuple)) else ()
+    given = tuple(map(transformation, optimizer)) if isinstance(optimizer, (list, tuple)) else ()
     if len(given) != num or not all(isinstance(o, optax.GradientTransformation) for o in given):
         raise ValueError(
             f"optimizer: expected an optax optimizer, e.g. optax.adam(1e-3), or a list of {num} "
             f"of them, one a subnetwork; got {shown(optimizer)}"
         )
     return given
+
+
+def transformation(optimizer: Any) -> Any:
+    """What an `optax.MultiSteps` does, as optax's other optimizers come; all else as it is."""
+    several = isinstance(optimizer, optax.MultiSteps)
+    return optimizer.gradient_transformation() if several else optimizer

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from jtssm.nn.norm import Statistics
 
 WORD = 4  # bytes of a number of which nothing else is said: a float32
+LOSS = "loss"  # what optimizers are told that want value=: a sum over the devices that split the samples
 
 
 class Move(NamedTuple):

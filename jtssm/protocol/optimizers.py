@@ -88,6 +88,19 @@ def state_names(optimizer: optax.GradientTransformation) -> list[str]:
     return _names(state)
 
 
+def accumulates(optimizer: optax.GradientTransformation, params: Tree) -> bool:
+    """Whether it adds up gradients over steps, as `optax.MultiSteps` does; params: arrays or shapes."""
+    return "MultiStepsState" in _names(jax.eval_shape(optimizer.init, params))
+
+
+def words(optimizer: optax.GradientTransformation) -> str:
+    """How a message calls an optimizer: by its words, else by the names of its states."""
+    if isinstance(optimizer, Told):
+        return f"optax.{optimizer.name}"
+    names = ", ".join(state_names(optimizer))
+    return f"an optimizer with the states {names}" if names else checks.shown(optimizer)
+
+
 def _names(node: Tree) -> list[str]:
     """The names of the NamedTuples of a tree."""
     if isinstance(node, Mapping):

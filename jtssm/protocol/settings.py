@@ -23,11 +23,24 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 Reader = Callable[[Any], Any]
+
+
+def _transformations(optimizer: Any) -> Any:
+    """An optimizer, or several, with what `optax.MultiSteps` objects do in their place."""
+    several = isinstance(optimizer, (list, tuple)) and not hasattr(optimizer, "init")
+    return (
+        tuple(map(checks.transformation, optimizer))
+        if several
+        else checks.transformation(optimizer)
+    )
+
+
 # of arguments that mean the same in every constructor: what several values stand for
 READERS: Mapping[str, Reader] = MappingProxyType(
     {
         "loss": losses.find,
         "compute_dtype": checks.compute_dtype,
+        "optimizer": _transformations,
     }
 )
 

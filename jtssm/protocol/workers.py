@@ -45,14 +45,13 @@ class Meeting(NamedTuple):
     mean: Callable[[Tree], Tree]  # a tree [n, ...] -> its mean over all workers
     # a tree of scalars a worker, [n] -> their sum over all workers and samples
     total: Callable[[Tree], Tree]
+    # inside a worker's steps: a sum over the samples here of its minibatch -> over all of them
+    sum_samples: Callable[[Array], Array]
     # [b, width here] -> [b, whole width]: what all homes hold of a layer's neurons
     gather: Callable[[Array], Array]
     sum_homes: Callable[[Array], Array]  # an array -> its sum over the devices that share the homes
     # an array [all samples of a minibatch, ...] -> the rows that live here
     own_samples: Callable[[Array], Array]
-    sum_samples: Callable[
-        [Array], Array
-    ]  # an array -> its sum over the devices that split a minibatch
     products: Products  # of samples that are split over devices
 
 
@@ -198,10 +197,10 @@ def by_index(num: int) -> Meeting:
         copies=lambda tree: jax.tree.map(lambda a: jnp.broadcast_to(a, (num, *a.shape)), tree),
         mean=lambda tree: jax.tree.map(lambda a: a.mean(axis=0), tree),
         total=lambda tree: jax.tree.map(lambda a: a.sum(axis=0), tree),
+        sum_samples=same,
         gather=same,
         sum_homes=same,
         own_samples=same,
-        sum_samples=same,
         products=PLAIN,
     )
 

@@ -30,6 +30,7 @@ from jtssm.protocol.declared import Declared, Run
 from jtssm.protocol.exchange import Carried, Exchange
 from jtssm.protocol.info import Info, measured
 from jtssm.protocol.method import Method
+from jtssm.protocol.piece_optimizers import of_pieces
 from jtssm.protocol.program import Batch
 from jtssm.protocol.settings import recorded
 from jtssm.protocol.whole import WholeProgram
@@ -80,9 +81,8 @@ def sgd(
     """
     (batch_size,) = checks.count(batch_size=batch_size)
     checks.precision(precision)
-    optimizers = checks.optimizers(optimizer, 1)
     starts, dtype = cut(net, 1, None), checks.compute_dtype(compute_dtype)
-    pieces = Pieces(net, starts, optimizers, losses.find(loss), dtype)
+    pieces = Pieces(net, starts, of_pieces(optimizer, net, starts), losses.find(loss), dtype)
 
     def forward(exchange: Exchange, l: int, weights: Weights, x: Array) -> Array:
         return pieces.forward(exchange, l, weights.params, x)
@@ -130,11 +130,11 @@ def _gradient(pieces: Pieces) -> Callable[..., tuple[Carried, Info]]:
     return gradient
 
 
-def _descend(pieces: Pieces) -> Callable[[State, Carried], State]:
-    def descend(state: State, gradient: Carried) -> State:
+def _descend(pieces: Pieces) -> Callable[[State, Carried, Array], State]:
+    def descend(state: State, gradient: Carried, loss: Array) -> State:
         key = None if state.key is None else jax.random.split(state.key)[0]
         pairs = enumerate(zip(state.weights, gradient, strict=True))
-        weights = (pieces.descend(l, w, g, pace=state.pace) for l, (w, g) in pairs)
+        weights = (pieces.descend(l, w, g, pace=state.pace, loss=loss) for l, (w, g) in pairs)
         return State(tuple(weights), key, state.pace)
 
     return descend

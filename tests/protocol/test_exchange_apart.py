@@ -59,10 +59,9 @@ def test_the_mean_of_two_microbatches_gradients_makes_the_step_of_both():
     program, state = method.program, method.init(jax.random.key(0), X, Y)
     exchange = by_index(1)
     x, y = X[:24].reshape(2, 12, 4), Y[:24].reshape(2, 12)
-    (one, _), (two, _) = (program.gradient(exchange, state, x[i], y[i]) for i in range(2))
+    (one, seen), (two, _) = (program.gradient(exchange, state, x[i], y[i]) for i in range(2))
     mean = jax.tree.map(lambda a, b: (a + b) / 2, one, two)
     whole, _ = method.step(state, X[:24], Y[:24])
-    for a, b in zip(
-        *map(jax.tree.leaves, (whole.weights, program.descend(state, mean).weights)), strict=True
-    ):
+    found = program.descend(state, mean, seen.loss)  # of which adam takes no notice
+    for a, b in zip(*map(jax.tree.leaves, (whole.weights, found.weights)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)

@@ -11,7 +11,7 @@ import jax
 from jtssm import checks
 from jtssm.arrays import Tree
 from jtssm.protocol.axes import AXES
-from jtssm.protocol.declared import MatrixProduct, Move, Run
+from jtssm.protocol.declared import LOSS, MatrixProduct, Move, Run
 from jtssm.protocol.program import Program
 from jtssm.protocol.stages import StageProgram
 from jtssm.protocol.whole import WholeProgram
@@ -185,15 +185,22 @@ def _of_piece(
     starts = layered.program.stages.starts
     layers = range(starts[l], starts[l + 1])
     ends = Demand(messages=weighed if l == layered.program.stages.num - 1 else ())
-    if not layered.products[l]:
-        return _total([*(layered.layer(grid, i) for i in layers), ends])
+    if not layered.products[l]:  # of its moves, gradients are their layers' sums
+        told = _sums(layered, [m for m in moves if m.source == l and m.what == LOSS])
+        return _total([*(layered.layer(grid, i) for i in layers), Demand(messages=told), ends])
     words = sum(a.size for i in layers for a in jax.tree.leaves(layered.params[i]))
     tasks = tuple(matrix_task(p, layered.pc) for p in layered.products[l])
-    sums = [m for m in moves if m.source == l and m.axis == "pc" and layered.pc > 1]
-    messages = [
-        Message(m.what, m.collective, ("pc",), prod(m.shape), m.times, m.itemsize) for m in sums
-    ]
-    return Demand(tasks, ((words, 1),), tuple(messages)) + ends
+    messages = _sums(layered, [m for m in moves if m.source == l and m.axis == "pc"])
+    return Demand(tasks, ((words, 1),), messages) + ends
+
+
+def _sums(layered: Layered, moves: Sequence[Move]) -> tuple[Message, ...]:
+    """What the devices that split the samples sum, where there are several."""
+    return tuple(
+        Message(m.what, m.collective, ("pc",), prod(m.shape), m.times, m.itemsize)
+        for m in moves
+        if layered.pc > 1
+    )
 
 
 def _total(demands: Iterable[Demand]) -> Demand:

@@ -56,10 +56,11 @@ def check_elementwise(
 
 
 def _two_steps(optimizer: optax.GradientTransformation, params: Tree) -> Tree:
+    optimizer = optax.with_extra_args_support(optimizer)
     state = optimizer.init(params)
     for scale in (3.0, 1.0):
         gradient = jax.tree.map(lambda a, scale=scale: scale * (a - 0.9) ** 3, params)
-        updates, state = optimizer.update(gradient, state, params)
+        updates, state = optimizer.update(gradient, state, params, value=jnp.asarray(scale))
         params = optax.apply_updates(params, updates)
     return params
 

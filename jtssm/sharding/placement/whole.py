@@ -13,7 +13,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -97,15 +96,16 @@ class _Whole:
             (tuple(w.params for w in specs.weights), PartitionSpec()),
         )
         gradient, info = work(light, put(x, self.mesh, at.inputs), put(y, self.mesh, at.outputs))
-        return self._descended(state, gradient), info
+        return self._descended(state, gradient, info.loss), info
 
-    def _descended(self, state: Tree, gradient: tuple[Tree]) -> Tree:
+    def _descended(self, state: Tree, gradient: tuple[Tree], loss: Array) -> Tree:
         laid_out = self._shardings(state)
         if AxisType.Explicit in self.mesh.axis_types:
             return jax.sharding.auto_axes(self.program.descend, out_sharding=laid_out)(
-                state, gradient
+                state, gradient, loss
             )
-        return jax.lax.with_sharding_constraint(self.program.descend(state, gradient), laid_out)
+        found = self.program.descend(state, gradient, loss)
+        return jax.lax.with_sharding_constraint(found, laid_out)
 
     def predict(self, state: Tree, x: AnyArray) -> Array:
         """Outputs, split over pc, over pr too where the last layer's are; whole if pc does not divide."""
@@ -146,31 +146,26 @@ class _Whole:
     def _specs(self, state: Tree) -> Tree:
         """A PartitionSpec for every array of a state."""
         whole = lambda tree: jax.tree.map(lambda _: PartitionSpec(), tree)
-        pairs = zip(state.weights, self.program.stages.optimizers, strict=True)
-        weights = tuple(self._weights_specs(w, optimizer) for w, optimizer in pairs)
+        weights = tuple(map(self._weights_specs, state.weights))
         rest = {name: whole(getattr(state, name)) for name in state._fields if name != "weights"}
         return state._replace(weights=weights, **rest)
 
-    def _weights_specs(self, weights: Tree, optimizer: optax.GradientTransformation) -> Tree:
+    def _weights_specs(self, weights: Tree) -> Tree:
+        """Of a state of the optimizer: a leaf whose path ends like a parameter's lies as that one does.
+
+        One of another shape than its parameter's, as adafactor keeps, is whole.
+        """
         params = [self._layer_specs(i, p) for i, p in enumerate(weights.params)]
-        if weights.opt_state == ():
-            return weights._replace(params=params)
-        # of parameters that the optimizer leaves to another
-        masked = lambda a: isinstance(a, optax.MaskedNode)
+        specs = jax.tree.leaves(params, is_leaf=lambda a: isinstance(a, PartitionSpec))
+        pairs = zip(jax.tree.leaves_with_path(weights.params), specs, strict=True)
+        known = {path: (jnp.shape(a), spec) for (path, a), spec in pairs}
 
-        def like(a: Array, spec: PartitionSpec, p: Array) -> PartitionSpec | Array:
-            """A state of another shape than its parameter's, as adafactor keeps, is whole."""
-            return a if masked(a) else spec if jnp.shape(a) == jnp.shape(p) else PartitionSpec()
+        def like(path: tuple[object, ...], a: Array) -> PartitionSpec:
+            ends = (path[k:] for k in range(len(path)))  # the longest first
+            shape, spec = next((known[end] for end in ends if end in known), (None, None))
+            return spec if spec is not None and jnp.shape(a) == shape else PartitionSpec()
 
-        opt_state = optax.tree_utils.tree_map_params(
-            optimizer,
-            like,
-            weights.opt_state,
-            params,
-            weights.params,
-            transform_non_params=lambda _: PartitionSpec(),
-            is_leaf=masked,
-        )
+        opt_state = jax.tree.map_with_path(like, weights.opt_state)
         return weights._replace(params=params, opt_state=opt_state)
 
     def _layer_specs(self, i: int, params: Tree) -> Tree:

@@ -52,10 +52,10 @@ def by_collectives(num: int, names: AxisNames) -> Meeting:
         copies=lambda tree: apart(jax.tree.map(copy, tree)),
         mean=lambda tree: jax.tree.map(lambda a: a / num, collectives.total(sums(tree), subnet)),
         total=lambda tree: collectives.total(sums(tree), (*subnet, *pc)),
+        sum_samples=lambda a: collectives.total(a, pc),
         gather=lambda x: collectives.gather_columns(x, names.subnet),
         sum_homes=lambda x: collectives.total(x, subnet),
         own_samples=partial(_own, axis=names.pc),
-        sum_samples=lambda a: collectives.total(a, pc),
         products=PLAIN._replace(
             over_samples=lambda a: collectives.mean(PLAIN.over_samples(a), pc),
             sample_axes=tuple(pc),

@@ -49,6 +49,7 @@ from jtssm.nn.network import Network
 from jtssm.protocol.arguments import documented
 from jtssm.protocol.exchange import by_index
 from jtssm.protocol.method import Method
+from jtssm.protocol.piece_optimizers import of_pieces
 from jtssm.protocol.settings import recorded
 from jtssm.protocol.stages import StageProgram
 from jtssm.solvers.pieces import Pieces, Weights
@@ -200,7 +201,8 @@ def _pieces(
     optimizers = checks.optimizers(optimizer, len(starts) - 1)
     if isinstance(schedule, Streaming):
         optimizers = _slowed(optimizers, schedule.delay_power)
-    return Pieces(net, starts, optimizers, losses.find(loss), checks.compute_dtype(compute_dtype))
+    each = of_pieces(optimizers, net, starts)
+    return Pieces(net, starts, each, losses.find(loss), checks.compute_dtype(compute_dtype))
 
 
 def _method(
@@ -228,12 +230,16 @@ def _slowed(
     """The optimizers of n subnetworks, their updates scaled by (1 + delay)^-power."""
 
     def slow(optimizer: optax.GradientTransformation, scale: float) -> optax.GradientTransformation:
-        def update(gradient: Tree, state: Tree, params: Tree = None) -> tuple[Tree, Tree]:
-            updates, state = optimizer.update(gradient, state, params)
+        whole = optax.with_extra_args_support(optimizer)
+
+        def update(
+            gradient: Tree, state: Tree, params: Tree = None, **more: Array
+        ) -> tuple[Tree, Tree]:
+            updates, state = whole.update(gradient, state, params, **more)
             return jax.tree.map(lambda a: scale * a, updates), state
 
         # not optax.chain: the state stays what the user's optimizer makes it
-        return optax.GradientTransformation(optimizer.init, update)
+        return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
     scales = [(1 + delay) ** -power for delay in delays(len(optimizers))]
     return tuple(

@@ -95,8 +95,9 @@ class Sweep(NamedTuple):
             p_, q_, y_ = jax.tree.map(lambda a: self._pick(a, columns), (p, q, self.y))
             num = self.strata.num
             mean = lambda W: self._objective(l, W, p_, q_, y_, num)[0] / num
-            gradient = jax.grad(mean)(weights.params)
-            return self.pieces.descend(l, weights, gradient, pace=self.pace), None
+            loss, gradient = jax.value_and_grad(mean)(weights.params)
+            told = self.exchange.samples.sum(loss) if self.pieces.wants_loss(l) else None
+            return self.pieces.descend(l, weights, gradient, pace=self.pace, loss=told), None
 
         return lax.scan(weight_step, weights, self.draws)[0]
 
@@ -164,7 +165,8 @@ def method(
         crossing = pieces.boundary_moves(
             samples, sweeps, forward=rule.forward, backward=rule.backward
         )
-        return (*crossing, *pieces.gradient_moves(sweeps * steps))
+        trained = (pieces.gradient_moves(sweeps * steps), pieces.loss_moves(sweeps * steps))
+        return (*crossing, *trained[0], *trained[1])
 
     def work(l: int, samples: int) -> tuple[Run, ...]:
         steps = sweeps * (weight_steps or samples // batch_size)

@@ -108,7 +108,7 @@ def method(
 def _declared(rule: Rule, pieces: Pieces, sweeps: int) -> Declared:
     def moves(samples: int) -> tuple[Move, ...]:
         crossing = pieces.boundary_moves(samples, sweeps, forward="f", backward=rule.sends)
-        return (*crossing, *pieces.gradient_moves(sweeps))
+        return (*crossing, *pieces.gradient_moves(sweeps), *pieces.loss_moves(sweeps))
 
     def work(l: int, samples: int) -> tuple[Run]:
         # all but the last piece run forward once more, on the minibatch that comes in

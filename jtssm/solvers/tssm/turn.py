@@ -137,10 +137,13 @@ class Turn(NamedTuple):
         live = self.live[self._age(l, s)]
         p = origin if l == 0 else origin + was.e
         entered = self.tick - self._delay(l, s)
-        f, seen, pull = self._linearised(l, weights.params, p, was.y, v_next, entered)
+        f, seen, pull, own = self._linearised(l, weights.params, p, was.y, v_next, entered)
         g_W, g_p = pull()
         g_W = jax.tree.map(lambda g: g / self.samples, g_W)
-        weights = self.pieces.descend(l, weights, g_W, live, self.pace)
+        # what the piece minimises, the mean over the whole minibatch
+        wants = self.pieces.wants_loss(l)
+        loss = self.exchange.samples.sum(own) / self.samples if wants else None
+        weights = self.pieces.descend(l, weights, g_W, live, self.pace, loss)
         if l == 0:
             e, u, v = (), (), ()
             # a single piece has no boundary, and nothing to sum
@@ -175,8 +178,9 @@ class Turn(NamedTuple):
         y: Tree,
         v_next: Array | None,
         entered: Array,
-    ) -> tuple[Array, Seen, Callable[[], tuple[list[Tree], Tree]]]:
-        """f_l at p, what is seen of the loss there, and a function giving (g_W, g_p)."""
+    ) -> tuple[Array, Seen, Callable[[], tuple[list[Tree], Tree]], Array]:
+        """f_l at p, what is seen of the loss there, a function giving (g_W, g_p), and what the piece
+        minimises: R or (alpha/2)|q - f|^2 of the samples here."""
         run = lambda params, p: self._forward(l, params, p, entered)
         if l == 0:  # the data has no gradient: leave its product out
             f, vjp = jax.vjp(lambda params: run(params, p), params)
@@ -189,7 +193,8 @@ class Turn(NamedTuple):
 
         if v_next is not None:
             zero = jnp.zeros((), p.dtype)
-            return f, (zero, zero, zero), lambda: pulled(-self.penalties.alpha * v_next)
+            own = self.penalties.alpha / 2 * squared(v_next)
+            return f, (zero, zero, zero), lambda: pulled(-self.penalties.alpha * v_next), own
         weighing = weigh(self.pieces.loss, y, self.samples, self.exchange.samples.sum, p.dtype)
-        g_f, seen = jax.grad(weighing.scaled, has_aux=True)(f)
-        return f, tuple(seen), lambda: pulled(g_f)
+        (own, seen), g_f = jax.value_and_grad(weighing.scaled, has_aux=True)(f)
+        return f, tuple(seen), lambda: pulled(g_f), own

@@ -165,7 +165,8 @@ class _Averaged(NamedTuple):
         """Copy, train, average."""
         copies = meeting.copies(state.params)
         params, opt_state, info = self.trainer.round(meeting, state, copies, x, y)
-        return _next(state, meeting.mean(params), opt_state), info
+        mean = self.trainer.averaged(meeting, state.params, params, self.trainer.frozen)
+        return _next(state, mean, opt_state), info
 
     def forward(self, meeting: Meeting, state: State, x: Array) -> Array:
         """Outputs [b, ...] of the averaged network."""
@@ -177,7 +178,8 @@ class _Averaged(NamedTuple):
 
     def moves(self, samples: int) -> tuple[Move, ...]:
         """Of one worker in a round: the mean of all parameters, and the sum of its gradients."""
-        return self.trainer.mean_move(), self.trainer.gradient_move()
+        trainer = self.trainer
+        return trainer.mean_move(), trainer.gradient_move(), *trainer.loss_moves()
 
 
 class _Apart(NamedTuple):
@@ -216,7 +218,7 @@ class _Apart(NamedTuple):
 
     def moves(self, samples: int) -> tuple[Move, ...]:
         """Of one member in a round: the sum of its gradients; nothing goes to another."""
-        return (self.trainer.gradient_move(),)
+        return self.trainer.gradient_move(), *self.trainer.loss_moves()
 
 
 def _first(params: list[Tree], opt_state: Tree, key: Array) -> State:

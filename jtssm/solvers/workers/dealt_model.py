@@ -151,7 +151,8 @@ class DealtModel(NamedTuple):
             {n: kept.push(meeting, old[n], p[n], deals) for n, kept in how.items() if kept}
             for how, old, p in zip(self.plan, state.homes, params, strict=True)
         ]
-        shared = meeting.mean(self._shared(params))
+        frozen = self._shared(self.trainer.frozen)
+        shared = self.trainer.averaged(meeting, state.shared, self._shared(params), frozen)
         return state._replace(homes=homes, shared=shared, round=state.round + 1)
 
     def own(self, meeting: Meeting, dtype: DTypeLike) -> Own:
@@ -251,6 +252,8 @@ class DealtModel(NamedTuple):
         found, size = [], 0
         for i, (how, shapes) in enumerate(zip(self.plan, self._places(), strict=True)):
             for name, kept in how.items():
+                if kept is None and self.trainer.frozen[i][name]:
+                    continue  # nothing to average
                 shape = shapes[name]
                 ways = (("mean", "all_reduce"),) if kept is None else DEAL
                 size += prod(shape) * (name not in self.net.layers[i].estimated)
@@ -259,4 +262,4 @@ class DealtModel(NamedTuple):
                     found.append(worker(what, shape, "subnet", times=1, collective=collective))
         steps = self.trainer.local_steps
         gradient = worker("gradient of W", (size,), "pc", times=steps, collective="all_reduce")
-        return (*found, gradient)
+        return (*found, gradient, *self.trainer.loss_moves())

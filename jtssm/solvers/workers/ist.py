@@ -36,6 +36,7 @@ from jtssm.nn.network import Network
 from jtssm.protocol.arguments import documented
 from jtssm.protocol.declared import Declared
 from jtssm.protocol.method import Method
+from jtssm.protocol.optimizers import accumulates
 from jtssm.protocol.settings import recorded
 from jtssm.protocol.workers import Model, WorkerProgram
 from jtssm.solvers.pieces import precisely
@@ -109,6 +110,11 @@ def ist(
     trainer = local(
         net, optimizer, loss, local_steps, batch_size, precision, compute_dtype, forward
     )
+    if accumulates(trainer.optimizer, net.parameter_shapes()):
+        raise ValueError(
+            "optimizer: expected one that updates at every step, since its state starts anew at each "
+            "deal; got optax.MultiSteps, whose sums would be lost: use a larger batch_size"
+        )
     model = DealtModel(net, cuts, plan, trainer, scale)
     return WorkerProgram(
         name="ist",

@@ -17,8 +17,9 @@ from jtssm.arrays import Array, Tree
 from jtssm.losses import Loss
 from jtssm.nn.network import Network, estimate_layers, keep_estimated, run_layers
 from jtssm.nn.ops import Products
-from jtssm.protocol.declared import Declared, Move, Run
+from jtssm.protocol.declared import LOSS, Declared, Move, Run
 from jtssm.protocol.info import Info
+from jtssm.protocol.piece_optimizers import PieceOptimizer, check_state, of_pieces, wants_loss
 from jtssm.protocol.program import Batch, Stages
 from jtssm.protocol.workers import Meeting, Model, WorkerProgram, round_info
 from jtssm.solvers.pieces import paced, precisely, training
@@ -40,7 +41,7 @@ class Local(NamedTuple):
     """What a worker trains: a network by its forward pass, an optimizer and a loss."""
 
     network: Network
-    optimizer: optax.GradientTransformation
+    optimizer: PieceOptimizer
     loss: Loss
     local_steps: int  # R
     batch_size: int  # b
@@ -80,7 +81,7 @@ class Local(NamedTuple):
             ) -> tuple[Trained, Sums]:
                 (params, opt_state), (xb, yb, draw) = carry, batch
                 at = lambda i: products(draw, i)
-                return self._step(params, opt_state, own, xb, yb, at, pace, meeting.sum_samples)
+                return self._step(meeting, params, opt_state, own, xb, yb, at, pace)
 
             return lax.scan(step, (params, opt_state), (x, y, draws))
 
@@ -163,9 +164,27 @@ class Local(NamedTuple):
             self.network.layers, params, x, lambda i: products, self.compute_dtype
         )
 
+    @property
+    def frozen(self) -> list[Tree]:
+        """One tree a layer: of each parameter, whether the optimizer never moves it."""
+        shapes = self.network.parameter_shapes()
+        return jax.tree.unflatten(jax.tree.structure(shapes), self.optimizer.frozen)
+
+    def averaged(self, meeting: Meeting, old: Tree, new: Tree, frozen: Tree) -> Tree:
+        """The mean of all workers' arrays [n, ...]; a frozen one stays as it was before the round.
+
+        The mean of three equal numbers need not be that number: frozen weights would wander.
+        """
+        moving = jax.tree.map(lambda still, a: None if still else a, frozen, new)
+        pick = lambda still, was, a: was if still else a
+        return jax.tree.map(pick, frozen, old, meeting.mean(moving))
+
     def mean_move(self) -> Move:
-        """The mean of all workers' parameters, once a round."""
-        size = sum(a.size for a in jax.tree.leaves(self.network.parameter_shapes()))
+        """The mean of all workers' parameters, once a round; of those that are not frozen."""
+        pairs = zip(
+            jax.tree.leaves(self.network.parameter_shapes()), self.optimizer.frozen, strict=True
+        )
+        size = sum(a.size for a, still in pairs if not still)
         return Move("mean of W", (size,), "subnet", None, None, 1, collective="all_reduce")
 
     def gradient_move(self) -> Move:
@@ -182,12 +201,19 @@ class Local(NamedTuple):
             collective="all_reduce",
         )
 
+    def loss_moves(self) -> tuple[Move, ...]:
+        """The sum of a worker's loss over those devices, where its optimizer must be told."""
+        times = self.local_steps if wants_loss(self.optimizer) else 0
+        move = Move(LOSS, (1,), "pc", None, None, times, collective="all_reduce")
+        return (move,) if times else ()
+
     def samples(self, meeting: Meeting) -> int:
         """That a round of all workers takes."""
         return self.local_steps * meeting.num * self.batch_size
 
     def _step(
         self,
+        meeting: Meeting,
         params: Tree,
         opt_state: Tree,
         own: Tree,
@@ -195,24 +221,26 @@ class Local(NamedTuple):
         y: Array,
         products: Callable[[int], Products],
         pace: Array,
-        summed: Callable[[Array], Array],
     ) -> tuple[Trained, Sums]:
-        """One minibatch of one worker; summed: over the devices that split it."""
-        weighing = weigh(self.loss, y, self.batch_size, summed, x.dtype)
+        """One minibatch of one worker."""
+        weighing = weigh(self.loss, y, self.batch_size, meeting.sum_samples, x.dtype)
 
         def mean_loss(params: Tree) -> tuple[Array, Sums]:
             outputs = self.forward(params, x, own, products)
             scaled, sums = weighing.scaled(outputs)
             return scaled / self.batch_size, kept(self.loss, sums)
 
-        gradient, sums = jax.grad(mean_loss, has_aux=True)(params)
-        updates, opt_state = self.optimizer.update(gradient, opt_state, params)
+        (loss, sums), gradient = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        told = {"value": meeting.sum_samples(loss)} if wants_loss(self.optimizer) else {}
+        updates, opt_state = self.optimizer.update(gradient, opt_state, params, **told)
         moved = optax.apply_updates(params, paced(updates, pace))
         new = keep_estimated(self.network.layers, moved, params)
         return (new, opt_state), sums
 
     def fresh(self, params: Tree, rounds: int | Array) -> Tree:
         """Optimizer states [n, ...] for params [n, ...], with schedules after so many rounds."""
+        one = lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype)
+        check_state(self.optimizer, jax.tree.map(one, params))
         opt_state = jax.vmap(self.optimizer.init)(params)
         return _resumed(opt_state, rounds * self.local_steps)
 
@@ -245,7 +273,7 @@ def local(
     checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")
     local_steps, batch_size = checks.count(local_steps=local_steps, batch_size=batch_size)
     checks.precision(precision)
-    (optimizer,) = checks.optimizers(optimizer, 1)
+    (optimizer,) = of_pieces(optimizer, net, (0, len(net.layers)))
     dtype, passed = checks.compute_dtype(compute_dtype), forward or composed(net)
     run = lambda params, x, own, products: passed(params, x, own, products, dtype)
     return Local(net, optimizer, losses.find(loss), local_steps, batch_size, run, dtype)
