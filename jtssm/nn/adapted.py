@@ -55,7 +55,12 @@ class Pure(NamedTuple):
     run: Callable[[Tree, Tree, Array, Call], tuple[Array, Tree]]
     whole: Callable[[Tree, Tree], Any]  # (params, state) -> what the user gave, with these
     moved: Callable[[Tree], Tree] = lambda state: {}  # state -> those of it that training must move
+    tied: bool = False  # whether it is several that share parameters
     must_draw: str | None = None  # what is said of a module that does not draw while training
+
+
+class Together(tuple):
+    """The modules of a layer that was made of several."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -132,6 +137,11 @@ class Adapted(Layer):
 
     def _samples(self, shape: Shape) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((ROWS, *shape), self.given.dtype)
+
+    @property
+    def tied(self) -> bool:
+        """Whether it is several modules that share parameters."""
+        return self.pure.tied
 
     def module(self, params: Tree) -> Any:
         """The user's own module with these parameters."""

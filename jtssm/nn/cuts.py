@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from jtssm import checks
+from jtssm.nn.adapted import Adapted
+from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network
 
 
@@ -43,11 +45,17 @@ def cut(net: Network, subnets: int | None, cuts: Sequence[int] | None) -> tuple[
         return starts
     n = 1 if subnets is None else subnets
     if not checks.is_integer(n) or not 1 <= n <= num_layers:
+        tied = [f"layer {i}, {layer.name}" for i, layer in enumerate(net.layers) if _tied(layer)]
+        why = f": {', '.join(tied)}, shares parameters and stays in one piece" if tied else ""
         raise ValueError(
             f"subnets: expected 1..{num_layers}, the network has {num_layers} layers; got "
-            f"{checks.shown(n)}"
+            f"{checks.shown(n)}{why}"
         )
     return balanced_starts(net.costs(), int(n))
+
+
+def _tied(layer: Layer) -> bool:
+    return isinstance(layer, Adapted) and layer.tied
 
 
 # of the layers so far: largest sum of a run and sum of squares, and where runs start

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from jtssm import checks
 from jtssm.arrays import AnyArray, Array, Shaped, Tree
-from jtssm.nn.adapted import Adapted
+from jtssm.nn.adapted import Adapted, Together
 from jtssm.nn.layer import Layer, Shape
 from jtssm.nn.norm import Statistics
 from jtssm.nn.ops import PLAIN, Products, entering, narrowed, widened
@@ -136,7 +136,7 @@ class Network(NamedTuple):
         return self.layers[0].integer
 
     def modules(self, params: Sequence[Tree]) -> list[Any]:
-        """The user's own modules with these parameters, one a layer.
+        """The user's own modules with these parameters, one a layer, or several where they are tied.
 
         Of `from_nnx` the modules, of `from_linen` pairs (module, variables), of `layers` the functions,
         or pairs (params, f).
@@ -151,7 +151,8 @@ class Network(NamedTuple):
                     f"{layer.name!r}, which is jtssm's own: its parameters are params[{i}]"
                 )
         own = (layer for layer in self.layers if isinstance(layer, Adapted))
-        return [layer.module(p) for layer, p in zip(own, params, strict=True)]
+        each = (layer.module(p) for layer, p in zip(own, params, strict=True))
+        return [m for a in each for m in (a if isinstance(a, Together) else (a,))]
 
     @property
     def statistics(self) -> tuple[Statistics, ...]:

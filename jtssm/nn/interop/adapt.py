@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -11,31 +11,63 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jtssm.arrays import Array, Shaped
-from jtssm.nn.adapted import ROWS, Call, Pure, adapted
+from jtssm.nn.adapted import ROWS, Adapted, Call, Pure, adapted
+from jtssm.nn.interop.tied import Held, Mend, joined, spans, ties
+from jtssm.nn.layer import Shape
 from jtssm.nn.network import Network, sequence
 
 
-def chained(makers: Iterable[Callable[[], Pure]], sample_input: Shaped) -> Network:
-    """A network of modules, each adapted in its turn; sample_input [samples, ...].
+def chained(
+    makers: Sequence[Callable[[], Pure]],
+    sample_input: Shaped,
+    held: Sequence[Held],
+    mend: Mend = lambda owner, owner_path, module, path: None,
+) -> Network:
+    """A network of modules, each adapted in its turn; those that share parameters are one layer.
+
+    Args:
+      sample_input: [samples, ...].
+      held: of each module what it holds.
+      mend: ties what a layer of several gives back, see `joined`.
 
     Raises:
       ValueError: no modules, a bad sample, a module that does not take what the one before it gives.
     """
     x = _sample(sample_input)
-    layers, shape, integer = [], x.shape[1:], jnp.issubdtype(x.dtype, jnp.integer)
-    for i, make in enumerate(makers):
-        one = make()
-        given = jax.ShapeDtypeStruct((ROWS, *shape), x.dtype if i == 0 else jnp.float32)
-        try:
-            layer = adapted(one, given, integer and i == 0)
-            shape = layer.shape(shape)
-        except Exception as error:
-            raise ValueError(
-                f"modules: expected that module {i}, {one.name}, takes samples of shape {shape} of "
-                f"{given.dtype} and gives [samples, ...]; got {type(error).__name__}: {error}"
-            ) from error
+    found = ties(held)
+    parts = [make() for make in makers]
+    layers: list[Adapted] = []
+    given, integer = _given(x.shape[1:], x.dtype), jnp.issubdtype(x.dtype, jnp.integer)
+    for span in spans(len(parts), found):
+        first = given
+        for i in span:
+            layer = _layer(f"module {i}", parts[i], given, integer and i == 0)
+            given = _given(layer.shape(given.shape[1:]), jnp.float32)
+        if len(span) > 1:
+            own = [
+                t._replace(module=t.module - span.start, owner=t.owner - span.start)
+                for t in found
+                if t.owner in span
+            ]
+            one = joined([parts[i] for i in span], own, mend)
+            name = f"modules {span[0]} to {span[-1]}"
+            layer = _layer(name, one, first, integer and span.start == 0)
         layers.append(layer)
     return sequence(layers, x.shape[1:])
+
+
+def _given(shape: Shape, dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((ROWS, *shape), dtype)
+
+
+def _layer(which: str, one: Pure, given: jax.ShapeDtypeStruct, integer: bool) -> Adapted:
+    try:
+        return adapted(one, given, integer)
+    except Exception as error:
+        raise ValueError(
+            f"modules: expected that {which}, {one.name}, takes samples of shape {given.shape[1:]} of "
+            f"{given.dtype} and gives [samples, ...]; got {type(error).__name__}: {error}"
+        ) from error
 
 
 def _sample(sample_input: Shaped) -> jax.ShapeDtypeStruct:
@@ -94,26 +126,6 @@ def listed(modules: object) -> list[Any]:
             f"{modules!r}"
         )
     return list(modules)
-
-
-def apart(what: str, held: Sequence[Iterable[tuple[str, object]]]) -> None:
-    """No two layers hold the same object: each trains its own, and would train a copy.
-
-    Args:
-      what: the argument that they came in.
-      held: of each layer what it holds, by name.
-
-    Raises:
-      ValueError: two that do, or one that holds an array twice.
-    """
-    owner: dict[int, int] = {}
-    for i, holds in enumerate(held):
-        for name, a in holds:
-            if owner.setdefault(id(a), i) != i:
-                raise ValueError(
-                    f"{what}: expected modules that share nothing; got {name} of module {i}, which is "
-                    f"module {owner[id(a)]}'s too: put what shares it into one module"
-                )
 
 
 def named(given: object) -> str:

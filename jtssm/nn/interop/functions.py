@@ -11,7 +11,8 @@ import numpy as np
 
 from jtssm.arrays import Array, Shaped, Tree
 from jtssm.nn.adapted import Call, Pure
-from jtssm.nn.interop.adapt import apart, chained, listed, named
+from jtssm.nn.interop.adapt import chained, listed, named
+from jtssm.nn.interop.tied import Held, plain
 from jtssm.nn.network import Network
 
 
@@ -28,9 +29,10 @@ def layers(functions: Sequence[Callable | tuple[Tree, Callable]], sample_input: 
       sample_input: [samples, ...], e.g. jnp.zeros((1, 28, 28, 1)); integers (tokens) up to 2^24, which
         the first function gets as int32.
 
+    Entries between which one array is shared are one layer, and it stays one array.
+
     Raises:
-      ValueError: other entries, one array in two of them, a function that does not take what the one
-        before it gives.
+      ValueError: other entries, a function that does not take what the one before it gives.
 
     Examples:
       >>> import jax
@@ -43,16 +45,15 @@ def layers(functions: Sequence[Callable | tuple[Tree, Callable]], sample_input: 
     """
     given = listed(functions)
     makers = [_maker(i, f) for i, f in enumerate(given)]
-    apart("functions", [_arrays(entry) for entry in given])
-    return chained(makers, sample_input)
+    return chained(makers, sample_input, [_arrays(entry) for entry in given])
 
 
-def _arrays(given: Any) -> list[tuple[str, object]]:
-    """Those that the parameters of an entry start from, by their names."""
+def _arrays(given: Any) -> Held:
+    """Those that the parameters of an entry start from, by where they stand."""
     if not isinstance(given, (tuple, list)) or callable(given[0]):
         return []
     return [
-        (f"params{jax.tree_util.keystr(path)}", a)
+        (plain(path), a)
         for path, a in jax.tree_util.tree_leaves_with_path(given[0])
         if isinstance(a, (jax.Array, np.ndarray))
     ]

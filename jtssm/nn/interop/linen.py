@@ -11,7 +11,7 @@ import jax
 
 from jtssm.arrays import Array, Shaped, Tree
 from jtssm.nn.adapted import Call, Pure
-from jtssm.nn.interop.adapt import apart, chained, dropped, listed, need_flax
+from jtssm.nn.interop.adapt import chained, dropped, listed, need_flax
 from jtssm.nn.interop.functions import of_function
 from jtssm.nn.interop.modes import (
     DROPPING,
@@ -26,6 +26,7 @@ from jtssm.nn.interop.modes import (
     told,
     words,
 )
+from jtssm.nn.interop.tied import Path
 from jtssm.nn.network import Network
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def from_linen(
     step; `nn.BatchNorm` trains as `jtssm.nn.adapted` says, but `nn.BatchNorm(use_running_average=True)`
     in the list stays as it is. Collections other than "params" and "batch_stats" are kept as they are
     drawn.
+
+    Modules between which a module is shared are one layer, and it stays one.
 
     Args:
       modules: linen modules and functions without parameters (jax.nn.relu), called as f(x).
@@ -89,7 +92,6 @@ def from_linen(
             raise ValueError(
                 f"modules: expected linen modules or functions; got {module!r} as entry {i}"
             )
-    apart("modules", [_within(module) for module in given])
     own = [(i, m) for i, m in enumerate(given) if isinstance(m, linen.Module)]
     all_taken(said, [FREEZING, DROPPING, *(name for i, m in own for name in _known(i, m, said))])
     makers: list[Callable[[], Pure]] = [
@@ -100,21 +102,29 @@ def from_linen(
         )
         for i, m in enumerate(given)
     ]
-    return chained(makers, sample_input)
+    return chained(makers, sample_input, [list(_within(module, ())) for module in given])
 
 
-def _within(value: Any) -> Iterator[tuple[str, object]]:
-    """The linen modules in a value, itself and those in fields, that may have parameters."""
+def _within(value: Any, path: Path) -> Iterator[tuple[Path, object]]:
+    """The linen modules in a value, itself and those in fields, by where their parameters stand."""
     from flax import linen
 
-    if isinstance(value, (list, tuple, Mapping)):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _within(each)
     if isinstance(value, linen.Module) and not isinstance(value, linen.Dropout):
-        yield type(value).__name__, value
+        yield path, value
         for f in fields(value):
             if f.name not in ("parent", "scope"):
-                yield from _within(getattr(value, f.name, None))
+                yield from _in_field(getattr(value, f.name, None), path, f.name)
+
+
+def _in_field(value: Any, path: Path, name: str) -> Iterator[tuple[Path, object]]:
+    if isinstance(value, (list, tuple)):
+        for k, each in enumerate(value):
+            yield from _in_field(each, path, f"{name}_{k}")
+    elif isinstance(value, Mapping):
+        for k, each in value.items():
+            yield from _in_field(each, path, f"{name}_{k}")
+    else:
+        yield from _within(value, (*path, name))
 
 
 def _known(i: int, module: linen.Module, said: Words) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 
 from jtssm.arrays import Array, Shaped, Tree
 from jtssm.nn.adapted import Call, Pure
-from jtssm.nn.interop.adapt import apart, chained, dropped, listed, need_flax
+from jtssm.nn.interop.adapt import chained, dropped, listed, need_flax
 from jtssm.nn.interop.functions import of_function
 from jtssm.nn.interop.modes import (
     DROPPING,
@@ -26,6 +27,7 @@ from jtssm.nn.interop.modes import (
     told,
     words,
 )
+from jtssm.nn.interop.tied import Held, Path
 from jtssm.nn.network import Network
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ def from_nnx(
     `model.eval()` call `model.train()`. Arguments of `__call__`, and attributes of modules of one's own,
     tell whether a module trains as in `from_linen`.
 
+    Modules between which a variable is shared (tied embeddings) are one layer, and it stays one variable.
+
     Args:
       modules: nnx modules and functions without parameters (jax.nn.relu), called as f(x).
       sample_input: [samples, ...], e.g. jnp.zeros((1, 28, 28, 1)); integers (tokens) up to 2^24 reach the
@@ -55,7 +59,7 @@ def from_nnx(
 
     Raises:
       ImportError: without flax.
-      ValueError: no modules, two that share a variable, one that does not take what the one before it
+      ValueError: no modules, one that does not take what the one before it
         gives, keeps a state other than that of `nnx.BatchNorm`, has parameters that are no floats, a
         boolean argument nobody speaks of, dropout in evaluation mode, or batch statistics that no
         training moves.
@@ -78,7 +82,6 @@ def from_nnx(
             raise ValueError(
                 f"modules: expected nnx modules or functions; got {module!r} as entry {i}"
             )
-    apart("modules", [_variables(module) for module in given])
     own = [(i, m) for i, m in enumerate(given) if isinstance(m, nnx.Module)]
     all_taken(said, [FREEZING, DROPPING, *(name for i, m in own for name in _known(i, m, said))])
     if sample_input is None:
@@ -92,20 +95,31 @@ def from_nnx(
         lambda i=i, m=m: _adapted(i, m, said) if isinstance(m, nnx.Module) else of_function(m)  # type: ignore[misc]
         for i, m in enumerate(given)
     ]
-    return chained(makers, sample_input)
+    return chained(makers, sample_input, [_variables(module) for module in given], _tied)
 
 
-def _variables(module: nnx.Module | Callable) -> list[tuple[str, object]]:
-    """Those of a module, by their names."""
+def _variables(module: nnx.Module | Callable) -> Held:
+    """Those of a module, by where they stand."""
     from flax import nnx
 
     if not isinstance(module, nnx.Module):
         return []
     return [
-        (".".join(map(str, path)), node)
+        (path, node)
         for path, node in nnx.iter_graph(module)
         if isinstance(node, nnx.Variable) and not isinstance(node, nnx.RngState)
     ]
+
+
+def _tied(owner: nnx.Module, owner_path: Path, module: nnx.Module, path: Path) -> None:
+    """Let a module hold the very variable of another."""
+    at = lambda node, key: node[key] if isinstance(key, int) else getattr(node, key)
+    node: Any = reduce(at, path[:-1], module)
+    variable = reduce(at, owner_path, owner)
+    if isinstance(path[-1], int):
+        node[path[-1]] = variable
+    else:
+        setattr(node, path[-1], variable)
 
 
 def _nodes(module: nnx.Module) -> Iterator[nnx.Module]:

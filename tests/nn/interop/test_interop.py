@@ -338,32 +338,7 @@ class Counting(nnx.Module):
         return x
 
 
-def shared_modules():
-    one = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
-    return [one, jax.nn.relu, one]
-
-
 FLAT = layers([(jnp.ones((4, 4)), lambda W, x: x @ W) for _ in range(2)], np.zeros((1, 4)))
-
-
-def the_same_array():
-    pair = jnp.ones((4, 4)), lambda W, x: x @ W
-    return layers([pair, jnp.tanh, pair], np.zeros((1, 4)))
-
-
-class Around(nn.Module):
-    """Calls a module that it is given."""
-
-    inner: nn.Module
-
-    @nn.compact
-    def __call__(self, x):
-        return self.inner(x)
-
-
-def the_same_linen_module(wrap):
-    one = nn.Dense(4)
-    return from_linen([one, jax.nn.relu, wrap(one)], np.zeros((1, 4)))
 
 
 @pytest.mark.parametrize(
@@ -379,16 +354,6 @@ def the_same_linen_module(wrap):
             lambda: from_nnx(residual(), jnp.zeros((1, 6, 6, 4))),
             r"expected that module 0, Conv",
         ),
-        (
-            lambda: from_nnx(shared_modules()),
-            r"share nothing; got .* of module 2, which is module 0's",
-        ),
-        (
-            the_same_array,
-            r"functions: .*share nothing; got params of module 2, which is module 0's",
-        ),
-        (lambda: the_same_linen_module(lambda m: m), r"got Dense of module 2, which is module 0's"),
-        (lambda: the_same_linen_module(Around), r"got Dense of module 2, which is module 0's"),
         (lambda: from_nnx([Counting()], IMAGE), r"changes other variables"),
         (
             lambda: from_linen([nn.Dense(3)], jnp.zeros(4)),
