@@ -51,7 +51,7 @@ class State(NamedTuple):
 def sgd(
     net: Network,
     *,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
     batch_size: int,
     loss: str | losses.Loss = "cross_entropy",
     precision: str | None = None,
@@ -61,11 +61,13 @@ def sgd(
 
     Args:
       net: the network.
-      optimizer: an optax optimizer; it sees the gradient of the minibatch's mean loss.
+      optimizer: an optax optimizer; it sees the gradient of the minibatch's mean loss and, if it wants
+        one, that loss as `value`.
       batch_size: samples of the whole minibatch, all devices together.
 
     Raises:
-      ValueError: bad arguments; from `init`, bad samples; from `step`, wrong shapes or dtypes.
+      ValueError: bad arguments, an optimizer that wants more than gradient, parameters and loss; from
+        `init`, bad samples; from `step`, wrong shapes or dtypes.
 
     Examples:
       >>> import jax, jtssm, optax

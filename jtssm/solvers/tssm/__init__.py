@@ -59,11 +59,16 @@ from jtssm.solvers.tssm.streaming import delays
 from jtssm.solvers.tssm.updates import Penalties
 
 # one for all subnetworks, or one each
-Optimizers: TypeAlias = optax.GradientTransformation | Sequence[optax.GradientTransformation]
+Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps
+Optimizers: TypeAlias = Optimizer | Sequence[Optimizer]
 # of arguments that gsadmm and gsam share
 TEXTS = {
     "net": "the network; its layers are never cut themselves.",
-    "optimizer": "an optax optimizer for W, or a sequence of n, one a subnetwork.",
+    "optimizer": (
+        "an optax optimizer for W, or a sequence of n, one a subnetwork. It sees the layers of the "
+        "whole network, the arrays of its subnetwork, and as `value` what that minimises; a norm is "
+        "its subnetwork's: clipped at c, the network moves by up to sqrt(n) c (2 c for n = 4)."
+    ),
     "batch_size": "samples a gradient sees, all devices together.",
     "subnets": "n, from 1 (plain training, None) to the number of layers; cut by balanced cost.",
     "cuts": "instead of subnets, the first layer of every subnetwork but the first.",

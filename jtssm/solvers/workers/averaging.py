@@ -45,7 +45,7 @@ def local_sgd(
     net: Network,
     *,
     workers: int,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
     local_steps: int,
     batch_size: int,
     loss: str | losses.Loss = "cross_entropy",
@@ -61,7 +61,8 @@ def local_sgd(
     Args:
       net: the network.
       workers: N, the number of whole networks.
-      optimizer: an optax optimizer; its state stays with its worker and is not averaged.
+      optimizer: an optax optimizer; its state stays with its worker and is not averaged. One that wants
+        a `value` is told the loss of its worker's minibatch.
       local_steps: R, steps of a worker between two means.
       batch_size: samples that one gradient of one worker sees.
 
@@ -94,7 +95,7 @@ def ensemble(
     net: Network,
     *,
     members: int,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
     local_steps: int,
     batch_size: int,
     loss: str | losses.Loss = "cross_entropy",

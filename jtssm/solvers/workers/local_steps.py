@@ -255,7 +255,7 @@ def _resumed(tree: Tree, count: int | Array) -> Tree:
 
 def local(
     net: Network,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
     loss: str | losses.Loss,
     local_steps: int,
     batch_size: int,
