@@ -7,6 +7,7 @@ pieces hold: nodes without leaves, of which nothing is stored, added up or sent.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -170,9 +171,11 @@ def _tried(
         return update(gradient, state, params, value=loss)
 
     try:
-        state = jax.eval_shape(init, params)
-        traced = jax.make_jaxpr(step, return_shape=True)
-        jaxpr, (updates, new) = traced(params, state, params, loss)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of numbers too large for float32, say: told in training
+            state = jax.eval_shape(init, params)
+            traced = jax.make_jaxpr(step, return_shape=True)
+            jaxpr, (updates, new) = traced(params, state, params, loss)
     except Exception as error:  # whatever an optimizer raises over what it is not given
         raised = f"{type(error).__name__}: {checks.shown(str(error))}"
         return Trial(problem=(ENOUGH, f"which raised {raised}"))
