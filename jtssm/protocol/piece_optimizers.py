@@ -172,7 +172,9 @@ def _tried(
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of numbers too large for float32, say: told in training
+            warnings.simplefilter(
+                "ignore"
+            )  # of numbers too large for float32, say: told in training
             state = jax.eval_shape(init, params)
             traced = jax.make_jaxpr(step, return_shape=True)
             jaxpr, (updates, new) = traced(params, state, params, loss)
