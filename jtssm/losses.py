@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -200,7 +201,7 @@ def find(loss: str | Loss | Callable[[Array, Array], Array]) -> Loss:
     for make in LOSSES.values():
         if loss is make:
             return make()
-    if callable(loss):
+    if callable(loss) and _takes_two(loss):
         name = getattr(loss, "__qualname__", type(loss).__name__).split(".<locals>.")[-1]
         return Loss(name, loss, _labels_right, labels=None)
     if not isinstance(loss, str) or loss not in LOSSES:
@@ -209,6 +210,15 @@ def find(loss: str | Loss | Callable[[Array, Array], Array]) -> Loss:
             f"a losses.Loss; got {checks.shown(loss)}"
         )
     return LOSSES[loss]()
+
+
+def _takes_two(function: Callable) -> bool:
+    """Whether a function, no class, can be called with outputs and y."""
+    try:
+        inspect.signature(function).bind(None, None)
+    except (TypeError, ValueError):
+        return False
+    return not isinstance(function, type)
 
 
 def _labels_right(outputs: Array, y: Array) -> Array:

@@ -260,6 +260,9 @@ def test_bad_arguments_of_a_loss_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             losses.cross_entropy(**given)
+    for given in (float, jax.nn.relu, 3):
+        with pytest.raises(ValueError, match=r"loss: expected one of .* a function \(outputs, y\)"):
+            losses.find(given)
 
 
 def test_a_network_of_labels_a_position_and_one_of_targets_are_planned():
