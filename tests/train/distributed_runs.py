@@ -84,21 +84,35 @@ def fitted(method: Any, train: Any, mesh: Any, forms: Any = "auto", **options: A
     )
 
 
+def shaped(method: Any, pair: tuple) -> tuple:
+    """Samples as the method's network takes them."""
+    x, y = pair
+    return x.reshape(len(x), *method.network.shapes[0]), y
+
+
 def numbers(result: Any) -> dict[str, Any]:
     """What a run has to say."""
     history = [{k: v for k, v in line.items() if k != "seconds"} for line in result.history]
     params = [a.tolist() for a in jax.tree.leaves(result.params)]
-    return {"history": history, "params": params, "outputs": result.predict(HELD_OUT[0]).tolist()}
+    return {
+        "history": history,
+        "params": params,
+        "outputs": result.predict(shaped(result.method, HELD_OUT)[0]).tolist(),
+    }
 
 
 def run_cases(which: Callable) -> dict[str, Any]:
     """The numbers of each case on its mesh."""
     return {
-        name: numbers(
-            fitted(method, (X, Y), sharding.make_mesh(*shape), forms, validation=HELD_OUT)
-        )
+        name: case(method, sharding.make_mesh(*shape), forms)
         for name, (method, shape, forms) in which().items()
     }
+
+
+def case(method: Any, mesh: Any, forms: Any = "auto") -> dict[str, Any]:
+    """The numbers of a method on all samples; mesh: None: on one device."""
+    train, held_out = (shaped(method, pair) for pair in ((X, Y), HELD_OUT))
+    return numbers(fitted(method, train, mesh, forms, validation=held_out))
 
 
 def share(process: int, processes: int) -> tuple:

@@ -77,10 +77,7 @@ def agree(found: dict, expected: dict) -> None:
 
 def alone(which) -> dict:
     """The numbers of the cases on one device of one process."""
-    return {
-        name: runs.numbers(runs.fitted(method, (runs.X, runs.Y), None, validation=runs.HELD_OUT))
-        for name, (method, _, _) in which().items()
-    }
+    return {name: runs.case(method, None) for name, (method, _, _) in which().items()}
 
 
 def by_hand(method, positions: list[tuple]) -> list:
