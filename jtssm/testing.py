@@ -12,7 +12,6 @@ Each check raises an AssertionError that says what was promised. Samples should 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,6 @@ from jtssm.sharding.cost.bytes_moved import step_bytes
 from jtssm.sharding.count.jaxpr import count_bytes
 from jtssm.sharding.placement import place
 from jtssm.train.loop import fit
-from jtssm.train.result import Result
 
 KEY = 0
 STEPS = 3
@@ -155,8 +153,7 @@ def check_resumed(method: Method, x: np.ndarray, y: np.ndarray) -> None:
     key, epochs = jax.random.key(KEY), 4
     with tempfile.TemporaryDirectory() as folder:
         fit(method, (x, y), epochs=2, key=key, checkpoint=folder, progress=False)
-        run: Callable[..., Result] = fit
-        resumed = run(method, (x, y), epochs=epochs, key=key, checkpoint=folder, progress=False)
+        resumed = fit(method, (x, y), epochs=epochs, key=key, checkpoint=folder, progress=False)
     whole = fit(method, (x, y), epochs=epochs, key=key, progress=False)
     _equal(resumed.params, whole.params, "fit: a resumed run comes to the same bits")
 

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 
 from jtssm.arrays import Shaped, Tree
 from jtssm.losses import Loss
 from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network
 from jtssm.protocol.declared import Declared
-from jtssm.protocol.method import Method
+from jtssm.protocol.method import Method, given_trees
 from jtssm.protocol.settings import Settings
 
 
@@ -53,6 +54,10 @@ class Stages(NamedTuple):
     def layers(self, l: int) -> tuple[Layer, ...]:
         """Those of piece l."""
         return self.network.layers[self.starts[l] : self.starts[l + 1]]
+
+    def given(self, params: Sequence[Tree], dtype: DTypeLike) -> tuple[list[Tree], ...]:
+        """A warm start by pieces; see `jtssm.protocol.method.given_trees`."""
+        return self.by_piece(given_trees(self.network.init, params, dtype))
 
     def by_piece(self, trees: Sequence[Tree]) -> tuple[list[Tree], ...]:
         """One tree a layer, as one list a piece."""

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from jtssm import checks
 from jtssm.arrays import AnyArray, Array, Shaped, Tree
 from jtssm.nn.network import as_input
 from jtssm.protocol import device_memory, sample_checks
-from jtssm.protocol.exchange import Carried, Exchange, by_index
+from jtssm.protocol.exchange import Exchange, by_index
 from jtssm.protocol.info import Info
-from jtssm.protocol.method import Method, given_trees
+from jtssm.protocol.method import Method
 from jtssm.protocol.program import Program
 
 if TYPE_CHECKING:
@@ -42,10 +41,6 @@ class StageProgram(Program):
 
     def check(self, x: Shaped, y: Shaped, stage: str, weights: Tree = ()) -> None:
         sample_checks.of_step(self, x, y, stage, weights)
-
-    def given(self, params: Sequence[Tree], dtype: DTypeLike) -> Carried:
-        """A warm start by pieces; see `given_trees`."""
-        return self.stages.by_piece(given_trees(self.network.init, params, dtype))
 
     def on_one_device(self) -> Method:
         exchange = by_index(self.stages.num)
@@ -93,7 +88,7 @@ def starting(
             x, y = x[:1], y[:1]
         x = as_input(program.network, x)
         if params is not None:
-            params = jax.tree.map(jnp.asarray, program.given(params, x.dtype))
+            params = jax.tree.map(jnp.asarray, program.stages.given(params, x.dtype))
         y = jnp.asarray(y)
         device_memory.fits(jax.eval_shape(start, key, x, y, params))
         return start(key, x, y, params)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from jtssm.arrays import AnyArray, Array, Shaped, Tree
 from jtssm.nn.network import as_input
 from jtssm.protocol import sample_checks
-from jtssm.protocol.exchange import Carried, Exchange, by_index
+from jtssm.protocol.exchange import Exchange, by_index
 from jtssm.protocol.info import Info
-from jtssm.protocol.method import Method, given_trees
+from jtssm.protocol.method import Method
 from jtssm.protocol.program import Program
 from jtssm.protocol.stages import starting, whole_params
 
@@ -46,10 +45,6 @@ class WholeProgram(Program):
 
     def check(self, x: Shaped, y: Shaped, stage: str, weights: Tree = ()) -> None:
         sample_checks.of_step(self, x, y, stage, weights)
-
-    def given(self, params: Sequence[Tree], dtype: DTypeLike) -> Carried:
-        """A warm start, as one piece; see `given_trees`."""
-        return self.stages.by_piece(given_trees(self.network.init, params, dtype))
 
     def on_one_device(self) -> Method:
         exchange = by_index(1)

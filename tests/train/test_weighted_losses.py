@@ -187,7 +187,7 @@ def test_evaluation_takes_batches_streams_and_other_parameters():
         jtssm.evaluate(method, state, (X, Y), metrics={"a": 3})
 
 
-def test_a_minibatch_in_which_nothing_counts_changes_nothing():
+def test_a_minibatch_in_which_nothing_counts_has_a_gradient_of_zero():
     method = solvers.sgd(NET, **SHARED | {"optimizer": optax.sgd(0.1)})
     state = method.init(jax.random.key(0), X, Y)
     new, info = method.step(state, X[:B], np.full((B, T), -100))

@@ -108,7 +108,7 @@ class Placing:
         if program.batch.size is None:
             check_split(x, self.at.sizes[2])
         x, y = as_input(program.network, x), jnp.asarray(y)
-        given = None if params is None else program.given(params, x.dtype)
+        given = None if params is None else program.stages.given(params, x.dtype)
         weights = self._weights_layout(x.dtype)
         exchange = by_collectives(self.at._replace(weights=weights))
         whole = jax.eval_shape(lambda: program.init(by_index(self.at.num), key, x, y, given))

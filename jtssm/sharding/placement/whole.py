@@ -67,7 +67,7 @@ class _Whole:
         # shapes alone
         x = np.zeros((1, *jnp.shape(x)[1:]), float_dtype(x))
         y = np.zeros((1, *jnp.shape(y)[1:]), jnp.result_type(y))
-        given = None if params is None else self.program.given(params, x.dtype)
+        given = None if params is None else self.program.stages.given(params, x.dtype)
         start = lambda key, given: self.program.init(by_index(1), key, x, y, given)
         whole = jax.eval_shape(start, key, given)
         device_memory.fits(whole, devices_of(self.mesh))
