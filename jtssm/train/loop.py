@@ -19,7 +19,7 @@ from jtssm.sharding.distributed import ProcessBatches, ProcessSamples, introduce
 from jtssm.sharding.placement.packing import is_rows
 from jtssm.train import fingerprint
 from jtssm.train.batches import Minibatches, Resident
-from jtssm.train.checkpoint import Folder
+from jtssm.train.checkpoint import ANYWAY, Folder
 from jtssm.train.divergence import not_finite
 from jtssm.train.evaluation import as_metric, evaluate
 from jtssm.train.feed import Feed, check_shared
@@ -57,7 +57,7 @@ def fit(
     checkpoint: str | Path | None = None,
     every: int | None = None,
     keep: int = 3,
-    resume: int | None = None,
+    resume: int | str | None = None,
     on_divergence: str = "stop",
     halvings: int = 5,
     steps_per_epoch: int | None = None,
@@ -104,21 +104,29 @@ def fit(
       progress: show a bar; None: where there is a terminal.
       evaluate_every: epochs between two lines of the history, with their evaluations and callbacks.
         A resident method runs that many steps in one dispatch.
-      checkpoint: a folder. A run that has checkpoints there goes on from the newest, with the numbers it
-        would have had (`params` and `state` are then not used); one that was complete, or that a callback
-        stopped, returns at once. Mesh, forms, callbacks, validation, `evaluate_every` and the arguments
-        below may change, and `epochs` may grow; anything else that can be seen may not: the method's
-        arguments are compared, of an optimizer the structure of its state, or its arguments where it is a
-        `solvers.optimizer`. A stream must give the same batches again, or its iterator have
+      checkpoint: a folder of this machine or mounted there, which one run uses at a time. A run that
+        has checkpoints there goes on from the newest, with the numbers it would have had; `params` and
+        `state` are then not used again. One that was complete, or that a callback stopped, returns at
+        once, and a UserWarning says that nothing was trained. Mesh, forms, callbacks, validation,
+        `evaluate_every` and the arguments below may change, and `epochs` may grow; anything else that
+        can be seen may not, and the error names it: the method's arguments, the network, the key, the
+        samples, the weights or the state that it starts from, precision. Functions (optimizers,
+        schedules, losses, activations, somebody's modules) are compared by what they do on small fixed
+        inputs: an optimizer, e.g., by its updates at steps 0 to 100, and where it counts its steps at
+        1000, 10 000 and 100 000. A stream must give the same batches again, or its iterator have
         `get_state` and `set_state` (`jtssm.train.stream_reader`); a UserWarning says if it does not.
-        On one mesh and CPU the results are the same bits; on a GPU with
-        XLA_FLAGS=--xla_gpu_deterministic_ops=true; on another mesh they agree up to rounding.
-        SIGTERM and Ctrl-C let the chunk of steps end (at most 50, of a resident method `evaluate_every`),
-        write a checkpoint and return; a second Ctrl-C gives up at once.
+        On one mesh and CPU, of as many cores (a UserWarning says where not), the results are the same
+        bits; on a GPU with XLA_FLAGS=--xla_gpu_deterministic_ops=true; on another mesh they agree up to
+        rounding. SIGTERM and Ctrl-C let the chunk of steps end (at most 50, of a resident method
+        `evaluate_every`), write a checkpoint and return; a second Ctrl-C gives up at once.
+        `jtssm.load_params` reads the weights.
       every: least number of steps between two checkpoints, which lie at ends of chunks; None: one at
         every line of the history.
       keep: how many of the newest stay.
-      resume: the checkpoint to go on from, by its number in the folder; None: the newest.
+      resume: None: from the newest checkpoint. A number: where the first start with it begins; the same
+        call again goes on from what that start has written since. "anyway": from the newest, though the
+        run in the folder is another (a UserWarning says what differs), as long as shapes of the state,
+        the number of samples and the minibatches are the same.
       on_divergence: "stop", or "halve": go back to the last line of the history whose loss was not over
         twice the least so far, nor twice that of its own first step, and on from there with half the
         steps (`jtssm.Method` says which), at most `halvings` times. One state more is kept in
@@ -132,7 +140,7 @@ def fit(
 
     Raises:
       ValueError: bad samples, fewer than one minibatch, or bad arguments; a checkpoint that is damaged
-        (it says which is before it) or of another run (it says what differs).
+        (it says which is before it) or of another run (it says what differs), or in another's use.
       OSError: checkpoints cannot be written: before training, or later (full disk), with `result`.
       ImportError: `checkpoint` without orbax-checkpoint.
 
@@ -182,7 +190,9 @@ def fit(
         folder = begun = None
         if checkpoint is not None:
             shapes = fingerprint.abstract_state(method, init_key, feed.x, feed.y)
-            run = fingerprint.fingerprint(method, shapes, told, len(feed.x), key, params)
+            run = fingerprint.fingerprint(
+                method, shapes, told, len(feed.x), key, params, state, feed.y
+            )
             folder = Folder(checkpoint, keep, run)
             stack.callback(folder.close)
             begun = folder.load(method, shapes, resume)
@@ -197,7 +207,10 @@ def fit(
         if folder is not None:  # behind all others: what they have done stands in the checkpoint
             hooks += [stack.enter_context(noted()), Saving(folder, every)]
         score = lambda state: evaluate(method, state, sets, metrics=found)
-        return Trainer(begun, method, feed, lines, score, hooks).train()
+        trainer = Trainer(begun, method, feed, lines, score, hooks)
+        if trainer.complete:
+            checks.warn(f"checkpoint: complete in {checkpoint}, nothing trained")
+        return trainer.train()
 
 
 def _streamed(
@@ -271,7 +284,7 @@ def _check_ways(
     checkpoint: str | Path | None,
     every: int | None,
     keep: int,
-    resume: int | None,
+    resume: int | str | None,
     on_divergence: str,
     halvings: int,
 ) -> None:
@@ -280,6 +293,10 @@ def _check_ways(
     checks.count(keep=keep, halvings=halvings)
     if every is not None:
         checks.count(every=every)
+    if resume is not None and resume != ANYWAY and not checks.is_integer(resume):
+        raise ValueError(
+            f"resume: expected None, a checkpoint's number or {ANYWAY!r}; got {checks.shown(resume)}"
+        )
     for name, value in (("every", every), ("resume", resume)):
         if checkpoint is None and value is not None:
             raise ValueError(f"{name}: expected None without a checkpoint; got {value!r}")

@@ -108,7 +108,7 @@ class Trainer:
         at, feed = self.at, self.feed
         chunks = feed.draw(at.end - at.start)
         begun = time.perf_counter() - at.seconds
-        self._seen = [] if at.infos is None else [at.infos]
+        self._seen = list(at.infos or ())
         for outcome in feed.run(self.guard, self.state, chunks[at.chunks :]):
             if outcome.infos is None:
                 return outcome.divergence
@@ -119,7 +119,7 @@ class Trainer:
             self._chunk(outcome.infos, done < len(chunks))
             if self.signal is not None:
                 return None
-        self.at = self.at._replace(infos=joined(self._seen), seconds=time.perf_counter() - begun)
+        self.at = self.at._replace(infos=tuple(self._seen), seconds=time.perf_counter() - begun)
         return None
 
     def _chunk(self, infos: Info, more: bool) -> None:
@@ -142,7 +142,7 @@ class Trainer:
     def _line(self) -> None:
         """A line of the history: evaluate, ask the hooks, and stop where one of them wants it."""
         at, seconds = self.at, self._settle()
-        self.infos = at.infos or joined([])
+        self.infos = joined(at.infos or ())
         self.history.append(self._record(at.end, seconds))
         self.at = Position(at.end, at.end, 0, at.steps, len(self.history), self.feed.order())
         epoch = Epoch(self.history[-1], self.settled, self.method, self.history)
@@ -187,9 +187,8 @@ class Trainer:
     def checkpoint(self) -> Checkpoint:
         """What another process needs to go on from here; every process must ask, at a place."""
         if self.at.chunks:
-            self._seen = [joined(self._seen)]
             order = self.feed.within(self.at.order)
-            self.at = self.at._replace(infos=self._seen[0], order=order)
+            self.at = self.at._replace(infos=tuple(self._seen), order=order)
         return Checkpoint(
             state=self.state,
             position=self.at,

@@ -12,7 +12,7 @@ import jtssm
 from jtssm.cli import main
 from jtssm.train import history
 from tests.train.killed import same
-from tests.train.short_runs import SMALL, X, Y, fail, fit, stopping
+from tests.train.short_runs import SMALL, X, Y, complete, fail, fit, steps_in, stopping
 
 # where reading or writing fails, tensorstore calls an event loop that orbax has closed already
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -37,7 +37,7 @@ def test_a_signal_ends_the_chunk_writes_a_checkpoint_and_returns(number, tmp_pat
     assert result.signal == number
     assert len(result.history) == 1
     assert next(left) == 5  # no chunk was begun after it
-    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [6, 10]
+    assert steps_in(tmp_path) == [6, 10]
     on = fit(tmp_path)
     assert not on.interrupted
     assert same(on, fit())
@@ -51,7 +51,7 @@ def test_a_second_ctrl_c_gives_up_at_once(tmp_path):
     result = fit(tmp_path, callbacks=[stopping(2, twice)])
     assert result.interrupted
     assert len(result.history) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["6"]
+    assert steps_in(tmp_path) == [6]
 
 
 def test_in_another_thread_no_handler_is_set(tmp_path):
@@ -82,7 +82,7 @@ def test_a_history_file_holds_each_epoch_once_over_several_lives(suffix, tmp_pat
         assert float(rows[-1][names.index("loss")]) == result.history[-1]["loss"]
     else:
         assert [json.loads(line) for line in lines] == result.history
-    fit(tmp_path / "run", epochs=4, callbacks=[history.HistoryFile(file, keep=True)])
+    complete(tmp_path / "run", epochs=4, callbacks=[history.HistoryFile(file, keep=True)])
     assert file.read_text().splitlines() == lines  # complete: nothing was written
     history.HistoryFile(file)
     assert file.read_text() == ""
