@@ -29,6 +29,7 @@ from jtssm.train.record import Document
 STEPS = 101  # of an optimizer: 0 to 100
 LATER = (1_000, 10_000, 100_000)  # what its counts are set to after them, for schedules
 SCALES = np.array([1.0, 1e-2, 1e-4, 1e-7])  # of gradients: an epsilon is seen by small ones
+LARGE = 1e3  # of every other few parameters
 TWO = 2  # samples, and the length of each side of the arrays that an optimizer is tried on
 
 
@@ -170,7 +171,8 @@ def _updates(
         parts = zip(starts, sizes, shapes, strict=False)
         return jax.tree.unflatten(structure, [flat[a : a + n].reshape(s) for a, n, s in parts])
 
-    params = cut(jnp.asarray(1 + 0.5 * _fixed((len(gradients),), 1.0)))
+    large = np.where(np.arange(len(gradients)) // len(SCALES) % 2, LARGE, 1.0)  # a decay is seen
+    params = cut(jnp.asarray(large * (1 + 0.5 * _fixed((len(gradients),), 1.0)), jnp.float32))
     scale = np.arange(len(gradients)) % len(SCALES) == np.arange(len(SCALES))[:, None]
     weights = jnp.asarray(scale * (1 + 0.5 * _fixed((len(gradients),), 1.0)), jnp.float32)
 

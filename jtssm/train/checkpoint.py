@@ -15,6 +15,7 @@ are done again.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -225,7 +226,7 @@ def local(path: str | Path) -> Path:
     Raises:
       ValueError: an address elsewhere, gs://... or s3://...
     """
-    if "://" in str(path):
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):  # a Path has one slash of two left
         raise ValueError(
             f"checkpoint: expected a folder of this machine, or one that is mounted there, e.g. "
             f"'run/kept'; got {str(path)!r}, an address"

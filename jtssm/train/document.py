@@ -112,6 +112,15 @@ def checkpoint_of(
     )
 
 
+def check_order(there: Document, like: Document) -> None:
+    """What is said of the order of samples is as a feed says it.
+
+    Raises:
+      ValueError: other fields, or other types.
+    """
+    _check("checkpoint: order.", there, {name: type(value) for name, value in like.items()})
+
+
 def cores() -> int:
     """How many cores this process may use, among which XLA divides its work on CPUs."""
     if hasattr(os, "sched_getaffinity"):

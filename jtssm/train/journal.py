@@ -125,29 +125,28 @@ def _ends_whole(path: Path) -> bool:
 
 def _followed(text: bytes, end: End, path: Path) -> tuple[list[Any], list[End]]:
     """What the records of a chain tell, from the first on, and the end that each is."""
-    found: list[tuple[int, Any]] = []
+    found: list[tuple[int, int, Any]] = []
     start = end.start
     while start >= 0 and len(found) <= end.length:
         after = text.find(b"\n", start)
         try:
             record = json.loads(text[start:after])
-            told, before = record["told"], record["before"]
+            told, before, crc = record["told"], record["before"], record["crc32"]
         except (ValueError, TypeError, KeyError):
             break
-        found.append((start, told))
+        found.append((start, crc, told))
         start = before if before < start else -1
     found.reverse()
     last, ends = NONE, []
-    for start, told in found:
-        crc = zlib.crc32(json.dumps(told).encode(), last.crc)
-        last = End(start, last.length + 1, crc)
+    for start, _, told in found:
+        last = End(start, last.length + 1, zlib.crc32(json.dumps(told).encode(), last.crc))
         ends.append(last)
-    if last != end:
+    if last != end or any(crc != each.crc for (_, crc, _), each in zip(found, ends, strict=True)):
         raise ValueError(
             f"its history is lost: expected {end.length} records of it in {path.name}; got "
             f"{len(found)}, or others"
         )
-    return [told for _, told in found], ends
+    return [told for _, _, told in found], ends
 
 
 def _told(infos: Info) -> Document:

@@ -21,6 +21,7 @@ from jtssm.train import fingerprint
 from jtssm.train.batches import Minibatches, Resident
 from jtssm.train.checkpoint import ANYWAY, Folder
 from jtssm.train.divergence import not_finite
+from jtssm.train.document import check_order
 from jtssm.train.evaluation import as_metric, evaluate
 from jtssm.train.feed import Feed, check_shared
 from jtssm.train.halving import Halving
@@ -199,6 +200,7 @@ def fit(
         if begun is None:
             begun = _begin(method, feed, init_key, params, state)
         else:
+            check_order(begun.position.order, feed.order())
             feed.resume(begun.position.order)
         _check_epochs(epochs, begun.position)
         hooks: list[Hook] = [Halving(halvings, begun.sound)] if on_divergence == "halve" else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -210,10 +211,22 @@ def _placed_as(layout: Document, method: Method, state: Tree) -> Tree:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """What orbax logs of its errors, tracebacks of hundreds of lines, is left out: they are raised."""
+    """What orbax logs of its errors, tracebacks of hundreds of lines, is left out: they are raised.
+
+    So is what tensorstore says when it tells an event loop that orbax has closed of its end.
+    """
     log, others = logging.getLogger("absl"), lambda record: "orbax" not in record.pathname
+    before = sys.unraisablehook
+
+    def unraisable(found: Any) -> None:
+        if "Event loop is closed" not in str(found.exc_value):
+            before(found)
+
     log.addFilter(cast(Callable, others))
+    sys.unraisablehook = unraisable
     try:
         yield
     finally:
         log.removeFilter(cast(Callable, others))
+        if sys.unraisablehook is unraisable:
+            sys.unraisablehook = before
