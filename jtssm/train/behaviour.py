@@ -29,6 +29,7 @@ from jtssm.train.record import Document
 STEPS = 101  # of an optimizer: 0 to 100
 LATER = (1_000, 10_000, 100_000)  # what its counts are set to after them, for schedules
 SCALES = np.array([1.0, 1e-2, 1e-4, 1e-7])  # of gradients: an epsilon is seen by small ones
+MOST = 2**18  # numbers of a loss's outputs
 LARGE = 1e3  # of every other few parameters
 TWO = 2  # samples, and the length of each side of the arrays that an optimizer is tried on
 
@@ -59,20 +60,29 @@ def of_loss(loss: Loss, outputs: Shape, y: Shaped) -> Document | None:
       outputs: shape of one sample of the network's outputs.
       y: the samples' labels or targets, or their shape, for its dtype.
     """
-    k = outputs[-1] if outputs else 1
-    samples = TWO * max(k, 2)
-    z = jnp.asarray(_fixed((samples, *outputs), 3.0))
-    shape = (samples, *y.shape[1:])
-    if jnp.issubdtype(y.dtype, jnp.floating):
-        given = jnp.asarray(np.abs(np.sin(_fixed(shape, 3.0))), y.dtype)
-    else:
-        given = jnp.asarray(np.arange(int(np.prod(shape))).reshape(shape) % max(k, 2), y.dtype)
+    *lead, k = outputs
+    if y.shape[1:] in (outputs, outputs[:-1]):  # fewer positions or pixels mean the same
+        lead = [min(n, TWO) for n in lead]
+    own = {outputs: [*lead, k], outputs[:-1]: lead}.get(tuple(y.shape[1:]), y.shape[1:])
+    samples = max(TWO, min(2 * k, MOST // int(np.prod((*lead, k)))))
+    z = jnp.asarray(_fixed((samples, *lead, k), 3.0))
     try:
+        given = _targets((samples, *own), k, y.dtype)
         told = [loss.value(z, given), loss.correct(z, given)]
-        told += [loss.weight(given)] if loss.weight is not None else []
+        if loss.weight is not None:
+            told += [loss.weight(given), loss.weight(_targets((2 * k, *own), k, y.dtype))]
     except Exception:  # whatever a loss raises over labels that are not its own
         return None
     return does(np.concatenate([_digest(np.asarray(a)) for a in told]))
+
+
+def _targets(shape: Sequence[int], k: int, dtype: np.dtype) -> Array:
+    """Labels 0 .. k - 1, as many of them as there is place for, or numbers between 0 and 1."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        return jnp.asarray(np.abs(np.sin(_fixed(shape, 3.0))))
+    size = int(np.prod(shape))
+    labels = np.arange(size) * max(1, k // size) % max(k, 2)
+    return jnp.asarray(labels.reshape(shape).astype(np.int32))
 
 
 def of_function(f: Callable[..., Any]) -> Document | None:
@@ -92,7 +102,7 @@ def of_layer(layer: Layer, shape: Shape) -> Document:
     key = jax.random.key(0)
     x = jnp.asarray(_fixed((TWO, *shape), 1.0))
     if layer.integer:
-        x = jnp.zeros((TWO, *shape))
+        x = jnp.asarray(np.arange(x.size).reshape(x.shape) % TWO, jnp.float32)
     keys = lambda: jax.random.split(key, TWO)
     try:
         params = layer.init(key, shape, jnp.float32)

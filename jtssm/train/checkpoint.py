@@ -59,6 +59,7 @@ class Folder:
         orbax()
         self.path, self.run = local(path), run
         self.begun: int | None = None  # the `resume` that the run began with
+        self.anothers = False  # whether what it goes on from is another run's
         self._recipes: list[Any] | None = None
         with ExitStack() as stack:
             stack.enter_context(quiet())
@@ -127,6 +128,19 @@ class Folder:
         with self._writing(max(self.steps(), default=0)):
             self._stored.wait()
 
+    def tell_complete(self) -> None:
+        """Say that the run had come to its end before it began.
+
+        Raises:
+          ValueError: it is another run's end.
+        """
+        if self.anothers:
+            raise ValueError(
+                f"resume: expected, with {ANYWAY!r}, a run that is not complete, or more epochs than it "
+                f"has; got the one in {self.path}: nothing would be trained"
+            )
+        checks.warn(f"checkpoint: complete in {self.path}, nothing trained")
+
     def close(self) -> None:
         """Let the background work end, and others have the folder."""
         self._open.close()
@@ -143,7 +157,7 @@ class Folder:
         Raises:
           ValueError: there is no such step, it is damaged, or of another run.
         """
-        self.begun = resume if isinstance(resume, int) else None
+        self.begun = None if resume is None or resume == ANYWAY else int(resume)
         step = self._chosen(self.begun)
         if step is None:
             return None
@@ -192,6 +206,7 @@ class Folder:
                 f"checkpoint: expected an empty folder or one of the same run; got {self.path}, whose "
                 f"step {step} is of another: {text}{way}"
             )
+        self.anothers = bool(differs)
         if differs:
             checks.warn(
                 f"checkpoint: going on from step {step} in {self.path}, of another run: {text}"

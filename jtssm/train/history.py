@@ -30,8 +30,8 @@ class HistoryFile(Hook):
     Args:
       path: the file; its suffix, .csv or .jsonl, is the format. An existing file is replaced. Of
         several processes the first writes it.
-      keep: leave an existing file until there is a line: of a run that may go on from a checkpoint, whose
-        earlier lines it then holds too.
+      keep: leave an existing file until the run begins, which may go on from a checkpoint: then it holds
+        that one's lines, at once.
 
     Raises:
       ValueError: another suffix.
@@ -46,6 +46,11 @@ class HistoryFile(Hook):
         self._lines = -1 if keep else 0  # in the file; -1: unknown
         self._names: list[str] = []
 
+    def on_begin(self, trainer: Trainer) -> None:
+        """The lines of a checkpoint, also of a complete run, which writes no others."""
+        if is_first() and self._lines < 0:
+            self._rewrite(trainer.history)
+
     def on_line(self, trainer: Trainer, epoch: Epoch) -> None:
         """Append one line; write all anew where the file is not the history up to it."""
         if not is_first():
@@ -54,14 +59,18 @@ class HistoryFile(Hook):
         if self._lines == len(history) - 1 and set(epoch.record) <= set(self._names):
             with self.path.open("a", newline="") as file:
                 self._write(file, [epoch.record])
+            self._lines = len(history)
         else:
-            self._names = list(dict.fromkeys(name for line in history for name in line))
-            whole = self.path.with_name(f".{self.path.name}.new")
-            with whole.open("w", newline="") as file:
-                if self.path.suffix == ".csv":
-                    csv.DictWriter(file, self._names).writeheader()
-                self._write(file, history)
-            whole.replace(self.path)  # nobody ever sees half of it
+            self._rewrite(history)
+
+    def _rewrite(self, history: Sequence[dict[str, float]]) -> None:
+        self._names = list(dict.fromkeys(name for line in history for name in line))
+        whole = self.path.with_name(f".{self.path.name}.new")
+        with whole.open("w", newline="") as file:
+            if self.path.suffix == ".csv" and self._names:
+                csv.DictWriter(file, self._names).writeheader()
+            self._write(file, history)
+        whole.replace(self.path)  # nobody ever sees half of it
         self._lines = len(history)
 
     def _write(self, file: IO[str], lines: Sequence[dict[str, float]]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ class End(NamedTuple):
 
 
 NONE = End(-1, 0, 0)
+RECORD = re.compile(rb'{"before": (-?\d+), "crc32": (\d+), "told": (.*)}\n')
 
 
 class Chain:
@@ -111,10 +113,9 @@ class Journal:
 
 def _record(told: Any, before: End, start: int) -> tuple[bytes, End]:
     """A record behind another, and the end that it is."""
-    text = json.dumps(told, default=plain)
-    end = End(start, before.length + 1, zlib.crc32(text.encode(), before.crc))
-    record = {"before": before.start, "crc32": end.crc, "told": told}
-    return json.dumps(record, default=plain).encode() + b"\n", end
+    text = json.dumps(told, default=plain).encode()
+    end = End(start, before.length + 1, zlib.crc32(text, before.crc))
+    return b'{"before": %d, "crc32": %d, "told": %s}\n' % (before.start, end.crc, text), end
 
 
 def _ends_whole(path: Path) -> bool:
@@ -125,28 +126,24 @@ def _ends_whole(path: Path) -> bool:
 
 def _followed(text: bytes, end: End, path: Path) -> tuple[list[Any], list[End]]:
     """What the records of a chain tell, from the first on, and the end that each is."""
-    found: list[tuple[int, int, Any]] = []
+    found: list[tuple[int, re.Match[bytes]]] = []
     start = end.start
-    while start >= 0 and len(found) <= end.length:
-        after = text.find(b"\n", start)
-        try:
-            record = json.loads(text[start:after])
-            told, before, crc = record["told"], record["before"], record["crc32"]
-        except (ValueError, TypeError, KeyError):
-            break
-        found.append((start, crc, told))
+    while start >= 0 and (record := RECORD.match(text, start)) is not None:
+        found.append((start, record))
+        before = int(record[1])
         start = before if before < start else -1
     found.reverse()
-    last, ends = NONE, []
-    for start, _, told in found:
-        last = End(start, last.length + 1, zlib.crc32(json.dumps(told).encode(), last.crc))
+    last, ends, sound = NONE, [], True
+    for start, record in found:
+        last = End(start, last.length + 1, zlib.crc32(record[3], last.crc))
+        sound &= last.crc == int(record[2])
         ends.append(last)
-    if last != end or any(crc != each.crc for (_, crc, _), each in zip(found, ends, strict=True)):
+    if last != end or not sound:
         raise ValueError(
             f"its history is lost: expected {end.length} records of it in {path.name}; got "
             f"{len(found)}, or others"
         )
-    return [told for _, _, told in found], ends
+    return [json.loads(record[3]) for _, record in found], ends
 
 
 def _told(infos: Info) -> Document:

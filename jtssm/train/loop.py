@@ -210,8 +210,8 @@ def fit(
             hooks += [stack.enter_context(noted()), Saving(folder, every)]
         score = lambda state: evaluate(method, state, sets, metrics=found)
         trainer = Trainer(begun, method, feed, lines, score, hooks)
-        if trainer.complete:
-            checks.warn(f"checkpoint: complete in {checkpoint}, nothing trained")
+        if folder is not None and trainer.complete:
+            folder.tell_complete()
         return trainer.train()
 
 

@@ -337,7 +337,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
     assert seen == []
 
 
-def test_a_full_disk_stops_the_run_with_its_state_in_memory(tmp_path):
+def test_a_full_disk_stops_the_run_with_its_state_in_memory(tmp_path, capfd):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill():
@@ -348,6 +348,7 @@ def test_a_full_disk_stops_the_run_with_its_state_in_memory(tmp_path):
             fit(tmp_path, epochs=6, callbacks=[stopping(2, fill)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert capfd.readouterr().err == ""  # no tracebacks of somebody else's
     result = raised.value.result
     reached = len(result.history)
     assert 2 <= reached <= 4

@@ -84,6 +84,9 @@ def test_a_history_file_holds_each_epoch_once_over_several_lives(suffix, tmp_pat
         assert [json.loads(line) for line in lines] == result.history
     complete(tmp_path / "run", epochs=4, callbacks=[history.HistoryFile(file, keep=True)])
     assert file.read_text().splitlines() == lines  # complete: nothing was written
+    file.write_text("another run's")
+    complete(tmp_path / "run", epochs=4, callbacks=[history.HistoryFile(file, keep=True)])
+    assert file.read_text().splitlines() == lines
     history.HistoryFile(file)
     assert file.read_text() == ""
 
@@ -122,3 +125,16 @@ def test_the_command_line_exits_by_signal_and_goes_on(number, code, tmp_path, ca
     assert [line.split(",")[0] for line in lines] == ["epoch", "1", "2", "3"]
     assert main([*command[:-2], "--every", "3", "--overwrite"]) == 2
     assert "every: expected None without a checkpoint" in capsys.readouterr().err
+    written = (tmp_path / "run" / "result.json").read_text()
+    # settings that did not train what is there
+    assert main([*command, "--learning-rate", "0.5", "--overwrite"]) == 2
+    assert "is of another: arguments: optimizer: learning_rate: " in capsys.readouterr().err
+    assert main([*command[:6], "4", *command[7:], "--overwrite"]) == 2  # a cosine of more steps
+    given = ["--learning-rate", "0.5", "--overwrite", "--resume", "anyway"]
+    with pytest.warns(UserWarning, match="another run: arguments: optimizer"):
+        assert main([*command, *given]) == 2
+    assert "a run that is not complete, or more epochs" in capsys.readouterr().err
+    assert (tmp_path / "run" / "result.json").read_text() == written
+    with pytest.warns(UserWarning, match="checkpoint: complete in .*kept, nothing trained"):
+        assert main([*command, "--overwrite", "--resume", "anyway"]) == 0
+    assert (tmp_path / "run" / "history.csv").read_text().splitlines() == lines
