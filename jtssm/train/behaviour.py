@@ -60,12 +60,13 @@ def of_loss(loss: Loss, outputs: Shape, y: Shaped) -> Document | None:
       outputs: shape of one sample of the network's outputs.
       y: the samples' labels or targets, or their shape, for its dtype.
     """
-    *lead, k = outputs
+    lead, tail = list(outputs[:-1]), outputs[-1:]
+    k = tail[0] if tail else 1
     if y.shape[1:] in (outputs, outputs[:-1]):  # fewer positions or pixels mean the same
         lead = [min(n, TWO) for n in lead]
-    own = {outputs: [*lead, k], outputs[:-1]: lead}.get(tuple(y.shape[1:]), y.shape[1:])
+    own = {outputs: [*lead, *tail], outputs[:-1]: lead}.get(tuple(y.shape[1:]), y.shape[1:])
     samples = max(TWO, min(2 * k, MOST // int(np.prod((*lead, k)))))
-    z = jnp.asarray(_fixed((samples, *lead, k), 3.0))
+    z = jnp.asarray(_fixed((samples, *lead, *tail), 3.0))
     try:
         given = _targets((samples, *own), k, y.dtype)
         told = [loss.value(z, given), loss.correct(z, given)]

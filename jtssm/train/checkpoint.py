@@ -63,26 +63,20 @@ class Folder:
         self._recipes: list[Any] | None = None
         with ExitStack() as stack:
             stack.enter_context(quiet())
-            self._make()
+            with _writable(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self.path) as file:
+                    file.write(b"there is room")
             check_folder(self.path)
-            lock = Lock(self.path / LOCK)
-            stack.callback(lock.release)
-            if is_first():
-                (self.path / ABOUT).write_text(json.dumps({"format": documents.FORMAT}) + "\n")
+            with _writable(self.path):
+                lock = Lock(self.path / LOCK)
+                stack.callback(lock.release)
+                if is_first():
+                    (self.path / ABOUT).write_text(json.dumps({"format": documents.FORMAT}) + "\n")
             self._stored, self._lock = Stored(self.path / STEPS, keep), lock
             stack.callback(self._stored.close)
             self._open = stack.pop_all()
         self._journal = Journal(self.path / JOURNAL)
-
-    def _make(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path) as file:
-                file.write(b"there is room")
-        except OSError as error:
-            raise OSError(
-                f"checkpoint: expected a folder that can be written; got {self.path}: {error}"
-            ) from error
 
     def steps(self) -> list[int]:
         """The checkpoints there are, the newest last."""
@@ -233,6 +227,16 @@ class Folder:
             raise ValueError(
                 f"checkpoint: step {step} in {self.path} is damaged ({_line(error)}); {_offer(before)}"
             ) from error
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"checkpoint: expected a folder that can be written; got {path}: {error}"
+        ) from error
 
 
 def local(path: str | Path) -> Path:

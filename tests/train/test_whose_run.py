@@ -153,7 +153,21 @@ def by_layer(rate):
     )
 
 
-@pytest.mark.parametrize("pair", PAIRS)
+MANY = (  # of a kind that another stands for
+    "radam",
+    "decay",
+    "steps of a schedule",
+    "clipping",
+    "a partial",
+    "rho",
+    "steps of pdadmm",
+    "scale of ist",
+)
+
+
+@pytest.mark.parametrize(
+    "pair", [pytest.param(n, marks=[pytest.mark.slow] if n in MANY else []) for n in PAIRS]
+)
 def test_what_is_another_run_is_named_and_the_same_one_made_anew_is_none(pair):
     one, other, name = PAIRS[pair]
     assert differences(told(one()), told(one())) == {}
