@@ -238,7 +238,7 @@ def _processes() -> Parser:
         "--lost-after",
         type=integer,
         default=LOST_AFTER,
-        help=f"seconds until a process that does not come, or dies, ends the others; default: {LOST_AFTER}",
+        help=f"seconds until one that does not come, or dies, ends the others; default: {LOST_AFTER}",
     )
     return shared
 

@@ -21,6 +21,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jtssm.arrays import Array
 
+
 def is_first() -> bool:
     """Whether this is the process that writes files and shows what happens."""
     return jax.process_index() == 0
@@ -44,7 +45,8 @@ def told_by_all(value: Any) -> list[Any]:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.asarray(len(text))).reshape(-1)
-    padded = np.zeros(int(lengths.max()), np.uint8)
+    # of few lengths, each of which compiles a program
+    padded = np.zeros(max(256, 1 << (int(lengths.max()) - 1).bit_length()), np.uint8)
     padded[: len(text)] = text
     said = multihost_utils.process_allgather(padded)
     return [json.loads(a[:n].tobytes()) for a, n in zip(said, lengths, strict=True)]

@@ -100,7 +100,9 @@ def meet(coordinator: str, bind: str, num: int, this: int, seconds: float) -> No
     words = {"process": this, "processes": num, "versions": {n: version(n) for n in VERSIONS}}
     if num == 1:
         return
-    verdict = (_received if this == 0 else _reported)(words, bind if this == 0 else coordinator, seconds)
+    verdict = (_received if this == 0 else _reported)(
+        words, bind if this == 0 else coordinator, seconds
+    )
     if verdict:
         raise REFUSALS[verdict["kind"]](verdict["text"])
     if this:
