@@ -3,12 +3,13 @@
 Two processes train together, each in a network namespace of its own (one host, a veth pair between them;
 without root or `ip` no namespaces, and no faults of the link). A fault is made once both have trained
 for some epochs; then both are watched until they go on for some epochs more, or end. A run that
-ended is gone on with in one process, from its checkpoints; whatever came to its end must have the weights of
-an undisturbed run in one process, to 1e-9 in float64, or the fault counts as wrong in silence.
+ended is gone on with in one process, from its checkpoints; whatever came to its end must have the
+weights of an undisturbed run in one process, to 1e-9 in float64, or the fault is wrong in silence.
 
     python -m benchmarks.process_faults [--smoke] [--only FAULT]
 
-Ten minutes on 2 cores. Last result: benchmarks/results/process_faults.json, in docs/how-to/several-machines.md.
+Ten minutes on 2 cores. Last result: benchmarks/results/process_faults.json, in
+docs/how-to/several-machines.md.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ STARTING = 120  # most seconds until the first epochs
 
 
 def train(
-    folder: Path, epochs: int, mesh: Any = None, seed: int = 0, calls: tuple = (), **ways: Any
+    epochs: int, mesh: Any = None, seed: int = 0, calls: tuple = (), **ways: Any
 ) -> jtssm.train.result.Result:
     """The run that faults happen to."""
     x, y = synthetic.separable(0, 96, 4, 3, np.float64)
@@ -81,7 +82,6 @@ def child(folder: Path, at: str, this: int, lost_after: int, seed: int, raises: 
             raise KeyError("a callback's")
 
     result = train(
-        folder,
         ENDLESS,
         sharding.make_mesh(pc=2),
         seed,
@@ -342,9 +342,7 @@ def tried(name: str, make: Callable, lost_after: int, spaces: tuple[str, str] | 
             run.end()
             if spaces is not None:
                 ip("-n", spaces[1], "link", "set", "link1", "up")
-        others = [
-            i for i in run.started if i in run.gone and run.started[i].returncode != -signal.SIGKILL
-        ]
+        others = [i for i in run.gone if run.started[i].returncode != -signal.SIGKILL]
         return {
             "fault": name,
             "outcome": outcome,
@@ -357,7 +355,7 @@ def tried(name: str, make: Callable, lost_after: int, spaces: tuple[str, str] | 
 
 
 def ended(run: Run, outcome: str) -> dict:
-    """What is left: the epochs of a run that went on, or that is gone on with; whether its weights are right."""
+    """The epochs of a run that went on, or that is gone on with, and whether its weights are right."""
     if outcome == "goes on":
         found = [json.loads((run.folder / f"end-{i}.json").read_text()) for i in (0, 1)]
         return {"epochs": found[0][0], "right": all(map(is_right, found))}
@@ -367,7 +365,7 @@ def ended(run: Run, outcome: str) -> dict:
     began = []
     see = lambda epoch: began.append(epoch.record["epoch"])
     kept = run.folder / "checkpoints"
-    result = train(run.folder, epochs, calls=(see,), checkpoint=kept, every=EVERY)
+    result = train(epochs, calls=(see,), checkpoint=kept, every=EVERY)
     leave(run.folder / "gone-on.json", result)
     right = is_right(json.loads((run.folder / "gone-on.json").read_text()))
     return {"epochs": epochs, "gone_on_from": began[0] - 1, "right": right}
@@ -376,7 +374,7 @@ def ended(run: Run, outcome: str) -> dict:
 def is_right(found: list) -> bool:
     """Whether weights are those of as many epochs that nothing disturbed."""
     epochs, weights = found
-    expected = jax.tree.leaves(train(Path(), epochs).params)
+    expected = jax.tree.leaves(train(epochs).params)
     pairs = zip(weights, expected, strict=True)
     return all(np.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in pairs)
 

@@ -20,7 +20,7 @@ from jtssm.protocol.method import Method
 from jtssm.protocol.settings import plain
 from jtssm.sharding.agreement import alone, ending_all, same_in_all
 from jtssm.sharding.distributed import ProcessBatches, ProcessSamples, told_by_all
-from jtssm.sharding.placement.agreed import key_words, method_words, shape, tree_words, words
+from jtssm.sharding.placement.comparing import key_words, method_words, shape, tree_words, words
 from jtssm.train.divergence import Divergence
 from jtssm.train.hooks import Callback, Hook
 from jtssm.train.result import Epoch

@@ -144,9 +144,13 @@ def fit(
 
     With several processes (`sharding.connect`) all of them call this, and the functions of the result,
     with the same arguments on a mesh that has devices of each; all get the same (but for `seconds`).
-    Process 0 shows the bar. Callbacks run in every process, and training stops in all where one of them
-    stops it; so does a signal to one of them, with a checkpoint. Without one Ctrl-C, and always an
-    exception in one process, ends that process; jax then ends the others.
+    Before anything is drawn they compare versions, method, network, samples, key, mesh and arguments:
+    ValueError in every process says what differs. Process 0 shows the bar. Callbacks run where they were
+    given, in some of the processes too (but ask nothing there that all must ask); training stops in all
+    where one stops it, and what one raises ends all: the others raise an error of the same kind
+    (ValueError, OSError, ImportError, else RuntimeError) that names the process, with `result`. A signal
+    to one process ends all, with a checkpoint; without one Ctrl-C, and always an exception that is no
+    callback's, ends that process; jax then ends the others.
 
     Examples:
       >>> import jax, jtssm, optax

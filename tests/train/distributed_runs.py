@@ -288,6 +288,20 @@ def of_one_process() -> list:
     raise AssertionError("nothing was raised")
 
 
+def own_loop() -> dict[str, Any]:
+    """Parameters that a loop of one's own comes to, without `fit`, on meshes with groups of all kinds."""
+    found = {}
+    for name, (method, shape, forms) in few_cases().items():
+        placed = sharding.place(method, sharding.make_mesh(*shape), forms=forms)
+        state, step = placed.init(jax.random.key(0), X, Y), jax.jit(placed.step)
+        lead = placed.batch_shape or (len(X),)
+        for i in range(3):
+            rows = np.roll(np.arange(len(X)), 16 * i)[: np.prod(lead)].reshape(lead)
+            state, _ = step(state, X[rows], Y[rows])
+        found[name] = {"params": [a.tolist() for a in jax.tree.leaves(placed.params(state))]}
+    return found
+
+
 def stopped() -> int:
     """Epochs of a run that the last process alone wants to stop after the second."""
     last = jax.process_index() == jax.process_count() - 1
@@ -403,6 +417,7 @@ PROGRAMS: dict[str, Callable[[Path], Any]] = {
     "begin": lambda folder: kept(folder, 1),
     "go on": lambda folder: kept(folder, 2),
     "endless": endless,
+    "loop": lambda folder: own_loop(),
 }
 
 

@@ -427,3 +427,18 @@ def test_when_one_process_is_lost_the_other_ends_and_the_run_goes_on_in_one(tmp_
     assert [line["epoch"] for line in resumed.history] == list(range(1, epochs + 1))
     assert resumed.history[0]["seconds"] != whole.history[0]["seconds"]
     agree({"params": runs.numbers(resumed)["params"]}, {"params": runs.numbers(whole)["params"]})
+
+
+@pytest.mark.slow
+def test_a_loop_of_ones_own_needs_nothing_of_fit(tmp_path):
+    """The first programs of the two begin with other groups of devices."""
+    found = together(tmp_path, 2, "loop")
+    assert found[0] == found[1]
+    for name, (method, _, _) in runs.few_cases().items():
+        state, step = method.init(jax.random.key(0), runs.X, runs.Y), jax.jit(method.step)
+        lead = method.batch_shape or (len(runs.X),)
+        for i in range(3):
+            rows = np.roll(np.arange(len(runs.X)), 16 * i)[: np.prod(lead)].reshape(lead)
+            state, _ = step(state, runs.X[rows], runs.Y[rows])
+        params = [a.tolist() for a in jax.tree.leaves(method.params(state))]
+        agree({name: found[0][name]}, {name: {"params": params}})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
@@ -20,11 +21,13 @@ from jax.sharding import AbstractMesh, Mesh
 from jtssm import checks
 from jtssm.arrays import AnyArray, Array, Tree
 from jtssm.protocol.method import Method
+from jtssm.protocol.program import Program
 from jtssm.sharding.agreement import ending_all, same_in_all
 from jtssm.sharding.distributed import introduce
 from jtssm.sharding.traced import digest
 
 VERSIONS = ("jtssm", "jax", "jaxlib", "numpy", "optax")
+FLAGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_threefry_partitionable")
 MOST_DEVICES = 16  # that are named one by one
 
 Words = dict[str, Any]  # name of an argument -> what JSON holds
@@ -64,28 +67,31 @@ def method_words(method: Method) -> Words:
     Optimizers, losses and networks are told by what they do (`jtssm.sharding.traced.digest`): numbers
     that only a closure holds count too.
     """
-    program, shapes = method.program, method.network.parameter_shapes()
-    stages, (x, y) = program.stages, program.samples_like((2,))
-    outputs = jax.ShapeDtypeStruct((2, *method.network.shapes[-1]), np.float32)
-    loss = [stages.loss.value, stages.loss.correct]
-    pieces = zip(stages.optimizers, pairwise(stages.starts), strict=True)
     return {
         "versions": {name: version(name) for name in VERSIONS},
-        "jax.config": {
-            "jax_enable_x64": jax.config.jax_enable_x64,  # type: ignore[attr-defined]
-            "jax_default_matmul_precision": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
-            "jax_threefry_partitionable": jax.config.jax_threefry_partitionable,  # type: ignore[attr-defined]
-        },
-        "method": program.identity(),
+        "jax.config": {name: getattr(jax.config, name) for name in FLAGS},
+        "method": method.program.identity(),
+        **_digests(method.program),
+        "mesh": _mesh_words(method.mesh),
+        "forms": None if method.forms is None else list(method.forms),
+    }
+
+
+@lru_cache(maxsize=4)  # `fit` asks, and so does `init` behind it
+def _digests(program: Program) -> Words:
+    """What the functions do that a method is made of."""
+    network, stages, (x, y) = program.network, program.stages, program.samples_like((2,))
+    outputs = jax.ShapeDtypeStruct((2, *network.shapes[-1]), np.float32)
+    shapes, loss = network.parameter_shapes(), [stages.loss.value, stages.loss.correct]
+    pieces = zip(stages.optimizers, pairwise(stages.starts), strict=True)
+    return {
         "network": {
-            "shapes": [list(shape) for shape in method.network.shapes],
-            "start (digest)": _does(method.network.init, jax.random.key(0)),
-            "layers (digest)": _does(method.network.apply, shapes, x),
+            "shapes": [list(shape) for shape in network.shapes],
+            "start (digest)": _does(network.init, jax.random.key(0)),
+            "layers (digest)": _does(network.apply, shapes, x),
         },
         "loss (digest)": [_does(function, outputs, y) for function in loss],
         "optimizer (digest)": [_optimizer(a, shapes[first:after]) for a, (first, after) in pieces],
-        "mesh": _mesh_words(method.mesh),
-        "forms": None if method.forms is None else list(method.forms),
     }
 
 
