@@ -8,7 +8,7 @@ weights of an undisturbed run in one process, to 1e-9 in float64, or the fault i
 
     python -m benchmarks.process_faults [--smoke] [--only FAULT]
 
-Ten minutes on 2 cores. Last result: benchmarks/results/process_faults.json, in
+Fifteen minutes on 2 cores. Last result: benchmarks/results/process_faults.json, in
 docs/how-to/several-machines.md.
 """
 
@@ -39,6 +39,7 @@ import jtssm
 from benchmarks import record
 from jtssm import sharding, solvers
 from jtssm.data import synthetic
+from jtssm.sharding import meeting
 
 ROOT = Path(__file__).parents[1]
 BEFORE, AFTER = 12, 10  # epochs before a fault, and after it until the run counts as going on
@@ -70,6 +71,7 @@ def child(folder: Path, at: str, this: int, lost_after: int, seed: int, raises: 
     """One of the two processes: trains until there is a file "stop"; leaves its epoch and its weights."""
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_num_cpu_devices", 1)
+    (folder / f"here-{this}").touch()
     sharding.connect(at, 2, this, lost_after=lost_after)
 
     def tell(epoch: Any) -> bool:
@@ -78,7 +80,7 @@ def child(folder: Path, at: str, this: int, lost_after: int, seed: int, raises: 
         return (folder / "stop").exists()
 
     def fail(epoch: Any) -> None:
-        if raises and epoch.record["epoch"] == BEFORE:
+        if raises and epoch.record["epoch"] == 3:
             raise KeyError("a callback's")
 
     result = train(
@@ -131,6 +133,15 @@ class Run:
         """Start both, the second with other arguments."""
         self.start(0)
         self.start(1, **other)
+
+    def here(self, *processes: int) -> None:
+        """The fault counts from when these begin to look for the others."""
+        end = time.monotonic() + STARTING
+        while not all((self.folder / f"here-{i}").exists() for i in processes):
+            if time.monotonic() > end:
+                raise RuntimeError("nothing started")
+            time.sleep(0.05)
+        self.now()
 
     def training(self) -> None:
         """Start both and wait until they have trained for some epochs."""
@@ -208,11 +219,11 @@ class Run:
             process.wait()
 
     def said(self, this: int) -> str:
-        """The line with which a process ended."""
+        """The first error of a process."""
         path = self.folder / f"said-{this}"
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        found = [line for line in lines if re.match(r"\w+Error\b|F\d+ .*Terminating", line)]
-        text = re.sub(r"^F\d+ .*absl::Status: ", "jax: ", found[-1]) if found else ""
+        found = [line for line in lines if re.match(r"[\w.]+Error: |F\d+ .*Terminating", line)]
+        text = re.sub(r"^F\d+ .*absl::Status: ", "jax: ", found[0]) if found else ""
         return text.replace(str(self.folder), "FOLDER")[:300]
 
 
@@ -267,26 +278,26 @@ def namespaces() -> Iterator[tuple[str, str] | None]:
 
 
 def never(run: Run) -> None:
-    run.now()
     run.start(0)
+    run.here(0)
 
 
 def late(run: Run) -> None:
-    run.now()
     run.start(0)
+    run.here(0)
     run.wait(run.lost_after / 2)
     run.start(1)
     run.healed = time.monotonic()
 
 
 def other_key(run: Run) -> None:
-    run.now()
     run.both(seed=1)
+    run.here(0, 1)
 
 
 def callback(run: Run) -> None:
-    run.now()
     run.both(raises=True)
+    run.here(0, 1)
 
 
 def after(act: Callable[[Run], None]) -> Callable[[Run], None]:
@@ -400,7 +411,7 @@ def main() -> None:
         child(Path(folder), at, this, lost_after, seed, bool(raises))
         return
     jax.config.update("jax_enable_x64", True)
-    lost_after, rows = 10 if given.smoke else 30, []
+    lost_after, rows = 10 if given.smoke else meeting.LOST_AFTER, []
     with namespaces() as spaces:
         for name, make in faults(given.smoke).items():
             if given.only in name and (spaces or "link" not in name):
