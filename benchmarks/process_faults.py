@@ -146,11 +146,15 @@ class Run:
     def training(self) -> None:
         """Start both and wait until they have trained for some epochs."""
         self.both()
+        self.reach(BEFORE)
+
+    def reach(self, epoch: int) -> None:
+        """Wait until both have trained for so many epochs."""
         end = time.monotonic() + STARTING
-        while min(map(self.epoch, (0, 1))) < BEFORE:
+        while min(map(self.epoch, (0, 1))) < epoch:
             if time.monotonic() > end or any(p.poll() is not None for p in self.started.values()):
                 raise RuntimeError(f"no training: {self.said(0)}; {self.said(1)}")
-            time.sleep(0.05)
+            time.sleep(0.01)
 
     def epoch(self, this: int) -> int:
         path = self.folder / f"epoch-{this}"
@@ -297,7 +301,8 @@ def other_key(run: Run) -> None:
 
 def callback(run: Run) -> None:
     run.both(raises=True)
-    run.here(0, 1)
+    run.reach(3)
+    run.now()
 
 
 def after(act: Callable[[Run], None]) -> Callable[[Run], None]:
