@@ -11,17 +11,17 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
 
+import jtssm
 from jtssm import checks
 
 LOST_AFTER = 60  # seconds
 PAUSE = 0.1  # seconds between two looks
 MOST_BYTES = 4096  # of what one process says to another
-VERSIONS = ("jtssm", "jax", "jaxlib")  # that must be the same
 
 Said = dict[str, Any]  # what JSON holds
 REFUSALS = {"missing": TimeoutError, "different": ValueError}
@@ -76,6 +76,17 @@ def connect(
     )
 
 
+def versions(*packages: str) -> dict[str, str | None]:
+    """Of jtssm and of other packages, which must be the same in all processes; None: not installed."""
+    found: dict[str, str | None] = {"jtssm": jtssm.__version__}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
 def _check_given(coordinator: str, num_processes: int, process_id: int) -> None:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
@@ -97,7 +108,7 @@ def meet(coordinator: str, bind: str, num: int, this: int, seconds: float) -> No
     Raises:
       ValueError, TimeoutError, OSError: see `connect`.
     """
-    words = {"process": this, "processes": num, "versions": {n: version(n) for n in VERSIONS}}
+    words = {"process": this, "processes": num, "versions": versions("jax", "jaxlib")}
     if num == 1:
         return
     verdict = (_received if this == 0 else _reported)(

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +19,7 @@ from jtssm.protocol.method import Method
 from jtssm.protocol.settings import plain
 from jtssm.sharding.agreement import alone, ending_all, same_in_all
 from jtssm.sharding.distributed import ProcessBatches, ProcessSamples, told_by_all
+from jtssm.sharding.meeting import versions
 from jtssm.sharding.placement.comparing import key_words, method_words, shape, tree_words, words
 from jtssm.train.divergence import Divergence
 from jtssm.train.hooks import Callback, Hook
@@ -79,7 +79,7 @@ def agree(
             **ways._asdict(),
         }
         if ways.checkpoint:
-            told["versions"]["orbax-checkpoint"] = version("orbax-checkpoint")
+            told["versions"] |= versions("orbax-checkpoint")
     same_in_all(plain(told))
     return _some_alone(hooks)
 

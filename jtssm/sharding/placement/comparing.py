@@ -9,7 +9,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
 
@@ -24,9 +23,10 @@ from jtssm.protocol.method import Method
 from jtssm.protocol.program import Program
 from jtssm.sharding.agreement import ending_all, same_in_all
 from jtssm.sharding.distributed import introduce
+from jtssm.sharding.meeting import versions
 from jtssm.sharding.traced import digest
 
-VERSIONS = ("jtssm", "jax", "jaxlib", "numpy", "optax")
+PACKAGES = ("jax", "jaxlib", "numpy", "optax")
 FLAGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_threefry_partitionable")
 MOST_DEVICES = 16  # that are named one by one
 
@@ -68,7 +68,7 @@ def method_words(method: Method) -> Words:
     that only a closure holds count too.
     """
     return {
-        "versions": {name: version(name) for name in VERSIONS},
+        "versions": versions(*PACKAGES),
         "jax.config": {name: getattr(jax.config, name) for name in FLAGS},
         "method": method.program.identity(),
         **_digests(method.program),
