@@ -15,7 +15,7 @@ from jtssm.nn.architectures import ARCHITECTURES
 from jtssm.nn.norm import NORMALISATIONS
 from jtssm.planning.builders import LOCAL_STEPS, workers_argument
 from jtssm.sharding.cost.machines import MACHINES
-from jtssm.sharding.distributed import LOST_AFTER
+from jtssm.sharding.meeting import LOST_AFTER
 from jtssm.train import history
 from jtssm.train.checkpoint import ANYWAY
 
@@ -239,7 +239,7 @@ def _processes() -> Parser:
         "--lost-after",
         type=integer,
         default=LOST_AFTER,
-        help=f"seconds until a dead process ends the others; default: {LOST_AFTER}",
+        help=f"seconds until one that does not come, or dies, ends the others; default: {LOST_AFTER}",
     )
     return shared
 

@@ -15,6 +15,7 @@ from jtssm import checks
 from jtssm.arrays import Array, Tree
 from jtssm.losses import Loss, Metric, summed, total
 from jtssm.protocol.method import Method
+from jtssm.sharding.agreement import check_all_ask
 from jtssm.sharding.placement.on_host import gathered
 
 ROWS = 1024  # most samples of a forward pass, unless told
@@ -60,6 +61,8 @@ def evaluate(
       >>> sorted(jtssm.evaluate(method, state, {"train": (x, y)}))
       ['train_accuracy', 'train_loss']
     """
+    if method.mesh is not None:
+        check_all_ask("evaluate")
     if batch_size is None:
         batch_size = _rows(method)
     (batch_size,) = checks.count(batch_size=batch_size)
@@ -159,6 +162,8 @@ def outputs(method: Method, state: Tree, x: ArrayLike) -> np.ndarray:
 
     Every process must ask, with the same samples, and gets all of them.
     """
+    if method.mesh is not None:
+        check_all_ask("predict")
     predict, whole = jax.jit(method.predict), np.asarray(x)
     # even parts: batch statistics need many samples
     chunks = np.array_split(whole, -(-len(whole) // _rows(method)))

@@ -14,10 +14,12 @@ from jtssm import checks
 from jtssm.arrays import Array, Tree
 from jtssm.losses import Metric
 from jtssm.protocol.method import Method
+from jtssm.sharding.agreement import ending_all
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.distributed import ProcessBatches, ProcessSamples, introduce
 from jtssm.sharding.placement.packing import is_rows
 from jtssm.train import fingerprint
+from jtssm.train.agreement import Ways, agree, share
 from jtssm.train.batches import Minibatches, Resident
 from jtssm.train.checkpoint import ANYWAY, Folder
 from jtssm.train.divergence import not_finite
@@ -151,9 +153,13 @@ def fit(
 
     With several processes (`sharding.connect`) all of them call this, and the functions of the result,
     with the same arguments on a mesh that has devices of each; all get the same (but for `seconds`).
-    Process 0 shows the bar. Callbacks run in every process, and training stops in all where one of them
-    stops it; so does a signal to one of them, with a checkpoint. Without one Ctrl-C, and always an
-    exception in one process, ends that process; jax then ends the others.
+    Before anything is drawn they compare versions, method, network, samples, key, mesh and arguments:
+    ValueError in every process says what differs. Process 0 shows the bar. Callbacks run where they were
+    given, in some of the processes too (but ask nothing there that all must ask); training stops in all
+    where one stops it, and what one raises ends all: the others raise an error of the same kind
+    (ValueError, OSError, ImportError, else RuntimeError) that names the process, with `result`. A signal
+    to one process ends all, with a checkpoint; without one Ctrl-C, and always an exception that is no
+    callback's, ends that process; jax then ends the others.
 
     Examples:
       >>> import jax, jtssm, optax
@@ -168,22 +174,37 @@ def fit(
       >>> result.predict(x).shape
       (100, 3)
     """
-    checks.instance("method", method, Method, "solvers.sgd(net, ...)")
-    epochs, evaluate_every = checks.count(epochs=epochs, evaluate_every=evaluate_every)
-    key, given = checks.key(key), as_hooks(callbacks)
-    _check_ways(checkpoint, every, keep, resume, on_divergence, halvings)
-    held = None if is_stream(train) else in_memory(train, steps_per_epoch)
-    if held is None:
-        check_streams(method, train, steps_per_epoch)
-    method = on_mesh(method, mesh, forms, machine, 0 if held is None else len(held[0]))
+    with ending_all():  # nothing before its end waits for another process
+        checks.instance("method", method, Method, "solvers.sgd(net, ...)")
+        epochs, evaluate_every = checks.count(epochs=epochs, evaluate_every=evaluate_every)
+        key, given = checks.key(key), as_hooks(callbacks)
+        _check_ways(checkpoint, every, keep, resume, on_divergence, halvings)
+        held = None if is_stream(train) else in_memory(train, steps_per_epoch)
+        if held is None:
+            check_streams(method, train, steps_per_epoch)
+        method = on_mesh(method, mesh, forms, machine, 0 if held is None else len(held[0]))
+        sets = evaluated(method, validation)
+        found = {name: as_metric(name, given) for name, given in (metrics or {}).items()}
+        ways = Ways(
+            epochs=epochs,
+            evaluate_every=evaluate_every,
+            steps_per_epoch=steps_per_epoch,
+            checkpoint=checkpoint is not None,
+            every=every,
+            keep=keep,
+            resume=resume,
+            on_divergence=on_divergence,
+            halvings=halvings,
+        )
+    samples = train if held is None else held
+    given = agree(method, samples, key, ways, sets, found, (params, state), given)
+    share(checkpoint)
     introduce(method.mesh)
     init_key, order_key = jax.random.split(key)
     if held is None:
         feed, told = _streamed(method, train, steps_per_epoch, checkpoint is not None)
     else:
         feed, told = _held(method, held, order_key, epochs)
-    sets = evaluated(method, validation)
-    found = {name: as_metric(name, given) for name, given in (metrics or {}).items()}
     _check_start(method, params, state, feed)
     # the epochs after which a line of the history is due
     lines = [*range(evaluate_every, epochs, evaluate_every), epochs]

@@ -19,6 +19,7 @@ import numpy as np
 from jtssm import checks
 from jtssm.arrays import Array, Tree
 from jtssm.protocol.method import Method
+from jtssm.sharding.agreement import ending_all
 from jtssm.sharding.distributed import ProcessBatches, put_rows, told_by_all
 from jtssm.sharding.placement import batch_sharding
 from jtssm.train.batches import CHUNK, CHUNK_SAMPLES
@@ -90,7 +91,8 @@ class Stream(Feed[int]):
         self.shares = shares_of(batch_sharding(method), self.shape, self.shared)
         self.size = self.shares.size
         self.sharding = batch_sharding(method, stacked=True)
-        self._reader = Reader(method, batches, steps_per_epoch is not None, placed)
+        with ending_all():
+            self._reader = Reader(method, batches, steps_per_epoch is not None, placed)
         self.x, self.y = self._reader.first
         self._check_processes()
         self._most = max(1, min(CHUNK, CHUNK_SAMPLES // self.size, self._steps_in(CHUNK_BYTES)))

@@ -12,10 +12,10 @@ from jtssm import checks
 from jtssm.arrays import Tree
 from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method
-from jtssm.sharding.distributed import largest
+from jtssm.sharding.distributed import largest, told_by_all
 from jtssm.train.divergence import Divergence, Guard
 from jtssm.train.feed import Feed
-from jtssm.train.hooks import Hook, is_true
+from jtssm.train.hooks import Hook, ask, is_true
 from jtssm.train.position import Checkpoint, Position, Sound
 from jtssm.train.record import certificate, joined, make_plain, means
 from jtssm.train.result import Epoch, Result
@@ -90,8 +90,7 @@ class Trainer:
         return self._result(self.settled, interrupted or self.signal is not None)
 
     def _run(self) -> None:
-        for hook in self.hooks:
-            hook.on_begin(self)
+        ask(self.hooks, lambda hook: hook.on_begin(self))
         if self.complete:
             self.settled = self.drain(self.state)
         while not self.complete and self.signal is None and self.divergence is None:
@@ -100,8 +99,7 @@ class Trainer:
                 self._diverged(divergence)
             elif self.signal is None:
                 self._line()
-        for hook in self.hooks:
-            hook.on_end(self)
+        ask(self.hooks, lambda hook: hook.on_end(self))
 
     def _chunks(self) -> Divergence | None:
         """Steps up to the next line; a signal ends them early, and so does a divergence."""
@@ -124,18 +122,20 @@ class Trainer:
 
     def _chunk(self, infos: Info, more: bool) -> None:
         """Tell the hooks of a chunk, and of the place behind it if no line is due there."""
-        for hook in self.hooks:
-            hook.on_chunk(self, infos)
+        ask(self.hooks, lambda hook: hook.on_chunk(self, infos))
         if more or self.signal is not None:
             self._place()
 
     def _place(self) -> None:
-        for hook in self.hooks:
-            hook.on_place(self)
+        ask(self.hooks, lambda hook: hook.on_place(self))
 
     def _diverged(self, divergence: Divergence) -> None:
         """Go on where a hook went back, or else end."""
-        back = [hook.on_divergence(self, divergence) for hook in self.hooks]
+        back = told_by_all(any(ask(self.hooks, lambda hook: hook.on_divergence(self, divergence))))
+        if len(set(back)) > 1:
+            raise RuntimeError(
+                f"on_divergence: expected hooks that go back in every process or none; got {back}"
+            )
         if not any(back):
             self.divergence, self.settled = divergence, self.guard.latest
 
@@ -146,7 +146,7 @@ class Trainer:
         self.history.append(self._record(at.end, seconds))
         self.at = Position(at.end, at.end, 0, at.steps, len(self.history), self.feed.order())
         epoch = Epoch(self.history[-1], self.settled, self.method, self.history)
-        stops = [self._stops(hook, epoch) for hook in self.hooks]
+        stops = ask(self.hooks, lambda hook: self._stops(hook, epoch))
         if largest(any(stops)):  # all processes, or none
             self.stopped = self.lines[-1]
             self.settled = self.drain(self.settled)
