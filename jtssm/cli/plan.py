@@ -16,8 +16,9 @@ import jax
 
 import jtssm
 from jtssm import plot, solvers
-from jtssm.cli import tables
+from jtssm.cli import outside, tables
 from jtssm.cli.constructors import given, takes
+from jtssm.nn.network import Network
 from jtssm.planning import plan, sweeps
 from jtssm.planning.builders import LOCAL_STEPS, workers_argument
 from jtssm.planning.trials import Record
@@ -66,21 +67,36 @@ def _plan_row(found: Proposal) -> tuple[str, ...]:
 
 def code(found: Proposal, arguments: argparse.Namespace) -> str:
     """Python that builds the method on its mesh."""
-    net = (
-        f'nn.find_architecture("{arguments.net}")()'
-        if arguments.widths is None
-        else f"jtssm.mlp({arguments.widths})"
-    )
+    imports, net = _made(arguments)
     options = [f"{name}={_written(value)}" for name, value in _options(found, arguments).items()]
     if takes(solvers.METHODS[arguments.method], "optimizer"):
         options.insert(0, f"optimizer=optax.{arguments.optimizer}({RATE})")
+    if arguments.loss is not None:
+        more, loss = _named(arguments.loss)
+        imports, options = imports + more, [*options, f"loss={loss}"]
     forms = f", forms={list(found.forms)}" if found.forms and found.shape[1] > 1 else ""
     return (
-        "import jtssm\nimport optax\nfrom jtssm import nn, sharding, solvers\n\n"
+        f"import jtssm\nimport optax\n{imports}from jtssm import nn, sharding, solvers\n\n"
         f"net = {net}\nmethod = solvers.{arguments.method}({', '.join(['net', *options])})\n"
         f"mesh = sharding.make_mesh{found.shape}\n"
         f"placed = sharding.place(method, mesh{forms})\n"
     )
+
+
+def _made(arguments: argparse.Namespace) -> tuple[str, str]:
+    """(import of the user's module, if it is one; Python that makes the network)."""
+    if arguments.widths is not None:
+        return "", f"jtssm.mlp({arguments.widths})"
+    if ":" not in arguments.net:
+        return "", f'nn.find_architecture("{arguments.net}")()'
+    imports, function = _named(arguments.net)
+    return imports, f"{function}()"
+
+
+def _named(word: str) -> tuple[str, str]:
+    """package.module:name, or a name alone, as (import, Python)."""
+    module, _, name = word.rpartition(":")
+    return (f"import {module}\n", f"{module}.{name}") if module else ("", repr(word))
 
 
 def _written(value: object) -> str:
@@ -130,9 +146,10 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
     asked = given(arguments, make)
     if takes(make, "optimizer"):
         asked["optimizer"] = optimizer(arguments.optimizer, learning_rate=RATE)
-    net = arguments.net if arguments.widths is None else jtssm.mlp(arguments.widths)
+    if arguments.loss is not None:
+        asked["loss"] = outside.loss(arguments.loss)
     return asked | {
-        "net": net,
+        "net": _network(arguments),
         "num_devices": arguments.devices,
         "batch": arguments.batch,
         "machine": arguments.machine,
@@ -141,6 +158,13 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
         "memory_limit": arguments.memory_limit,
         "samples": arguments.samples,
     }
+
+
+def _network(arguments: argparse.Namespace) -> Network | str:
+    """The network, or its name."""
+    if arguments.widths is not None:
+        return jtssm.mlp(arguments.widths)
+    return outside.network(arguments.net, {}) if ":" in arguments.net else arguments.net
 
 
 def _title(arguments: argparse.Namespace) -> str:

@@ -69,6 +69,19 @@ def one_of(known: Collection[str]) -> Callable[[str], str]:
     return read
 
 
+def one_of_or_own(known: Collection[str]) -> Callable[[str], str]:
+    """A reader of one of the known words, or of package.module:function."""
+
+    def read(text: str) -> str:
+        if text not in known and ":" not in text:
+            raise argparse.ArgumentTypeError(
+                f"expected one of {sorted(known)}, or package.module:function; got {text!r}"
+            )
+        return text
+
+    return read
+
+
 def forms(text: str) -> str | list[str]:
     """ "auto", or a form a layer with commas between, "batch,model"."""
     return text if text == "auto" else text.split(",")

@@ -56,19 +56,37 @@ def up_to(file: BinaryIO, size: int) -> bytes:
     return b"".join(pieces)
 
 
-def arrays(path: Path, names: Sequence[str], expected: str) -> list[np.ndarray]:
+def arrays(
+    path: Path, names: Sequence[str], expected: str, hint: str = "fetch it again"
+) -> list[np.ndarray]:
     """Arrays of an npz archive, by name.
 
     Raises:
       ValueError: no such archive, damaged, or without one of them; arrays of Python objects, which would
         be unpickled; an array of another size than its header says. `expected` says what should be there.
     """
+    with _archive(path, expected, hint) as archive:
+        return [_array(archive, f"{name}.npy") for name in names]
+
+
+def sizes(path: Path, expected: str, hint: str = "fetch it again") -> dict[str, int]:
+    """Bytes that each member of an npz archive says it unpacks to, by name.
+
+    Raises:
+      ValueError: no such archive, or damaged.
+    """
+    with _archive(path, expected, hint) as archive:
+        return {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
+
+
+@contextmanager
+def _archive(path: Path, expected: str, hint: str) -> Iterator[zipfile.ZipFile]:
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            return [_array(archive, f"{name}.npy") for name in names]
+            yield archive
     except Exception as error:  # whatever zipfile, zlib and numpy raise over damaged bytes
         raise ValueError(
-            f"{path}: expected {expected}; got {type(error).__name__}: {error}: fetch it again"
+            f"{path}: expected {expected}; got {type(error).__name__}: {error}: {hint}"
         ) from error
 
 
