@@ -180,7 +180,7 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Tick:
         t, n = state.tick, pieces.num
         samples = x.shape[0] * exchange.samples.num_splits
         labels = state.labels.at[t % n].set(y)
-        weight = _weight(pieces, exchange, y, state.live.dtype) if entering else 0
+        weight = _weight(pieces, exchange, y, state.live.dtype) if entering else False
         live = state.live.at[t % state.live.size].set(weight)
         eta = state.penalties.eta
         if eta is None:
