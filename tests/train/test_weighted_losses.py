@@ -322,7 +322,7 @@ BAD = [
     (
         "cross_entropy",
         Y,
-        r"y: expected labels 0..6, 7 outputs; got -100..6: where -100 .*ignore_index=-100",
+        r"y: expected labels 0..6, the network has 7 outputs; got -100..6: where -100 .*ignore_index=-100",
     ),
     ("sigmoid_cross_entropy", Y, r"y: expected shape \(32, 6, 7\)"),
 ]
