@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Jaxpr, jaxprs_in_params
 from jax.interpreters import partial_eval
 from jax.typing import DTypeLike
@@ -57,6 +58,7 @@ class Pure(NamedTuple):
     moved: Callable[[Tree], Tree] = lambda state: {}  # state -> those of it that training must move
     tied: bool = False  # whether it is several that share parameters
     must_draw: str | None = None  # what is said of a module that does not draw while training
+    pretrained: bool = False  # whether it starts from statistics of samples, which training moves
 
 
 class Together(tuple):
@@ -138,6 +140,15 @@ class Adapted(Layer):
     def _samples(self, shape: Shape) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((ROWS, *shape), self.given.dtype)
 
+    def moving(self, params: Tree) -> Tree:
+        """Its statistics, but for those that are frozen."""
+        return self.pure.moved(params["state"]) if self.state else {}
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the user's module came with such statistics, of other samples."""
+        return self.pure.pretrained
+
     @property
     def tied(self) -> bool:
         """Whether it is several modules that share parameters."""
@@ -185,6 +196,13 @@ def adapted(one: Pure, x: jax.ShapeDtypeStruct, integer: bool) -> Adapted:
 
 def _tree(params: Tree, state: Tree) -> Tree:
     return {"params": params} | ({"state": state} if jax.tree.leaves(state) else {})
+
+
+def fresh(statistics: Tree) -> bool:
+    """Whether they are those that normalisation starts from, of no samples: means 0, variances 1."""
+    return all(
+        bool(np.all(a == 0) or np.all(a == 1)) for a in map(np.asarray, jax.tree.leaves(statistics))
+    )
 
 
 def floating(a: Shaped) -> bool:

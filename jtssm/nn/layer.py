@@ -92,6 +92,15 @@ class Layer(ABC):
         """Parameters that `estimate` sets and no optimizer moves."""
         return ()
 
+    def moving(self, params: Tree) -> Tree:
+        """The statistics among its parameters, but for those that are frozen."""
+        return {name: params[name] for name in self.estimated}
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether it is made with such statistics, of other samples."""
+        return False
+
     @property
     def random(self) -> bool:
         """Whether it draws from `products.mode.keys` while training."""

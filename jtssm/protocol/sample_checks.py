@@ -120,9 +120,15 @@ def _values(network: Network, loss: Loss, x: Shaped, y: Shaped) -> None:
     low, high = int(known.min()), int(known.max())
     if low < 0 or high >= classes:
         but = "" if loss.ignored is None else f", or {loss.ignored}"
+        hint = (
+            f": where {low} counts nothing, say cross_entropy(ignore_index={low}), or ignored={low} in a "
+            f"losses.Loss of your own"
+            if low < 0 and loss.ignored is None
+            else ""
+        )
         raise ValueError(
             f"y: expected labels 0..{classes - 1}{but}, the network has {classes} outputs; "
-            f"got {low}..{high}"
+            f"got {low}..{high}{hint}"
         )
 
 

@@ -20,14 +20,14 @@ from jtssm.protocol.stages import starting, whole_params
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WholeProgram(Program):
-    """A step is descend(state, gradient, loss): the gradient and the loss on shares of the samples, the
+    """A step is descend(state, gradient, info): the gradient and Info on shares of the samples, the
     descent on whole arrays, which jax shards."""
 
     init: Callable[..., Tree]  # (exchange, key, x, y, params or None) -> State
     # (exchange, state, x, y) -> (a tree like params for the one piece there is, Info)
     gradient: Callable[..., tuple[tuple[Tree], Info]]
-    # (state, those trees, mean loss of the whole minibatch) -> State
-    descend: Callable[[Tree, tuple[Tree], Array], Tree]
+    # (state, those trees, Info of the whole minibatch) -> State
+    descend: Callable[[Tree, tuple[Tree], Info], Tree]
     forward: Callable[..., Array]  # (exchange, 0, weights, x) -> outputs
     estimate: Callable[[Exchange, Tree, Array], Tree]  # (exchange, state, x) -> State
 
@@ -53,7 +53,7 @@ class WholeProgram(Program):
             self.check(x, y, "step", state.weights)
             x = as_input(self.network, x)
             gradient, info = self.gradient(exchange, state, x, jnp.asarray(y))
-            return self.descend(state, gradient, info.loss), info
+            return self.descend(state, gradient, info), info
 
         def predict(state: Tree, x: AnyArray) -> Array:
             return self.forward(exchange, 0, state.weights[0], as_input(self.network, x))

@@ -132,11 +132,12 @@ def _gradient(pieces: Pieces) -> Callable[..., tuple[Carried, Info]]:
     return gradient
 
 
-def _descend(pieces: Pieces) -> Callable[[State, Carried, Array], State]:
-    def descend(state: State, gradient: Carried, loss: Array) -> State:
+def _descend(pieces: Pieces) -> Callable[[State, Carried, Info], State]:
+    def descend(state: State, gradient: Carried, info: Info) -> State:
+        counts = True if pieces.loss.weight is None else info.samples > 0
         key = None if state.key is None else jax.random.split(state.key)[0]
         pairs = enumerate(zip(state.weights, gradient, strict=True))
-        weights = (pieces.descend(l, w, g, pace=state.pace, loss=loss) for l, (w, g) in pairs)
+        weights = (pieces.descend(l, w, g, counts, state.pace, info.loss) for l, (w, g) in pairs)
         return State(tuple(weights), key, state.pace)
 
     return descend

@@ -9,6 +9,7 @@ Checkpoints bear the number of steps done, or the next number where steps are do
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -52,11 +53,17 @@ class Folder:
       run: the fingerprint of the run that wants them.
 
     Raises:
-      ImportError: orbax is not installed.  OSError: the folder cannot be written.
+      ImportError: orbax is not installed.  ValueError: an address, such as gs://bucket/run.
+      OSError: the folder cannot be written.
     """
 
     def __init__(self, path: str | Path, keep: int, run: Document):
         self._orbax = _orbax()
+        if re.match(r"\w\w+:/", str(path)):  # as a path a folder "gs:" where the program runs
+            raise ValueError(
+                f"checkpoint: expected a folder of a file system, e.g. '/mnt/bucket/run' where a bucket "
+                f"is mounted; got {str(path)!r}"
+            )
         self.path, self.run = Path(path).absolute(), run
         try:
             self.path.mkdir(parents=True, exist_ok=True)

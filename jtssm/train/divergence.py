@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -49,8 +49,7 @@ class Guard:
         done: int = 0,
         odd: int | None = None,
     ):
-        self._step = jax.jit(lambda state, xs, ys, i: step(state, xs[i], ys[i]))
-        self._chunk = jax.jit(partial(_chunk, step), static_argnames="times")
+        self._step, self._chunk = _compiled(step)
         # numbers there from the start, e.g. an optimizer's best loss
         self.odd = int(not_finite(state)) if odd is None else odd
         self.done = done  # steps
@@ -80,6 +79,13 @@ class Guard:
                 return Outcome(before, None, _divergence(self.done + i, name, float(info.loss)))
             self.latest = before = state
         return Outcome(before, None, _divergence(self.done + len(infos.loss), "loss", np.nan))
+
+
+@lru_cache(maxsize=8)
+def _compiled(step: Callable) -> tuple[Callable, Callable]:
+    """One step of a stack of minibatches, and a chunk; a method that trains again compiles nothing."""
+    one = lambda state, xs, ys, i: step(state, xs[i], ys[i])
+    return jax.jit(one), jax.jit(partial(_chunk, step), static_argnames="times")
 
 
 def _chunk(step: Callable, state: Tree, xs: Array, ys: Array, times: int) -> After:

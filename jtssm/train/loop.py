@@ -27,6 +27,7 @@ from jtssm.train.halving import Halving
 from jtssm.train.hooks import Hook, as_hooks
 from jtssm.train.placing import on_mesh
 from jtssm.train.position import Checkpoint, Position
+from jtssm.train.pretrained import estimates
 from jtssm.train.progress import Bar
 from jtssm.train.result import Epoch, Result
 from jtssm.train.samples import Given, Pair, evaluated, in_memory
@@ -52,6 +53,7 @@ def fit(
     callbacks: Sequence[Callable[[Epoch], object] | Hook] = (),
     params: Sequence[Tree] | None = None,
     state: Tree = None,
+    estimate: bool | None = None,
     progress: bool | None = None,
     evaluate_every: int = 1,
     checkpoint: str | Path | None = None,
@@ -101,15 +103,19 @@ def fit(
       state: instead, a state of the method to go on from, placed or not (of one device, or
         `sharding.gathered`). The samples of a resident method must be those it was made with, in the
         same order: the same `train`, and with minibatches the same `key`.
+      estimate: whether the statistics that layers keep are estimated on training samples before each
+        evaluation. None: they are, but for pretrained ones (`params`, or modules, that come with others
+        than a new network's), which are kept, with a UserWarning: training takes those of its
+        minibatches. What is frozen (use_running_average) stays in any case.
       progress: show a bar; None: where there is a terminal.
       evaluate_every: epochs between two lines of the history, with their evaluations and callbacks.
         A resident method runs that many steps in one dispatch.
       checkpoint: a folder. A run that has checkpoints there goes on from the newest, with the numbers it
         would have had (`params` and `state` are then not used); one that was complete, or that a callback
-        stopped, returns at once. Mesh, forms, callbacks, validation, `evaluate_every` and the arguments
-        below may change, and `epochs` may grow; anything else that can be seen may not: the method's
-        arguments are compared, of an optimizer the structure of its state, or its arguments where it is a
-        `solvers.optimizer`. A stream must give the same batches again, or its iterator have
+        stopped, returns at once. Mesh, forms, callbacks, validation, `estimate`, `evaluate_every` and the
+        arguments below may change, and `epochs` may grow; anything else that can be seen may not: the
+        method's arguments are compared, of an optimizer the structure of its state, or its arguments
+        where it is a `solvers.optimizer`. A stream must give the same batches again, or its iterator have
         `get_state` and `set_state` (`jtssm.train.stream_reader`); a UserWarning says if it does not.
         On one mesh and CPU the results are the same bits; on a GPU with
         XLA_FLAGS=--xla_gpu_deterministic_ops=true; on another mesh they agree up to rounding.
@@ -196,8 +202,9 @@ def fit(
         hooks += given
         if folder is not None:  # behind all others: what they have done stands in the checkpoint
             hooks += [stack.enter_context(noted()), Saving(folder, every)]
+        anew = estimates(method.network, params, estimate)
         score = lambda state: evaluate(method, state, sets, metrics=found)
-        return Trainer(begun, method, feed, lines, score, hooks).train()
+        return Trainer(begun, method, feed, lines, score, hooks, estimated=anew).train()
 
 
 def _streamed(

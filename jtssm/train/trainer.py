@@ -42,6 +42,7 @@ class Trainer:
       lines: the epochs after which a line of the history is due.
       score: (a settled state) -> what each line says of it.
       hooks: in the order in which they are called.
+      estimated: whether statistics that layers keep are estimated before each line.
     """
 
     state: Tree
@@ -55,12 +56,13 @@ class Trainer:
         lines: Sequence[int],
         score: Callable[[Tree], dict[str, float]],
         hooks: Sequence[Hook],
+        *,
+        estimated: bool,
     ):
         self.method, self.feed, self.lines, self.score = method, feed, lines, score
         self.hooks = hooks
         self.guard = Guard(method.step, begun.state, begun.position.steps, begun.odd)
         self.drain: Callable[[Tree], Tree] = jax.jit(method.drain)
-        estimated = method.network.estimated
         self.estimate = jax.jit(method.estimate) if estimated else None
         self.history, self.halvings = list(begun.history), begun.halvings
         self.stopped = begun.stopped if begun.stopped >= lines[-1] else 0

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jtssm.arrays import Array, Shaped, Tree
-from jtssm.nn.adapted import Call, Pure
+from jtssm.nn.adapted import Call, Pure, fresh
 from jtssm.nn.interop.adapt import chained, dropped, listed, need_flax
 from jtssm.nn.interop.functions import of_function
 from jtssm.nn.interop.modes import (
@@ -28,6 +28,7 @@ from jtssm.nn.interop.modes import (
     words,
 )
 from jtssm.nn.interop.tied import Held, Path
+from jtssm.nn.interop.whole import nnx_in_a_list
 from jtssm.nn.network import Network
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def from_nnx(
 
     Raises:
       ImportError: without flax.
-      ValueError: no modules, one that does not take what the one before it
+      ValueError: no modules, a whole model, a module that does not take what the one before it
         gives, keeps a state other than that of `nnx.BatchNorm`, has parameters that are no floats, a
         boolean argument nobody speaks of, dropout in evaluation mode, or batch statistics that no
         training moves.
@@ -76,6 +77,7 @@ def from_nnx(
     need_flax("from_nnx")
     from flax import nnx
 
+    nnx_in_a_list(modules)
     given, said = listed(modules), told(mode)
     for i, module in enumerate(given):
         if not isinstance(module, nnx.Module) and not callable(module):
@@ -180,7 +182,7 @@ def _adapted(i: int, module: nnx.Module, said: Words) -> Pure:
     def run(given: Tree, state: Tree, x: Array, call: Call) -> tuple[Array, Tree]:
         live = merged(given, state, _seeded(draws, call.key))
         _set(live, call, said)
-        positional, named = arguments(call.training)
+        positional, named = arguments(call)
         if bare:  # its random numbers come with the call
             named["rngs"] = nnx.Rngs(jax.random.key(0) if call.key is None else call.key)
         y = live(x, *positional, **named)
@@ -195,6 +197,7 @@ def _adapted(i: int, module: nnx.Module, said: Words) -> Pure:
         whole=lambda given, state: merged(given, state, _copied(draws)),
         moved=lambda state: {} if stays else state,
         must_draw=None if kept_off(said) or not _has_dropout(module) else OFF,
+        pretrained=not (stays or fresh(stats)),
     )
 
 

@@ -97,7 +97,8 @@ def joined(parts: Sequence[Pure], found: Sequence[Tie], mend: Mend) -> Pure:
         return _some([part.moved(s) for part, s in zip(parts, state, strict=True)]) if state else {}
 
     name = " + ".join(part.name for part in parts) + " (tied)"
-    return Pure(name, draw, run, whole, moved, tied=True)
+    known = any(part.pretrained for part in parts)
+    return Pure(name, draw, run, whole, moved, tied=True, pretrained=known)
 
 
 def _some(trees: Sequence[Tree]) -> Tree:

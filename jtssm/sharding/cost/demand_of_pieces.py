@@ -31,11 +31,12 @@ def of_stages(
     local = program.stages.num // sizes[0]
     moves = program.declared.moves(samples)
     weighed = weighing(program, samples, layered.grid.samples)
-    pieces = [_of_piece(layered, grid, l, moves, weighed) for l in range(program.stages.num)]
+    by_all, of_last = (weighed, ()) if program.declared.weighed_first else ((), weighed)
+    pieces = [_of_piece(layered, grid, l, moves, of_last) for l in range(program.stages.num)]
     devices = tuple(_total(pieces[d * local : (d + 1) * local]) for d in range(sizes[0]))
     # what the devices of pr hold of it is the same
     shown = _shown(program, (sizes[0], 1, sizes[2]))
-    return Step(devices, (*_boundaries(moves, local, sizes[2]), *shown))
+    return Step(devices, (*_boundaries(moves, local, sizes[2]), *by_all, *shown))
 
 
 def of_whole(

@@ -96,15 +96,15 @@ class _Whole:
             (tuple(w.params for w in specs.weights), PartitionSpec()),
         )
         gradient, info = work(light, put(x, self.mesh, at.inputs), put(y, self.mesh, at.outputs))
-        return self._descended(state, gradient, info.loss), info
+        return self._descended(state, gradient, info), info
 
-    def _descended(self, state: Tree, gradient: tuple[Tree], loss: Array) -> Tree:
+    def _descended(self, state: Tree, gradient: tuple[Tree], info: Info) -> Tree:
         laid_out = self._shardings(state)
         if AxisType.Explicit in self.mesh.axis_types:
             return jax.sharding.auto_axes(self.program.descend, out_sharding=laid_out)(
-                state, gradient, loss
+                state, gradient, info
             )
-        found = self.program.descend(state, gradient, loss)
+        found = self.program.descend(state, gradient, info)
         return jax.lax.with_sharding_constraint(found, laid_out)
 
     def predict(self, state: Tree, x: AnyArray) -> Array:

@@ -17,7 +17,7 @@ That is gsADMM; gsAM has q_l = p_{l+1} and no u, so that v = e and the p-step is
     e        <- e - eta (g_p + alpha e)
 
 A first sweep starts from e = u = 0, that is p = q = f. A tick of a minibatch that never entered
-(the first ones, and while draining) changes nothing.
+(the first ones, and while draining) changes nothing, nor does one in which no sample has weight.
 
 Departs from the paper:
 - p_{l+1} and q_l are counted from f_l: when W_l has moved while a minibatch was in flight, both move
@@ -39,6 +39,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from jtssm.arrays import Array, Tree
 from jtssm.protocol.declared import Declared, Move, Run
@@ -49,6 +50,7 @@ from jtssm.protocol.program import Batch
 from jtssm.solvers.pieces import Pieces
 from jtssm.solvers.tssm.turn import Kept, Rule, Turn
 from jtssm.solvers.tssm.updates import Penalties
+from jtssm.solvers.weighing import total_weight
 
 
 def delays(num: int) -> list[int]:
@@ -69,7 +71,9 @@ class State(NamedTuple):
     inputs: Carried  # line [2(n - l), b, ...] of inputs that await their first sweep
     kept: Carried  # line of K - 1 Kept, leaves [2, b, ...]
     labels: Array  # [n, b, ...] y of the minibatches on their way to the last piece
-    live: Array  # [2(n - 1) + 2K - 1] which of the last minibatches really entered
+    # [2(n - 1) + 2K - 1] which of the last minibatches really entered; of a loss with weights their sum,
+    # 0 for one that did not
+    live: Array
     tick: Array  # [] int32
     penalties: Penalties  # scalars
     key: Array | None  # of dropout; None: no layer draws
@@ -116,7 +120,7 @@ def _declared(rule: Rule, pieces: Pieces, sweeps: int) -> Declared:
         return (Run(samples, sweeps + more, sweeps, sweeps, first=l > 0, unused=more),)
 
     sums = 3 + (len(rule.shows) if pieces.num > 1 else 0)
-    return Declared(moves, work, sums, shows=rule.shows, weighings=lambda samples: sweeps)
+    return Declared(moves, work, sums, shows=rule.shows, weighed_first=True)
 
 
 def _init(
@@ -150,7 +154,8 @@ def _init(
             empty, kinds=("samples", "samples", "line", "line")
         )
         labels = jnp.zeros((n, b, *y.shape[1:]), y.dtype)
-        live = jnp.zeros(2 * (n - 1) + 2 * sweeps - 1, bool)
+        entered = bool if pieces.loss.weight is None else x.dtype
+        live = jnp.zeros(2 * (n - 1) + 2 * sweeps - 1, entered)
         return State(
             weights,
             forward,
@@ -175,7 +180,8 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Tick:
         t, n = state.tick, pieces.num
         samples = x.shape[0] * exchange.samples.num_splits
         labels = state.labels.at[t % n].set(y)
-        live = state.live.at[t % state.live.size].set(entering)
+        weight = _weight(pieces, exchange, y, state.live.dtype) if entering else False
+        live = state.live.at[t % state.live.size].set(weight)
         eta = state.penalties.eta
         if eta is None:
             eta = rule.default_eta(state.penalties, sweeps)
@@ -220,6 +226,12 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Tick:
         return state, _info(rule, exchange.samples.total(sums), samples)
 
     return tick
+
+
+def _weight(pieces: Pieces, exchange: Exchange, y: Array, dtype: DTypeLike) -> Array | bool:
+    """What `State.live` says of a minibatch that enters."""
+    total = total_weight(pieces.loss, y, exchange.samples.sum, dtype)
+    return True if total is None else total
 
 
 def _info(rule: Rule, totals: Sequence[Array], samples: int) -> Info:

@@ -12,7 +12,7 @@ from jtssm.arrays import Array, Scalar, Tree
 from jtssm.protocol.exchange import Exchange
 from jtssm.solvers.pieces import Pieces, Weights, training
 from jtssm.solvers.tssm.updates import Penalties, squared, update_p, update_q, update_u
-from jtssm.solvers.weighing import weigh
+from jtssm.solvers.weighing import weighed
 
 
 class Kept(NamedTuple):
@@ -87,7 +87,7 @@ class Turn(NamedTuple):
     exchange: Exchange
     x: Array  # [b, ...] the minibatch that enters
     y: Array  # [b, ...] labels of the minibatch that reaches the last piece for the first time
-    live: Array
+    live: Array  # of the minibatches in flight, see `State`
     tick: Array
     penalties: Penalties
     pace: Array  # of the steps of W
@@ -134,10 +134,11 @@ class Turn(NamedTuple):
         self, l: int, s: int, weights: Weights, origin: Array, was: Kept, v_next: Array | None
     ) -> tuple[Weights, Array, Tree, Kept, Seen]:
         """Turn of piece l in sweep s on a minibatch whose f_{l-1} is `origin`."""
-        live = self.live[self._age(l, s)]
+        total = self._total(l, s)
+        live = self.live[self._age(l, s)] if total is None else total > 0
         p = origin if l == 0 else origin + was.e
         entered = self.tick - self._delay(l, s)
-        f, seen, pull, own = self._linearised(l, weights.params, p, was.y, v_next, entered)
+        f, seen, pull, own = self._linearised(l, weights.params, p, was.y, v_next, entered, total)
         g_W, g_p = pull()
         g_W = jax.tree.map(lambda g: g / self.samples, g_W)
         # what the piece minimises, the mean over the whole minibatch
@@ -159,6 +160,10 @@ class Turn(NamedTuple):
         """Where `live` tells of the minibatch that piece l meets in sweep s."""
         return (self.tick - self._delay(l, s)) % self.live.size
 
+    def _total(self, l: int, s: int) -> Array | None:
+        """The weights of that minibatch's samples together; None: of a loss without."""
+        return None if self.pieces.loss.weight is None else self.live[self._age(l, s)]
+
     def _delay(self, l: int, s: int) -> int:
         """Ticks between the entry of a minibatch and the turn of piece l on it in sweep s."""
         return 2 * (self.pieces.num - 1) - l + 2 * s
@@ -178,6 +183,7 @@ class Turn(NamedTuple):
         y: Tree,
         v_next: Array | None,
         entered: Array,
+        total: Array | None,
     ) -> tuple[Array, Seen, Callable[[], tuple[list[Tree], Tree]], Array]:
         """f_l at p, what is seen of the loss there, a function giving (g_W, g_p), and what the piece
         minimises: R or (alpha/2)|q - f|^2 of the samples here."""
@@ -195,6 +201,6 @@ class Turn(NamedTuple):
             zero = jnp.zeros((), p.dtype)
             own = self.penalties.alpha / 2 * squared(v_next)
             return f, (zero, zero, zero), lambda: pulled(-self.penalties.alpha * v_next), own
-        weighing = weigh(self.pieces.loss, y, self.samples, self.exchange.samples.sum, p.dtype)
+        weighing = weighed(self.pieces.loss, y, self.samples, total)
         (own, seen), g_f = jax.value_and_grad(weighing.scaled, has_aux=True)(f)
         return f, tuple(seen), lambda: pulled(g_f), own

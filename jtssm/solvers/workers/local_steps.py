@@ -232,10 +232,14 @@ class Local(NamedTuple):
 
         (loss, sums), gradient = jax.value_and_grad(mean_loss, has_aux=True)(params)
         told = {"value": meeting.sum_samples(loss)} if wants_loss(self.optimizer) else {}
-        updates, opt_state = self.optimizer.update(gradient, opt_state, params, **told)
+        updates, after = self.optimizer.update(gradient, opt_state, params, **told)
         moved = optax.apply_updates(params, paced(updates, pace))
-        new = keep_estimated(self.network.layers, moved, params)
-        return (new, opt_state), sums
+        new = keep_estimated(self.network.layers, moved, params), after
+        if weighing.counts is True:
+            return new, sums
+        # under vmap over workers a `cond` would be a select, too
+        pick = lambda a, old: jnp.where(weighing.counts, a, old)
+        return jax.tree.map(pick, new, (params, opt_state)), sums
 
     def fresh(self, params: Tree, rounds: int | Array) -> Tree:
         """Optimizer states [n, ...] for params [n, ...], with schedules after so many rounds."""
