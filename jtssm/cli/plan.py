@@ -104,7 +104,8 @@ def _options(found: Proposal, arguments: argparse.Namespace) -> dict[str, object
     if takes(make, "batch_size"):
         options["batch_size"] = arguments.batch
     if takes(make, "cuts") and found.method.program.stages.cuts:
-        options.pop("subnets", None)
+        for name in ("subnets", "balance"):
+            options.pop(name, None)
         options["cuts"] = list(found.cuts)
     return options
 

@@ -16,7 +16,7 @@ from jtssm.nn.linear import Linear
 from jtssm.nn.ops import Window
 from jtssm.nn.perceptrons import Dense
 from jtssm.nn.residual import Residual, numbered
-from jtssm.nn.tokens import NORM, Attention, Half, Perceptron
+from jtssm.nn.tokens import NORM, Attention, Half, Perceptron, Scores
 
 
 @singledispatch
@@ -111,6 +111,11 @@ def _(layer: Half) -> dict[str, Tree]:
         "gathered": whole | {"W1": 1, "b1": -1, "W2": 1},
         "paired": whole | {"W1": 1, "b1": 0, "W2": 0},
     }
+
+
+@splits.register
+def _(layer: Scores) -> dict[str, Tree]:
+    return {"gathered": dict.fromkeys((*NORM, "b"), -1) | {"W": 1}}
 
 
 @window.register(Convolution)
