@@ -33,9 +33,9 @@ class Twin(linen.Module):
 
     @linen.compact
     def __call__(self, x):
-        wide = {"param_dtype": float, "dtype": float}
+        wide = {"param_dtype": np.float64, "dtype": np.float64}
         norm = lambda: linen.LayerNorm(epsilon=1e-5, use_fast_variance=False, **wide)
-        places = self.param("places", linen.initializers.normal(), (LENGTH, WIDTH), float)
+        places = self.param("places", linen.initializers.normal(), (LENGTH, WIDTH), np.float64)
         h = linen.Embed(VOCABULARY, WIDTH, **wide)(x) + places[None]
         attention = linen.MultiHeadDotProductAttention(HEADS, **wide)
         h = h + attention(norm()(h), mask=linen.make_causal_mask(x))
