@@ -162,6 +162,18 @@ def test_its_costs_are_the_products_of_the_trace():
     assert sum(NET.costs()) == by_hand + 2 * LENGTH**2 * WIDTH
 
 
+def test_what_lies_between_its_products_is_counted():
+    """Queries, keys, values, what heads give, two of all pairs a head; hidden neurons twice."""
+    run = cost.Run(8, 1, 1, 1, first=False)
+    between = [task.between for task in cost.network_tasks(NET, run, 2)]
+    attention = LENGTH * 4 * WIDTH + 2 * HEADS * LENGTH**2
+    assert between == [0, 4 * attention, 4 * LENGTH * 2 * HIDDEN, 0]
+    dense = (lambda key, x: jax.random.normal(key, (6, 9)), lambda W, x: jnp.tanh(x @ W))
+    net = nn.layers([dense, lambda x: x[:, :2]], jnp.zeros((1, 6)))
+    # of a module of the user's: what each product gives, and what is made of that
+    assert [task.between for task in cost.network_tasks(net, run, 2)] == [4 * 2 * 9, 0]
+
+
 def test_forms_that_a_decoder_has():
     params, forms = NET.parameter_shapes(), sharding.layers.forms.FORMS
     have = [[f for f in forms if not misfit(NET, i, params[i], f, 2)] for i in range(4)]
