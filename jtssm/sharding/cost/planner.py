@@ -247,8 +247,13 @@ def _fitted(found: _Candidate, asked: Asked) -> Proposal:
         try:
             less = asked._replace(limit=held - over)
             found = _candidate(found.method, found.sizes, less)
+        except NoRoomError:
+            lean = leanest_forms(found.method, found.sizes, asked.machine, samples)
+            if lean == found.forms:
+                break  # nothing holds less
+            found = _with_forms(found.method, found.sizes, lean, asked)
         except ValueError:
-            break  # nothing holds less
+            break
         proposal = _proposal(found, samples)
     if proposal.memory.total > limit:
         raise no_room(proposal.memory, found.sizes, limit)
