@@ -241,7 +241,7 @@ def _fitted(found: _Candidate, asked: Asked) -> Proposal:
     proposal = _proposal(found, samples)
     for _ in range(TRIES):
         over = proposal.memory.total - limit
-        if over <= 0 or set(found.forms) <= {"batch"}:
+        if over <= 0 or found.sizes[1] == 1 or not found.forms:
             break
         held = held_bytes(found.method, found.sizes, asked.machine, found.forms, samples)
         try:
