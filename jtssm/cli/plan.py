@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from jtssm.protocol.optimizers import optimizer
 from jtssm.sharding.cost.calibration import calibrate
 from jtssm.sharding.cost.messages import Sizes
 from jtssm.sharding.cost.planner import Proposal
+from jtssm.sharding.cost.refusals import distinct
 
 RATE = 1e-3  # of optimizers, of which only the kind counts here
-LISTED = 4  # shapes that do not go
 CAUSES = ("permute", "all_gather", "reduce_scatter", "all_reduce", "all_to_all")
 
 
@@ -41,16 +42,20 @@ def run_plan(arguments: argparse.Namespace) -> int:
     columns = ("subnet x pr x pc", "seconds", "compute", *CAUSES, "hidden", "sent MB", "memory MB")
     tables.show(title, columns, rows)
     if found.refused:
-        tables.say(
-            f"{len(found.refused)} other meshes do not go; the first: {_first(found.refused)}"
-        )
+        tables.say(f"{len(found.refused)} other meshes do not go:")
+        _say_why({_mesh(sizes): why for sizes, why in found.refused.items()})
     tables.say("\n" + code(found.best, arguments))
     return 0
 
 
-def _first(refused: Mapping[Sizes, str]) -> str:
-    shape, why = next(iter(refused.items()))
-    return f"{' x '.join(map(str, shape))}: {why}"
+def _mesh(sizes: Sizes) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _say_why(refused: Mapping[str, str]) -> None:
+    """The distinct reasons why meshes do not go, those of the most plausible first."""
+    for line in distinct(refused):
+        tables.say(f"does not go: {line}")
 
 
 def _plan_row(found: Proposal) -> tuple[str, ...]:
@@ -58,7 +63,7 @@ def _plan_row(found: Proposal) -> tuple[str, ...]:
     parts = (seconds.total, seconds.compute, *(getattr(seconds, c) for c in CAUSES), seconds.hidden)
     sent = sweeps.sent_bytes(found)
     return (
-        " x ".join(map(str, found.shape)),
+        _mesh(found.shape),
         *(f"{s:.3g}" if s else "" for s in parts),
         f"{sent / 1e6:.3f}",
         f"{found.memory.total / 1e6:.1f}",
@@ -115,7 +120,8 @@ def _options(found: Proposal, arguments: argparse.Namespace) -> dict[str, object
     if takes(make, "batch_size"):
         options["batch_size"] = arguments.batch
     if takes(make, "cuts") and found.method.program.stages.cuts:
-        options.pop("subnets", None)
+        for name in ("subnets", "balance"):
+            options.pop(name, None)
         options["cuts"] = list(found.cuts)
     return options
 
@@ -217,12 +223,10 @@ def _show(records: list[Record], arguments: argparse.Namespace, out: Path) -> No
     columns += ["measured s"] if arguments.measure else []
     columns += [f"{arguments.compile} MB", "its MB sent"] if arguments.compile else []
     rows = [_sweep_row(record, arguments) for record in records if "seconds" in record]
-    failed = [f"{record['mesh']}: {record['error']}" for record in records if "error" in record]
+    failed = [record for record in records if "error" in record]
+    failed.sort(key=lambda record: record.get("memory_missing", inf))
     tables.show(f"{_title(arguments)} ({out}/sweep.csv, .json, .png)", columns, rows)
-    for line in failed[:LISTED]:
-        tables.say(f"does not go: {line}")
-    if len(failed) > LISTED:
-        tables.say(f"nor do {len(failed) - LISTED} more: {out}/sweep.csv says why")
+    _say_why({record["mesh"]: record["error"] for record in failed})
     if differ := [r["mesh"] for r in records if r.get("agrees") is False]:
         print(f"jtssm: predicted and counted bytes differ for {', '.join(differ)}", file=sys.stderr)
 

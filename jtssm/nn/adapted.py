@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -135,7 +136,16 @@ class Adapted(Layer):
 
     def cost(self, shape: Shape) -> int:
         """Of a sample, in products and convolutions, traced."""
-        return _multiply_adds(self.pure, self.params, self.state, self._samples(shape))
+        return _counted(self, shape)[0]
+
+    def between(self, shape: Shape) -> int:
+        """Numbers of a sample that its products make, traced."""
+        return _counted(self, shape)[1]
+
+    def traced(self, shape: Shape) -> Jaxpr:
+        """What it does with ROWS samples, evaluating."""
+        run = lambda params, state, x: self.pure.run(params, state, x, Call())[0]
+        return jax.make_jaxpr(run)(self.params, self.state, self._samples(shape)).jaxpr
 
     def _samples(self, shape: Shape) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((ROWS, *shape), self.given.dtype)
@@ -256,19 +266,27 @@ def _mixes(one: Pure, state: Tree, x: jax.ShapeDtypeStruct, random: bool) -> boo
     return found is not False and mixing.differ(run(Call(True)), start(), x)
 
 
-def _multiply_adds(one: Pure, params: Tree, state: Tree, x: jax.ShapeDtypeStruct) -> int:
-    """Of a sample, in products and convolutions."""
-    run = lambda params, state, x: one.run(params, state, x, Call())[0]
-    return _of_jaxpr(jax.make_jaxpr(run)(params, state, x).jaxpr) // ROWS
+@lru_cache(maxsize=64)
+def _counted(layer: Adapted, shape: Shape) -> tuple[int, int]:
+    """Of a sample the multiply-adds, and the numbers that products make; a planner asks often."""
+    jaxpr = layer.traced(shape)
+    return _summed(jaxpr, _of_equation) // ROWS, _summed(jaxpr, _made) // ROWS
 
 
-def _of_jaxpr(jaxpr: Jaxpr) -> int:
+def _summed(jaxpr: Jaxpr, of: Callable[[Any], int]) -> int:
+    """Of every equation, loops as often as they run."""
     total = 0
     for equation in jaxpr.eqns:
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += _of_equation(equation)
-        total += times * sum(_of_jaxpr(inner) for inner in jaxprs_in_params(equation.params))
+        total += of(equation)
+        total += times * sum(_summed(inner, of) for inner in jaxprs_in_params(equation.params))
     return total
+
+
+def _made(equation: Any) -> int:
+    """What a product gives, and what follows it (a softmax, an activation)."""
+    products = ("dot_general", "conv_general_dilated")
+    return 2 * prod(equation.outvars[0].aval.shape) if equation.primitive.name in products else 0
 
 
 def _of_equation(equation: Any) -> int:  # a JaxprEqn; in jax's types its avals have no shape

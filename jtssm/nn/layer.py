@@ -117,6 +117,11 @@ class Layer(ABC):
         return False
 
     @property
+    def words(self) -> int | None:
+        """How many integers it knows, from 0; None: any, or it takes floats."""
+        return None
+
+    @property
     def uncast(self) -> tuple[str, ...]:
         """Parameters that keep their dtype where the others are cast to a `compute_dtype`."""
         return ()

@@ -142,15 +142,26 @@ class Program(abc.ABC):
     ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Shapes of x and y [*lead, ...]: float32 or int32 samples, labels or targets of the loss.
 
-        Of a loss that takes what it likes: labels, if it takes any.
+        Of a loss that takes what it likes: labels if it takes them, else targets like outputs.
         """
         outputs, integers = self.network.shapes[-1], self.network.integer
         x = jax.ShapeDtypeStruct(
             (*lead, *self.network.shapes[0]), np.int32 if integers else np.float32
         )
-        if self.loss.labels is False:
+        if self.loss.labels is False or (self.loss.labels is None and not self._takes_labels()):
             return x, jax.ShapeDtypeStruct((*lead, *outputs), np.float32)
         return x, jax.ShapeDtypeStruct((*lead, *outputs[:-1]), np.int32)
+
+    def _takes_labels(self) -> bool:
+        """Whether the loss gives a number a sample, or one a position, for labels."""
+        shape = (2, *self.network.shapes[-1])
+        outputs = jax.ShapeDtypeStruct(shape, np.float32)
+        y = jax.ShapeDtypeStruct(shape[:-1], np.int32)
+        try:
+            found = jax.eval_shape(self.loss.value, outputs, y).shape
+        except Exception:  # whatever a function of the user's raises
+            return False
+        return found == shape[: len(found)]
 
     def identity(self) -> dict[str, Any]:
         """What tells this program from another, in words and numbers that JSON holds."""

@@ -108,6 +108,12 @@ def _values(network: Network, loss: Loss, x: Shaped, y: Shaped) -> None:
         return
     if network.integer and not -EXACT <= int(x.min()) <= int(x.max()) <= EXACT:
         raise ValueError(f"x: expected integers up to {EXACT}; got {int(x.min())}..{int(x.max())}")
+    words = network.layers[0].words
+    if words is not None and not 0 <= int(x.min()) <= int(x.max()) < words:
+        raise ValueError(
+            f"x: expected words 0..{words - 1}, the network knows {words}; got {int(x.min())}.."
+            f"{int(x.max())}"
+        )
     _finite("x", x)
     if loss.labels is None:
         return

@@ -90,7 +90,8 @@ def starting(
         if params is not None:
             params = jax.tree.map(jnp.asarray, program.stages.given(params, x.dtype))
         y = jnp.asarray(y)
-        device_memory.fits(jax.eval_shape(start, key, x, y, params))
+        if not isinstance(x, jax.core.Tracer):  # of shapes alone nothing is held here
+            device_memory.fits(jax.eval_shape(start, key, x, y, params))
         return start(key, x, y, params)
 
     return init

@@ -174,7 +174,8 @@ def _starting(program: WorkerProgram) -> Callable[..., Tree]:
         dtype = float_dtype(x)
         if params is not None:
             params = jax.tree.map(jnp.asarray, given_trees(program.model.draw, params, dtype))
-        device_memory.fits(start.eval_shape(key, dtype, params))
+        if not isinstance(x, jax.core.Tracer):  # of shapes alone nothing is held here
+            device_memory.fits(start.eval_shape(key, dtype, params))
         return start(key, dtype, params)
 
     return init

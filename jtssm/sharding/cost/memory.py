@@ -3,7 +3,8 @@
     arguments     the state and the minibatch as a step takes them: exact, `memory_analysis()` agrees
     outputs       the state and the scalars that a step gives back: exact
     temporaries   an upper bound of what lives in between: gradients and what the optimizer makes of them,
-                  and of every layer its inputs and outputs as they lie here, with what is gathered for it
+                  and of every layer its inputs and outputs as they lie here, what lies between its
+                  products, and what is gathered for it
 
 A compiler may keep less (it fuses, and frees early): the bound is at most 4 times what XLA takes on
 the cases of the tests. Donated arguments share their bytes with outputs: `total` counts them once.
@@ -116,7 +117,8 @@ def step_memory(
 
 def activation_bytes(demand: Demand) -> float:
     """What the passes of a step hold beside the weights: an upper bound."""
-    return WORD * sum(task.held * task.activations + task.gathered for task in demand.tasks)
+    words = lambda task: task.held * (task.activations + task.between) + task.gathered
+    return WORD * sum(map(words, demand.tasks))
 
 
 def halo_bytes(demand: Demand) -> float:

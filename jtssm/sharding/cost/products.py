@@ -12,7 +12,7 @@ from jtssm.nn.network import Network
 from jtssm.protocol.declared import MatrixProduct, Run
 from jtssm.sharding.layers.forms import SPLITS, Grid
 from jtssm.sharding.layers.halo import Slabs
-from jtssm.sharding.layers.questions import groups, splits
+from jtssm.sharding.layers.questions import between, groups, splits
 from jtssm.sharding.layers.traffic import Pass
 
 
@@ -28,6 +28,7 @@ class Task(NamedTuple):
     # of the activations, how often a device may hold them at a time: with gradients and copies that a
     # convolution is made of; a declared product's stand for themselves, one after another
     held: float = 3.0
+    between: float = 0.0  # words within the layer, held as often as its activations
 
     @property
     def words(self) -> float:
@@ -52,7 +53,8 @@ def task(work: Pass, i: int, times: float) -> Task:
         for size, part in zip((shape, out), _parts(work, i), strict=True)
     ]
     adds = work.samples * layer.cost(shape) * share
-    return Task(adds, _smallest(work, i), sum(here), used, used - stored, times)
+    inner = work.samples * between(layer, shape) * _share(work, i)
+    return Task(adds, _smallest(work, i), sum(here), used, used - stored, times, between=inner)
 
 
 def _share(work: Pass, i: int) -> float:
@@ -130,6 +132,7 @@ def batched(one: Task, num: int) -> Task:
     return one._replace(
         multiply_adds=num * one.multiply_adds,
         activations=num * one.activations,
+        between=num * one.between,
         weights=num * one.weights,
     )
 

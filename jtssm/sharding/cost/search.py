@@ -8,7 +8,7 @@ that no other betters in everything (Pareto's front).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from operator import itemgetter
@@ -23,6 +23,7 @@ from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.memory import GRADIENTS, activation_bytes, optimizer_words
 from jtssm.sharding.cost.messages import Demand, Sizes
 from jtssm.sharding.cost.products import stored_words
+from jtssm.sharding.cost.refusals import NoRoomError
 from jtssm.sharding.cost.seconds import collective_seconds, demand_seconds, is_gradient
 from jtssm.sharding.layers.choose import fits
 from jtssm.sharding.layers.forms import FORMS, Grid
@@ -51,6 +52,37 @@ def fastest_forms(
     Raises:
       ValueError: sizes that do not go, or no forms that fit in the limit.
     """
+
+    def found(chain: Chain, layers: range) -> tuple[str, ...]:
+        # as long as all fits, bytes need not count beside seconds
+        forms = chain.fastest(layers, float("inf"))
+        if limit < float("inf") and chain.held(layers, forms) > limit:
+            return chain.fastest(layers, limit)
+        return forms
+
+    return _of_chain(method, sizes, machine, overlap, samples, found)
+
+
+def leanest_forms(
+    method: Method, sizes: Sizes, machine: Machine, samples: int | None = None
+) -> tuple[str, ...]:
+    """One form a layer: those that hold the fewest bytes.
+
+    Raises:
+      ValueError: sizes that do not go.
+    """
+    return _of_chain(method, sizes, machine, 0.0, samples, Chain.leanest)
+
+
+def _of_chain(
+    method: Method,
+    sizes: Sizes,
+    machine: Machine,
+    overlap: float,
+    samples: int | None,
+    find: Callable[[Chain, range], tuple[str, ...]],
+) -> tuple[str, ...]:
+    """The forms that are found for the layers of each device along subnet, one after the other."""
     program = method.program
     if not program.takes_forms:
         return ()
@@ -61,14 +93,7 @@ def fastest_forms(
     if pr == 1:
         return ("batch",) * len(program.network.layers)
     chain = Chain(layered_of(program, sizes, samples), sizes, machine, overlap)
-    found: list[str] = []
-    for layers in _of_devices(method, subnet):
-        # as long as all fits, bytes need not count beside seconds
-        forms = chain.fastest(layers, float("inf"))
-        if limit < float("inf") and chain.held(layers, forms) > limit:
-            forms = chain.fastest(layers, limit)
-        found += forms
-    return tuple(found)
+    return tuple(form for layers in _of_devices(method, subnet) for form in find(chain, layers))
 
 
 def held_bytes(
@@ -132,11 +157,20 @@ class Chain:
         ]
         ends = [end for end in ends if end[0][-1] <= limit]
         if not ends:
-            raise ValueError(
-                f"memory_limit: expected more bytes a device, as layers {first} to {last} hold; got "
-                f"{limit:.0f}"
-            )
+            needed = round(self.held(layers, self.leanest(layers)))
+            raise NoRoomError(needed, limit, f"layers {first} to {last} hold")
         return _unwound(min(ends, key=lambda end: max(end[0][:-1]))[2])
+
+    def leanest(self, layers: range) -> tuple[str, ...]:
+        """The forms of a run of layers that hold the fewest bytes."""
+        least = self._least_bytes(layers)
+        forms: list[str] = []
+        for i in layers:
+            held = least[i]
+            if forms:
+                held = {g: self._bytes(i - 1, forms[-1], g) + n for g, n in held.items()}
+            forms.append(min(held.items(), key=itemgetter(1))[0])
+        return tuple(forms)
 
     def _extended(
         self, labels: Mapping[str, list[Label]], i: int, g: str, counts: bool

@@ -9,14 +9,15 @@ from __future__ import annotations
 from functools import singledispatch
 
 from jtssm.arrays import Tree
+from jtssm.nn.adapted import Adapted
 from jtssm.nn.dropout import Dropout
 from jtssm.nn.images import Convolution, Pool
-from jtssm.nn.layer import Layer
+from jtssm.nn.layer import Layer, Shape
 from jtssm.nn.linear import Linear
 from jtssm.nn.ops import Window
 from jtssm.nn.perceptrons import Dense
 from jtssm.nn.residual import Residual, numbered
-from jtssm.nn.tokens import NORM, Attention, Half, Perceptron
+from jtssm.nn.tokens import NORM, Attention, Half, Perceptron, Scores
 
 
 @singledispatch
@@ -55,6 +56,12 @@ def pair(layer: Layer) -> int:
 
     The form "paired" deals them out over pr.
     """
+    return 0
+
+
+@singledispatch
+def between(layer: Layer, shape: Shape) -> int:
+    """Numbers of a sample that lie between its products, beside its inputs and outputs."""
     return 0
 
 
@@ -113,6 +120,11 @@ def _(layer: Half) -> dict[str, Tree]:
     }
 
 
+@splits.register
+def _(layer: Scores) -> dict[str, Tree]:
+    return {"gathered": dict.fromkeys((*NORM, "b"), -1) | {"W": 1}}
+
+
 @window.register(Convolution)
 @window.register(Pool)
 def _(layer: Convolution | Pool) -> Window | None:
@@ -143,6 +155,22 @@ def _(layer: Attention) -> int:
 @pair.register
 def _(layer: Perceptron) -> int:
     return layer.hidden
+
+
+@between.register
+def _(layer: Half, shape: Shape) -> int:
+    return shape[0] * sum(layer.inner)
+
+
+@between.register
+def _(layer: Attention, shape: Shape) -> int:
+    # scores of all pairs of tokens, and their softmax
+    return shape[0] * sum(layer.inner) + 2 * layer.heads * shape[0] ** 2
+
+
+@between.register
+def _(layer: Adapted, shape: Shape) -> int:
+    return layer.between(shape)
 
 
 @prepares.register

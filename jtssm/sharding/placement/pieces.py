@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
+from jax.tree_util import PyTreeDef
 from jax.typing import DTypeLike
 
 from jtssm import checks
@@ -36,18 +38,11 @@ def check_elementwise(
     layers = shapes[at.starts[l] : at.starts[l + 1]]
     size = lambda a: tuple(4 for _ in a.shape)
     toy = jax.tree.map(lambda a: np.linspace(0.5, 1.5, 4 ** len(a.shape)).reshape(size(a)), layers)
-
-    @jax.jit
-    def both(toy: list[Tree]) -> tuple[list[Tree], list[Tree]]:
-        whole = own_part(half, l, _two_steps(optimizer, toy), rank=1)
-        return whole, _two_steps(optimizer, own_part(half, l, toy, rank=1))
-
-    try:
-        whole, part = both(toy)
-        same = all(map(np.allclose, jax.tree.leaves(whole), jax.tree.leaves(part)))
-    except (ValueError, TypeError, NotImplementedError):
-        same = False
-    if not same:
+    own = jax.eval_shape(lambda toy: own_part(half, l, toy, rank=1), toy)
+    leaves, structure = jax.tree.flatten(toy)
+    told = (a.shape for a in (*leaves, *jax.tree.leaves(own)))
+    takes = optax.with_extra_args_support(optimizer)
+    if not _agree(takes.init, takes.update, _Toy(structure, tuple(told), half, l, toy)):
         raise ValueError(
             f"optimizer: expected an elementwise one (sgd, adam, adamw, ...) for subnetwork {l}, "
             f"which is split over pr={at.sizes[1]}: clipping by the global norm, lamb or muon would "
@@ -55,8 +50,34 @@ def check_elementwise(
         )
 
 
-def _two_steps(optimizer: optax.GradientTransformation, params: Tree) -> Tree:
-    optimizer = optax.with_extra_args_support(optimizer)
+@dataclass(frozen=True)
+class _Toy:
+    """A toy of a piece; two are equal whose arrays, and halves of arrays, are."""
+
+    structure: PyTreeDef
+    told: tuple[tuple[int, ...], ...]  # shapes of the whole arrays and of a half's
+    half: Place = field(compare=False)
+    l: int = field(compare=False)
+    params: list[Tree] = field(compare=False)
+
+
+@lru_cache(maxsize=64)
+def _agree(init: Callable, update: Callable, toy: _Toy) -> bool:
+    """Whether an optimizer does the same with whole arrays as with halves; a planner asks often."""
+    optimizer = optax.GradientTransformationExtraArgs(init, update)
+
+    def both(params: list[Tree]) -> tuple[list[Tree], list[Tree]]:
+        whole = own_part(toy.half, toy.l, _two_steps(optimizer, params), rank=1)
+        return whole, _two_steps(optimizer, own_part(toy.half, toy.l, params, rank=1))
+
+    try:
+        whole, part = both(toy.params)
+    except (ValueError, TypeError, NotImplementedError):
+        return False
+    return all(map(np.allclose, jax.tree.leaves(whole), jax.tree.leaves(part)))
+
+
+def _two_steps(optimizer: optax.GradientTransformationExtraArgs, params: Tree) -> Tree:
     state = optimizer.init(params)
     for scale in (3.0, 1.0):
         gradient = jax.tree.map(lambda a, scale=scale: scale * (a - 0.9) ** 3, params)
