@@ -9,6 +9,7 @@ from jtssm.nn.architectures import (
     transformer,
     vgg16,
 )
+from jtssm.nn.boundary import SampleTree
 from jtssm.nn.cuts import balanced_starts, cut
 from jtssm.nn.dropout import Dropout, dropout_layer
 from jtssm.nn.images import (
@@ -44,6 +45,7 @@ __all__ = [
     "Network",
     "Perceptron",
     "Residual",
+    "SampleTree",
     "alexnet",
     "attention",
     "balanced_starts",

@@ -9,14 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtssm.arrays import Array, Shaped, Tree
+from jtssm.arrays import Array, Tree
 from jtssm.nn.adapted import Call, Pure
 from jtssm.nn.interop.adapt import chained, listed, named
 from jtssm.nn.interop.tied import Held, plain
 from jtssm.nn.network import Network
 
 
-def layers(functions: Sequence[Callable | tuple[Tree, Callable]], sample_input: Shaped) -> Network:
+def layers(functions: Sequence[Callable | tuple[Tree, Callable]], sample_input: Tree) -> Network:
     """A network of plain functions, each a layer: what `solvers` train and cut.
 
     Args:
@@ -84,7 +84,7 @@ def of_function(f: Callable[..., Array]) -> Pure:
 def _of_pair(start: Tree, f: Callable[..., Array]) -> Pure:
     call = _keywords(f)
 
-    def draw(key: Array, x: Array) -> tuple[Tree, Tree]:
+    def draw(key: Array, x: Tree) -> tuple[Tree, Tree]:
         return (start(key, x) if callable(start) else jax.tree.map(lambda a: a, start)), {}
 
     return Pure(

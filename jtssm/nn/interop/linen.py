@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jtssm.arrays import Array, Shaped, Tree
+from jtssm.arrays import Array, Tree
 from jtssm.nn.adapted import Call, Pure
 from jtssm.nn.interop.adapt import chained, dropped, listed, need_flax
 from jtssm.nn.interop.functions import of_function
@@ -38,7 +38,7 @@ STATE = "batch_stats"
 
 def from_linen(
     modules: Sequence[linen.Module | Callable],
-    sample_input: Shaped,
+    sample_input: Tree,
     *,
     streams: Sequence[str] = STREAMS,
     mode: Mapping[str, Any] | None = None,
@@ -170,12 +170,12 @@ def _adapted(i: int, given: linen.Module, streams: tuple[str, ...], said: Words)
         values = {name: pair[not training] for name, pair in by_field.items()}
         return module.clone(**values) if values else module
 
-    def draw(key: Array, x: Array) -> tuple[Tree, Tree]:
+    def draw(key: Array, x: Tree) -> tuple[Tree, Tree]:
         positional, named = arguments(False)
         variables = dict(ready(False).init(_keys(key, streams), x, *positional, **named))
         return variables.pop("params", {}), variables
 
-    def run(params: Tree, state: Tree, x: Array, call: Call) -> tuple[Array, Tree]:
+    def run(params: Tree, state: Tree, x: Tree, call: Call) -> tuple[Tree, Tree]:
         rngs = _keys(jax.random.key(0) if call.key is None else call.key, streams)
         positional, named = arguments(call.training)
         kept = list(state) if call.training else False

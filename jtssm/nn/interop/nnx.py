@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jtssm.arrays import Array, Shaped, Tree
+from jtssm.arrays import Array, Tree
 from jtssm.nn.adapted import Call, Pure
 from jtssm.nn.interop.adapt import chained, dropped, listed, need_flax
 from jtssm.nn.interop.functions import of_function
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 def from_nnx(
     modules: Sequence[nnx.Module | Callable],
-    sample_input: Shaped | None = None,
+    sample_input: Tree = None,
     *,
     mode: Mapping[str, Any] | None = None,
 ) -> Network:
@@ -177,7 +177,7 @@ def _adapted(i: int, module: nnx.Module, said: Words) -> Pure:
             graph, _filled(params, given), _filled(stats, state), random, _copied(rest)
         )
 
-    def run(given: Tree, state: Tree, x: Array, call: Call) -> tuple[Array, Tree]:
+    def run(given: Tree, state: Tree, x: Tree, call: Call) -> tuple[Tree, Tree]:
         live = merged(given, state, _seeded(draws, call.key))
         _set(live, call, said)
         positional, named = arguments(call.training)

@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jtssm.arrays import Array, Scalar, Tree
+from jtssm.nn.boundary import float_dtype
 from jtssm.protocol.declared import Declared, Move, Run
 from jtssm.protocol.exchange import Carried, Exchange
 from jtssm.protocol.info import Info
@@ -116,15 +118,20 @@ class Sweep(NamedTuple):
         return Info(loss, right, jnp.full_like(loss, count), shown)
 
     @property
+    def dtype(self) -> np.dtype:
+        """Of parameters and variables; tokens are integers."""
+        return float_dtype(self.x)
+
+    @property
     def _count(self) -> int:
         return self.strata.num * self.strata.each
 
     def _objective(self, l: int, W: list[Tree], p: Array, q: Tree, y: Array, samples: int) -> Omega:
         f = self.pieces.forward(self.exchange, l, W, p)
         if l < self.pieces.num - 1:
-            zero = jnp.zeros((), p.dtype)
+            zero = jnp.zeros((), self.dtype)
             return self.alpha / 2 * squared(q - f), (f, (zero, zero))
-        weighing = weigh(self.pieces.loss, y, samples, self.exchange.samples.sum, p.dtype)
+        weighing = weigh(self.pieces.loss, y, samples, self.exchange.samples.sum, self.dtype)
         loss, sums = weighing.scaled(f)
         return loss, (f, (loss, sums.right * weighing.scale))
 
@@ -196,11 +203,12 @@ def method(
 def _init(rule: StoredRule, pieces: Pieces, penalties: Penalties) -> Callable[..., State]:
     def init(exchange: Exchange, key: Array, x: Array, y: Array, params: Carried | None) -> State:
         weights_key, key = jax.random.split(key)
-        weights = pieces.weights(exchange, weights_key, x.dtype, params)
+        dtype = float_dtype(x)
+        weights = pieces.weights(exchange, weights_key, dtype, params)
         run = lambda l, weights, p: pieces.forward(exchange, l, weights.params, p)
         _, inputs, outputs = exchange.chain(run, weights, x=x, keep=True)
         hold = lambda l, p, f: (rule.hold(l, p, f, l == pieces.num - 1),)
         (held,) = exchange.each(hold, inputs, outputs, kinds=("samples",))
-        return State(weights, held, key, penalties.as_arrays(x.dtype), jnp.ones((), x.dtype))
+        return State(weights, held, key, penalties.as_arrays(dtype), jnp.ones((), dtype))
 
     return init
