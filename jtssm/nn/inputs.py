@@ -29,7 +29,7 @@ def as_input(network: Network, x: Tree) -> Tree:
     Raises:
       ValueError: x has samples of another shape or structure, or is an array that jax cannot take.
     """
-    for name, a in leaves("x", x):
+    for name, a in entries(network, "x", x):
         if isinstance(a, ARRAYS):
             checks.array(name, a, booleans=isinstance(network.shapes[0], SampleTree))
     if not isinstance(network.shapes[0], SampleTree):
@@ -52,6 +52,11 @@ def laid_out(network: Network, x: Tree, lead: Sequence[int]) -> Tree:
 def leaves(name: str, x: Tree) -> list[tuple[str, Shaped]]:
     """The arrays of a tree, each with what a message calls it: x['ids']; of one array the name alone."""
     return [(name + keystr(path), a) for path, a in jax.tree_util.tree_leaves_with_path(x)]
+
+
+def entries(network: Network, name: str, x: Tree) -> list[tuple[str, Shaped]]:
+    """The arrays of samples x, each with its name; all of it, where the network takes one array."""
+    return leaves(name, x) if isinstance(network.shapes[0], SampleTree) else [(name, x)]
 
 
 def on_host(network: Network, x: object) -> Tree:

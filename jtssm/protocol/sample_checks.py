@@ -15,7 +15,7 @@ from jtssm import checks
 from jtssm.arrays import AnyArray, Shaped, Tree
 from jtssm.losses import Loss
 from jtssm.nn.boundary import SampleTree, float_dtype, floating, num_samples
-from jtssm.nn.inputs import check_samples, leaves
+from jtssm.nn.inputs import check_samples, entries
 from jtssm.nn.network import Network
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def samples(network: Network, loss: Loss, x: Tree, y: Shaped, values: bool) -> N
 
     Values of tracers (inside jit) cannot be seen and are left unchecked.
     """
-    named = leaves("x", x) if isinstance(network.shapes[0], SampleTree) else [("x", x)]
+    named = entries(network, "x", x)
     for name, a in named:
         checks.array(name, a, booleans=isinstance(network.shapes[0], SampleTree))
     checks.array("y", y)
