@@ -26,8 +26,9 @@ def layers(functions: Sequence[Callable | tuple[Tree, Callable]], sample_input: 
         (init, f)           the same with init(key, x) -> params
         f may also take the keywords `training` (bool) and `key`: what it draws from while training, of
         one sample at a time, else None.
-      sample_input: [samples, ...], e.g. jnp.zeros((1, 28, 28, 1)); integers (tokens) up to 2^24, which
-        the first function gets as int32.
+      sample_input: [samples, ...], e.g. jnp.zeros((1, 28, 28, 1)), or a tree of such arrays, which the
+        first function gets as x; integers (tokens) of a single array as int32. What functions hand each
+        other may be trees of arrays as well.
 
     Entries between which one array is shared are one layer, and it stays one array.
 

@@ -56,8 +56,9 @@ def from_linen(
 
     Args:
       modules: linen modules and functions without parameters (jax.nn.relu), called as f(x).
-      sample_input: [samples, ...], as for `module.init`; integers (tokens) up to 2^24 reach the first
-        module as int32.
+      sample_input: [samples, ...], as for `module.init`, or a tree of such arrays, which the first module
+        gets as its one argument; integers (tokens) of a single array as int32. What modules hand each
+        other may be trees as well.
       streams: of random numbers that modules draw from.
       mode: arguments and fields by name, each with its value while training, True or False (its opposite
         in prediction), or a pair of both; {"use_running_average": (True, True)} freezes the statistics

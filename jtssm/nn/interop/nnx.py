@@ -53,8 +53,9 @@ def from_nnx(
 
     Args:
       modules: nnx modules and functions without parameters (jax.nn.relu), called as f(x).
-      sample_input: [samples, ...], e.g. jnp.zeros((1, 28, 28, 1)); integers (tokens) up to 2^24 reach the
-        first module as int32. Not needed if the first module is an `nnx.Linear`.
+      sample_input: [samples, ...], e.g. jnp.zeros((1, 28, 28, 1)), or a tree of such arrays, which the
+        first module gets as its one argument; integers (tokens) of a single array as int32. What modules
+        hand each other may be trees as well. Not needed if the first module is an `nnx.Linear`.
       mode: arguments and attributes by name, as for `from_linen`.
 
     Raises:
