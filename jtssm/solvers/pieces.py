@@ -14,7 +14,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from jtssm.arrays import Array, Scalar, Tree
-from jtssm.nn.boundary import SampleTree, by_dtype, num_samples
+from jtssm.nn.boundary import SampleTree, by_dtype, cast, float_dtype, num_samples
 from jtssm.nn.network import estimate_layers, keep_estimated, run_layers
 from jtssm.nn.ops import Products
 from jtssm.protocol import sample_checks
@@ -71,13 +71,15 @@ class Pieces(Stages):
         p: Tree,
         products: Callable[[int, int], Products] | None = None,
     ) -> Tree:
-        """f_l(W_l, p_l) for p_l [samples, ...].
+        """f_l(W_l, p_l) for p_l [samples, ...]; floats of a tree are as wide as p_l's and W_l's.
 
         products: (index of a layer, samples here) -> its Products; the exchange's unless given.
         """
         products, first = products or exchange.layers.products, self.starts[l]
         here = lambda i: products(first + i, num_samples(p))
-        return run_layers(self.layers(l), params, p, here, self.compute_dtype)
+        f = run_layers(self.layers(l), params, p, here, self.compute_dtype)
+        crosses = l + 1 < self.num and isinstance(self.inputs(l + 1), SampleTree)
+        return cast(f, float_dtype((params, p))) if crosses else f
 
     def descend(
         self,
@@ -150,9 +152,7 @@ class Pieces(Stages):
         if not isinstance(sample, SampleTree):
             return [(sample, None)]
         found = by_dtype(sample.tree).items()
-        return [
-            ((num,), None if jnp.issubdtype(dtype, jnp.floating) else dtype) for dtype, num in found
-        ]
+        return [((n,), None if jnp.issubdtype(t, jnp.floating) else t) for t, n in found]
 
     def gradient_moves(self, times: int) -> tuple[Move, ...]:
         """The all-reduce of every piece's gradient over the batch split, `times` a step."""

@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 from jtssm import losses, nn, sharding, solvers
+from jtssm.nn.boundary import cast
 from jtssm.nn.ops import PLAIN
 from jtssm.sharding.cost.bytes_moved import step_bytes
 from jtssm.sharding.count.jaxpr import count_bytes
@@ -229,7 +230,7 @@ def test_pieces_on_a_mesh_have_the_numbers_of_one_device_and_send_what_they_decl
     assert_close(placed.predict(other, given[0][0]), method.predict(state, given[0][0]))
     assert_close(sharding.gathered(other).kept, state.kept)
 
-    x, y = nn.boundary.cast(given[0][0], np.float32), given[0][1]
+    x, y = cast(given[0][0], np.float32), given[0][1]
     narrow = placed.init(jax.random.key(0), x, y)
     counts = count_bytes(placed.step, narrow, x, y, by_device=True)
     counted = max(counts, key=lambda count: sum(count.values()))
@@ -290,3 +291,19 @@ def test_draws_of_a_layer_of_trees_are_the_same_on_any_mesh():
     placed = sharding.place(method, sharding.make_mesh(1, 2, 2))
     start = double(net.init(jax.random.key(1), jnp.float64))
     assert_close(trained(placed, [(x, y)] * 2, start)[1], trained(method, [(x, y)] * 2, start)[1])
+
+
+def test_floats_that_cross_are_as_wide_as_the_weights():
+    """Whatever width a layer gives them, so that a state keeps its dtypes."""
+    init = lambda key, x: {"W": jax.random.normal(key, (4, 4))}
+    narrow = lambda p, x: {
+        "h": x @ p["W"],
+        "at": jnp.broadcast_to(jnp.arange(4.0), x.shape).astype("float16"),
+    }
+    last = lambda p, x: x["h"] @ p["W"] + x["at"].astype(x["h"].dtype)
+    net = nn.layers([(init, narrow), (init, last)], jnp.zeros((1, 4)))
+    method = solvers.gsadmm(net, subnets=2, optimizer=ADAM, batch_size=BATCH)
+    given = jnp.ones((BATCH, 4)), jnp.zeros(BATCH, int)
+    state = jax.eval_shape(method.init, jax.random.key(0), *given)
+    assert jax.eval_shape(method.step, state, *given)[0] == state
+    assert {a.dtype.name for a in jax.tree.leaves(state.forward)} == {"float64"}

@@ -21,6 +21,7 @@ in, to a collective over p devices of the axes named:
     gradient    all-reduce of what a device stores of each parameter over pc, and over pr too where it
                 is whole and pr splits samples or rows
 
+Of trees of arrays n are the floats; integers and booleans go forward with them, nothing comes back.
 Rows count as the tallest slab has them: b n / pr is then b n room / h. The first layer with weights has
 no dX (a pair has one behind gamma and beta of its own), and what lies before it no backward. Statistics
 are counted as in training. Source: Gholami et al., arXiv 1712.04432, equations 3 to 9; the paper charges
