@@ -12,6 +12,7 @@ import jtssm
 from jtssm import sharding, solvers, testing
 from jtssm.sharding.cost import memory
 from jtssm.sharding.cost.demand import method_forms, step_demand
+from jtssm.sharding.distributed import ProcessSamples, check_shares
 from tests.tree_networks import encoder, images, sentences, unet
 
 NET = encoder()
@@ -113,3 +114,10 @@ def test_fit_finds_a_mesh_for_trees():
     result = jtssm.fit(method, (X, Y), epochs=1, key=KEY, mesh="auto", progress=False)
     assert result.method.mesh.size == 8
     assert np.isfinite(result.history[-1]["loss"]) or result.history[-1]["samples"] == 0
+
+
+def test_shares_of_processes_may_be_trees():
+    seen = []
+    shares = lambda x: check_shares((0,), ProcessSamples(x, Y), lambda x, y: seen.append((x, y)))
+    assert shares(X) != shares(X | {"mask": ~X["mask"]})
+    close(seen[0], (X, Y))
