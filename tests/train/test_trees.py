@@ -9,11 +9,11 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import sharding, solvers, testing
+from jtssm import nn, sharding, solvers, testing
 from jtssm.sharding.cost import memory
 from jtssm.sharding.cost.demand import method_forms, step_demand
 from jtssm.sharding.distributed import ProcessSamples, check_shares
-from tests.tree_networks import encoder, images, sentences, unet
+from tests.tree_networks import encoder, sentences, unet
 
 NET = encoder()
 ADAM = optax.adam(1e-2)
@@ -96,14 +96,29 @@ def test_a_plan_of_trees_is_made_and_its_memory_is_that_of_the_program():
             assert np.prod(best.shape) == 4
 
 
+def started(f):
+    """A function of a tree of samples, with the weights it starts from."""
+    return lambda key, x: {"W": jax.random.normal(key, (4, 4), x["h"].dtype)}, f
+
+
+def places():
+    """A network of plain functions, whose samples hold floats beside integers."""
+    inner = lambda p, x: {"h": jnp.tanh(x["h"] @ p["W"]), "at": x["at"]}
+    last = lambda p, x: (x["h"] * (1 + x["at"][:, None])) @ p["W"]
+    sample = {"h": jnp.zeros((1, 4)), "at": jnp.zeros(1, jnp.int32)}
+    return nn.layers([started(inner), started(inner), started(last)], sample)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sgd", "gsadmm", "gsam", "local_sgd", "ensemble"])
 def test_methods_keep_their_contract_on_trees(name):
-    x, y = images(32)
+    rng = np.random.default_rng(0)
+    x = {"h": rng.normal(size=(32, 4)), "at": rng.integers(0, 3, 32).astype(np.int32)}
+    y = rng.integers(0, 4, 32).astype(np.int32)
     workers = {"local_sgd": {"workers": 2}, "ensemble": {"members": 2}}.get(name)
     more = {"subnets": 3} if name in ("gsadmm", "gsam") else {}
     more |= workers | {"local_steps": 2} if workers else {}
-    method = solvers.METHODS[name](unet(), **SHARED, **more)
+    method = solvers.METHODS[name](places(), **SHARED, **more)
     shape = (1, 2, 2) if name == "sgd" else (3, 1, 2) if "subnets" in more else (2, 1, 2)
     testing.check_method(method, x, y, mesh=sharding.make_mesh(*shape))
 
