@@ -79,6 +79,7 @@ def test_a_stream_of_trees_is_cut_to_minibatches_and_resumed(tmp_path):
         jtssm.fit(method, ({"ids": X["ids"], "mask": X["mask"].astype(str)}, Y), epochs=1, **ways)
 
 
+@pytest.mark.slow
 def test_a_plan_of_trees_is_made_and_its_memory_is_that_of_the_program():
     with jax.enable_x64(False):
         net = unet()
