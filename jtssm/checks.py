@@ -200,8 +200,8 @@ def key(value: Any) -> jax.Array:
     raise ValueError(f"key: expected a single key, e.g. jax.random.key(0); got {shown(value)}")
 
 
-def array(name: str, value: object) -> None:
-    """The value is an array of numbers that jax takes, numpy's or jax's, or stands for one."""
+def array(name: str, value: object, *, booleans: bool = False) -> None:
+    """The value is an array of numbers (`booleans`: or of those) that jax takes, or stands for one."""
     traced = isinstance(value, jax.core.Tracer)
     if isinstance(value, jax.Array) and not traced and value.is_deleted():
         raise ValueError(
@@ -210,7 +210,10 @@ def array(name: str, value: object) -> None:
         )
     if isinstance(value, (jax.Array, jax.ShapeDtypeStruct)):
         return
-    if not isinstance(value, np.ndarray) or not jnp.issubdtype(value.dtype, jnp.number):
+    known = isinstance(value, np.ndarray) and (
+        jnp.issubdtype(value.dtype, jnp.number) or (booleans and value.dtype == bool)
+    )
+    if not known or not isinstance(value, np.ndarray):
         raise ValueError(
             f"{name}: expected an array of numbers, numpy's or jax's; got {shown(value)}"
         )

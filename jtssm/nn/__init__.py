@@ -10,6 +10,7 @@ from jtssm.nn.architectures import (
     transformer,
     vgg16,
 )
+from jtssm.nn.boundary import SampleTree
 from jtssm.nn.cuts import BALANCES, Passes, balanced_starts, cut
 from jtssm.nn.dropout import Dropout, dropout_layer
 from jtssm.nn.images import (
@@ -59,6 +60,7 @@ __all__ = [
     "Passes",
     "Perceptron",
     "Residual",
+    "SampleTree",
     "Scores",
     "alexnet",
     "attention",

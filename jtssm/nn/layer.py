@@ -70,6 +70,8 @@ class Layer(ABC):
     def shape(self, shape: Shape) -> Shape:
         """The shape of one sample of the outputs for that of one of the inputs.
 
+        Of outputs that are a tree of arrays, or of integers, a `jtssm.nn.SampleTree`.
+
         Raises:
           ValueError: samples that the layer does not take.
         """
@@ -113,7 +115,12 @@ class Layer(ABC):
 
     @property
     def integer(self) -> bool:
-        """Whether it takes integers, which travel as floats."""
+        """Whether it takes one array of integers (tokens)."""
+        return False
+
+    @property
+    def trees(self) -> bool:
+        """Whether it takes trees of arrays, whose `SampleTree` is then given as the shape."""
         return False
 
     @property

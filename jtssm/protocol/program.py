@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 
 from jtssm.arrays import Shaped, Tree
 from jtssm.losses import Loss
+from jtssm.nn.boundary import Sample, stacked
 from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network
 from jtssm.protocol.declared import Declared
@@ -47,9 +48,13 @@ class Stages(NamedTuple):
         """The first layer of every piece but the first."""
         return self.starts[1:-1]
 
-    def inputs(self, l: int) -> tuple[int, ...]:
-        """Shape of one sample of p_l, the input of piece l."""
+    def inputs(self, l: int) -> Sample:
+        """One sample of p_l, the input of piece l: its shape, or a `SampleTree`."""
         return self.network.shapes[self.starts[l]]
+
+    def arriving(self, l: int) -> Tree:
+        """The same as a tree of `jax.ShapeDtypeStruct`."""
+        return self.network.boundaries[self.starts[l]]
 
     def layers(self, l: int) -> tuple[Layer, ...]:
         """Those of piece l."""
@@ -91,7 +96,7 @@ class Program(abc.ABC):
         """The method on one device."""
 
     @abc.abstractmethod
-    def check(self, x: Shaped, y: Shaped, stage: str, weights: Tree = ()) -> None:
+    def check(self, x: Tree, y: Shaped, stage: str, weights: Tree = ()) -> None:
         """The front door of `init`, `step` and `fit`.
 
         Args:
@@ -137,17 +142,12 @@ class Program(abc.ABC):
         """What is minimised."""
         return self.stages.loss
 
-    def samples_like(
-        self, lead: tuple[int, ...]
-    ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    def samples_like(self, lead: tuple[int, ...]) -> tuple[Tree, jax.ShapeDtypeStruct]:
         """Shapes of x and y [*lead, ...]: float32 or int32 samples, labels or targets of the loss.
 
         Of a loss that takes what it likes: labels if it takes them, else targets like outputs.
         """
-        outputs, integers = self.network.shapes[-1], self.network.integer
-        x = jax.ShapeDtypeStruct(
-            (*lead, *self.network.shapes[0]), np.int32 if integers else np.float32
-        )
+        outputs, x = self.network.outputs, stacked(self.network.boundaries[0], *lead)
         if self.loss.labels is False or (self.loss.labels is None and not self._takes_labels()):
             return x, jax.ShapeDtypeStruct((*lead, *outputs), np.float32)
         return x, jax.ShapeDtypeStruct((*lead, *outputs[:-1]), np.int32)

@@ -9,6 +9,7 @@ import numpy as np
 
 from jtssm import checks
 from jtssm.arrays import Array, Tree
+from jtssm.nn.boundary import num_samples
 from jtssm.protocol.method import Method
 from jtssm.sharding.distributed import put_rows
 from jtssm.sharding.placement import batch_sharding, num_splits
@@ -27,13 +28,13 @@ class Minibatches(Feed[np.ndarray]):
     with the first samples of the next epoch.
     """
 
-    x: np.ndarray
+    x: Tree
     y: np.ndarray
 
     def __init__(
         self,
         method: Method,
-        x: np.ndarray,
+        x: Tree,
         y: np.ndarray,
         rng: np.random.Generator,
         epochs: int,
@@ -41,6 +42,7 @@ class Minibatches(Feed[np.ndarray]):
     ):
         self.x, self.y, self.rng = x, y, rng
         self.at_hand, self.shared = x, shared  # of the samples those on this host
+        self.num = num_samples(x)
         self.shape: tuple[int, ...] = method.batch_shape or ()
         self.shares = shares_of(batch_sharding(method), self.shape, shared)
         self.size = self.shares.size  # samples that a step takes of those at hand
@@ -50,19 +52,19 @@ class Minibatches(Feed[np.ndarray]):
             over = f" times {epochs} epochs" if self.straddles else ""
             raise ValueError(
                 f"train: expected at least {self.size} samples, one step of {method.name}; got "
-                f"{len(x)}{over}"
+                f"{self.num}{over}"
             )
         self.sharding = batch_sharding(method, stacked=True)
 
     def steps(self, epochs: int) -> int:
         """Steps that so many epochs make."""
         if self.straddles:
-            return epochs * len(self.x) // self.size
-        return epochs * (len(self.x) // self.size)
+            return epochs * self.num // self.size
+        return epochs * (self.num // self.size)
 
     def _order(self, epochs: int) -> np.ndarray:
         """[steps, samples of a step]: every epoch in a new order."""
-        orders = [self.rng.permutation(len(self.x)) for _ in range(epochs)]
+        orders = [self.rng.permutation(self.num) for _ in range(epochs)]
         if not self.straddles:
             used = self.steps(1) * self.size
             return np.concatenate([order[:used] for order in orders]).reshape(-1, self.size)
@@ -103,7 +105,7 @@ class Minibatches(Feed[np.ndarray]):
                 return
             state, chunk = outcome.state, ahead
 
-    def _chunk(self, rows: np.ndarray) -> tuple[Array, Array]:
+    def _chunk(self, rows: np.ndarray) -> tuple[Tree, Array]:
         rows = rows[:, self.shares.mine].reshape(len(rows), *self.shape)
         return put_rows(self.x, rows, self.sharding), put_rows(self.y, rows, self.sharding)
 

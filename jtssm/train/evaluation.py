@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from jtssm import checks
 from jtssm.arrays import Array, Tree
 from jtssm.losses import Loss, Metric, summed, total
+from jtssm.nn.boundary import num_samples
+from jtssm.nn.inputs import check_samples, on_host
 from jtssm.protocol.method import Method
 from jtssm.sharding.placement.on_host import gathered
 
@@ -84,7 +85,7 @@ def _rows(method: Method) -> int:
 
 def _forward(
     method: Method, params: Callable[[Tree], Sequence[Tree]] | None
-) -> Callable[[Tree, np.ndarray], Array]:
+) -> Callable[[Tree, Tree], Array]:
     """(state, x) -> outputs."""
     if params is None:
         return jax.jit(method.predict)
@@ -94,7 +95,7 @@ def _forward(
 
 def _scored(
     method: Method,
-    forward: Callable[[Tree, np.ndarray], Array],
+    forward: Callable[[Tree, Tree], Array],
     state: Tree,
     data: Any,
     metrics: Mapping[str, Metric],
@@ -106,9 +107,11 @@ def _scored(
     weight = 0.0
     for x, y in [data] if _is_pair(data) else data:
         method.program.check(x, y, "values")
-        for rows in np.array_split(np.arange(len(x)), -(-len(x) // batch_size)):
+        x, num = on_host(method.network, x), num_samples(x)
+        for rows in np.array_split(np.arange(num), -(-num // batch_size)):
             y_here = np.asarray(y)[rows]
-            outputs = gathered(forward(state, np.asarray(x)[rows]))
+            x_here = jax.tree.map(lambda a, rows=rows: a[rows], x)
+            outputs = gathered(forward(state, x_here))
             sums, more = _sums(method.loss, metrics, outputs, y_here)
             weight += sums.pop("weight")
             for name, number in {**sums, **more}.items():
@@ -150,16 +153,19 @@ def as_metric(name: str, given: object) -> Metric:
 
 def _is_pair(data: Any) -> bool:
     """Whether it is (x, y), and no list of such."""
-    pair = isinstance(data, (tuple, list)) and len(data) == 2
-    return pair and all(hasattr(a, "shape") for a in data)
+    pair = isinstance(data, (tuple, list)) and len(data) == 2 and hasattr(data[1], "shape")
+    return pair and all(hasattr(a, "shape") for a in jax.tree.leaves(data[0]))
 
 
-def outputs(method: Method, state: Tree, x: ArrayLike) -> np.ndarray:
+def outputs(method: Method, state: Tree, x: Tree) -> np.ndarray:
     """Outputs [samples, ...] of the composed network, on the host, some samples at a time.
 
     Every process must ask, with the same samples, and gets all of them.
     """
-    predict, whole = jax.jit(method.predict), np.asarray(x)
+    predict, whole = jax.jit(method.predict), on_host(method.network, x)
+    check_samples(method.network, whole)
+    num = num_samples(whole)
     # even parts: batch statistics need many samples
-    chunks = np.array_split(whole, -(-len(whole) // _rows(method)))
-    return np.concatenate([gathered(predict(state, chunk)) for chunk in chunks])
+    chunks = np.array_split(np.arange(num), -(-num // _rows(method)))
+    parts = (jax.tree.map(lambda a, rows=rows: a[rows], whole) for rows in chunks)
+    return np.concatenate([gathered(predict(state, part)) for part in parts])

@@ -21,12 +21,11 @@ Words = TypeVar("Words", Array, np.ndarray)
 PRIME = np.uint32(2654435761)
 
 
-def abstract_state(
-    method: Method, key: Array, x: Array | np.ndarray, y: Array | np.ndarray
-) -> Tree:
+def abstract_state(method: Method, key: Array, x: Tree, y: Array | np.ndarray) -> Tree:
     """Shapes of an unplaced state; x, y: the samples as `init` sees them, or their shapes."""
     shape = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
-    return jax.eval_shape(method.program.on_one_device().init, key, shape(x), shape(y))
+    x, y = jax.tree.map(shape, (x, y))
+    return jax.eval_shape(method.program.on_one_device().init, key, x, y)
 
 
 def fingerprint(
@@ -58,16 +57,21 @@ def fingerprint(
     }
 
 
-def samples(train: Sequence[np.ndarray], shares: int | None = None) -> str:
+def samples(train: Tree, shares: int | None = None) -> str:
     """What (x, y) are, in words; shares: of `ProcessSamples` a checksum of all processes' samples."""
     crc = lambda a: _crc([a]) if shares is None else f"{shares} of all shares"
-    return ", ".join(f"{a.dtype}{list(a.shape)} of checksum {crc(a)}" for a in train)
+    return ", ".join(f"{a.dtype}{list(a.shape)} of checksum {crc(a)}" for a in _leaves(train))
 
 
-def stream(first: Sequence[np.ndarray], steps_per_epoch: int | None) -> str:
+def stream(first: Tree, steps_per_epoch: int | None) -> str:
     """What a stream is, in words, by its first sample; its batches have checksums of their own."""
-    each = ", ".join(f"{a.dtype}{list(a.shape[1:])}" for a in first)
+    each = ", ".join(f"{a.dtype}{list(a.shape[1:])}" for a in _leaves(first))
     return f"a stream of {each}; an epoch is {steps_per_epoch or 'a pass, not'} steps"
+
+
+def _leaves(pair: Tree) -> list[np.ndarray]:
+    """The arrays of x, then y."""
+    return jax.tree.leaves(tuple(pair))
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jtssm import checks
 from jtssm.arrays import Array, Tree
 from jtssm.losses import Metric
+from jtssm.nn.boundary import num_samples
 from jtssm.protocol.method import Method
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.distributed import ProcessBatches, ProcessSamples, introduce
@@ -76,8 +77,9 @@ def fit(
 
     Args:
       method: placed or not.
-      train: (x, y), numpy or jax arrays; with several processes the same ones in each. Or
-        `sharding.ProcessSamples(x, y)`: each process holds a share of its own. Or, where they do not fit
+      train: (x, y), numpy or jax arrays, x a tree of them where the network takes one; with several
+        processes the same ones in each. Or `sharding.ProcessSamples(x, y)`: each process holds a share
+        of its own. Or, where they do not fit
         in memory, an iterable of such pairs of any numbers of samples (a list, a generator, a grain
         DataLoader), for methods that keep no variables of each sample: sgd, gsadmm and gsam with
         schedule="streaming", ist, local_sgd, ensemble. Its samples are taken in the order in which they
@@ -169,10 +171,10 @@ def fit(
     epochs, evaluate_every = checks.count(epochs=epochs, evaluate_every=evaluate_every)
     key, given = checks.key(key), as_hooks(callbacks)
     _check_ways(checkpoint, every, keep, resume, on_divergence, halvings)
-    held = None if is_stream(train) else in_memory(train, steps_per_epoch)
+    held = None if is_stream(train) else in_memory(method.network, train, steps_per_epoch)
     if held is None:
         check_streams(method, train, steps_per_epoch)
-    method = on_mesh(method, mesh, forms, machine, 0 if held is None else len(held[0]))
+    method = on_mesh(method, mesh, forms, machine, 0 if held is None else num_samples(held[0]))
     introduce(method.mesh)
     init_key, order_key = jax.random.split(key)
     if held is None:
@@ -188,7 +190,7 @@ def fit(
         folder = begun = None
         if checkpoint is not None:
             shapes = fingerprint.abstract_state(method, init_key, feed.x, feed.y)
-            run = fingerprint.fingerprint(method, shapes, told, len(feed.x), key, params)
+            run = fingerprint.fingerprint(method, shapes, told, num_samples(feed.x), key, params)
             folder = Folder(checkpoint, keep, run)
             stack.callback(folder.close)
             begun = folder.load(method, shapes, resume)
@@ -239,7 +241,7 @@ def _check_start(method: Method, params: Sequence[Tree] | None, state: Tree, fee
         _check_state(method, state, feed.x, feed.y)
 
 
-def _check_state(method: Method, state: Tree, x: Array | np.ndarray, y: Array | np.ndarray) -> None:
+def _check_state(method: Method, state: Tree, x: Tree, y: Array | np.ndarray) -> None:
     """The state is one of this method, of these samples where it keeps them."""
     like = jax.eval_shape(method.program.on_one_device().init, jax.random.key(0), x, y)
     if type(state) is not type(like):

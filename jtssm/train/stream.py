@@ -71,7 +71,7 @@ class Stream(Feed[int]):
       ValueError: an iterator without `steps_per_epoch`, no samples, or a bad first batch.
     """
 
-    x: np.ndarray
+    x: Tree
     y: np.ndarray
 
     def __init__(
@@ -104,14 +104,13 @@ class Stream(Feed[int]):
         self._midway = False
 
     def _steps_in(self, num_bytes: int) -> int:
-        return num_bytes // (self.size * (self.x.nbytes + self.y.nbytes))
+        return num_bytes // (self.size * sum(a.nbytes for a in jax.tree.leaves((self.x, self.y))))
 
     def _check_processes(self) -> None:
         """The first batches of all processes are alike; not of shares, the very same."""
-        first = [f"{a.dtype} of {a.shape[1:]}" for a in self._reader.first]
-        said = told_by_all(
-            [first, [] if self.shared else [checksum(a) for a in self._reader.first]]
-        )
+        arrays = jax.tree.leaves(self._reader.first)
+        first = [f"{a.dtype} of {a.shape[1:]}" for a in arrays]
+        said = told_by_all([first, [] if self.shared else [checksum(a) for a in arrays]])
         if any(other != said[0] for other in said):
             raise ValueError(
                 f"train: expected the same batches in each process, or ProcessBatches of alike samples; "
@@ -199,12 +198,12 @@ class Stream(Feed[int]):
             x, y = reader.take(
                 self._most if self.steps_per_epoch is None else size, self.size, keep
             )
-            if len(x):
+            if len(y):
                 yield _Chunk(self._put(x, y), reader.place())
 
-    def _put(self, x: np.ndarray, y: np.ndarray) -> tuple[Array, Array]:
-        steps = len(x) // self.size
-        order = np.arange(len(x)).reshape(steps, self.size)[:, self.shares.mine]
+    def _put(self, x: Tree, y: np.ndarray) -> tuple[Tree, Array]:
+        steps = len(y) // self.size
+        order = np.arange(len(y)).reshape(steps, self.size)[:, self.shares.mine]
         order = order.reshape(steps, *self.shape)
         return put_rows(x, order, self.sharding), put_rows(y, order, self.sharding)
 
@@ -212,5 +211,5 @@ class Stream(Feed[int]):
 class _Chunk(NamedTuple):
     """Steps that are taken together."""
 
-    samples: tuple[Array, Array]  # x and y on the devices
+    samples: tuple[Tree, Array]  # x and y on the devices
     after: Document  # where the stream stands behind them

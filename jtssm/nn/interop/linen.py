@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jtssm.arrays import Array, Shaped, Tree
+from jtssm.arrays import Array, Tree
 from jtssm.nn.adapted import Call, Pure, fresh
 from jtssm.nn.interop.adapt import chained, dropped, listed, need_flax
 from jtssm.nn.interop.functions import of_function
@@ -42,7 +42,7 @@ STATE = "batch_stats"
 
 def from_linen(
     modules: Sequence[linen.Module | tuple[linen.Module, Variables] | Callable],
-    sample_input: Shaped,
+    sample_input: Tree,
     *,
     streams: Sequence[str] = STREAMS,
     mode: Mapping[str, Any] | None = None,
@@ -62,8 +62,9 @@ def from_linen(
     Args:
       modules: linen modules, pairs (module, variables) with the collections that `module.init` gives,
         and functions without parameters (jax.nn.relu), called as f(x).
-      sample_input: [samples, ...], as for `module.init`; integers (tokens) up to 2^24 reach the first
-        module as int32.
+      sample_input: [samples, ...], as for `module.init`, or a tree of such arrays, which the first module
+        gets as its one argument; integers (tokens) of a single array as int32. What modules hand each
+        other may be trees as well.
       streams: of random numbers that modules draw from.
       mode: arguments and fields by name, each with its value while training, True or False (its opposite
         in prediction), or a pair of both; {"use_running_average": (True, True)} freezes the statistics
@@ -188,12 +189,12 @@ def _adapted(i: int, one: Entry, streams: tuple[str, ...], said: Words) -> Pure:
         values = {name: pair[not training] for name, pair in by_field.items()}
         return module.clone(**values) if values else module
 
-    def draw(key: Array, x: Array) -> tuple[Tree, Tree]:
+    def draw(key: Array, x: Tree) -> tuple[Tree, Tree]:
         positional, named = arguments(Call())
         variables = dict(ready(False).init(_keys(key, streams), x, *positional, **named))
         return variables.pop("params", {}), variables
 
-    def run(params: Tree, state: Tree, x: Array, call: Call) -> tuple[Array, Tree]:
+    def run(params: Tree, state: Tree, x: Tree, call: Call) -> tuple[Tree, Tree]:
         rngs = _keys(jax.random.key(0) if call.key is None else call.key, streams)
         positional, named = arguments(call)
         kept = list(state) if call.training else False

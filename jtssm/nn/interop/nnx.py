@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jtssm.arrays import Array, Shaped, Tree
+from jtssm.arrays import Array, Tree
 from jtssm.nn.adapted import Call, Pure, fresh
 from jtssm.nn.interop.adapt import chained, dropped, listed, need_flax
 from jtssm.nn.interop.functions import of_function
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 def from_nnx(
     modules: Sequence[nnx.Module | Callable],
-    sample_input: Shaped | None = None,
+    sample_input: Tree = None,
     *,
     mode: Mapping[str, Any] | None = None,
 ) -> Network:
@@ -54,8 +54,9 @@ def from_nnx(
 
     Args:
       modules: nnx modules and functions without parameters (jax.nn.relu), called as f(x).
-      sample_input: [samples, ...], e.g. jnp.zeros((1, 28, 28, 1)); integers (tokens) up to 2^24 reach the
-        first module as int32. Not needed if the first module is an `nnx.Linear`.
+      sample_input: [samples, ...], e.g. jnp.zeros((1, 28, 28, 1)), or a tree of such arrays, which the
+        first module gets as its one argument; integers (tokens) of a single array as int32. What modules
+        hand each other may be trees as well. Not needed if the first module is an `nnx.Linear`.
       mode: arguments and attributes by name, as for `from_linen`.
 
     Raises:
@@ -179,7 +180,7 @@ def _adapted(i: int, module: nnx.Module, said: Words) -> Pure:
             graph, _filled(params, given), _filled(stats, state), random, _copied(rest)
         )
 
-    def run(given: Tree, state: Tree, x: Array, call: Call) -> tuple[Array, Tree]:
+    def run(given: Tree, state: Tree, x: Tree, call: Call) -> tuple[Tree, Tree]:
         live = merged(given, state, _seeded(draws, call.key))
         _set(live, call, said)
         positional, named = arguments(call)

@@ -126,7 +126,7 @@ class Layered(NamedTuple):
                         sent.axes,
                         sent.numbers,
                         times,
-                        self.narrow if in_compute_dtype(sent) else None,
+                        sent.itemsize or (self.narrow if in_compute_dtype(sent) else None),
                         sent.step,
                     )
 

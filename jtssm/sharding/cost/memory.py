@@ -148,16 +148,20 @@ def _state_size(init: Callable, leaves: tuple[Shaped, ...], structure: PyTreeDef
 
 
 # shapes of states, by the method's init: a planner asks for the same on every mesh
-_STATES: WeakKeyDictionary[Callable, dict[tuple[Shaped, Shaped], Tree]] = WeakKeyDictionary()
+_STATES: WeakKeyDictionary[Callable, dict[tuple[PyTreeDef, tuple[Shaped, ...]], Tree]] = (
+    WeakKeyDictionary()
+)
 
 
-def _state_shapes(method: Method, x: Shaped, y: Shaped) -> Tree:
+def _state_shapes(method: Method, x: Tree, y: Shaped) -> Tree:
     """The state of an unplaced method that starts from samples of these shapes."""
     known = _STATES.setdefault(method.init, {})
-    if (x, y) not in known:
+    leaves, structure = jax.tree.flatten((x, y))
+    key = (structure, tuple(leaves))
+    if key not in known:
         start = lambda x, y: method.init(jax.random.key(0), x, y)
-        known[x, y] = jax.eval_shape(start, x, y)
-    return known[x, y]
+        known[key] = jax.eval_shape(start, x, y)
+    return known[key]
 
 
 def placed_step(
@@ -166,7 +170,7 @@ def placed_step(
     forms: str | Sequence[str],
     samples: int | None,
     mesh: Mesh | None = None,
-) -> tuple[Method, Tree, tuple[Shaped, Shaped]]:
+) -> tuple[Method, Tree, tuple[Tree, Shaped]]:
     """The method on a mesh, and its state and samples as shapes with shardings: nothing is computed.
 
     mesh: None: an abstract one of those sizes, which no device has to be there for.
@@ -178,5 +182,5 @@ def placed_step(
     lead: tuple = method.batch_shape or (samples,)
     state = _state_shapes(method, *method.program.samples_like((prod(lead),)))
     sharding = batch_sharding(placed)
-    x, y = (Shaped(a.shape, a.dtype, sharding=sharding) for a in method.program.samples_like(lead))
-    return placed, placed.spread(state), (x, y)
+    laid = lambda a: Shaped(a.shape, a.dtype, sharding=sharding)
+    return placed, placed.spread(state), jax.tree.map(laid, method.program.samples_like(lead))

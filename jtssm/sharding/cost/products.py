@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 
 from jtssm.arrays import Tree
+from jtssm.nn.boundary import numbers, rows_of
 from jtssm.nn.network import Network
 from jtssm.protocol.declared import MatrixProduct, Run
 from jtssm.sharding.layers.forms import SPLITS, Grid
@@ -43,17 +44,17 @@ def passes(run: Run, first: bool) -> int:
 
 def task(work: Pass, i: int, times: float) -> Task:
     """The product of layer i on one device, a pass forward."""
-    grid, layer = work.grid, work.grid.network.layers[i]
+    grid = work.grid
     shape, out = grid.network.shapes[i : i + 2]
     share = _share(work, i)
     stored = stored_words(grid, work.params[i], i)
     used = _used_words(grid, work.params[i], i)
     here = [
-        work.samples * prod(size) * part
+        work.samples * numbers(size) * part
         for size, part in zip((shape, out), _parts(work, i), strict=True)
     ]
-    adds = work.samples * layer.cost(shape) * share
-    inner = work.samples * between(layer, shape) * _share(work, i)
+    adds = work.samples * grid.network.cost(i) * share
+    inner = work.samples * between(grid.network.layers[i], shape) * _share(work, i)
     return Task(adds, _smallest(work, i), sum(here), used, used - stored, times, between=inner)
 
 
@@ -98,7 +99,7 @@ def _smallest(work: Pass, i: int) -> float:
     inner, columns = prod(largest.shape[:-1]), largest.shape[-1] / groups(grid.network.layers[i])
     inner /= grid.size if form in ("row", "paired") else 1
     columns /= grid.size if SPLITS.get(form) == "model" else 1
-    rows = work.samples * prod(out[:-1]) * (_parts(work, i)[1] if form not in SPLITS else 1)
+    rows = work.samples * rows_of(out) * (_parts(work, i)[1] if form not in SPLITS else 1)
     return min(rows, inner, columns)
 
 

@@ -30,6 +30,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from jtssm.arrays import Array, Tree
+from jtssm.nn.boundary import Sample, SampleTree
 from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network
 from jtssm.nn.ops import PLAIN, Hops, Products, Window, plain_convolved, plain_dense, varying
@@ -113,6 +114,8 @@ class Grid(NamedTuple):
 
     def _flattens(self, i: int) -> bool:
         """Whether layer i takes flat samples and gets images."""
+        if any(isinstance(a, SampleTree) for a in self.network.shapes[i : i + 2]):
+            return False
         return len(self.network.shapes[i]) > 1 and len(self.network.shapes[i + 1]) == 1
 
     def halo(self, i: int) -> Halo:
@@ -137,7 +140,7 @@ class Grid(NamedTuple):
     def _hops(self, i: int, spread: bool) -> Hops:
         """How parameters and samples come to layer i, and its outputs go on."""
         into, away = self.before(i, spread), self.after(i, spread)
-        heights = [shape[0] for shape in self.network.shapes[i : i + 2]]
+        heights = [_height(shape) for shape in self.network.shapes[i : i + 2]]
         found = Hops(
             enter=partial(self._moved, i, into, heights[0]),
             leave=partial(self._moved, i, away, heights[1]),
@@ -153,10 +156,18 @@ class Grid(NamedTuple):
         split = self.leaves(i, spread) in ("samples", "rows")
         return (*self.samples, *([self.pr] if split else []))
 
-    def _moved(self, i: int, way: Sequence[Hop], height: int, x: Array) -> Array:
+    def _moved(self, i: int, way: Sequence[Hop], height: int, x: Tree) -> Tree:
+        def one(a: Array, hop: Hop) -> Array:
+            return moved(a.reshape(len(a), -1) if hop.flat else a, hop, self.pr, height)
+
         for hop in way:
-            x = moved(x.reshape(len(x), -1) if hop.flat else x, hop, self.pr, height)
+            x = jax.tree.map(partial(one, hop=hop), x)
         return x
+
+
+def _height(sample: Sample) -> int:
+    """Of images; of trees of arrays, whose samples alone are split, 0."""
+    return 0 if isinstance(sample, SampleTree) or not sample else sample[0]
 
 
 def _narrowed(axes: tuple[str, ...]) -> Callable[[Array, DTypeLike], Array]:

@@ -10,6 +10,7 @@ from functools import singledispatch
 
 from jtssm.arrays import Tree
 from jtssm.nn.adapted import Adapted
+from jtssm.nn.boundary import Sample
 from jtssm.nn.dropout import Dropout
 from jtssm.nn.images import Convolution, Pool
 from jtssm.nn.layer import Layer, Shape
@@ -60,7 +61,7 @@ def pair(layer: Layer) -> int:
 
 
 @singledispatch
-def between(layer: Layer, shape: Shape) -> int:
+def between(layer: Layer, shape: Sample) -> int:
     """Numbers of a sample that lie between its products, beside its inputs and outputs."""
     return 0
 

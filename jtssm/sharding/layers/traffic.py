@@ -21,6 +21,7 @@ in, to a collective over p devices of the axes named:
     gradient    all-reduce of what a device stores of each parameter over pc, and over pr too where it
                 is whole and pr splits samples or rows
 
+Of trees of arrays n are the floats; integers and booleans go forward with them, nothing comes back.
 Rows count as the tallest slab has them: b n / pr is then b n room / h. The first layer with weights has
 no dX (a pair has one behind gamma and beta of its own), and what lies before it no backward. Statistics
 are counted as in training. Source: Gholami et al., arXiv 1712.04432, equations 3 to 9; the paper charges
@@ -36,7 +37,9 @@ from typing import NamedTuple
 import jax
 
 from jtssm.arrays import Array, Tree
+from jtssm.nn.boundary import SampleTree, by_dtype, described, floats_of, partition
 from jtssm.nn.layer import Layer
+from jtssm.protocol.declared import WORD
 from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.layers.forms import SPLITS, Grid
 from jtssm.sharding.layers.halo import Slabs
@@ -55,6 +58,7 @@ class Sent(NamedTuple):
     numbers: int
     step: int = 0  # of a permute: 1 to the device after (the last sends none), -1 to the one before
     backward: bool = False  # whether it is sent on the way back
+    itemsize: int | None = None  # bytes of a number; None: as the layer computes or stores
 
 
 class Pass(NamedTuple):
@@ -104,8 +108,19 @@ class Pass(NamedTuple):
         return back or bool(jax.tree.leaves(self.params[start:i]))
 
     def _numbers(self, position: int) -> int:
-        """Of b samples before layer `position`."""
-        return self.samples * prod(self.grid.network.shapes[position])
+        """Of b samples before layer `position`; of trees of arrays their floats."""
+        sample = self.grid.network.shapes[position]
+        return self.samples * sum(
+            prod(a.shape) for a in jax.tree.leaves(floats_of(described(sample)))
+        )
+
+    def _others(self, position: int) -> list[tuple[int, int]]:
+        """(bytes of a number, numbers) of integers and booleans of b samples: they only go forward."""
+        sample = self.grid.network.shapes[position]
+        if not isinstance(sample, SampleTree):
+            return []
+        found = by_dtype(partition(sample.tree)[1]).items()
+        return [(dtype.itemsize, self.samples * num) for dtype, num in found]
 
     def _part(self, layouts: Sequence[str], position: int) -> int:
         """What a device holds of b samples that are split, as they pass from layout to layout."""
@@ -117,8 +132,11 @@ class Pass(NamedTuple):
     def _hops(self, i: int, way: Sequence[Hop], position: int, differs: bool) -> Iterator[Sent]:
         for hop in way:
             for collective, numbers, backward in self._hop(hop, position):
-                if differs or not backward:
+                if (differs or not backward) and numbers:
                     yield Sent("hop", i, collective, ("pr",), numbers, backward=backward)
+            for size, others in self._others(position) if hop.target == "whole" else ():
+                part = others // self.grid.size
+                yield Sent("hop", i, "all_gather", ("pr",), part, itemsize=size)
 
     def _hop(self, hop: Hop, position: int) -> Iterator[tuple[str, int, bool]]:
         """(collective, numbers, whether it is of the backward pass)."""
@@ -237,11 +255,11 @@ def in_compute_dtype(sent: Sent) -> bool:
 
 
 def by_route(sent: Sequence[Sent], pr: int) -> dict[Route, int]:
-    """Numbers by collective and axes, of the device that hands in most."""
+    """Numbers by collective and axes, of the device that hands in most; of other sizes in words."""
     ways: dict[Route, dict[int, int]] = {}
     for each in sent:
         way = ways.setdefault(Route(each.collective, each.axes), {})
-        way[each.step] = way.get(each.step, 0) + each.numbers
+        way[each.step] = way.get(each.step, 0) + each.numbers * (each.itemsize or WORD) // WORD
     # of two devices each has a single neighbour; between two others a device sends both ways
     most = max if pr == 2 else sum
     return {route: most(way.values()) for route, way in ways.items()}

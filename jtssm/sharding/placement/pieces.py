@@ -16,14 +16,15 @@ from jax.typing import DTypeLike
 
 from jtssm import checks
 from jtssm.arrays import AnyArray, Array, Tree
-from jtssm.nn.network import as_input
+from jtssm.nn.boundary import first, float_dtype
+from jtssm.nn.inputs import as_input
 from jtssm.nn.ops import varying
 from jtssm.protocol import device_memory
 from jtssm.protocol.exchange import by_index
 from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method, Placement
 from jtssm.protocol.stages import StageProgram, whole_params
-from jtssm.sharding.mesh import check_split, devices_of, predicted, put
+from jtssm.sharding.mesh import check_split, devices_of, predicted, put, put_samples
 from jtssm.sharding.placement.exchange import by_collectives, own_part
 from jtssm.sharding.placement.on_host import gathered, lay_out, shapes, spread
 from jtssm.sharding.placement.packing import Layout, Rows, is_rows, layout_of, specs
@@ -106,7 +107,7 @@ class Placing:
             placement=Placement(self.mesh, self.names, self.at.forms, self.spread),
         )
 
-    def estimate(self, state: Tree, x: AnyArray) -> Tree:
+    def estimate(self, state: Tree, x: Tree) -> Tree:
         """The state with the network's statistics of x [samples, ...], a multiple of pc."""
         if self.program.estimate is None or not self.program.network.estimated:
             return state
@@ -118,33 +119,33 @@ class Placing:
             (spec, self._samples),
             spec,
         )
-        return work(state, put(x, self.mesh, self._samples))
+        return work(state, put_samples(x, self.mesh, self._samples))
 
-    def init(
-        self, key: Array, x: AnyArray, y: AnyArray, params: Sequence[Tree] | None = None
-    ) -> Tree:
+    def init(self, key: Array, x: Tree, y: AnyArray, params: Sequence[Tree] | None = None) -> Tree:
         """The state, laid out on the mesh: no device ever holds another's weights."""
         program, key = self.program, checks.key(key)
         program.check(x, y, "init")
         if program.batch.size is None:
             check_split(x, self.at.sizes[2])
         x, y = as_input(program.network, x), jnp.asarray(y)
-        given = None if params is None else program.stages.given(params, x.dtype)
-        weights = self._weights_layout(x.dtype)
+        dtype = float_dtype(x)
+        given = None if params is None else program.stages.given(params, dtype)
+        weights = self._weights_layout(dtype)
         exchange = by_collectives(self.at._replace(weights=weights))
         whole = jax.eval_shape(lambda: program.init(by_index(self.at.num), key, x, y, given))
         device_memory.fits(whole, devices_of(self.mesh))
         rows = None if given is None else self._lay_out(given)
         samples = self._samples if program.batch.resident else PartitionSpec()
         if not program.batch.resident:  # only shapes are needed
-            x, y = x[:1], y[:1]
+            x, y = first(x), first(y)
         start = self._mapped(
             lambda key, x, y, rows: program.init(exchange, key, self._seen(x), y, rows),
             (PartitionSpec(), samples, samples, rows and specs(rows.layout, self.names)),
             self._specs(self._rows(whole, weights)),
         )
         key = put(key, self.mesh, PartitionSpec())
-        return jax.jit(start)(key, put(x, self.mesh, samples), put(y, self.mesh, samples), rows)
+        x, y = put_samples((x, y), self.mesh, samples)
+        return jax.jit(start)(key, x, y, rows)
 
     def spread(self, state: Tree) -> Tree:
         """An unplaced state (of one device, or gathered) on the mesh; a placed one as it is.
@@ -173,7 +174,7 @@ class Placing:
             **{name: laid_out(name, getattr(state, name)) for name in state._fields}
         )
 
-    def step(self, state: Tree, x: AnyArray, y: AnyArray) -> tuple[Tree, Info]:
+    def step(self, state: Tree, x: Tree, y: AnyArray) -> tuple[Tree, Info]:
         self.program.check(x, y, "step", state.weights)
         spec = self._specs(state)
         work = self._mapped(
@@ -181,7 +182,7 @@ class Placing:
             (spec, self._samples, self._samples),
             (spec, PartitionSpec()),
         )
-        x = put(as_input(self.program.network, x), self.mesh, self._samples)
+        x = put_samples(as_input(self.program.network, x), self.mesh, self._samples)
         return work(state, x, put(jnp.asarray(y), self.mesh, self._samples))
 
     def drain(self, state: Tree) -> Tree:
@@ -189,12 +190,12 @@ class Placing:
         work = lambda state: self.program.drain(self.exchange, state)
         return self._mapped(work, (spec,), spec)(state)
 
-    def predict(self, state: Tree, x: AnyArray) -> Array:
+    def predict(self, state: Tree, x: Tree) -> Array:
         """Outputs, split over pc; whole everywhere if pc does not divide them."""
         x = as_input(self.program.network, x)
         piece = partial(self.program.forward, self.exchange)
 
-        def forward(weights: Rows, x: Array) -> Array:
+        def forward(weights: Rows, x: Tree) -> Array:
             return self.exchange.chain(piece, weights, x=self._seen(x))[0]
 
         return predicted(
@@ -214,7 +215,7 @@ class Placing:
     def _mapped(self, fn: Callable, in_specs: Tree, out_specs: Tree) -> Callable:
         return jax.shard_map(fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
 
-    def _seen(self, x: Array) -> Array:
+    def _seen(self, x: Tree) -> Tree:
         """Samples differ from piece to piece: no gradient of theirs may be summed over subnet."""
         return varying(x, self.names.present("subnet", "pc"))
 

@@ -18,7 +18,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jtssm import checks
 from jtssm.arrays import AnyArray, Array, Tree
-from jtssm.nn.network import as_input, float_dtype
+from jtssm.nn.boundary import float_dtype, num_samples, stacked
+from jtssm.nn.inputs import as_input
 from jtssm.nn.ops import Products
 from jtssm.protocol import device_memory
 from jtssm.protocol.exchange import Exchange, by_index
@@ -28,7 +29,7 @@ from jtssm.protocol.stages import whole_params
 from jtssm.protocol.whole import WholeProgram
 from jtssm.sharding import collectives
 from jtssm.sharding.layers.forms import Grid, split_dimensions, whole_grid
-from jtssm.sharding.mesh import AxisNames, axis_size, check_split, devices_of, put
+from jtssm.sharding.mesh import AxisNames, axis_size, check_split, devices_of, put, put_samples
 from jtssm.sharding.placement.on_host import gathered
 
 
@@ -58,16 +59,16 @@ class _Whole:
         pc = names.pc if isinstance(names.pc, str) else None  # several: of workers alone
         self.grid = whole_grid(program.network, forms, self.pr, self.pc, (names.pr, pc))
 
-    def init(
-        self, key: Array, x: AnyArray, y: AnyArray, params: Sequence[Tree] | None = None
-    ) -> Tree:
+    def init(self, key: Array, x: Tree, y: AnyArray, params: Sequence[Tree] | None = None) -> Tree:
         """The state, laid out on the mesh: no device ever holds another's weights."""
         key = checks.key(key)
         self.program.check(x, y, "init")
         # shapes alone
-        x = np.zeros((1, *jnp.shape(x)[1:]), float_dtype(x))
+        dtype = float_dtype(x)
+        like = stacked(self.program.network.boundaries[0], 1, dtype=dtype)
+        x = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like)
         y = np.zeros((1, *jnp.shape(y)[1:]), jnp.result_type(y))
-        given = None if params is None else self.program.stages.given(params, x.dtype)
+        given = None if params is None else self.program.stages.given(params, dtype)
         start = lambda key, given: self.program.init(by_index(1), key, x, y, given)
         whole = jax.eval_shape(start, key, given)
         device_memory.fits(whole, devices_of(self.mesh))
@@ -85,17 +86,18 @@ class _Whole:
         """
         return jax.tree.map(lambda a, s: put(a, self.mesh, s.spec), state, self._shardings(state))
 
-    def step(self, state: Tree, x: AnyArray, y: AnyArray) -> tuple[Tree, Info]:
+    def step(self, state: Tree, x: Tree, y: AnyArray) -> tuple[Tree, Info]:
         self.program.check(x, y, "step", state.weights)
         x, y = as_input(self.program.network, x), jnp.asarray(y)
-        at, light = CallSamples(self.grid, len(x) // self.pc), _light(state)
+        at, light = CallSamples(self.grid, num_samples(x) // self.pc), _light(state)
         specs = self._specs(light)
         work = self._mapped(
-            lambda state, x, y: self.program.gradient(at.exchange(len(x)), state, x, y),
+            lambda state, x, y: self.program.gradient(at.exchange(num_samples(x)), state, x, y),
             (specs, at.inputs, at.outputs),
             (tuple(w.params for w in specs.weights), PartitionSpec()),
         )
-        gradient, info = work(light, put(x, self.mesh, at.inputs), put(y, self.mesh, at.outputs))
+        x = put_samples(x, self.mesh, at.inputs)
+        gradient, info = work(light, x, put(y, self.mesh, at.outputs))
         return self._descended(state, gradient, info), info
 
     def _descended(self, state: Tree, gradient: tuple[Tree], info: Info) -> Tree:
@@ -107,29 +109,31 @@ class _Whole:
         found = self.program.descend(state, gradient, info)
         return jax.lax.with_sharding_constraint(found, laid_out)
 
-    def predict(self, state: Tree, x: AnyArray) -> Array:
+    def predict(self, state: Tree, x: Tree) -> Array:
         """Outputs, split over pc, over pr too where the last layer's are; whole if pc does not divide."""
         x = as_input(self.program.network, x)
-        whole = len(x) % self.pc
+        samples = num_samples(x)
+        whole = samples % self.pc
         grid = self.grid._replace(samples=()) if whole else self.grid
-        at, light = CallSamples(grid, len(x) if whole else len(x) // self.pc), _light(state)
+        at, light = CallSamples(grid, samples if whole else samples // self.pc), _light(state)
 
-        def run(state: Tree, x: Array) -> Array:
-            return self.program.forward(at.exchange(len(x)), 0, state.weights[0], x)
+        def run(state: Tree, x: Tree) -> Array:
+            return self.program.forward(at.exchange(num_samples(x)), 0, state.weights[0], x)
 
         work = self._mapped(run, (self._specs(light), at.inputs), at.outputs)
-        return work(light, put(x, self.mesh, at.inputs))
+        return work(light, put_samples(x, self.mesh, at.inputs))
 
-    def estimate(self, state: Tree, x: AnyArray) -> Tree:
+    def estimate(self, state: Tree, x: Tree) -> Tree:
         """The state with the network's statistics of x [samples, ...], a multiple of pc."""
         if not self.program.network.estimated:
             return state
         x = as_input(self.program.network, x)
         check_split(x, self.pc)
-        at, light = CallSamples(self.grid, len(x) // self.pc), _light(state)
+        at, light = CallSamples(self.grid, num_samples(x) // self.pc), _light(state)
         specs = self._specs(light)
-        run = lambda state, x: self.program.estimate(at.exchange(len(x)), state, x)
-        found = self._mapped(run, (specs, at.inputs), specs)(light, put(x, self.mesh, at.inputs))
+        run = lambda state, x: self.program.estimate(at.exchange(num_samples(x)), state, x)
+        work = self._mapped(run, (specs, at.inputs), specs)
+        found = work(light, put_samples(x, self.mesh, at.inputs))
         pairs = zip(state.weights, found.weights, strict=True)
         return state._replace(weights=tuple(w._replace(params=f.params) for w, f in pairs))
 

@@ -46,6 +46,7 @@ from jtssm import checks, losses
 from jtssm.arrays import Array, Scalar, Tree
 from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network
+from jtssm.protocol import sample_checks
 from jtssm.protocol.arguments import documented
 from jtssm.protocol.exchange import by_index
 from jtssm.protocol.method import Method
@@ -211,6 +212,9 @@ def _pieces(
 ) -> Pieces:
     """The subnetworks and what trains each."""
     starts = cut(net, subnets, cuts, balance=balance, passes=schedule.passes)
+    if isinstance(schedule, Stored):
+        sample_checks.one_array(net, "schedule='stored'")
+    sample_checks.floats_cross(net, starts, "gsadmm and gsam")
     optimizers = checks.optimizers(optimizer, len(starts) - 1)
     if isinstance(schedule, Streaming):
         optimizers = _slowed(optimizers, schedule.delay_power)
