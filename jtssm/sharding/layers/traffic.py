@@ -9,7 +9,8 @@ in, to a collective over p devices of the axes named:
                 whole -> copies         backward: all-reduce b n
                 split -> another split  all-to-all b n / pr, each way
     model       dX: all-reduce b n_in over pr (the other forms have theirs in a hop)
-    gathered    forward: all-gather |W| / pr; backward: reduce-scatter |W|
+    gathered    forward: all-gather |W| / pr; backward: all-gather |W| / pr of what the gradients need
+                (`jtssm.sharding.layers.regathered`), reduce-scatter |W|
     row         all-reduce b n_out; if samples are split next: reduce-scatter b n_out forward
                 and all-gather b n_out / pr backward
     paired      all-reduce b n_out forward; all-reduce b n_in backward
@@ -30,6 +31,7 @@ the first dX too.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from math import prod
 from typing import NamedTuple
 
@@ -38,10 +40,12 @@ import jax
 from jtssm.arrays import Array, Tree
 from jtssm.nn.layer import Layer
 from jtssm.sharding.count.routes import Route, ring_bytes
-from jtssm.sharding.layers.forms import SPLITS, Grid
+from jtssm.sharding.layers.forms import Grid
 from jtssm.sharding.layers.halo import Slabs
 from jtssm.sharding.layers.layouts import Hop
-from jtssm.sharding.layers.questions import mixes, prepares, splits
+from jtssm.sharding.layers.questions import mixes, prepares
+from jtssm.sharding.layers.regathered import gathered_leaves
+from jtssm.sharding.layers.stored import WHOLE, part_size
 
 
 class Sent(NamedTuple):
@@ -138,7 +142,7 @@ class Pass(NamedTuple):
             yield "all_to_all", part, True
 
     def _work(self, i: int) -> Iterator[Sent]:
-        form, size = self.grid.forms[i], self.grid.size
+        form = self.grid.forms[i]
 
         def send(collective: str, numbers: int, backward: bool = False) -> Sent:
             return Sent(form, i, collective, ("pr",), numbers, backward=backward)
@@ -146,15 +150,11 @@ class Pass(NamedTuple):
         if form == "model" and mixes(self.grid.network.layers[i]) and self.differs(i):
             yield send("all_reduce", self._numbers(i), True)
         elif form == "gathered":
-            split = splits(self.grid.network.layers[i])["gathered"]
-            numbers = sum(a.size for a, d in _pairs(self.params[i], split) if d >= 0)
-            yield send("all_gather", numbers // size)
-            if self.spread and self.weights:
-                yield send("reduce_scatter", numbers, True)
+            yield from self._gathers(i)
         elif form == "row":
             if self.grid.leaves(i, self.spread) == "samples":
                 yield send("reduce_scatter", self._numbers(i + 1))
-                yield send("all_gather", self._numbers(i + 1) // size, True)
+                yield send("all_gather", self._numbers(i + 1) // self.grid.size, True)
             else:
                 yield send("all_reduce", self._numbers(i + 1))
         elif form == "paired":
@@ -163,6 +163,25 @@ class Pass(NamedTuple):
                 yield send("all_reduce", self._numbers(i), True)
         elif form == "domain":
             yield from self._halo(i)
+
+    def _gathers(self, i: int) -> Iterator[Sent]:
+        """Of the form "gathered"."""
+        net, size = self.grid.network, self.grid.size
+        found = gathered_leaves(
+            net.layers[i],
+            net.shapes[i],
+            self.params[i],
+            inputs=self.differs(i),
+            weights=self.weights,
+        )
+        pairs = _pairs(self.params[i], self.grid.stored(i, self.params[i]))
+        parts = [part_size(a.size, d, size) if d != WHOLE else 0 for a, d in pairs]
+        for backward, flags in ((False, found.forward), (True, found.backward)):
+            numbers = sum(compress(parts, flags))
+            if numbers:
+                yield Sent("gathered", i, "all_gather", ("pr",), numbers, backward=backward)
+        if self.spread and self.weights and any(parts):
+            yield Sent("gathered", i, "reduce_scatter", ("pr",), size * sum(parts), backward=True)
 
     def _halo(self, i: int) -> Iterator[Sent]:
         _, width, channels = self.grid.network.shapes[i]
@@ -183,14 +202,13 @@ class Pass(NamedTuple):
 
     def _gradient(self, i: int) -> Iterator[Sent]:
         """All-reduces of the gradient, one kind of axes after the other."""
-        form, layer = self.grid.forms[i], self.grid.network.layers[i]
-        params = _trained(layer, self.params[i])
-        split = _trained(layer, splits(layer)[SPLITS[form]]) if form in SPLITS else None
-        pairs = _pairs(params, split or jax.tree.map(lambda _: -1, params))
+        layer, size = self.grid.network.layers[i], self.grid.size
+        split = _trained(layer, self.grid.stored(i, self.params[i]))
+        pairs = _pairs(_trained(layer, self.params[i]), split)
         over = ("pr",) if self._varies(i) and self.grid.axis is not None else ()
         stored = {True: 0, False: 0}
         for a, d in pairs:
-            stored[d >= 0] += a.size // (self.grid.size if d >= 0 else 1)
+            stored[d != WHOLE] += part_size(a.size, d, size)
         pc = ("pc",) if self.pc > 1 else ()
         for axes, numbers in (((*over, *pc), stored[False]), (pc, stored[True])):
             if axes and numbers:
