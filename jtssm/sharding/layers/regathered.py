@@ -7,8 +7,8 @@ ways with a mark on each parameter, in place of what gathers it, and the marks a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import ShapeDtypeStruct as Shaped
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Jaxpr, jaxprs_in_params
+from jax.interpreters import partial_eval
 from jax.tree_util import PyTreeDef
 
 from jtssm.arrays import Array, Tree
@@ -41,7 +42,8 @@ def regathering(work: Callable[[Tree, Array], Array]) -> Callable[[Tree, Array],
 class Gathered(NamedTuple):
     """Which leaves of a layer's parameters are gathered, one flag a leaf."""
 
-    forward: tuple[bool, ...]
+    forward: tuple[bool, ...]  # what the backward pass needs is made of them
+    outputs: tuple[bool, ...]  # forward too, for the outputs alone
     backward: tuple[bool, ...]  # again
 
 
@@ -76,36 +78,40 @@ class _Same:
 
 @lru_cache(maxsize=1024)
 def _traced(
-    of: _Same,
+    key: _Same,
     shape: Shape,
     leaves: tuple[Shaped, ...],
     structure: PyTreeDef,
     taken: tuple[str, ...],
 ) -> Gathered:
     """Kept for the layers seen last: a planner asks again and again."""
+    run = partial(_both_ways, key.layer, taken)
+    x = Shaped((ROWS, *shape), leaves[0].dtype if leaves else jnp.float32)
+    jaxpr = jax.make_jaxpr(run)(jax.tree.unflatten(structure, leaves), x).jaxpr
+    gradients = [False] + [True] * (len(jaxpr.outvars) - 1)  # all but the outputs
+    needed, _ = partial_eval.dce_jaxpr(jaxpr, gradients)
+    all_marks, marks = (set(_marks(each, again=False)) for each in (jaxpr, needed))
+    of = lambda marks, again: tuple((f"{MARK}{k}", again) in marks for k in range(len(leaves)))
+    return Gathered(of(marks, False), of(all_marks - marks, False), of(all_marks, True))
+
+
+def _both_ways(layer: Layer, taken: Sequence[str], params: Tree, x: Array) -> tuple[Array, Tree]:
+    """The outputs of a layer that trains, and gradients of what is taken: "x", "params"."""
 
     def marked(params: Tree) -> Tree:
-        marks = (checkpoint_name(a, f"{MARK}{k}") for k, a in enumerate(jax.tree.leaves(params)))
-        return jax.tree.unflatten(structure, list(marks))
+        leaves, structure = jax.tree.flatten(params)
+        marks = [checkpoint_name(a, f"{MARK}{k}") for k, a in enumerate(leaves)]
+        return jax.tree.unflatten(structure, marks)
+
+    def run(some: dict[str, Tree]) -> Array:
+        all_given = given | some
+        return run_layers([layer], [all_given["params"]], all_given["x"], lambda _: products)
 
     keys = lambda: jax.random.split(jax.random.key(0), ROWS)
     products = PLAIN.to_train(keys)._replace(hops=Hops(whole=marked, again=regathering))
-
-    def both_ways(params: Tree, x: Array) -> Tree:
-        given = {"params": params, "x": x}
-        run = lambda some: run_layers(
-            [of.layer], [(given | some)["params"]], (given | some)["x"], lambda _: products
-        )
-        y, pull = jax.vjp(run, {name: given[name] for name in taken})
-        return y, pull(jnp.ones_like(y))
-
-    x = Shaped((ROWS, *shape), leaves[0].dtype if leaves else jnp.float32)
-    traced = jax.make_jaxpr(both_ways)(jax.tree.unflatten(structure, leaves), x)
-    marks = set(_marks(traced.jaxpr, again=False))
-    found = [
-        [(f"{MARK}{k}", again) in marks for k in range(len(leaves))] for again in (False, True)
-    ]
-    return Gathered(*map(tuple, found))
+    given = {"params": params, "x": x}
+    y, pull = jax.vjp(run, {name: given[name] for name in taken})
+    return y, pull(jnp.ones_like(y))
 
 
 def _marks(jaxpr: Jaxpr, *, again: bool) -> Iterator[tuple[str, bool]]:

@@ -47,11 +47,13 @@ from jtssm.sharding.layers.questions import mixes, prepares
 from jtssm.sharding.layers.regathered import gathered_leaves
 from jtssm.sharding.layers.stored import WHOLE, part_size
 
+OUTPUTS = "gathered for outputs"  # which no gradient needs
+
 
 class Sent(NamedTuple):
     """What one device hands to a collective in one pass."""
 
-    # "hop", "model", "gathered", "row", "paired", "domain", "statistics" or "gradient"
+    # "hop", "model", "gathered", `OUTPUTS`, "row", "paired", "domain", "statistics" or "gradient"
     what: str
     layer: int
     collective: str  # "all_gather", "reduce_scatter", "all_reduce", "all_to_all" or "permute"
@@ -176,10 +178,11 @@ class Pass(NamedTuple):
         )
         pairs = _pairs(self.params[i], self.grid.stored(i, self.params[i]))
         parts = [part_size(a.size, d, size) if d != WHOLE else 0 for a, d in pairs]
-        for backward, flags in ((False, found.forward), (True, found.backward)):
+        kinds = (("gathered", False), (OUTPUTS, False), ("gathered", True))
+        for (what, again), flags in zip(kinds, found, strict=True):
             numbers = sum(compress(parts, flags))
             if numbers:
-                yield Sent("gathered", i, "all_gather", ("pr",), numbers, backward=backward)
+                yield Sent(what, i, "all_gather", ("pr",), numbers, backward=again)
         if self.spread and self.weights and any(parts):
             yield Sent("gathered", i, "reduce_scatter", ("pr",), size * sum(parts), backward=True)
 

@@ -178,7 +178,6 @@ MISFITS = [
         8,
         r"forms\[1\].*pr = 8 does not divide the 12 units \(heads or neurons\)",
     ),
-    (TOKENS, ["batch", "gathered", "batch", "batch"], 8, "pr = 8 does not divide its 12 outputs"),
     (TOKENS, ["batch", "batch", "paired", "batch"], 2, "'mean of tokens 8' has no such form"),
     (
         TOKENS,
@@ -191,12 +190,6 @@ MISFITS = [
         ["batch"] * 2 + ["domain"] + ["batch"] * 2,
         2,
         "'bottleneck 4 16 batch' has no such form",
-    ),
-    (
-        IMAGES,
-        ["batch"] * 2 + ["gathered"] + ["batch"] * 2,
-        8,
-        "pr = 8 does not divide its 4 outputs",
     ),
 ]
 
