@@ -3,7 +3,8 @@
     arguments     the state and the minibatch as a step takes them: exact, `memory_analysis()` agrees
     outputs       the state and the scalars that a step gives back: exact
     temporaries   an upper bound of what lives in between: gradients and what the optimizer makes of them,
-                  and of every layer its inputs and outputs as they lie here, with what is gathered for it
+                  and of every layer its inputs and outputs as they lie here, with what is gathered for it and
+                  its gradient: of all layers at a time, as CPUs hold them
 
 A compiler may keep less (it fuses, and frees early): the bound is at most 4 times what XLA takes on
 the cases of the tests. Donated arguments share their bytes with outputs: `total` counts them once.
@@ -65,6 +66,7 @@ class Memory(NamedTuple):
         return self.arguments + self.temporaries
 
 
+WITH_GRADIENT = 2  # parameters that are gathered, and their gradient before it is scattered
 GRADIENTS = 3  # for each parameter: its gradient, its update, its new value
 
 
@@ -116,7 +118,10 @@ def step_memory(
 
 def activation_bytes(demand: Demand) -> float:
     """What the passes of a step hold beside the weights: an upper bound."""
-    return WORD * sum(task.held * task.activations + task.gathered for task in demand.tasks)
+    tasks = demand.tasks
+    return WORD * sum(
+        task.held * task.activations + WITH_GRADIENT * task.gathered for task in tasks
+    )
 
 
 def halo_bytes(demand: Demand) -> float:

@@ -1,6 +1,7 @@
 """The form "gathered": a device stores its part of every parameter of any layer, and gets the same numbers."""
 
 import functools
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,10 @@ from jtssm.sharding.cost import memory
 from jtssm.sharding.cost.planner import propose
 from jtssm.sharding.layers.stored import FLAT, WHOLE, dimension_of, in_a_row, out_of_a_row
 from jtssm.sharding.placement.flat import is_flat
+from jtssm.train.checkpoint import Folder
+from jtssm.train.fingerprint import abstract_state, fingerprint
+from jtssm.train.fingerprint import samples as described
+from jtssm.train.position import Checkpoint, Position
 
 VOCABULARY, LENGTH, WIDTH = 13, 5, 8
 
@@ -188,6 +193,27 @@ def test_optimizers_see_every_array_in_its_own_shape(shape):
         assert each.weights[0].params[0]["W"].sharding.spec == PartitionSpec(None, "pr")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of orbax
+@pytest.mark.parametrize("name", ["sgd", "gsadmm"])
+def test_a_checkpoint_goes_on_on_another_mesh(name, tmp_path):
+    """From parts of four to parts of two, to one device and back: the same bits."""
+    plain, key, (x, y) = method(name, ODD, optax.adam(1e-2)), jax.random.key(0), samples(ODD, 8)
+    shapes, rng = abstract_state(plain, key, x, y), np.random.default_rng(1)
+    noisy = lambda a: a + rng.normal(size=a.shape) if a.dtype == np.float64 else a
+    state = jax.tree.map(noisy, plain.init(key, x, y))
+    run = fingerprint(plain, shapes, described((x, y)), len(x), key, None)
+    on = lambda *sizes: sharding.place(plain, sharding.make_mesh(*sizes), forms=["gathered"] * 3)
+    places = [on(1, 4, 2), on(1, 2, 1), plain, on(1, 4, 2)]
+    for i, (one, other) in enumerate(pairwise(places)):
+        folder = Folder(tmp_path / str(i), 3, run)
+        at = Position(1, 1, 0, 6, 0, {})
+        folder.save(Checkpoint(one.spread(state), at, None, [], (), 0, 0), one)
+        folder.wait()
+        found = sharding.gathered(folder.load(other, shapes, None).state)
+        folder.close()
+        jax.tree.map(np.testing.assert_array_equal, found, sharding.gathered(state))
+
+
 def test_arrays_are_stored_along_a_dimension_or_in_a_row():
     shapes = {(7, 12): 1, (12, 7): 0, (4, 8): 1, (9, 3): FLAT, (3,): WHOLE, (5,): FLAT, (): WHOLE}
     assert {shape: dimension_of(shape, 4) for shape in shapes} == shapes
@@ -204,30 +230,24 @@ def wide(layers=2, width=48):
     return of(Embedding(65, width), *[Block(4 * width, 0.0) for _ in range(layers)], Head())
 
 
-@functools.cache
-def on_eight():
-    """(method, its state and samples, what a device holds of them) on pc = 8 and on pr = 8."""
-    net = wide()
-    plain = method("sgd", net, optax.adam(1e-3), 8)
-    forms = ["gathered"] * len(net.layers)
-    with jax.enable_x64(False):
-        return [
-            memory.placed_step(plain, sizes, forms, None, sharding.make_mesh(*sizes))
-            for sizes in ((1, 1, 8), (1, 8, 1))
-        ]
-
-
 def test_a_device_of_eight_holds_an_eighth():
-    """The state by shapes, of pr = 8 also the compiled program's arguments, to the byte."""
-    (_, everywhere, _), (placed, state, given) = on_eight()
-    assert held(state) <= 1.1 / 8 * held(everywhere)
-    assert (
-        held(everywhere.weights)
-        == 3 * 4 * sum(a.size for a in jax.tree.leaves(placed.network.parameter_shapes())) + 4
-    )  # weights and two moments, and the count of steps
+    """State and samples by shapes; of pr = 8 the compiled program's arguments too, to the byte."""
+    net, sizes = wide(), (1, 8, 1)
+    plain, forms = method("sgd", net, optax.adam(1e-3)), ["gathered"] * len(net.layers)
     with jax.enable_x64(False):
-        compiled = jax.jit(placed.step, donate_argnums=0).lower(state, *given).compile()
-    assert compiled.memory_analysis().argument_size_in_bytes == held((state, given))
+        mesh = sharding.make_mesh(*sizes)
+        everywhere = memory.placed_step(plain, (1, 1, 8), forms, None)[1:]
+        placed, *split = memory.placed_step(plain, sizes, forms, None, mesh)
+        step = jax.jit(placed.step, donate_argnums=0).lower(split[0], *split[1])
+        found = step.compile().memory_analysis()
+    assert held(split) <= 1.1 / 8 * held(everywhere)
+    numbers = sum(a.size for a in jax.tree.leaves(net.parameter_shapes()))
+    assert held(everywhere[0].weights) == 4 * (3 * numbers + 1)  # two moments, the count of steps
+    assert found.argument_size_in_bytes == held(split)
+    demand = cost.step_demand(plain, sizes, forms, None)
+    told = memory.step_memory(plain, sizes, demand, forms=forms)
+    assert told.arguments == found.argument_size_in_bytes
+    assert found.temp_size_in_bytes <= told.temporaries <= 4 * found.temp_size_in_bytes
 
 
 @pytest.mark.slow
