@@ -3,8 +3,8 @@
     arguments     the state and the minibatch as a step takes them: exact, `memory_analysis()` agrees
     outputs       the state and the scalars that a step gives back: exact
     temporaries   an upper bound of what lives in between: gradients and what the optimizer makes of them,
-                  and of every layer its inputs and outputs as they lie here, with what is gathered for it and
-                  its gradient: of all layers at a time, as CPUs hold them
+                  and of every layer its inputs and outputs as they lie here, with what is gathered for it
+                  and the gradient of that: of all layers at a time, as on CPUs
 
 A compiler may keep less (it fuses, and frees early): the bound is at most 4 times what XLA takes on
 the cases of the tests. Donated arguments share their bytes with outputs: `total` counts them once.

@@ -17,7 +17,8 @@ in, to a collective over p devices of the axes named:
     domain      b w c rows to each neighbour, each way; where devices run different programs: all-gather
                 of them forward, reduce-scatter backward
     statistics  "batch", "running": over the axes that split samples or rows, all-reduce 2 c forward and
-                2 c backward, c the channels here; 3 c backward in the domain form or without gamma
+                2 c backward, c the channels here; 3 c backward in the domain form, or without gamma or
+                where that is gathered
                 "layer": over pr where it splits neurons or rows, all-reduce 2 b forward, 3 b backward
     gradient    all-reduce of what a device stores of each parameter over pc, and over pr too where it
                 is whole and pr splits samples or rows
@@ -45,7 +46,7 @@ from jtssm.sharding.layers.halo import Slabs
 from jtssm.sharding.layers.layouts import Hop
 from jtssm.sharding.layers.questions import mixes, prepares
 from jtssm.sharding.layers.regathered import gathered_leaves
-from jtssm.sharding.layers.stored import WHOLE, part_size
+from jtssm.sharding.layers.stored import WHOLE, dimension_of, part_size
 
 OUTPUTS = "gathered for outputs"  # which no gradient needs
 
@@ -61,6 +62,7 @@ class Sent(NamedTuple):
     numbers: int
     step: int = 0  # of a permute: 1 to the device after (the last sends none), -1 to the one before
     backward: bool = False  # whether it is sent on the way back
+    wide: bool = False  # whether in the dtype of parameters, whatever layers compute in
 
 
 class Pass(NamedTuple):
@@ -168,23 +170,24 @@ class Pass(NamedTuple):
 
     def _gathers(self, i: int) -> Iterator[Sent]:
         """Of the form "gathered"."""
-        net, size = self.grid.network, self.grid.size
+        net, size, params = self.grid.network, self.grid.size, self.params[i]
+        layer = net.layers[i]
         found = gathered_leaves(
-            net.layers[i],
-            net.shapes[i],
-            self.params[i],
-            inputs=self.differs(i),
-            weights=self.weights,
+            layer, net.shapes[i], params, inputs=self.differs(i), weights=self.weights
         )
-        pairs = _pairs(self.params[i], self.grid.stored(i, self.params[i]))
-        parts = [part_size(a.size, d, size) if d != WHOLE else 0 for a, d in pairs]
+        pairs = _pairs(params, self.grid.stored(i, params))
+        sizes = [part_size(a.size, d, size) if d != WHOLE else 0 for a, d in pairs]
         kinds = (("gathered", False), (OUTPUTS, False), ("gathered", True))
-        for (what, again), flags in zip(kinds, found, strict=True):
-            numbers = sum(compress(parts, flags))
-            if numbers:
-                yield Sent(what, i, "all_gather", ("pr",), numbers, backward=again)
-        if self.spread and self.weights and any(parts):
-            yield Sent("gathered", i, "reduce_scatter", ("pr",), size * sum(parts), backward=True)
+        wides = _wide(layer, params)
+        for wide in (False, True):
+            parts = [n if is_wide == wide else 0 for n, is_wide in zip(sizes, wides, strict=True)]
+            for (what, again), flags in zip(kinds, found, strict=True):
+                numbers = sum(compress(parts, flags))
+                if numbers:
+                    yield Sent(what, i, "all_gather", ("pr",), numbers, 0, again, wide)
+            if self.spread and self.weights and any(parts):
+                numbers = size * sum(parts)
+                yield Sent("gathered", i, "reduce_scatter", ("pr",), numbers, 0, True, wide)
 
     def _halo(self, i: int) -> Iterator[Sent]:
         _, width, channels = self.grid.network.shapes[i]
@@ -229,10 +232,16 @@ class Pass(NamedTuple):
                 axes = (*(("pr",) if layout in ("samples", "rows") else ()), *pc)
                 numbers = width // (self.grid.size if layout == "columns" else 1)
                 # where gamma is the same on the devices that share them, its gradient's sum is theirs too
-                back = 2 if affine and self.weights and layout != "rows" else 3
+                shared = layout != "rows" and not self._gathers_row(i, width)
+                back = 2 if affine and self.weights and shared else 3
             if axes:
                 yield Sent("statistics", i, "all_reduce", axes, 2 * numbers)
                 yield Sent("statistics", i, "all_reduce", axes, back * numbers, backward=True)
+
+    def _gathers_row(self, i: int, width: int) -> bool:
+        """Whether layer i gathers a parameter [width], of which each device then has its own."""
+        gathered = self.grid.axis is not None and self.grid.forms[i] == "gathered"
+        return gathered and dimension_of((width,), self.grid.size) != WHOLE
 
     def _varies(self, i: int) -> bool:
         """Whether whole parameters of layer i are used on what pr splits."""
@@ -248,13 +257,25 @@ def _trained(layer: Layer, tree: Tree) -> Tree:
     return {name: a for name, a in tree.items() if name not in layer.estimated}
 
 
+def _wide(layer: Layer, params: Tree) -> list[bool]:
+    """Of each parameter, whether it keeps its dtype where a layer computes in another."""
+    if not layer.uncast:
+        return [False] * len(jax.tree.leaves(params))
+    return jax.tree.leaves(
+        {
+            name: jax.tree.map(lambda _, name=name: name in layer.uncast, a)
+            for name, a in params.items()
+        }
+    )
+
+
 def _pairs(params: Tree, split: Tree) -> list[tuple[Array, int]]:
     return list(zip(jax.tree.leaves(params), jax.tree.leaves(split), strict=True))
 
 
 def in_compute_dtype(sent: Sent) -> bool:
     """Whether it is sent in the dtype that layers compute in; else in that of parameters and samples."""
-    return sent.what not in ("gradient", "statistics")
+    return sent.what not in ("gradient", "statistics") and not sent.wide
 
 
 def by_route(sent: Sequence[Sent], pr: int) -> dict[Route, int]:
