@@ -108,8 +108,9 @@ def layout_of(
       pr: over how many devices.
 
     Raises:
-      ValueError: a leaf that is no array of numbers (a typed PRNG key; the float0 that stands for the
-        gradient of integers), or one without the dimensions that its kind has first.
+      ValueError: a part that is no part of its leaf; a leaf that is no array of numbers (a typed PRNG
+        key; the float0 that stands for the gradient of integers), or one without the dimensions that its
+        kind has first.
     """
     kind = Kind(kind)
     for leaf in jax.tree.leaves(list(trees)):
@@ -165,7 +166,12 @@ def _split(whole: tuple[int, ...], local: tuple[int, ...], pr: int) -> int:
     for d, size in enumerate(local):
         if whole == (*local[:d], pr * size, *local[d + 1 :]):
             return d
-    return FLAT
+    if local == (-(-prod(whole) // pr), *[1] * (len(whole) - 1)):
+        return FLAT
+    raise ValueError(
+        f"optimizer: expected a state of arrays that are split over pr = {pr} as parameters are; got one "
+        f"{list(whole)} that is {list(local)} on a device: use an elementwise optimizer, or pr=1"
+    )
 
 
 def pack(layout: Layout, piece: int, tree: Tree, xp: ModuleType = jnp) -> dict[str, Array]:

@@ -291,6 +291,18 @@ def test_bytes_by_formula_are_those_of_the_trace(sizes, dtype):
     assert traced == cost.step_bytes(plain, mesh, forms=forms)
 
 
+def test_bytes_of_wide_parameters_and_statistics():
+    """Norms are gathered in float32 where layers compute in bfloat16; a gathered gamma is each device's."""
+    for normalisation in ("batch", "layer"):
+        net, sizes = jtssm.mlp([8, 12, 9, 3], normalisation=normalisation), (1, 4, 2)
+        plain = method("sgd", net, compute_dtype="bfloat16")
+        with jax.enable_x64(False):
+            mesh, forms = sharding.make_mesh(*sizes), ["gathered"] * 3
+            placed, state, given = memory.placed_step(plain, sizes, forms, None, mesh)
+            traced = traced_bytes(placed.step, state, *given)
+        assert traced == cost.step_bytes(plain, mesh, forms=forms)
+
+
 def test_bytes_by_hand():
     """Two layers of 6 x 8 and 8 x 3, 4 samples on (4, 2): of the second one W goes twice, b (3 numbers,
     fewer than devices) never; nothing needs the first W again, whose bias tanh's gradient does."""

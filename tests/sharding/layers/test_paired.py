@@ -15,7 +15,7 @@ from jtssm.sharding.count import hlo
 from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.layers.choose import misfit
 from tests.sharding.layers.test_forms import samples, steps
-from tests.sharding.layers.traffic_cases import agree
+from tests.sharding.layers.traffic_cases import AS_WRITTEN, agree
 
 MOMENTUM = optax.sgd(0.05, momentum=0.9)
 TOKENS = architectures.transformer(1, width=8, heads=4, sequence=3, hidden=12, classes=4)
@@ -52,7 +52,7 @@ def assert_same(of, grid, forms, batch=8):
     placed = sharding.place(plain, mesh, forms=forms)
     moved = cost.step_bytes(plain, mesh, forms=forms, word=8)
     state = placed.spread(state)
-    step = jax.jit(placed.step).lower(state, x, y).compile()
+    step = jax.jit(placed.step).lower(state, x, y).compile(AS_WRITTEN)
     assert sharding.count_bytes(placed.step, state, x, y) == moved
     assert hlo.moved(step.as_text(), mesh) == without_equal(moved, net, mesh)
     for weights, info in expected:
