@@ -21,9 +21,18 @@ class Storage(NamedTuple):
 
     def stored(self, state: Tree) -> Tree:
         """A state with every array in the shape in which it is stored; a placed one as it is."""
-        size = self.grid.size
-        weights = (flattened(w, self._dimensions(w), size) for w in state.weights)
-        return state._replace(weights=tuple(weights))
+        return self.laid_out(state)[0]
+
+    def laid_out(self, state: Tree) -> tuple[Tree, Tree]:
+        """A state as it is stored, and a PartitionSpec for every array of it."""
+        whole = lambda tree: jax.tree.map(lambda _: PartitionSpec(), tree)
+        dimensions = [self._dimensions(w) for w in state.weights]
+        pairs = list(zip(state.weights, dimensions, strict=True))
+        stored = tuple(flattened(w, d, self.grid.size) for w, d in pairs)
+        specs = (self._of_weights(w, d) for w, d in zip(stored, dimensions, strict=True))
+        rest = {name: whole(getattr(state, name)) for name in state._fields if name != "weights"}
+        state = state._replace(weights=stored)
+        return state, state._replace(weights=tuple(specs), **rest)
 
     def given(self, params: tuple[list[Tree], ...]) -> tuple[list[Tree], ...]:
         """Parameters in the shapes in which they are stored."""
@@ -31,12 +40,9 @@ class Storage(NamedTuple):
 
     def specs(self, state: Tree) -> Tree:
         """A PartitionSpec for every array of a stored state."""
-        whole = lambda tree: jax.tree.map(lambda _: PartitionSpec(), tree)
-        weights = tuple(map(self._weights_specs, state.weights))
-        rest = {name: whole(getattr(state, name)) for name in state._fields if name != "weights"}
-        return state._replace(weights=weights, **rest)
+        return self.laid_out(state)[1]
 
-    def _weights_specs(self, weights: Tree) -> Tree:
+    def _of_weights(self, weights: Tree, dimensions: Tree) -> Tree:
         axis = self.grid.axis
 
         def spec(a: AnyArray | Flat, dimension: int) -> PartitionSpec | Flat:
@@ -44,7 +50,7 @@ class Storage(NamedTuple):
                 return Flat(PartitionSpec(axis), a.shape)
             return PartitionSpec(*[None] * dimension, axis) if dimension >= 0 else PartitionSpec()
 
-        return jax.tree.map(spec, weights, self._dimensions(weights), is_leaf=is_flat)
+        return jax.tree.map(spec, weights, dimensions, is_leaf=is_flat)
 
     def _dimensions(self, weights: Tree) -> Tree:
         """For each array the dimension that is split over pr, or as `Grid.stored` has it.

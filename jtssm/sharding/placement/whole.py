@@ -91,8 +91,8 @@ class _Whole:
 
         Of a state of `jax.ShapeDtypeStruct`s the same with shardings: enough to compile a step.
         """
-        state = self.storage.stored(state)
-        return jax.tree.map(lambda a, s: put(a, self.mesh, s.spec), state, self._shardings(state))
+        stored, specs = self.storage.laid_out(state)
+        return jax.tree.map(lambda a, spec: put(a, self.mesh, spec), stored, specs)
 
     def step(self, state: Tree, x: AnyArray, y: AnyArray) -> tuple[Tree, Info]:
         self.program.check(x, y, "step", state.weights)
