@@ -29,8 +29,8 @@ class Layer(ABC):
     """One layer: `init`, `apply`, `shape` and `cost` make one; the rest has defaults.
 
     A layer of one's own with these four trains by every method that asks no more of it, whole or cut,
-    on a mesh in the form "batch". Its other answers are overridden by properties or by attributes of the
-    class.
+    on a mesh in the forms "batch" and "gathered". Its other answers are overridden by properties or by
+    attributes of the class.
 
     Examples:
       >>> import jax

@@ -222,9 +222,14 @@ def run_layers(
     for i, (layer, p) in enumerate(zip(layers, params, strict=True)):
         given = products(i)
         p = narrowed(given.hops.weights(p), layer.uncast, compute_dtype, given)
-        x = layer.apply(p, given.hops.enter(entering(x, compute_dtype)), given)
-        x = given.hops.leave(x)
+        x = given.hops.enter(entering(x, compute_dtype))
+        x = given.hops.leave(_work(layer, given)(p, x))
     return widened(x, compute_dtype, list(params), inputs)
+
+
+def _work(layer: Layer, given: Products) -> Callable[[Tree, Tree], Tree]:
+    """What a layer makes of its parameters as they are stored, and of its inputs."""
+    return given.hops.again(lambda p, x: layer.apply(given.hops.whole(p), x, given))
 
 
 def estimate_layers(
@@ -241,11 +246,11 @@ def estimate_layers(
         cast = lambda p, layer=layer, given=given: narrowed(p, layer.uncast, compute_dtype, given)
         x = given.hops.enter(entering(x, compute_dtype))
         if layer.estimated:
-            new = layer.estimate(cast(p), x, given)
+            new = layer.estimate(given.hops.whole(cast(p)), x, given)
             like = lambda a, old: a.astype(old.dtype)
             p = p | {name: jax.tree.map(like, new[name], p[name]) for name in layer.estimated}
         found.append(p)
-        x = given.hops.leave(layer.apply(cast(given.hops.weights(p)), x, given))
+        x = given.hops.leave(_work(layer, given)(cast(given.hops.weights(p)), x))
     return found
 
 

@@ -112,6 +112,9 @@ class Hops(NamedTuple):
     leave: Callable[[Tree], Tree] = _same  # what the layer gives -> what it leaves behind
     # (a parameter, dtype) -> it in that dtype; devices sum its gradient in its own dtype
     narrowed: Callable[[Array, DTypeLike], Array] = _cast
+    whole: Callable[[Tree], Tree] = _same  # parameters as they are stored -> whole ones
+    # (parameters, x) -> outputs, which calls `whole` -> the same, as devices are to do it
+    again: Callable[[Callable[[Tree, Array], Array]], Callable[[Tree, Array], Array]] = lambda f: f
 
 
 class Products(NamedTuple):

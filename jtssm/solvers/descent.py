@@ -5,7 +5,8 @@
 On a mesh the samples are split over "pc" and every layer over "pr" as its form says
 (`jtssm.sharding.layers.forms`): synchronous descent, the same numbers as on one device. The gradient
 is taken inside shard_map; the optimizer sees whole arrays, which jax keeps sharded: clipping by the
-global norm, lamb or muon give what they give on one device.
+global norm, lamb or muon give what they give on one device. In the form "gathered" weights, gradients and
+optimizer's state are split over "pr" for layers of any kind.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from jtssm.sharding.cost.messages import SHOWN, Demand, Message, Sizes, Step, we
 from jtssm.sharding.cost.products import matrix_task, passes, stored_words, task
 from jtssm.sharding.layers.forms import Grid
 from jtssm.sharding.layers.questions import bare
-from jtssm.sharding.layers.traffic import Pass, Sent, in_compute_dtype
+from jtssm.sharding.layers.traffic import OUTPUTS, Pass, Sent, in_compute_dtype
 
 
 def of_stages(
@@ -140,7 +140,7 @@ class Layered(NamedTuple):
         """What layer i sends forward only to make its piece's outputs: no gradient needs it."""
         if i + 1 not in self.program.stages.starts:
             return set()
-        ends = {"hop", "paired"}
+        ends = {"hop", "paired", OUTPUTS}
         return ends | {"row"} if bare(self.grid.network.layers[i]) else ends
 
 

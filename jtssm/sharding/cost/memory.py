@@ -4,7 +4,8 @@
     outputs       the state and the scalars that a step gives back: exact
     temporaries   an upper bound of what lives in between: gradients and what the optimizer makes of them,
                   and of every layer its inputs and outputs as they lie here, what lies between its
-                  products, and what is gathered for it
+                  products, and what is gathered for it with the gradient of that: of all layers at a
+                  time, as on CPUs
 
 A compiler may keep less (it fuses, and frees early): the bound is at most 4 times what XLA takes on
 the cases of the tests. Donated arguments share their bytes with outputs: `total` counts them once.
@@ -66,6 +67,7 @@ class Memory(NamedTuple):
         return self.arguments + self.temporaries
 
 
+WITH_GRADIENT = 2  # parameters that are gathered, and their gradient before it is scattered
 GRADIENTS = 3  # for each parameter: its gradient, its update, its new value
 
 
@@ -117,7 +119,9 @@ def step_memory(
 
 def activation_bytes(demand: Demand) -> float:
     """What the passes of a step hold beside the weights: an upper bound."""
-    words = lambda task: task.held * (task.activations + task.between) + task.gathered
+    words = lambda task: (
+        task.held * (task.activations + task.between) + WITH_GRADIENT * task.gathered
+    )
     return WORD * sum(map(words, demand.tasks))
 
 

@@ -11,9 +11,10 @@ from jtssm.arrays import Tree
 from jtssm.nn.boundary import numbers, rows_of
 from jtssm.nn.network import Network
 from jtssm.protocol.declared import MatrixProduct, Run
-from jtssm.sharding.layers.forms import SPLITS, Grid
+from jtssm.sharding.layers.forms import Grid
 from jtssm.sharding.layers.halo import Slabs
-from jtssm.sharding.layers.questions import between, groups, splits
+from jtssm.sharding.layers.questions import between, groups
+from jtssm.sharding.layers.stored import SPLITS, part_size
 from jtssm.sharding.layers.traffic import Pass
 
 
@@ -112,11 +113,10 @@ def _used_words(grid: Grid, params: Tree, i: int) -> float:
 
 def stored_words(grid: Grid, params: Tree, i: int) -> int:
     """Parameters of layer i that one device stores."""
-    layer, form = grid.network.layers[i], grid.forms[i]
-    if grid.axis is None or form not in SPLITS:
-        return sum(a.size for a in jax.tree.leaves(params))
-    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(splits(layer)[SPLITS[form]]), strict=True)
-    return sum(a.size // (grid.size if d >= 0 else 1) for a, d in pairs)
+    stored = jax.tree.map(
+        lambda a, d: part_size(a.size, d, grid.size), params, grid.stored(i, params)
+    )
+    return sum(jax.tree.leaves(stored))
 
 
 def matrix_task(product: MatrixProduct, devices: int) -> Task:

@@ -122,6 +122,7 @@ class Chain:
         self.layered, self.sizes, self.machine, self.overlap = layered, sizes, machine, overlap
         self.quiet = replace(machine, latency=0.0)
         self.met: dict[tuple, Step] = {}
+        self.waits: dict[Ways, int] = {}  # of ways met before
         net, pr = layered.grid.network, sizes[1]
         self.have = [
             [f for f in FORMS if fits(net, i, params, f, pr)]
@@ -191,6 +192,11 @@ class Chain:
 
     def _latency(self, ways: Ways) -> int:
         """Of one all-reduce of gradients along each way."""
+        if ways not in self.waits:
+            self.waits[ways] = self._waited(ways)
+        return self.waits[ways]
+
+    def _waited(self, ways: Ways) -> int:
         sizes = dict(zip(AXES, self.sizes, strict=True))
         found = 0.0
         for axes, times in ways:

@@ -16,9 +16,10 @@ from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network
 from jtssm.protocol.declared import WORD
 from jtssm.protocol.program import Program
-from jtssm.sharding.layers.forms import FORMS, SPLITS, Grid
+from jtssm.sharding.layers.forms import FORMS, Grid
 from jtssm.sharding.layers.halo import Halo
 from jtssm.sharding.layers.questions import groups, mixes, pair, splits, window
+from jtssm.sharding.layers.stored import SPLITS
 from jtssm.sharding.layers.traffic import Pass, ring_numbers
 
 # multiply-adds that an accelerator does while it sends a byte: 550 of an H100 over NVLink, 2 000 of a
@@ -179,7 +180,7 @@ def _cost(work: Pass, i: int, forms: list[str], share: float, *, entry: bool = F
 def misfit(net: Network, i: int, params: Tree, form: str, pr: int) -> str:
     """Why layer i cannot have a form over pr devices; empty: it can."""
     layer, shape, out = net.layers[i], net.shapes[i], net.shapes[i + 1]
-    if form == "batch":
+    if form in ("batch", "gathered"):
         return ""
     if isinstance(shape, SampleTree) or isinstance(out, SampleTree):
         return f"{layer.name!r} has no such form"
@@ -197,7 +198,7 @@ def misfit(net: Network, i: int, params: Tree, form: str, pr: int) -> str:
     odd = [width for width in widths if width % pr]
     if odd:
         return f"pr = {pr} does not divide its {odd[0]} {ends}"
-    if form != "gathered" and groups(layer) % pr and pr % groups(layer):
+    if groups(layer) % pr and pr % groups(layer):
         return f"its {groups(layer)} groups do not fit pr = {pr}"
     return ""
 

@@ -1,7 +1,7 @@
 """What the grid wants to know of a layer, asked of its kind.
 
-Each question is a function with an answer for kinds that it does not know: such a layer has the form
-"batch". A kind of one's own is answered for by `splits.register(Kind)` and the like.
+Each question is a function with an answer for kinds that it does not know: such a layer has the forms
+"batch" and "gathered". A kind of one's own is answered for by `splits.register(Kind)` and the like.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from jtssm.nn.layer import Layer, Shape
 from jtssm.nn.linear import Linear
 from jtssm.nn.ops import Window
 from jtssm.nn.perceptrons import Dense
-from jtssm.nn.residual import Residual, numbered
-from jtssm.nn.tokens import NORM, Attention, Half, Perceptron, Scores
+from jtssm.nn.tokens import NORM, Attention, Half, Perceptron
 
 
 @singledispatch
@@ -26,9 +25,8 @@ def splits(layer: Layer) -> dict[str, Tree]:
     """What each form splits over pr.
 
     Returns:
-      "gathered", "model" (by outputs), "row" (by inputs), "paired" (first by outputs, second by inputs):
-      for each parameter the dimension that is split, -1 for none. Forms that a layer cannot have are
-      missing.
+      "model" (by outputs), "row" (by inputs), "paired" (first by outputs, second by inputs): for each
+      parameter the dimension that is split, -1 for none. Forms that a layer cannot have are missing.
     """
     return {}
 
@@ -90,8 +88,7 @@ def _(layer: Convolution) -> dict[str, Tree]:
 
 def _by_columns(layer: Linear, columns: int) -> dict[str, Tree]:
     """W split by its outputs; what stands beside it, too, where outputs stay split."""
-    whole, split = dict.fromkeys(layer.beside, -1), dict.fromkeys(layer.beside, 0)
-    return {"gathered": {"W": columns} | whole, "model": {"W": columns} | split}
+    return {"model": {"W": columns} | dict.fromkeys(layer.beside, 0)}
 
 
 def _by_rows(layer: Linear, rows: int) -> dict[str, Tree]:
@@ -105,25 +102,9 @@ def _(layer: Layer) -> dict[str, Tree]:
 
 
 @splits.register
-def _(layer: Residual) -> dict[str, Tree]:
-    parts = [splits(part) for part in layer.parts]
-    if any("gathered" not in part for part in parts):
-        return {}
-    return {"gathered": numbered([part["gathered"] for part in parts])}
-
-
-@splits.register
 def _(layer: Half) -> dict[str, Tree]:
     whole = dict.fromkeys((*NORM, "b2"), -1)
-    return {
-        "gathered": whole | {"W1": 1, "b1": -1, "W2": 1},
-        "paired": whole | {"W1": 1, "b1": 0, "W2": 0},
-    }
-
-
-@splits.register
-def _(layer: Scores) -> dict[str, Tree]:
-    return {"gathered": dict.fromkeys((*NORM, "b"), -1) | {"W": 1}}
+    return {"paired": whole | {"W1": 1, "b1": 0, "W2": 0}}
 
 
 @window.register(Convolution)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,11 @@ from jtssm.sharding.placement.switch import Place
 def check_elementwise(
     at: Place, l: int, optimizer: optax.GradientTransformation, shapes: list[Tree]
 ) -> None:
-    """Run the optimizer on a toy of piece l, whole and as two halves: the numbers must agree."""
+    """Run the optimizer on a toy of piece l, whole and as two halves: the numbers must agree.
+
+    And of its state as it will be, arrays must be split as parameters are: moments of rows are not, which
+    some keep of large ones alone.
+    """
     half = at._replace(sizes=(at.sizes[0], 2, at.sizes[2]))
     layers = shapes[at.starts[l] : at.starts[l + 1]]
     size = lambda a: tuple(4 for _ in a.shape)
@@ -43,7 +48,8 @@ def check_elementwise(
     leaves, structure = jax.tree.flatten(toy)
     told = (a.shape for a in (*leaves, *jax.tree.leaves(own)))
     takes = optax.with_extra_args_support(optimizer)
-    if not _agree(takes.init, takes.update, _Toy(structure, tuple(told), half, l, toy)):
+    same = _agree(takes.init, takes.update, _Toy(structure, tuple(told), half, l, toy))
+    if not (same and _split_alike(at, l, takes, layers)):
         raise ValueError(
             f"optimizer: expected an elementwise one (sgd, adam, adamw, ...) for subnetwork {l}, "
             f"which is split over pr={at.sizes[1]}: clipping by the global norm, lamb or muon would "
@@ -76,6 +82,19 @@ def _agree(init: Callable, update: Callable, toy: _Toy) -> bool:
     except (ValueError, TypeError, NotImplementedError):
         return False
     return all(map(np.allclose, jax.tree.leaves(whole), jax.tree.leaves(part)))
+
+
+def _split_alike(
+    at: Place, l: int, optimizer: optax.GradientTransformation, params: list[Tree]
+) -> bool:
+    """Whether each array of the optimizer's state has a parameter's shape, whole and on a device."""
+    local = jax.eval_shape(lambda p: own_part(at, l, p, rank=0), params)
+    states = [jax.eval_shape(optimizer.init, p) for p in (params, local)]
+    pairs = [
+        {(a.shape, b.shape) for a, b in zip(*map(jax.tree.leaves, trees), strict=True)}
+        for trees in ((params, local), states)
+    ]
+    return all(pair in pairs[0] or prod(pair[0]) <= 1 for pair in pairs[1])
 
 
 def _two_steps(optimizer: optax.GradientTransformationExtraArgs, params: Tree) -> Tree:
@@ -226,7 +245,8 @@ class Placing:
         pieces = list(enumerate(self.program.stages.by_piece(params)))
         start = lambda l, p: jax.eval_shape(lambda p: self.program.start(l, p), p)
         whole = [start(l, p) for l, p in pieces]
-        return layout_of("weights", whole, [start(l, self._part(l, p)) for l, p in pieces])
+        local = [start(l, self._part(l, p)) for l, p in pieces]
+        return layout_of("weights", whole, local, self.at.sizes[1])
 
     def _part(self, l: int, params: Tree) -> Tree:
         """Shapes of what one device holds of piece l's parameters."""
@@ -234,9 +254,10 @@ class Placing:
 
     def _lay_out(self, given: tuple[list[Tree], ...]) -> Rows:
         """Given parameters as rows on the mesh."""
-        layout = layout_of("weights", given, [self._part(l, p) for l, p in enumerate(given)])
+        local, pr = [self._part(l, p) for l, p in enumerate(given)], self.at.sizes[1]
         slots = self.at.local * self.at.sizes[0]
-        return lay_out(layout, given, self.mesh, self.names, self.at.sizes[1], slots)
+        layout = layout_of("weights", given, local, pr)
+        return lay_out(layout, given, self.mesh, self.names, pr, slots)
 
     def _rows(self, whole: Tree, weights: Layout) -> Tree:
         """The state with Rows (of nothing but their layout) where the pieces' trees stood."""

@@ -26,6 +26,7 @@ from jtssm.sharding.cost.seconds import (
     step_seconds,
 )
 from jtssm.sharding.count import hlo
+from tests.sharding.layers.traffic_cases import AS_WRITTEN
 
 ADAM = optax.adam(1e-3)
 NET = jtssm.mlp([24, 32, 48, 32, 8])
@@ -142,7 +143,8 @@ def program(name):
     mesh = sharding.make_mesh(*case.sizes)
     placed, *given = memory.placed_step(case.method, case.sizes, case.forms, case.samples, mesh)
     state, samples = given
-    compiled = jax.jit(placed.step, donate_argnums=0).lower(state, *samples).compile()
+    lowered = jax.jit(placed.step, donate_argnums=0).lower(state, *samples)
+    compiled = lowered.compile(AS_WRITTEN if "gathered" in placed.forms or () else None)
     return compiled, placed, state, samples
 
 
