@@ -37,7 +37,7 @@ MESHES = {  # subnet x pr x pc
     "gsadmm, n = 4": ((4, 1, 2),),
     "local_sgd": ((2, 1, 2),),
 }
-FORM = "batch"  # of every layer over pr
+FORM = "gathered"  # of every layer over pr: a device stores its part of each parameter
 
 
 class Bits(NamedTuple):
