@@ -208,17 +208,19 @@ class Chain:
         """Those within the limit that no other betters or equals in everything, whatever comes."""
         kept: list[Label] = []
         front: list[Label] = []  # of those so far, all of which are as fast in the first
-        for label in sorted(labels, key=itemgetter(0)):
-            if label[0][2] > limit or any(self._betters(old, label) for old in front):
-                continue
-            kept.append(label)
-            front = [old for old in front if not _covers(label, old)] + [label]
+        for label in sorted((a for a in labels if a[0][2] <= limit), key=itemgetter(0)):
+            _, second, held = label[0]
+            # the newest first: it is likest
+            for old in reversed(front):
+                if old[0][1] <= second and old[0][2] <= held and self._betters(old, label):
+                    break
+            else:
+                kept.append(label)
+                front = [old for old in front if not _covers(label, old)] + [label]
         return kept
 
     def _betters(self, one: Label, other: Label) -> bool:
-        """Whether every way on from the one is as good; it may have latencies yet to pay."""
-        if one[0][1] > other[0][1] or one[0][2] > other[0][2]:
-            return False
+        """Whether every way on from one of no more bytes is as fast; it may have latencies yet to pay."""
         return one[1] >= other[1] or one[0][0] + self._latency(other[1] - one[1]) <= other[0][0]
 
     def _least_bytes(self, layers: range) -> dict[int, dict[str, int]]:
