@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from jtssm import data, solvers
 from jtssm.cli.constructors import add_options, prose, summary, takes
-from jtssm.cli.readers import forms, integer, integers, mesh, number, one_of
+from jtssm.cli.readers import forms, integer, integers, mesh, number, one_of, path, seed
 from jtssm.nn.architectures import ARCHITECTURES
 from jtssm.nn.norm import NORMALISATIONS
 from jtssm.planning.builders import LOCAL_STEPS, workers_argument
@@ -109,7 +109,7 @@ def add_data(commands: Commands, run: Command) -> None:
     """`jtssm data`."""
     told = "the data sets: which are there, how to get the others"
     shown = commands.add_parser("data", help=told, description=told)
-    shown.add_argument("--data-dir", help=DATA_DIR)
+    shown.add_argument("--data-dir", type=path, help=DATA_DIR)
     shown.set_defaults(run=run)
 
 
@@ -117,7 +117,7 @@ def add_calibrate(commands: Commands, run: Command) -> None:
     """`jtssm calibrate`."""
     told = "measure these devices, write a machine file"
     measure = commands.add_parser("calibrate", help=told, description=told)
-    measure.add_argument("file", type=Path, help="of the machine, e.g. here.json")
+    measure.add_argument("file", type=path, help="of the machine, e.g. here.json")
     measure.add_argument("--devices", type=integer, help="virtual devices of a CPU; default: 1")
     measure.set_defaults(run=run)
 
@@ -154,7 +154,7 @@ def _add_method(methods: Commands, name: str, parents: list[Parser]) -> Parser:
 def _data() -> Parser:
     shared, add = _group("data")
     add("--data", default="digits", help=f"{_words(data.SOURCES)}; default: digits")
-    add("--data-dir", help=DATA_DIR)
+    add("--data-dir", type=path, help=DATA_DIR)
     add("--size", type=integer, help="zoom images to SIZE x SIZE; default: mlp, MNIST family: 14")
     return shared
 
@@ -177,7 +177,7 @@ def _training() -> Parser:
         default=10,
         help="passes over the samples; of pdadmm: iterations over all of them; default: 10",
     )
-    add("--seed", type=integer, default=0, help="of weights, order and dropout; default: 0")
+    add("--seed", type=seed, default=0, help="of weights, order and dropout; default: 0")
     add(
         "--on-divergence",
         default="stop",
@@ -254,7 +254,7 @@ def _checkpoints() -> Parser:
         default="csv",
         help=f"its format, {_words(history.FORMATS)}; default: csv",
     )
-    add("--checkpoint", type=Path, help="folder of checkpoints; the same command goes on from them")
+    add("--checkpoint", type=path, help="folder of checkpoints; the same command goes on from them")
     add(
         "--every", type=integer, help="steps between checkpoints; default: each line of the history"
     )
@@ -264,7 +264,7 @@ def _checkpoints() -> Parser:
 
 def _results() -> Parser:
     shared, add = _group("results")
-    add("--out", type=Path, default=Path("run"), help="folder for the results; default: run")
+    add("--out", type=path, default=Path("run"), help="folder for the results; default: run")
     add("--overwrite", action="store_true", help="replace an earlier run there")
     return shared
 

@@ -215,7 +215,7 @@ def sequence(layers: Sequence[Layer], in_shape: Shape) -> Network:
     """A network of the given layers for samples of shape `in_shape`.
 
     Raises:
-      ValueError: no layers or something else, a shape that a layer does not take.
+      ValueError: no layers or something else, a shape that a layer does not take or that has no numbers.
     """
     if not isinstance(layers, (list, tuple)) or not layers:
         raise ValueError(
@@ -225,8 +225,9 @@ def sequence(layers: Sequence[Layer], in_shape: Shape) -> Network:
     for i, layer in enumerate(layers):
         checks.instance(f"layers[{i}]", layer, Layer, "dense(10)")
     shapes = [checks.counts("in_shape", in_shape, "(28, 28, 1)")]
-    for layer in layers:
-        shapes.append(layer.shape(shapes[-1]))
+    for i, layer in enumerate(layers):
+        name = f"layers[{i}]: outputs of {layer.name!r}"
+        shapes.append(checks.counts(name, layer.shape(shapes[-1]), "(10,)", least=0))
     return Network(tuple(layers), tuple(shapes))
 
 

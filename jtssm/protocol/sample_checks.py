@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
+from math import prod
 from typing import TYPE_CHECKING
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jtssm import checks
-from jtssm.arrays import AnyArray, Shaped, Tree
+from jtssm.arrays import Shaped, Tree
 from jtssm.losses import Loss
 from jtssm.nn.network import Network, check_shape, float_dtype
 
@@ -30,6 +30,26 @@ def steady(network: Network, method: str) -> None:
                 f"net: expected layers without dropout and running statistics for {method}; got layer "
                 f"{i}, {layer.name!r}: use normalisation='batch' or 'layer', or a method that streams "
                 f"minibatches, e.g. gsadmm with schedule='streaming'"
+            )
+
+
+def several(name: str, network: Network, num: int | None) -> None:
+    """As many samples as layers need that take mean and variance over them, if any do.
+
+    Of one sample the mean is the sample itself: what is left says nothing of it. Of images there are
+    pixels, too.
+
+    num: samples that they are taken over; None: all there are.
+    """
+    alone = zip(network.layers, network.shapes, network.shapes[1:], strict=False)
+    for i, (layer, inputs, outputs) in enumerate(alone if num == 1 else ()):
+        own = any(each.over == "samples" for each in layer.statistics)
+        # of a module of the user's nobody knows where in it they are taken
+        places = prod(outputs[:-1]) if own else max(prod(inputs[:-1]), prod(outputs[:-1]))
+        if (own or layer.estimated) and places == 1:
+            raise ValueError(
+                f"{name}: expected at least 2 samples, as layer {i}, {layer.name!r}, takes their mean "
+                f"and variance; got 1: use normalisation='layer', or more samples"
             )
 
 
@@ -108,11 +128,11 @@ def _values(network: Network, loss: Loss, x: Shaped, y: Shaped) -> None:
         return
     if network.integer and not -EXACT <= int(x.min()) <= int(x.max()) <= EXACT:
         raise ValueError(f"x: expected integers up to {EXACT}; got {int(x.min())}..{int(x.max())}")
-    _finite("x", x)
+    checks.finite("x", x)
     if loss.labels is None:
         return
     if not loss.labels:
-        _finite("y", y)
+        checks.finite("y", y)
         return
     classes, known = network.shapes[-1][-1], np.asarray(y) if loss.ignored is not None else y
     if loss.ignored is not None:
@@ -126,20 +146,13 @@ def _values(network: Network, loss: Loss, x: Shaped, y: Shaped) -> None:
         )
 
 
-def _finite(name: str, a: AnyArray) -> None:
-    xp: ModuleType = np if isinstance(a, np.ndarray) else jnp
-    bad = int(xp.size(a) - xp.isfinite(a).sum())
-    if bad:
-        raise ValueError(f"{name}: expected finite numbers; got {bad} that are NaN or infinite")
-
-
 def weights(given: Shaped) -> None:
     """An array of finite real numbers, to start from."""
     checks.array("params", given)
     if jnp.issubdtype(given.dtype, jnp.complexfloating):
         raise ValueError(f"params: expected real numbers; got {given.dtype}")
     if not isinstance(given, (jax.core.Tracer, jax.ShapeDtypeStruct)):
-        _finite("params", given)
+        checks.finite("params", given)
 
 
 def same_dtype(weights: Tree, x: Shaped) -> None:

@@ -56,7 +56,7 @@ class Folder:
     """
 
     def __init__(self, path: str | Path, keep: int, run: Document):
-        self._orbax = _orbax()
+        self._orbax = need_orbax()
         self.path, self.run = Path(path).absolute(), run
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -227,7 +227,12 @@ class Folder:
             ) from error
 
 
-def _orbax() -> ModuleType:
+def need_orbax() -> ModuleType:
+    """The package that writes checkpoints.
+
+    Raises:
+      ImportError: it is not installed.
+    """
     try:
         import orbax.checkpoint
     except ImportError as error:

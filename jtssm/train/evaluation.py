@@ -14,6 +14,8 @@ from jax.typing import ArrayLike
 from jtssm import checks
 from jtssm.arrays import Array, Tree
 from jtssm.losses import Loss, Metric, summed, total
+from jtssm.nn.network import check_shape
+from jtssm.protocol import sample_checks
 from jtssm.protocol.method import Method
 from jtssm.sharding.placement.on_host import gathered
 
@@ -104,8 +106,15 @@ def _scored(
     """Means over the samples of a pair, or of pairs one after the other."""
     totals: dict[str, float] = dict.fromkeys(["loss", "accuracy", *metrics], 0.0)
     weight = 0.0
-    for x, y in [data] if _is_pair(data) else data:
+    for pair in [data] if _is_pair(data) else data:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ValueError(
+                f"data: expected a pair of arrays (x, y), or an iterable of such pairs; got one of "
+                f"{type(pair).__name__}: {checks.shown(pair)}"
+            )
+        x, y = pair
         method.program.check(x, y, "values")
+        _check_parts(method, len(x), batch_size)
         for rows in np.array_split(np.arange(len(x)), -(-len(x) // batch_size)):
             y_here = np.asarray(y)[rows]
             outputs = gathered(forward(state, np.asarray(x)[rows]))
@@ -116,6 +125,15 @@ def _scored(
     means = {name: total / weight if weight else np.nan for name, total in totals.items()}
     finished = {n: float(m.finish(jnp.asarray(means[n]))) for n, m in metrics.items()}
     return means | finished
+
+
+def _check_parts(method: Method, num: int, most: int) -> None:
+    """No part of so many samples is a single one where outputs depend on the samples at hand."""
+    if num < 1:
+        raise ValueError("x: expected at least one sample; got none")
+    layers = method.network.layers
+    if any(s.over == "samples" for l in layers if not l.estimated for s in l.statistics):
+        sample_checks.several("x", method.network, num // -(-num // most))
 
 
 def _sums(
@@ -160,6 +178,8 @@ def outputs(method: Method, state: Tree, x: ArrayLike) -> np.ndarray:
     Every process must ask, with the same samples, and gets all of them.
     """
     predict, whole = jax.jit(method.predict), np.asarray(x)
+    check_shape(method.network, whole.shape)
+    _check_parts(method, len(whole), _rows(method))
     # even parts: batch statistics need many samples
     chunks = np.array_split(whole, -(-len(whole) // _rows(method)))
     return np.concatenate([gathered(predict(state, chunk)) for chunk in chunks])
