@@ -64,5 +64,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield new
         new.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say where
+        raise
     finally:
         new.unlink(missing_ok=True)

@@ -78,6 +78,8 @@ def test_a_file_is_replaced_whole_and_a_link_by_a_file(tmp_path):
     assert (path.read_text(), path.is_symlink()) == ("new", False)
     with pytest.raises(ValueError, match="a directory"), files.replacing(path) as new:
         raise ValueError(f"no room in {new}, which is not a directory")
+    with pytest.raises(OSError, match=rf"No space left on device: '{path}'"), files.replacing(path):
+        raise OSError(28, "No space left on device")
     assert path.read_text() == "new"
     assert elsewhere.read_text() == "precious"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.csv", "precious"]

@@ -60,12 +60,14 @@ def _kept(out: Path, names: Sequence[str], what: str) -> str | None:
     there = [name for name in names if os.path.lexists(out / name)]
     if not there:
         return None
-    more = ", --resume" if what == "sweep" else ""
-    holds = "one" if {RESULT, "records.jsonl"} & {*there} else f"{', '.join(there)}, not all of one"
-    return (
-        f"expected a folder without an earlier {what}; {out} holds {holds}: name another, or add "
-        f"--overwrite{more}"
-    )
+    if {RESULT, "records.jsonl"} & {*there}:
+        holds = "one"
+    else:
+        holds = f"{', '.join(there)}, perhaps of one that is not complete"
+    ways = ["name another", "add --overwrite"]
+    ways += ["--resume"] if what == "sweep" else []
+    ways += [f"--checkpoint {kept}, with which it goes on"] if (kept := _marked(out)) else []
+    return f"expected a folder without an earlier {what}; {out} holds {holds}: {', or '.join(ways)}"
 
 
 def _in_the_way(out: Path, names: Sequence[str], overwrite: bool) -> str | None:
@@ -109,13 +111,18 @@ class Mark(Hook):
 
 def unfinished(out: Path, checkpoint: Path | None) -> bool:
     """Whether the run that left its mark there is not complete and has the same checkpoints."""
-    if checkpoint is None or os.path.lexists(out / RESULT):
+    if os.path.lexists(out / RESULT):
         return False
+    return checkpoint is not None and _marked(out) == _told(checkpoint)
+
+
+def _marked(out: Path) -> str | None:
+    """The checkpoints of the run that left its mark there."""
     try:
         mark = json.loads(files.content(out / MARK, MARK_BYTES))
     except (OSError, ValueError, RecursionError):  # none, or one of somebody else's
-        return False
-    return isinstance(mark, dict) and mark.get("checkpoint") == _told(checkpoint)
+        return None
+    return mark.get("checkpoint") if isinstance(mark, dict) else None
 
 
 def _told(checkpoint: Path | None) -> str | None:
