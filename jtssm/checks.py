@@ -10,6 +10,7 @@ from math import isqrt
 from numbers import Integral, Real
 from os import PathLike, fspath
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -232,6 +233,14 @@ def array(name: str, value: object, *, booleans: bool = False) -> None:
             f"{name}: expected numbers of at most 64 bits; got {value.dtype}: convert, e.g. "
             f"{name}.astype('float32')"
         )
+
+
+def finite(name: str, value: Any) -> None:
+    """The array of numbers has neither NaN nor infinite ones."""
+    xp: ModuleType = np if isinstance(value, np.ndarray) else jnp
+    bad = int(xp.size(value) - xp.isfinite(value).sum())
+    if bad:
+        raise ValueError(f"{name}: expected finite numbers; got {bad} that are NaN or infinite")
 
 
 def precision(value: Any) -> None:

@@ -11,7 +11,17 @@ from jtssm import data, losses, solvers
 from jtssm.cli import samples
 from jtssm.cli.constructors import add_options, prose, summary, takes
 from jtssm.cli.parsers import Parser, group, words
-from jtssm.cli.readers import forms, integer, integers, mesh, number, one_of, one_of_or_own
+from jtssm.cli.readers import (
+    forms,
+    integer,
+    integers,
+    mesh,
+    number,
+    one_of,
+    one_of_or_own,
+    path,
+    seed,
+)
 from jtssm.nn.architectures import ARCHITECTURES
 from jtssm.nn.norm import NORMALISATIONS
 from jtssm.planning.builders import LOCAL_STEPS, workers_argument
@@ -74,7 +84,7 @@ def add_data(commands: Commands, run: Command) -> None:
     """`jtssm data`."""
     told = "the data sets: which are there, how to get the others"
     shown = commands.add_parser("data", help=told, description=told)
-    shown.add_argument("--data-dir", help=DATA_DIR)
+    shown.add_argument("--data-dir", type=path, help=DATA_DIR)
     shown.set_defaults(run=run)
 
 
@@ -82,7 +92,7 @@ def add_calibrate(commands: Commands, run: Command) -> None:
     """`jtssm calibrate`."""
     told = "measure these devices, write a machine file"
     measure = commands.add_parser("calibrate", help=told, description=told)
-    measure.add_argument("file", type=Path, help="of the machine, e.g. here.json")
+    measure.add_argument("file", type=path, help="of the machine, e.g. here.json")
     measure.add_argument("--devices", type=integer, help="virtual devices of a CPU; default: 1")
     measure.set_defaults(run=run)
 
@@ -123,7 +133,7 @@ def _data() -> Parser:
     add("--data", default="digits", help=told)
     told = "what the file calls x, y, x_valid, y_valid, x_test and y_test, e.g. x=tokens,y=next"
     add("--arrays", type=samples.names, help=f"{told}; default: so")
-    add("--data-dir", help=DATA_DIR)
+    add("--data-dir", type=path, help=DATA_DIR)
     add("--size", type=integer, help="zoom images to SIZE x SIZE; default: mlp, MNIST family: 14")
     return shared
 
@@ -147,7 +157,7 @@ def _training() -> Parser:
         default=10,
         help="passes over the samples; of pdadmm: iterations over all of them; default: 10",
     )
-    add("--seed", type=integer, default=0, help="of weights, order and dropout; default: 0")
+    add("--seed", type=seed, default=0, help="of weights, order and dropout; default: 0")
     add(
         "--on-divergence",
         default="stop",
@@ -231,7 +241,7 @@ def _checkpoints() -> Parser:
         default="csv",
         help=f"its format, {words(history.FORMATS)}; default: csv",
     )
-    add("--checkpoint", type=Path, help="folder of checkpoints; the same command goes on from them")
+    add("--checkpoint", type=path, help="folder of checkpoints; the same command goes on from them")
     add(
         "--every", type=integer, help="steps between checkpoints; default: each line of the history"
     )
@@ -241,7 +251,7 @@ def _checkpoints() -> Parser:
 
 def _results() -> Parser:
     shared, add = group("results")
-    add("--out", type=Path, default=Path("run"), help="folder for the results; default: run")
+    add("--out", type=path, default=Path("run"), help="folder for the results; default: run")
     add("--overwrite", action="store_true", help="replace an earlier run there")
     return shared
 

@@ -16,9 +16,10 @@ from typing import Any
 import jax
 
 import jtssm
-from jtssm import plot, solvers
+from jtssm import checks, files, plot, solvers
 from jtssm.cli import outside, tables
 from jtssm.cli.constructors import given, takes
+from jtssm.cli.results import drawn, folder
 from jtssm.nn.network import Network
 from jtssm.planning import plan, sweeps
 from jtssm.planning.builders import LOCAL_STEPS, workers_argument
@@ -30,6 +31,7 @@ from jtssm.sharding.cost.planner import Proposal
 from jtssm.sharding.cost.refusals import distinct
 
 RATE = 1e-3  # of optimizers, of which only the kind counts here
+RECORDS = "records.jsonl"
 CAUSES = ("permute", "all_gather", "reduce_scatter", "all_reduce", "all_to_all")
 
 
@@ -138,11 +140,11 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         count=arguments.count,
         measure=arguments.measure,
         topology=arguments.compile,
-        resume=out / "records.jsonl",
+        resume=out / RECORDS,
     )
     _write(out, arguments, records)
     _show(records, arguments, out)
-    plot.shapes(out / "sweep.png", records, _title(arguments))
+    drawn(out / "sweep.png", lambda path: plot.shapes(path, records, _title(arguments)))
     return 1 if any(r.get("agrees") is False for r in records) else 0
 
 
@@ -180,23 +182,19 @@ def _title(arguments: argparse.Namespace) -> str:
 
 
 def _folder(arguments: argparse.Namespace) -> Path:
-    out: Path = arguments.out
-    records = out / "records.jsonl"
-    if records.exists() and not (arguments.overwrite or arguments.resume):
-        raise ValueError(
-            f"--out: expected a folder without an earlier sweep; {out} holds one: name another, or add "
-            f"--resume or --overwrite"
-        )
-    out.mkdir(parents=True, exist_ok=True)
+    """The folder for the results; --resume goes on with the records that stand there."""
+    names = [RECORDS, "sweep.csv", "sweep.json", "sweep.png"]
+    goes_on = lambda out: arguments.resume and (out / RECORDS).is_file()
+    out = folder(arguments.out, names, overwrite=arguments.overwrite, goes_on=goes_on, what="sweep")
     if arguments.overwrite:
-        records.unlink(missing_ok=True)
+        (out / RECORDS).unlink(missing_ok=True)
     return out
 
 
 def _write(out: Path, arguments: argparse.Namespace, records: list[Record]) -> None:
     """sweep.csv and sweep.json."""
     names = dict.fromkeys(name for record in records for name in record)
-    with (out / "sweep.csv").open("w", newline="") as file:
+    with files.replacing(out / "sweep.csv") as new, new.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(records)
@@ -204,7 +202,8 @@ def _write(out: Path, arguments: argparse.Namespace, records: list[Record]) -> N
     versions = {"jtssm": jtssm.__version__, "jax": jax.__version__}
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     document = {"settings": about, "versions": versions, "device": device, "records": records}
-    (out / "sweep.json").write_text(json.dumps(document, indent=1) + "\n")
+    with files.replacing(out / "sweep.json") as new:
+        new.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _show(records: list[Record], arguments: argparse.Namespace, out: Path) -> None:
@@ -261,7 +260,8 @@ def _mega(record: Record, name: str) -> str:
 def run_calibrate(arguments: argparse.Namespace) -> int:
     """Measure the present devices and write a machine file."""
     with suppress(RuntimeError):
-        if arguments.devices:
+        if arguments.devices is not None:
+            checks.count(**{"--devices": arguments.devices})
             jax.config.update("jax_num_cpu_devices", arguments.devices)
     found = calibrate(arguments.file)
     rows = [(name, str(value)) for name, value in asdict(found).items()]

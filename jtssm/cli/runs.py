@@ -7,7 +7,7 @@ import json
 import platform
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import prod
@@ -17,11 +17,13 @@ import jax
 import optax
 
 import jtssm
-from jtssm import data, plot, sharding, solvers
+from jtssm import checks, data, files, plot, sharding, solvers
 from jtssm.arrays import Tree
 from jtssm.cli import samples, tables, train
+from jtssm.cli.results import FIGURE, MARK, RESULT, Mark, drawn, unfinished
+from jtssm.cli.results import folder as results_folder
 from jtssm.protocol.method import Method
-from jtssm.sharding.distributed import as_first, is_first
+from jtssm.sharding.distributed import is_first
 from jtssm.sharding.mesh import AXES
 from jtssm.solvers import layerwise
 from jtssm.train.evaluation import evaluate
@@ -44,7 +46,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     forms = arguments.forms or "auto"
     placed = method if mesh is None else sharding.place(method, mesh, forms=forms)
     shallow = train.shallow(arguments, method)
-    out = _folder(arguments.out, arguments.overwrite)
+    out = _folder(arguments, ("",) if shallow is None else ("-shallow", ""))
     results, state = {}, None
     if shallow is not None:
         first = shallow if mesh is None else sharding.place(shallow, mesh)
@@ -61,15 +63,17 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def run_demo(arguments: argparse.Namespace) -> int:
     """gsADMM with 2 subnetworks over 2 devices against end-to-end Adam, on the digits."""
+    checks.count(**{"--epochs": arguments.epochs})
     split = partial(sharding.place, mesh=_devices({"subnet": 2}))
     parts = data.load("digits", flat=True)._asdict()
     net, adam = jtssm.mlp([64, *[128] * 4, 10]), optax.adam(1e-3)
-    out, results = _folder(arguments.out, arguments.overwrite), {}
     ours = split(solvers.gsadmm(net, subnets=2, optimizer=adam, batch_size=60))
-    for name, method in (
-        ("gsADMM, 2 subnetworks on 2 devices", ours),
-        ("Adam end to end on 1 device", solvers.sgd(net, optimizer=adam, batch_size=60)),
-    ):
+    methods = {
+        "gsADMM, 2 subnetworks on 2 devices": ours,
+        "Adam end to end on 1 device": solvers.sgd(net, optimizer=adam, batch_size=60),
+    }
+    out, results = _folder(arguments, [f"-{method.name}" for method in methods.values()]), {}
+    for name, method in methods.items():
         print(f"\n{name}: {arguments.epochs} epochs on {len(parts['train'].y)} digits", flush=True)
         results[name] = fit(
             method,
@@ -77,9 +81,13 @@ def run_demo(arguments: argparse.Namespace) -> int:
             epochs=arguments.epochs,
             key=jax.random.key(0),
             validation=_evaluated(parts, "test"),
-            callbacks=[HistoryFile(out / f"history-{method.name}.csv"), *lines(arguments.epochs)],
+            callbacks=[
+                Mark(out, None),
+                HistoryFile(out / f"history-{method.name}.csv"),
+                *lines(arguments.epochs),
+            ],
         )
-        save_params(out / f"params-{method.name}", results[name].params)
+        save_params(out / f"params-{method.name}.npz", results[name].params)
     return _finish(out, {"command": "demo", "epochs": arguments.epochs}, results, parts)
 
 
@@ -108,16 +116,17 @@ def _devices(sizes: Mapping[str, int], processes: int | None = 1) -> jax.shardin
     return sharding.make_mesh(*(sizes.get(axis, 1) for axis in AXES))
 
 
-def _folder(out: Path, overwrite: bool) -> Path:
-    """The folder for the results, which the first process makes and writes."""
-    if as_first((out / "result.json").exists()) and not overwrite:
-        raise ValueError(
-            f"--out: expected a folder without an earlier run; {out} holds one: name another, or "
-            f"add --overwrite"
-        )
-    if is_first():
-        out.mkdir(parents=True, exist_ok=True)
-    return out
+def _folder(arguments: argparse.Namespace, suffixes: Sequence[str]) -> Path:
+    """The folder for the results; suffixes: what files of the run bear behind their names."""
+    history = getattr(arguments, "history", "csv")
+    names = [n for end in suffixes for n in (f"history{end}.{history}", f"params{end}.npz")]
+    checkpoint = getattr(arguments, "checkpoint", None)
+    return results_folder(
+        arguments.out,
+        [*names, FIGURE, RESULT, MARK],
+        overwrite=arguments.overwrite,
+        goes_on=lambda out: unfinished(out, checkpoint),
+    )
 
 
 def _stage(
@@ -132,7 +141,7 @@ def _stage(
     folder = arguments.checkpoint
     if folder is not None and part:
         folder = folder.with_name(f"{folder.name}{part}")
-    history = HistoryFile(out / f"history{part}.{arguments.history}", keep=folder is not None)
+    history = HistoryFile(out / f"history{part}.{arguments.history}")
     result = fit(
         method,
         parts["train"],
@@ -141,14 +150,14 @@ def _stage(
         state=state,
         evaluate_every=arguments.evaluate_every,
         validation=_evaluated(parts, "valid"),
-        callbacks=[history, *lines(arguments.epochs)],
+        callbacks=[Mark(out, arguments.checkpoint), history, *lines(arguments.epochs)],
         checkpoint=folder,
         every=arguments.every,
         resume=arguments.resume,
         on_divergence=arguments.on_divergence,
         halvings=arguments.halvings,
     )
-    save_params(out / f"params{part}", result.params)
+    save_params(out / f"params{part}.npz", result.params)
     return result
 
 
@@ -194,7 +203,7 @@ def _finish(
     if is_first():
         _write(out, settings, results, report)
         columns = ("method", *(f"{part} acc." for part in parts), f"{last} loss", "seconds")
-        tables.show(f"Accuracy of the composed network ({out}/history.png)", columns, rows)
+        tables.show(f"Accuracy of the composed network ({out}/{FIGURE})", columns, rows)
         for result in results.values():
             if result.divergence is not None:
                 print(f"jtssm: {result.divergence.message}", file=sys.stderr)
@@ -209,8 +218,7 @@ def _accuracy(method: Method, share: float) -> str:
 def _write(
     out: Path, settings: Mapping[str, object], results: dict[str, Result], report: dict[str, dict]
 ) -> None:
-    """The figure and result.json."""
-    plot.histories(out / "history.png", {name: r.history for name, r in results.items()})
+    """result.json, then the figure, which may fail; with both the run is complete."""
     about = {name: str(value) for name, value in settings.items() if name != "run"}
     versions = {
         "jtssm": jtssm.__version__,
@@ -219,7 +227,11 @@ def _write(
     }
     device = str(jax.devices()[0].device_kind)
     document = {"settings": about, "versions": versions, "device": device, "results": report}
-    (out / "result.json").write_text(json.dumps(document, indent=2) + "\n")
+    with files.replacing(out / RESULT) as new:
+        new.write_text(json.dumps(document, indent=2) + "\n")
+    (out / MARK).unlink(missing_ok=True)
+    histories = {name: r.history for name, r in results.items()}
+    drawn(out / FIGURE, lambda path: plot.histories(path, histories))
 
 
 def _code(results: dict[str, Result]) -> int:

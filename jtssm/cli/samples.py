@@ -26,7 +26,7 @@ def load(arguments: argparse.Namespace) -> Parts:
         raise ValueError(
             f"--arrays: expected an npz file as --data with it; got --data {arguments.data}"
         )
-    size = arguments.size or (14 if flat and "mnist" in arguments.data else None)
+    size = 14 if arguments.size is None and flat and "mnist" in arguments.data else arguments.size
     found = data.load(arguments.data, size=size, flat=flat, data_dir=arguments.data_dir)
     return found._asdict()
 

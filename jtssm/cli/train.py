@@ -17,6 +17,7 @@ from jtssm.nn.network import Network
 from jtssm.planning.builders import workers_argument
 from jtssm.protocol.method import Method
 from jtssm.protocol.optimizers import told
+from jtssm.train.checkpoint import need_orbax
 
 HIDDEN = {"mlp": [512] * 3, "convnet": [128]}  # unless given
 CHANNELS = [16, 32]
@@ -28,7 +29,7 @@ def complete(arguments: argparse.Namespace) -> None:
 
     Raises:
       ValueError: --channels without convolutions, options of our networks with one of the user's, --forms
-        without what they split, several processes without a mesh.
+        without what they split, several processes without a mesh.  ImportError: --checkpoint without orbax.
     """
     if ":" in arguments.net:
         _own_network(arguments)
@@ -44,6 +45,8 @@ def complete(arguments: argparse.Namespace) -> None:
         raise ValueError(
             "--mesh: expected one over the devices of all processes, e.g. pc=8; got none"
         )
+    if arguments.checkpoint is not None:
+        need_orbax()
     arguments.hidden = arguments.hidden or HIDDEN.get(arguments.net)
     if arguments.net == "convnet":
         arguments.channels = arguments.channels or CHANNELS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,24 +37,18 @@ def from_npz(
         asked for, of no numbers, without samples, of unequal numbers of them, or larger than the memory.
       FileNotFoundError: no such file.
     """
-    path = _regular(checks.path("path", path))
-    sizes = archives.sizes(path, EXPECTED, AGAIN)
+    path, memory = checks.path("path", path), _memory()
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: expected an npz file with x and y; it is not there")
+    sizes = archives.sizes(path, EXPECTED, AGAIN, memory)
     chosen = _chosen(path, names, list(sizes))
-    _fits(path, sum(sizes[name] for name in chosen.values()))
-    read = archives.arrays(path, list(chosen.values()), EXPECTED, AGAIN)
+    _fits(path, sum(sizes[name] for name in chosen.values()), memory)
+    read = archives.arrays(path, list(chosen.values()), EXPECTED, AGAIN, memory)
     arrays = dict(zip(chosen, read, strict=True))
     for word, a in arrays.items():
         _numbers(path, chosen[word], a)
     pairs = {part: pair for part, pair in PAIRS.items() if pair[0] in arrays}
     return {part: _pair(path, arrays[x], arrays[y], (x, y)) for part, (x, y) in pairs.items()}
-
-
-def _regular(path: Path) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: expected an npz file with x and y; it is not there")
-    if not path.is_file():  # a pipe would be waited for
-        raise ValueError(f"{path}: expected an npz file with x and y; got no regular file")
-    return path
 
 
 def _chosen(path: Path, names: Mapping[str, str] | None, there: Sequence[str]) -> dict[str, str]:
@@ -85,12 +80,16 @@ def _other(word: str) -> str:
     return {"x": "y", "y": "x"}[word[0]] + word[1:]
 
 
-def _fits(path: Path, size: int) -> None:
-    """The arrays together are smaller than this machine's memory, where it can be told."""
+def _memory() -> int:
+    """Bytes of this machine's memory, where they can be told."""
     try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not of every system
-        return
+        return sys.maxsize
+
+
+def _fits(path: Path, size: int, memory: int) -> None:
+    """The arrays together are smaller than the memory."""
     if size > memory:
         raise ValueError(
             f"{path}: expected arrays of at most {memory} bytes, this machine's memory; got {size}: "

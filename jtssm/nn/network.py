@@ -174,8 +174,8 @@ def sequence(layers: Sequence[Layer], in_shape: Sequence[int] | Tree) -> Network
       in_shape: of one sample: the shape of an array, or a tree of `jax.ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: no layers or something else, a shape that a layer does not take, a tree before a layer
-        that takes one array, or at the end.
+      ValueError: no layers or something else, a shape that a layer does not take or that has no numbers, a
+        tree before a layer that takes one array, or at the end.
     """
     if not isinstance(layers, (list, tuple)) or not layers:
         raise ValueError(
@@ -191,7 +191,12 @@ def sequence(layers: Sequence[Layer], in_shape: Sequence[int] | Tree) -> Network
                 f"layers[{i}]: expected one array before {layer.name!r}; got a tree, {shapes[-1]}: let "
                 f"the layer before it give one array"
             )
-        shapes.append(layer.shape(cast(Shape, shapes[-1])))
+        given: Sample = layer.shape(cast(Shape, shapes[-1]))
+        if not isinstance(given, SampleTree):
+            given = checks.counts(
+                f"layers[{i}]: outputs of {layer.name!r}", given, "(10,)", least=0
+            )
+        shapes.append(given)
     if isinstance(shapes[-1], SampleTree):
         raise ValueError(
             f"layers: expected one array of floats from the last, which the loss is of; got "

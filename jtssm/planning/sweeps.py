@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from tqdm.auto import tqdm
 
-from jtssm import checks
+from jtssm import checks, files
 from jtssm.nn.network import Network
 from jtssm.planning.builders import Optimizers, as_network, builder
 from jtssm.planning.trials import Record, column, counted, measured, ring_sent, topology_devices
@@ -22,6 +22,8 @@ from jtssm.sharding.cost.messages import Sizes
 from jtssm.sharding.cost.planner import Build, Proposal
 from jtssm.sharding.cost.refusals import NoRoomError
 from jtssm.sharding.mesh import AXES, make_mesh
+
+MOST_BYTES = 2**26  # of a file of records
 
 
 def sweep(
@@ -209,8 +211,8 @@ def _done(path: Path | None, about: Record) -> dict[tuple[int, ...], Record]:
     if path is None or not path.exists():
         return {}
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        text = files.content(path, MOST_BYTES).decode()
+    except (OSError, ValueError) as error:
         raise ValueError(f"resume: expected a file of JSON lines; got {path}: {error}") from error
     lines = [json.loads(line) for line in text.splitlines() if _whole(line)]
     strange = [line for line in lines if line.get("about") != json.loads(json.dumps(about))]

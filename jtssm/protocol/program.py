@@ -23,6 +23,7 @@ from jtssm.losses import Loss
 from jtssm.nn.boundary import Sample, stacked
 from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network
+from jtssm.protocol import sample_checks
 from jtssm.protocol.declared import Declared
 from jtssm.protocol.method import Method, given_trees
 from jtssm.protocol.settings import Settings
@@ -90,6 +91,9 @@ class Program(abc.ABC):
     # its arrays' first dimensions
     kinds: Mapping[str, str | tuple[str | None, ...]]
     settings: Settings | None = None  # what it was made with, of a constructor that is `recorded`
+
+    def __post_init__(self) -> None:
+        sample_checks.several("batch_size", self.network, self.batch.size)
 
     @abc.abstractmethod
     def on_one_device(self) -> Method:

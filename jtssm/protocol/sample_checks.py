@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
 import jax
@@ -14,7 +13,7 @@ from jax.typing import DTypeLike
 from jtssm import checks
 from jtssm.arrays import AnyArray, Shaped, Tree
 from jtssm.losses import Loss
-from jtssm.nn.boundary import SampleTree, float_dtype, floating, num_samples
+from jtssm.nn.boundary import SampleTree, float_dtype, floating, num_samples, rows_of
 from jtssm.nn.inputs import check_samples, entries
 from jtssm.nn.network import Network
 
@@ -50,6 +49,26 @@ def floats_cross(network: Network, starts: Sequence[int], method: str) -> None:
             raise ValueError(
                 f"cuts: expected floats over each cut for {method}; got {network.shapes[i]} before layer "
                 f"{i}: cut elsewhere, e.g. cuts=[{min(i + 1, len(network.layers) - 1)}]"
+            )
+
+
+def several(name: str, network: Network, num: int | None) -> None:
+    """As many samples as layers need that take mean and variance over them, if any do.
+
+    Of one sample the mean is the sample itself: what is left says nothing of it. Of images there are
+    pixels, too.
+
+    num: samples that they are taken over; None: all there are.
+    """
+    alone = zip(network.layers, network.shapes, network.shapes[1:], strict=False)
+    for i, (layer, inputs, outputs) in enumerate(alone if num == 1 else ()):
+        own = any(each.over == "samples" for each in layer.statistics)
+        # of a module of the user's nobody knows where in it they are taken
+        places = rows_of(outputs) if own else max(rows_of(inputs), rows_of(outputs))
+        if (own or layer.estimated) and places == 1:
+            raise ValueError(
+                f"{name}: expected at least 2 samples, as layer {i}, {layer.name!r}, takes their mean "
+                f"and variance; got 1: use normalisation='layer', or more samples"
             )
 
 
@@ -141,7 +160,7 @@ def _value(network: Network, loss: Loss, dtype: DTypeLike, y: Shaped) -> None:
 def _in_range(name: str, a: AnyArray, dtype: np.dtype) -> None:
     """Floats are finite; integers fit the dtype in which they travel."""
     if jnp.issubdtype(dtype, jnp.floating):
-        _finite(name, a)
+        checks.finite(name, a)
     elif jnp.issubdtype(dtype, jnp.integer) and a.size:
         low, high = jnp.iinfo(dtype).min, jnp.iinfo(dtype).max
         least, most = int(a.min()), int(a.max())
@@ -164,7 +183,7 @@ def _known_labels(network: Network, loss: Loss, y: AnyArray) -> None:
     if loss.labels is None:
         return
     if not loss.labels:
-        _finite("y", y)
+        checks.finite("y", y)
         return
     classes, known = network.outputs[-1], np.asarray(y) if loss.ignored is not None else y
     if loss.ignored is not None:
@@ -184,20 +203,13 @@ def _known_labels(network: Network, loss: Loss, y: AnyArray) -> None:
         )
 
 
-def _finite(name: str, a: AnyArray) -> None:
-    xp: ModuleType = np if isinstance(a, np.ndarray) else jnp
-    bad = int(xp.size(a) - xp.isfinite(a).sum())
-    if bad:
-        raise ValueError(f"{name}: expected finite numbers; got {bad} that are NaN or infinite")
-
-
 def weights(given: Shaped) -> None:
     """An array of finite real numbers, to start from."""
     checks.array("params", given)
     if jnp.issubdtype(given.dtype, jnp.complexfloating):
         raise ValueError(f"params: expected real numbers; got {given.dtype}")
     if not isinstance(given, (jax.core.Tracer, jax.ShapeDtypeStruct)):
-        _finite("params", given)
+        checks.finite("params", given)
 
 
 def same_dtype(weights: Tree, x: Tree) -> None:

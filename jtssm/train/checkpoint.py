@@ -58,7 +58,7 @@ class Folder:
     """
 
     def __init__(self, path: str | Path, keep: int, run: Document):
-        self._orbax = _orbax()
+        self._orbax = need_orbax()
         if re.match(r"\w\w+:/", str(path)):  # as a path a folder "gs:" where the program runs
             raise ValueError(
                 f"checkpoint: expected a folder of a file system, e.g. '/mnt/bucket/run' where a bucket "
@@ -234,7 +234,12 @@ class Folder:
             ) from error
 
 
-def _orbax() -> ModuleType:
+def need_orbax() -> ModuleType:
+    """The package that writes checkpoints.
+
+    Raises:
+      ImportError: it is not installed.
+    """
     try:
         import orbax.checkpoint
     except ImportError as error:

@@ -15,6 +15,7 @@ from jtssm.arrays import Array, Tree
 from jtssm.losses import Loss, Metric, summed, total
 from jtssm.nn.boundary import num_samples
 from jtssm.nn.inputs import check_samples, on_host
+from jtssm.protocol import sample_checks
 from jtssm.protocol.method import Method
 from jtssm.sharding.placement.on_host import gathered
 
@@ -105,9 +106,16 @@ def _scored(
     """Means over the samples of a pair, or of pairs one after the other."""
     totals: dict[str, float] = dict.fromkeys(["loss", "accuracy", *metrics], 0.0)
     weight = 0.0
-    for x, y in [data] if _is_pair(data) else data:
+    for pair in [data] if _is_pair(data) else data:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ValueError(
+                f"data: expected a pair of arrays (x, y), or an iterable of such pairs; got one of "
+                f"{type(pair).__name__}: {checks.shown(pair)}"
+            )
+        x, y = pair
         method.program.check(x, y, "values")
         x, num = on_host(method.network, x), num_samples(x)
+        _check_parts(method, num, batch_size)
         for rows in np.array_split(np.arange(num), -(-num // batch_size)):
             y_here = np.asarray(y)[rows]
             x_here = jax.tree.map(lambda a, rows=rows: a[rows], x)
@@ -119,6 +127,15 @@ def _scored(
     means = {name: total / weight if weight else np.nan for name, total in totals.items()}
     finished = {n: float(m.finish(jnp.asarray(means[n]))) for n, m in metrics.items()}
     return means | finished
+
+
+def _check_parts(method: Method, num: int, most: int) -> None:
+    """No part of so many samples is a single one where outputs depend on the samples at hand."""
+    if num < 1:
+        raise ValueError("x: expected at least one sample; got none")
+    layers = method.network.layers
+    if any(s.over == "samples" for l in layers if not l.estimated for s in l.statistics):
+        sample_checks.several("x", method.network, num // -(-num // most))
 
 
 def _sums(
@@ -165,6 +182,7 @@ def outputs(method: Method, state: Tree, x: Tree) -> np.ndarray:
     predict, whole = jax.jit(method.predict), on_host(method.network, x)
     check_samples(method.network, whole)
     num = num_samples(whole)
+    _check_parts(method, num, _rows(method))
     # even parts: batch statistics need many samples
     chunks = np.array_split(np.arange(num), -(-num // _rows(method)))
     parts = (jax.tree.map(lambda a, rows=rows: a[rows], whole) for rows in chunks)

@@ -73,6 +73,12 @@ class Feed(ABC, Generic[Chunk]):
         return fixed(method, self.at_hand, self.shared)
 
 
+def part(whole: int, parts: int, i: int) -> int:
+    """The size of part i of a whole that is split evenly, the larger parts first."""
+    size, larger = divmod(whole, parts)
+    return size + (i < larger)
+
+
 def shares_of(sharding: NamedSharding | None, shape: Sequence[int], shared: bool) -> Shares:
     """The shares of the processes in a step's samples; one where all of them hold everything."""
     return shares(sharding, shape) if shared else whole(prod(shape))

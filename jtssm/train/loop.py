@@ -20,14 +20,14 @@ from jtssm.sharding.distributed import ProcessBatches, ProcessSamples, introduce
 from jtssm.sharding.placement.packing import is_rows
 from jtssm.train import fingerprint
 from jtssm.train.batches import Minibatches, Resident
-from jtssm.train.checkpoint import Folder
+from jtssm.train.checkpoint import Folder, need_orbax
 from jtssm.train.divergence import not_finite
 from jtssm.train.evaluation import as_metric, evaluate
 from jtssm.train.feed import Feed, check_shared
 from jtssm.train.halving import Halving
 from jtssm.train.hooks import Hook, as_hooks
 from jtssm.train.placing import on_mesh
-from jtssm.train.position import Checkpoint, Position
+from jtssm.train.position import Checkpoint, Lines, Position
 from jtssm.train.pretrained import estimates
 from jtssm.train.progress import Bar
 from jtssm.train.result import Epoch, Result
@@ -121,8 +121,8 @@ def fit(
         `get_state` and `set_state` (`jtssm.train.stream_reader`); a UserWarning says if it does not.
         On one mesh and CPU the results are the same bits; on a GPU with
         XLA_FLAGS=--xla_gpu_deterministic_ops=true; on another mesh they agree up to rounding.
-        SIGTERM and Ctrl-C let the chunk of steps end (at most 50, of a resident method `evaluate_every`),
-        write a checkpoint and return; a second Ctrl-C gives up at once.
+        SIGTERM and Ctrl-C let the chunk of steps end (at most 50, of a resident method `evaluate_every`,
+        at most 65 536), write a checkpoint and return; a second Ctrl-C gives up at once.
       every: least number of steps between two checkpoints, which lie at ends of chunks; None: one at
         every line of the history.
       keep: how many of the newest stay.
@@ -184,8 +184,7 @@ def fit(
     sets = evaluated(method, validation)
     found = {name: as_metric(name, given) for name, given in (metrics or {}).items()}
     _check_start(method, params, state, feed)
-    # the epochs after which a line of the history is due
-    lines = [*range(evaluate_every, epochs, evaluate_every), epochs]
+    lines = Lines(evaluate_every, epochs)
     with contextlib.ExitStack() as stack:
         folder = begun = None
         if checkpoint is not None:
@@ -239,6 +238,18 @@ def _check_start(method: Method, params: Sequence[Tree] | None, state: Tree, fee
         raise ValueError("params: expected None with a state, which has its own; got both")
     if state is not None and not (isinstance(feed, Stream) or feed.shared):
         _check_state(method, state, feed.x, feed.y)
+    if state is not None:
+        _check_numbers(method, state)
+
+
+def _check_numbers(method: Method, state: Tree) -> None:
+    """A given state is of finite numbers, but for what an optimizer keeps, e.g. a best loss."""
+    packed = any(is_rows(getattr(state, name)) for name in state._fields)
+    whole = method.params(state) if packed else state
+    named = jax.tree_util.tree_leaves_with_path(whole)
+    bad = int(not_finite([a for path, a in named if "opt_state" not in jax.tree_util.keystr(path)]))
+    if bad:
+        raise ValueError(f"state: expected finite numbers; got {bad} that are NaN or infinite")
 
 
 def _check_state(method: Method, state: Tree, x: Tree, y: Array | np.ndarray) -> None:
@@ -286,6 +297,8 @@ def _check_ways(
 ) -> None:
     """The arguments that say how a run is kept fit together."""
     checks.one_of("on_divergence", on_divergence, DIVERGED)
+    if checkpoint is not None:
+        need_orbax()
     checks.count(keep=keep, halvings=halvings)
     if every is not None:
         checks.count(every=every)

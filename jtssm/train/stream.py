@@ -100,6 +100,7 @@ class Stream(Feed[int]):
         self._begun = 0  # passes of the stream when the epoch began
         self._ends = {0: 0}  # the steps done at the end of each epoch
         self._passes = 0  # up to the next line of the history
+        self._due = 0  # steps up to it, where they are known
         self._place = self._reader.place()
         self._midway = False
 
@@ -160,13 +161,12 @@ class Stream(Feed[int]):
         self._place, self._begun = self._reader.place(), order["begun"]
 
     def draw(self, epochs: int) -> Sequence[int]:
-        """The steps of each chunk in so many epochs; of passes of unknown length, no end of chunks."""
+        """The numbers of the chunks in so many epochs; of passes of unknown length, no end of them."""
         self._passes = epochs
         if self.steps_per_epoch is None:
             return range(sys.maxsize)
-        steps = epochs * self.steps_per_epoch
-        chunks = -(-steps // self._most)
-        return [(i + 1) * steps // chunks - i * steps // chunks for i in range(chunks)]
+        self._due = epochs * self.steps_per_epoch
+        return range(-(-self._due // self._most))
 
     def run(self, guard: Guard, state: Tree, chunks: Sequence[int]) -> Iterator[Outcome]:
         """Take the steps of each chunk; ends after a divergence."""
@@ -188,16 +188,21 @@ class Stream(Feed[int]):
         self._begun = self._place["passes"]
         self._ends[self._epoch] = self._done
 
-    def _chunks(self, sizes: Sequence[int]) -> Iterator[_Chunk]:
-        """Chunks on the devices, until the sizes or the passes end."""
+    def _steps_of(self, number: int) -> int:
+        """Steps of a chunk."""
+        if self.steps_per_epoch is None:
+            return self._most
+        chunks = -(-self._due // self._most)
+        return (number + 1) * self._due // chunks - number * self._due // chunks
+
+    def _chunks(self, numbers: Sequence[int]) -> Iterator[_Chunk]:
+        """Chunks on the devices, until the numbers or the passes end."""
         keep = len(self.shape) > 1 or self.steps_per_epoch is not None
         reader, last = self._reader, self._begun + self._passes
-        for size in sizes:
+        for number in numbers:
             if self.steps_per_epoch is None and reader.passes == last:
                 return
-            x, y = reader.take(
-                self._most if self.steps_per_epoch is None else size, self.size, keep
-            )
+            x, y = reader.take(self._steps_of(number), self.size, keep)
             if len(y):
                 yield _Chunk(self._put(x, y), reader.place())
 

@@ -8,8 +8,10 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
+from jtssm import checks
 from jtssm.arrays import Array, Shaped, Tree
 from jtssm.nn.adapted import Adapted, Call, Pure, adapted
 from jtssm.nn.boundary import ARRAYS, Sample, SampleTree, boolean, of_arrays, sample_of
@@ -34,6 +36,9 @@ def chained(
       ValueError: no modules, a bad sample, a module that does not take what the one before it gives.
     """
     entry, integer = _sample(sample_input)
+    for i, holds in enumerate(held):
+        for path, a in holds:
+            check_held(f"module {i}: {'.'.join(map(str, path))}", a)
     found = ties(held)
     parts = [make() for make in makers]
     layers: list[Adapted] = []
@@ -54,6 +59,19 @@ def chained(
             layer = _layer(name, one, first, integer and span.start == 0)
         layers.append(layer)
     return sequence(layers, entry)
+
+
+def check_held(name: str, a: object) -> None:
+    """Arrays to start from have numbers, all of them finite; anything else is left alone.
+
+    Raises:
+      ValueError: an array without numbers, or with NaN or infinite ones.
+    """
+    if isinstance(a, (np.ndarray, jax.Array)) and not isinstance(a, jax.core.Tracer):
+        if 0 in a.shape:
+            raise ValueError(f"{name}: expected sizes of at least 1; got shape {a.shape}")
+        if jnp.issubdtype(a.dtype, jnp.floating):
+            checks.finite(name, a)
 
 
 def _layer(which: str, one: Pure, given: Sample, integer: bool) -> Adapted:
@@ -77,6 +95,7 @@ def _sample(sample_input: Tree) -> tuple[Sample, bool]:
             return sample_of(jax.tree.map(_shape_of, sample_input)), False
         except ValueError as error:
             raise ValueError(f"sample_input: {error}") from error
+    checks.array("sample_input", sample_input)
     shape = tuple(jnp.shape(sample_input))
     dtype: DTypeLike = jnp.result_type(sample_input) if shape else "nothing"
     numbers = shape and any(jnp.issubdtype(dtype, k) for k in (jnp.floating, jnp.integer))

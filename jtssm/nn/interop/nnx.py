@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jtssm.arrays import Array, Tree
 from jtssm.nn.adapted import Call, Pure, fresh
-from jtssm.nn.interop.adapt import chained, dropped, listed, need_flax
+from jtssm.nn.interop.adapt import chained, check_held, dropped, listed, need_flax
 from jtssm.nn.interop.functions import of_function
 from jtssm.nn.interop.modes import (
     DROPPING,
@@ -86,6 +86,10 @@ def from_nnx(
                 f"modules: expected nnx modules or functions; got {module!r} as entry {i}"
             )
     own = [(i, m) for i, m in enumerate(given) if isinstance(m, nnx.Module)]
+    for i, module in own:
+        held: Any = _variables(module)
+        for path, variable in held:
+            check_held(f"module {i}: {'.'.join(map(str, path))}", variable[...])
     all_taken(said, [FREEZING, DROPPING, *(name for i, m in own for name in _known(i, m, said))])
     if sample_input is None:
         if not isinstance(given[0], nnx.Linear):
