@@ -29,7 +29,8 @@ def complete(arguments: argparse.Namespace) -> None:
 
     Raises:
       ValueError: --channels without convolutions, options of our networks with one of the user's, --forms
-        without what they split, several processes without a mesh.  ImportError: --checkpoint without orbax.
+        without what they split, several processes without a mesh.
+      ImportError: --checkpoint without orbax.
     """
     if ":" in arguments.net:
         _own_network(arguments)

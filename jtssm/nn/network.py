@@ -174,8 +174,8 @@ def sequence(layers: Sequence[Layer], in_shape: Sequence[int] | Tree) -> Network
       in_shape: of one sample: the shape of an array, or a tree of `jax.ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: no layers or something else, a shape that a layer does not take or that has no numbers, a
-        tree before a layer that takes one array, or at the end.
+      ValueError: no layers or something else, a shape that a layer does not take or that has no numbers,
+        a tree before a layer that takes one array, or at the end.
     """
     if not isinstance(layers, (list, tuple)) or not layers:
         raise ValueError(
