@@ -30,6 +30,7 @@ from scipy import stats
 
 import jtssm
 from benchmarks import record
+from examples import language_model
 from jtssm import nn, sharding
 
 
@@ -48,6 +49,7 @@ def cases(smoke: bool) -> dict[str, Case]:
         return {"mlp": Case(jtssm.mlp([16, 32, 32, 8]), "sgd", 16, {})}
     mlp, wide = jtssm.mlp([784, 512, 512, 512, 10]), jtssm.mlp([784, 2048, 2048, 10])
     convnet = nn.convnet((28, 28, 1), 10)
+    decoder = nn.decoder(4, width=128, heads=8, sequence=64, vocabulary=256)
     return {
         "mlp 784-512-512-512-10, sgd, batch 64": Case(mlp, "sgd", 64, {}),
         "mlp 784-512-512-512-10, sgd, batch 2048": Case(mlp, "sgd", 2048, {}),
@@ -59,6 +61,11 @@ def cases(smoke: bool) -> dict[str, Case]:
         ),
         "mlp 784-512-512-10, ist, batch 512": Case(
             jtssm.mlp([784, 512, 512, 10]), "ist", 512, {"local_steps": 4}
+        ),
+        "decoder, 4 blocks of 128, 64 bytes, sgd, batch 32": Case(decoder, "sgd", 32, {}),
+        "decoder, 4 blocks of 128, 64 bytes, gsadmm, batch 32": Case(decoder, "gsadmm", 32, {}),
+        "language model of flax modules, 32 bytes, sgd, batch 64": Case(
+            language_model.network(), "sgd", 64, {}
         ),
     }
 

@@ -10,6 +10,7 @@ from math import isqrt
 from numbers import Integral, Real
 from os import PathLike, fspath
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -200,8 +201,8 @@ def key(value: Any) -> jax.Array:
     raise ValueError(f"key: expected a single key, e.g. jax.random.key(0); got {shown(value)}")
 
 
-def array(name: str, value: object) -> None:
-    """The value is an array of numbers that jax takes, numpy's or jax's, or stands for one."""
+def array(name: str, value: object, *, booleans: bool = False) -> None:
+    """The value is an array of numbers (`booleans`: or of those) that jax takes, or stands for one."""
     traced = isinstance(value, jax.core.Tracer)
     if isinstance(value, jax.Array) and not traced and value.is_deleted():
         raise ValueError(
@@ -210,7 +211,10 @@ def array(name: str, value: object) -> None:
         )
     if isinstance(value, (jax.Array, jax.ShapeDtypeStruct)):
         return
-    if not isinstance(value, np.ndarray) or not jnp.issubdtype(value.dtype, jnp.number):
+    known = isinstance(value, np.ndarray) and (
+        jnp.issubdtype(value.dtype, jnp.number) or (booleans and value.dtype == bool)
+    )
+    if not known or not isinstance(value, np.ndarray):
         raise ValueError(
             f"{name}: expected an array of numbers, numpy's or jax's; got {shown(value)}"
         )
@@ -229,6 +233,14 @@ def array(name: str, value: object) -> None:
             f"{name}: expected numbers of at most 64 bits; got {value.dtype}: convert, e.g. "
             f"{name}.astype('float32')"
         )
+
+
+def finite(name: str, value: Any) -> None:
+    """The array of numbers has neither NaN nor infinite ones."""
+    xp: ModuleType = np if isinstance(value, np.ndarray) else jnp
+    bad = int(xp.size(value) - xp.isfinite(value).sum())
+    if bad:
+        raise ValueError(f"{name}: expected finite numbers; got {bad} that are NaN or infinite")
 
 
 def precision(value: Any) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jtssm.arrays import Array, Tree
+from jtssm.nn.boundary import cast, first, float_dtype
 from jtssm.protocol import Info, Method, Move
 from jtssm.protocol.axes import AXES
 from jtssm.sharding.cost.bytes_moved import step_bytes
@@ -31,13 +32,13 @@ STEPS = 3
 
 
 def check_method(
-    method: Method, x: np.ndarray, y: np.ndarray, *, mesh: Mesh | None = None, resume: bool = True
+    method: Method, x: Tree, y: np.ndarray, *, mesh: Mesh | None = None, resume: bool = True
 ) -> None:
     """All of the contract.
 
     Args:
       method: unplaced.
-      x: [samples, ...] for one step at least, of one dtype throughout.
+      x: [samples, ...] for one step at least, or a tree of such, of one dtype of floats throughout.
       y: their labels or targets.
       mesh: with axes named subnet, pr and pc, for the checks of a placed method; None: they are left out.
       resume: whether a run from a checkpoint is checked too (needs orbax).
@@ -48,7 +49,7 @@ def check_method(
     check_init(method, x, y)
     check_step(method, x, y)
     check_predict(method, x, y)
-    check_moves(method, len(x))
+    check_moves(method, len(y))
     if mesh is not None:
         check_placed(method, x, y, mesh)
         check_bytes(method, x, y, mesh)
@@ -56,16 +57,17 @@ def check_method(
         check_resumed(method, x, y)
 
 
-def minibatch(method: Method, x: np.ndarray, y: np.ndarray, i: int = 0) -> tuple[Array, Array]:
+def minibatch(method: Method, x: Tree, y: np.ndarray, i: int = 0) -> tuple[Tree, Array]:
     """What step i consumes: all samples of a resident method, else the next ones, round and round."""
     shape = method.batch_shape
     if shape is None:
-        return jnp.asarray(x), jnp.asarray(y)
-    rows = (np.arange(np.prod(shape)) + i * np.prod(shape)) % len(x)
-    return tuple(jnp.asarray(a[rows].reshape(*shape, *a.shape[1:])) for a in (x, y))  # type: ignore[return-value]
+        return jax.tree.map(jnp.asarray, (x, y))
+    rows = (np.arange(np.prod(shape)) + i * np.prod(shape)) % len(y)
+    one = lambda a: jnp.asarray(a[rows].reshape(*shape, *a.shape[1:]))
+    return jax.tree.map(one, (x, y))
 
 
-def check_init(method: Method, x: np.ndarray, y: np.ndarray) -> None:
+def check_init(method: Method, x: Tree, y: np.ndarray) -> None:
     """The same key draws the same parameters, another one others; given ones come back as they are."""
     one, two, other = (method.init(jax.random.key(k), x, y) for k in (KEY, KEY, KEY + 1))
     params = method.params(one)
@@ -74,18 +76,18 @@ def check_init(method: Method, x: np.ndarray, y: np.ndarray) -> None:
     pairs = zip(_leaves(params), _leaves(method.params(other)), strict=True)
     assert any((a != b).any() for a, b in pairs), "init: another key draws other parameters"
     dtypes = {a.dtype for a in _leaves(params)}
-    assert dtypes == {np.dtype(x.dtype)}, f"init: parameters have the dtype of x; got {dtypes}"
+    assert dtypes == {float_dtype(x)}, f"init: parameters have the dtype of x; got {dtypes}"
     given = method.params(method.init(jax.random.key(KEY + 1), x, y, params))
     _equal(given, params, "init: given parameters come back as they are")
     assert jnp.shape(one.pace) == (), "State: a scalar `pace`"
     assert one.pace == 1, "State: `pace` is 1 at the start"
 
 
-def check_step(method: Method, x: np.ndarray, y: np.ndarray) -> None:
+def check_step(method: Method, x: Tree, y: np.ndarray) -> None:
     """A step is pure, keeps the state's structure, is traced once, and shows scalars."""
     traces: list[int] = []
 
-    def counted(state: Tree, x: Array, y: Array) -> tuple[Tree, Info]:
+    def counted(state: Tree, x: Tree, y: Array) -> tuple[Tree, Info]:
         traces.append(1)
         return method.step(state, x, y)
 
@@ -101,18 +103,20 @@ def check_step(method: Method, x: np.ndarray, y: np.ndarray) -> None:
     assert len(traces) == 1, f"step: one trace serves all steps; got {len(traces)}"
 
 
-def check_predict(method: Method, x: np.ndarray, y: np.ndarray) -> None:
+def check_predict(method: Method, x: Tree, y: np.ndarray) -> None:
     """Outputs of the composed network, one a sample, the same whatever other samples are asked for.
 
     Of a network that takes means over the samples at hand the last is not asked.
     """
     state = method.init(jax.random.key(KEY), x, y)
     outputs = method.predict(state, x)
-    expected = (len(x), *method.network.shapes[-1])
+    expected = (len(y), *method.network.outputs)
     assert outputs.shape == expected, f"predict: expected {expected}; got {outputs.shape}"
     if not any(taken.over == "samples" for taken in method.network.statistics):
         _close(
-            method.predict(state, x[:1]), outputs[:1], "predict: a sample alone, and among others"
+            method.predict(state, first(x)),
+            outputs[:1],
+            "predict: a sample alone, and among others",
         )
 
 
@@ -122,7 +126,7 @@ def check_moves(method: Method, samples: int) -> None:
     assert all(isinstance(m, Move) and m.axis in AXES for m in moves), f"moves: got {moves}"
 
 
-def check_placed(method: Method, x: np.ndarray, y: np.ndarray, mesh: Mesh) -> None:
+def check_placed(method: Method, x: Tree, y: np.ndarray, mesh: Mesh) -> None:
     """On a mesh the protocol and the numbers are the same."""
     placed = place(method, mesh)
     state, other = (each.init(jax.random.key(KEY), x, y) for each in (method, placed))
@@ -137,18 +141,19 @@ def check_placed(method: Method, x: np.ndarray, y: np.ndarray, mesh: Mesh) -> No
     _close(outputs, method.predict(state, x), "predict on the mesh: the same outputs")
 
 
-def check_bytes(method: Method, x: np.ndarray, y: np.ndarray, mesh: Mesh) -> None:
+def check_bytes(method: Method, x: Tree, y: np.ndarray, mesh: Mesh) -> None:
     """The bytes that a step of float32 samples hands to collectives are those that it declares."""
     placed = place(method, mesh)
-    given = [jnp.asarray(a) for a in minibatch(method, x.astype(np.float32), y)]
-    state = placed.init(jax.random.key(KEY), x.astype(np.float32), y)
+    x = cast(x, np.float32)
+    given = minibatch(method, x, y)
+    state = placed.init(jax.random.key(KEY), x, y)
     counts = count_bytes(placed.step, state, *given, by_device=True)
     counted = max(counts, key=lambda count: sum(count.values()))
-    declared = step_bytes(method, mesh, samples=len(x))
+    declared = step_bytes(method, mesh, samples=len(y))
     assert counted == declared, f"moves: declared {declared}; the traced step has {counted}"
 
 
-def check_resumed(method: Method, x: np.ndarray, y: np.ndarray) -> None:
+def check_resumed(method: Method, x: Tree, y: np.ndarray) -> None:
     """A run that goes on from a checkpoint comes to the same bits."""
     key, epochs = jax.random.key(KEY), 4
     with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 
+import jax
 import pytest
 
 from benchmarks import (
@@ -10,6 +11,7 @@ from benchmarks import (
     grid_speed,
     ist_speed,
     ist_tradeoff,
+    memory_held,
     pdadmm_accuracy,
     pdadmm_speed,
     planner_measured,
@@ -204,6 +206,17 @@ def test_planned_seconds_are_those_of_the_formulas_by_hand():
     grid += two(dense[0][0] / 4 + 4096 + sum(dense[1]) / 4 + dense[2][0] / 4 + 1000)
     assert found[4, 2].bar.communication == pytest.approx(1.2e6 / 2048 * grid)
     assert found[4, 2].compute == pytest.approx(published_figures.compute_seconds(2048, 8))
+
+
+@pytest.mark.slow
+def test_memory_held_runs_small_within_the_bound(monkeypatch, capsys):
+    with jax.enable_x64(False):  # the model counts words of four bytes
+        lines = smoke(monkeypatch, capsys, memory_held)
+    found = [eval(line.split(": ", 1)[1]) for line in lines if "{" in line]
+    assert [line["mesh"] for line in found] == ["1 x 1 x 2", "1 x 2 x 1"]
+    assert all(line["arguments"] < line["compiled"] <= line["total"] for line in found)
+    assert found[1]["arguments"] < found[0]["arguments"]
+    assert "sgd trains the network as one piece" in lines[-1]
 
 
 def test_planner_measured_runs_small(monkeypatch, capsys):

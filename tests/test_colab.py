@@ -229,3 +229,35 @@ def assert_counted_shapes(shown):
     assert sent["1 x 2 x 4"] == {4 * (over_pr + over_pc)}
     assert len(sent) == 4
     assert all(len(numbers) == 1 for numbers in sent.values())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_language_model_is_trained_whole_cut_resumed_and_on_eight_devices(small):
+    notebook, shown = executed("06_language_model", small)
+    (difference,) = re.findall(
+        r"^largest difference from flax and optax: (\S+)$", shown, re.MULTILINE
+    )
+    assert float(difference) < 1e-5
+    held_out = dict(re.findall(r"^(.+?) +(\S+) bits a byte of held-out", shown, re.MULTILINE))
+    assert list(held_out) == ["sgd", "gsADMM, n = 2", "gsADMM, n = 4", "local SGD, N = 2"]
+    assert all(6 < float(bits) < 7 for bits in held_out.values())  # 7.7 at the start
+    assert "steps: 10 and on to 20; all bits equal: True" in shown
+    placed = re.findall(
+        r"^(.+?) +on (\d x \d x \d): (\S+) bits a byte, losses (\S+) from .*; (\S+) bytes a step$",
+        shown,
+        re.MULTILINE,
+    )
+    assert {shape for _, shape, *_ in placed} == {"1 x 2 x 4", "2 x 2 x 2", "2 x 1 x 2"}
+    for name, _, bits, gap, _ in placed:
+        assert abs(float(bits) - float(held_out[name])) < 2e-4
+        assert float(gap) < 1e-5
+    moved = {name: int(size.replace(",", "")) for name, *_, size in placed}
+    # a block: attention's four products, the perceptron's two, two norms; tables, places and the head
+    block = 4 * (16 * 16 + 16) + 2 * 16 * 64 + 64 + 16 + 4 * 16
+    size = 2 * block + (128 + 16) * 16 + 2 * 16 + 16 * 128 + 128
+    # with the gradient the loss and what is right; of a round two gradients, then the mean of weights
+    assert moved["sgd"] == 4 * (size + 2)
+    assert moved["local SGD, N = 2"] == 4 * (3 * size + 2)
+    assert (small / "language.png").stat().st_size > 5_000
+    assert images(notebook) == 1

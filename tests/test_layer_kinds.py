@@ -30,6 +30,9 @@ KINDS = {
     "dropout": (nn.dropout_layer(0.5), (6,)),
     "bottleneck": (nn.bottleneck(2, 2, "running", widen=True), (8, 6, 2)),
     "attention": (nn.attention(4, 2), (5, 4)),
+    "causal attention": (nn.attention(4, 2, causal=True), (5, 4)),
+    "embedding": (nn.embedding(7, 4), (5,)),
+    "scores": (nn.scores(4, 6), (5, 4)),
     "perceptron": (nn.perceptron(4, 6), (5, 4)),
     "mean of tokens": (nn.mean_token(4), (5, 4)),
     "a function": (nn.layers([(INIT, lambda p, x: x @ p["W"])], jnp.zeros((1, 6))).layers[0], (6,)),
@@ -48,6 +51,7 @@ ANSWERS = {
     activations.is_dense: bool,
     activations.activation: object,
 }
+OF_SAMPLES = {questions.between: int}  # of a layer and the shape of its samples
 
 
 @pytest.fixture(params=KINDS)
@@ -78,13 +82,15 @@ def asked():
 
 def test_the_table_holds_every_kind_and_every_question():
     assert concrete(nn.Layer) <= {type(layer) for layer, _ in KINDS.values()}
-    assert asked() == set(ANSWERS)
+    assert asked() == {*ANSWERS, *OF_SAMPLES}
 
 
 def test_every_kind_answers_every_question(kind):
-    layer, _ = kind
+    layer, shape = kind
     for question, answer in ANSWERS.items():
         assert isinstance(question(layer), answer), question.__name__
+    for question, answer in OF_SAMPLES.items():
+        assert isinstance(question(layer, shape), answer), question.__name__
 
 
 def test_every_kind_answers_what_nn_itself_asks(kind):
@@ -112,7 +118,7 @@ def test_a_form_splits_dimensions_that_the_parameters_have(kind):
     layer, shape = kind
     params = layer.init(jax.random.key(0), shape, jnp.float64)
     for form, split in questions.splits(layer).items():
-        assert form in ("gathered", "model", "row", "paired")
+        assert form in ("model", "row", "paired")
         assert jax.tree.structure(split) == jax.tree.structure(params)
         jax.tree.map(lambda a, d: a.shape[d], params, split)
         sizes = jax.tree.map(lambda a, d: a.shape[d] if d >= 0 else 0, params, split)
@@ -145,8 +151,8 @@ def test_what_pdadmm_trains_is_the_activation_of_x_W_and_b(kind):
     np.testing.assert_allclose(layer.apply(params, x, PLAIN), expected, rtol=1e-14)
 
 
-def test_a_layer_that_the_grid_does_not_know_has_the_form_batch_alone():
+def test_a_layer_that_the_grid_does_not_know_has_the_forms_batch_and_gathered():
     net = nn.sequence([Grow(4), nn.dense(4)], (6,))
     params = net.parameter_shapes()
     fits = [f for f in sharding.layers.FORMS if not sharding.misfit(net, 0, params[0], f, 2)]
-    assert fits == ["batch"]
+    assert fits == ["batch", "gathered"]

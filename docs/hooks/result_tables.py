@@ -528,6 +528,23 @@ def planner_measured(found: dict) -> str:
     return markdown(head, rows)
 
 
+@draws("memory_held", "memory_held")
+def memory_held(found: dict) -> str:
+    """What a device holds on every mesh, by formula and compiled."""
+    mega = lambda a: f"{a / 1e6:.3f}"
+    rows = [
+        (
+            name,
+            a["mesh"].replace("x", "×"),
+            *(mega(a[k]) for k in ("arguments", "total", "compiled")),
+        )
+        for name, lines in found["results"].items()
+        for a in lines
+    ]
+    head = ("case", "subnet × pr × pc", "given to a step, MB", "bound in all, MB", "compiled, MB")
+    return markdown(head, rows)
+
+
 @draws("users_networks", "users_networks")
 def users_networks(found: dict) -> str:
     """flax networks cut at every n."""

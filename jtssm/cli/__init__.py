@@ -1,6 +1,7 @@
 """The command line: jtssm train METHOD | plan METHOD | sweep METHOD | demo | methods | data | calibrate.
 
-METHOD is a name, or package.module:function for one of your own (`jtssm.cli.outside`). Options of
+METHOD is a name, or package.module:function for one of your own (`jtssm.cli.outside`), as --net and
+--loss may be. Options of
 a method are those of its constructor (`jtssm.cli.constructors`); what all methods share
 stands in `jtssm.cli.options`.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import jtssm
 from jtssm import checks, data, solvers
-from jtssm.cli import options, outside, plan, runs, tables
+from jtssm.cli import options, outside, parsers, plan, runs, tables
 from jtssm.cli.constructors import flag, names, summary
 
 HELP = ("-h", "--help")
@@ -29,13 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _read(list(sys.argv[1:] if argv is None else argv))
         return arguments.run(arguments)
     except (ValueError, OSError, ImportError) as error:
-        print(f"jtssm: error: {error}", file=sys.stderr)
+        # in one line, whatever jax or a module of the user's said in several
+        told = " ".join(line.strip() for line in str(error).splitlines())
+        print(f"jtssm: error: {told}", file=sys.stderr)
         return 2
 
 
-def parser() -> options.Parser:
+def parser() -> parsers.Parser:
     """The parser of all commands."""
-    top = options.Parser(prog="jtssm", description=jtssm.__doc__)
+    top = parsers.Parser(prog="jtssm", description=jtssm.__doc__)
     top.add_argument("--version", action="version", version=jtssm.__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     options.add_train(commands, runs.run_train)
@@ -75,7 +78,7 @@ def _with_method(argv: list[str]) -> list[str]:
         name = outside.known(rest[0])
         checks.one_of("method", name, list(solvers.METHODS))
         return [command, name, *rest[1:]]
-    named = options.Parser(prog=f"jtssm {command}", add_help=False)
+    named = parsers.Parser(prog=f"jtssm {command}", add_help=False)
     named.add_argument("--method", default=options.METHOD_OF[command])
     found, rest = named.parse_known_args(rest)
     name = outside.known(found.method)

@@ -23,7 +23,7 @@ Kinds = Mapping[str, type]  # dataclasses by the words that stand for them
 NOT_OPTIONS = (
     "net",  # --net, --hidden and their like describe it
     "optimizer",  # made of --optimizer, --learning-rate and --rates
-    "loss",  # the data sets have labels: cross entropy
+    "loss",  # --loss
 )
 READERS: dict[object, tuple[Reader, str]] = {
     int: (integer, "N"),

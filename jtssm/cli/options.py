@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import TypeAlias
 
-from jtssm import data, solvers
+from jtssm import data, losses, solvers
+from jtssm.cli import samples
 from jtssm.cli.constructors import add_options, prose, summary, takes
-from jtssm.cli.readers import either, forms, integer, integers, mesh, number, one_of
+from jtssm.cli.parsers import Parser, group, words
+from jtssm.cli.readers import (
+    either,
+    forms,
+    integer,
+    integers,
+    mesh,
+    number,
+    one_of,
+    one_of_or_own,
+    path,
+    seed,
+)
 from jtssm.nn.architectures import ARCHITECTURES
 from jtssm.nn.norm import NORMALISATIONS
 from jtssm.planning.builders import LOCAL_STEPS, workers_argument
@@ -23,69 +35,33 @@ OPTIMIZERS = ("adam", "adamw", "adagrad", "lion", "nadam", "radam", "rmsprop", "
 BATCH_SIZE = 110
 RATES = ("warmup-cosine", "constant")
 NETS = ("mlp", "convnet")
+OWN_NET = "package.module:function, which returns yours"
 DATA_DIR = "folder that holds one folder a data set; default: JTSSM_DATA"
 METHOD_OF = {"train": "gsadmm", "plan": "sgd", "sweep": "sgd"}  # without a method
-# of what a command needs; where nothing stands here, a number
-EXAMPLES = {"--machine": "--machine tpu-v5e", "file": "here.json", "command": "train"}
 Command = Callable[[argparse.Namespace], int]
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
-class Parser(argparse.ArgumentParser):
-    """One that raises what it refuses, as all checks do, and knows no abbreviations."""
-
-    def __init__(self, **settings: Any):
-        super().__init__(**{"allow_abbrev": False} | settings)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise ValueError: the command, the option and what is wrong with it."""
-        where = self.prog.removeprefix("jtssm").strip()
-        raise ValueError(": ".join(filter(None, (where, _plainly(message)))))
-
-
-def _plainly(message: str) -> str:
-    """What argparse says, as the checks of the package say it."""
-    if lacking := re.fullmatch("the following arguments are required: (.*)", message):
-        names = lacking[1].split(", ")
-        example = " ".join(EXAMPLES.get(name, f"{name} 4") for name in names)
-        return f"expected {lacking[1]}, which it needs, e.g. {example}; got none"
-    message = message.removeprefix("argument ")
-    message = message.replace("expected one argument", "expected a value; got none")
-    unknown = r"invalid choice: (.*) \(choose from (.*)\)"
-    return re.sub(unknown, r"expected one of \2; got \1", message)
-
-
-def _group(title: str, told: str | None = None) -> tuple[Parser, Callable[..., argparse.Action]]:
-    """A parser for others to share, and what adds an option to its only group."""
-    shared = Parser(add_help=False)
-    return shared, shared.add_argument_group(title, told).add_argument
-
-
-def _words(known: Collection[str]) -> str:
-    return "one of: " + ", ".join(known)
-
-
 def add_train(commands: Commands, run: Command) -> None:
     """`jtssm train METHOD`."""
-    methods = _with_methods(
-        commands, "train", "train a perceptron or a small convolutional network"
-    )
+    methods = _with_methods(commands, "train", "train a network, one of your own too")
     whole = [_data(), _network(), _training(), _mesh()]
     last = [_processes(), _checkpoints(), _results()]
     for name, make in solvers.METHODS.items():
         own = Parser(add_help=False)
         add_options(own, make, {"local_steps": LOCAL_STEPS, "batch_size": BATCH_SIZE})
         some = [_optimizer(RATES)] if takes(make, "optimizer") else []
+        some += [_loss()] if takes(make, "loss") else []
         # workers keep their layers whole
         some += [] if takes(make, "local_steps") else [_forms()]
         some += [_shallow()] if make is solvers.pdadmm else []
         method = _add_method(methods, name, [own, *whole, *some, *last])
-        method.set_defaults(run=run, forms=None, shallow=None)
+        method.set_defaults(run=run, forms=None, shallow=None, loss=None)
 
 
 def add_plan(commands: Commands, run: Command) -> None:
     """`jtssm plan METHOD`."""
-    shown, add = _group("results")
+    shown, add = group("results")
     add("--runners-up", type=integer, default=4, help="how many other meshes to show; default: 4")
     _add_planned(
         commands, "plan", "the fastest mesh by the cost model, and its Python", run, [shown]
@@ -110,7 +86,7 @@ def add_data(commands: Commands, run: Command) -> None:
     """`jtssm data`."""
     told = "the data sets: which are there, how to get the others"
     shown = commands.add_parser("data", help=told, description=told)
-    shown.add_argument("--data-dir", help=DATA_DIR)
+    shown.add_argument("--data-dir", type=path, help=DATA_DIR)
     shown.set_defaults(run=run)
 
 
@@ -118,7 +94,7 @@ def add_calibrate(commands: Commands, run: Command) -> None:
     """`jtssm calibrate`."""
     told = "measure these devices, write a machine file"
     measure = commands.add_parser("calibrate", help=told, description=told)
-    measure.add_argument("file", type=Path, help="of the machine, e.g. here.json")
+    measure.add_argument("file", type=path, help="of the machine, e.g. here.json")
     measure.add_argument("--devices", type=integer, help="virtual devices of a CPU; default: 1")
     measure.set_defaults(run=run)
 
@@ -134,9 +110,10 @@ def _add_planned(
         found["local_steps"] = str(LOCAL_STEPS)
         its = Parser(add_help=False)
         add_options(its, make, {}, found, but="batch_size")
-        optimizer = [_optimizer()] if takes(make, "optimizer") else []
-        method = _add_method(methods, name, [its, *shared, *optimizer, *own])
-        method.set_defaults(run=run)
+        some = [_optimizer()] if takes(make, "optimizer") else []
+        some += [_loss()] if takes(make, "loss") else []
+        method = _add_method(methods, name, [its, *shared, *some, *own])
+        method.set_defaults(run=run, loss=None)
 
 
 def _with_methods(commands: Commands, command: str, told: str) -> Commands:
@@ -153,32 +130,36 @@ def _add_method(methods: Commands, name: str, parents: list[Parser]) -> Parser:
 
 
 def _data() -> Parser:
-    shared, add = _group("data")
-    add("--data", default="digits", help=f"{_words(data.SOURCES)}; default: digits")
-    add("--data-dir", help=DATA_DIR)
+    shared, add = group("data")
+    told = f"{words(data.SOURCES)}; or an npz file of yours; default: digits"
+    add("--data", default="digits", help=told)
+    told = "what the file calls x, y, x_valid, y_valid, x_test and y_test, e.g. x=tokens,y=next"
+    add("--arrays", type=samples.names, help=f"{told}; default: so")
+    add("--data-dir", type=path, help=DATA_DIR)
     add("--size", type=integer, help="zoom images to SIZE x SIZE; default: mlp, MNIST family: 14")
     return shared
 
 
 def _network() -> Parser:
-    shared, add = _group("network")
-    add("--net", type=one_of(NETS), default=NETS[0], help=f"{_words(NETS)}; default: {NETS[0]}")
+    shared, add = group("network")
+    told = f"{words(NETS)}; or {OWN_NET}; default: {NETS[0]}"
+    add("--net", type=one_of_or_own(NETS), default=NETS[0], help=told)
     add("--hidden", type=integers, help="hidden widths; default: mlp: 512,512,512, convnet: 128")
     add("--channels", type=integers, help="of convnet's convolutions; default: 16,32")
-    add("--normalisation", help=f"of every layer, {_words(NORMALISATIONS)}; default: none")
+    add("--normalisation", help=f"of every layer, {words(NORMALISATIONS)}; default: none")
     add("--dropout", type=number, default=0.0, help="of hidden layers, while training; default: 0")
     return shared
 
 
 def _training() -> Parser:
-    shared, add = _group("training")
+    shared, add = group("training")
     add(
         "--epochs",
         type=integer,
         default=10,
         help="passes over the samples; of pdadmm: iterations over all of them; default: 10",
     )
-    add("--seed", type=integer, default=0, help="of weights, order and dropout; default: 0")
+    add("--seed", type=seed, default=0, help="of weights, order and dropout; default: 0")
     add(
         "--on-divergence",
         default="stop",
@@ -190,12 +171,12 @@ def _training() -> Parser:
 
 def _optimizer(rates: Collection[str] = ()) -> Parser:
     """rates: where the optimizer is also told its step lengths."""
-    shared, add = _group("training")
+    shared, add = group("training")
     add(
         "--optimizer",
         type=one_of(OPTIMIZERS),
         default=OPTIMIZERS[0],
-        help=f"of optax, {_words(OPTIMIZERS)}; default: {OPTIMIZERS[0]}",
+        help=f"of optax, {words(OPTIMIZERS)}; default: {OPTIMIZERS[0]}",
     )
     if rates:
         add("--learning-rate", type=number, default=1e-3, help="the highest; default: 0.001")
@@ -203,32 +184,39 @@ def _optimizer(rates: Collection[str] = ()) -> Parser:
             "--rates",
             type=one_of(rates),
             default=RATES[0],
-            help=f"how the learning rate runs, {_words(rates)}; default: {RATES[0]}",
+            help=f"how the learning rate runs, {words(rates)}; default: {RATES[0]}",
         )
     return shared
 
 
+def _loss() -> Parser:
+    shared, add = group("training")
+    told = f"{words(losses.LOSSES)}; or package.module:function; default: cross_entropy"
+    add("--loss", type=one_of_or_own(losses.LOSSES), help=told)
+    return shared
+
+
 def _shallow() -> Parser:
-    shared, add = _group("training")
+    shared, add = group("training")
     told = "train that many hidden layers first, then insert the others; default: all at once"
     add("--shallow", type=integer, help=told)
     return shared
 
 
 def _mesh() -> Parser:
-    shared, add = _group("mesh")
+    shared, add = group("mesh")
     add("--mesh", type=mesh, help="e.g. subnet=2,pc=2; default: one device")
     return shared
 
 
 def _forms() -> Parser:
-    shared, add = _group("mesh")
+    shared, add = group("mesh")
     add("--forms", type=forms, help="how layers are split over pr: auto, or a form a layer")
     return shared
 
 
 def _processes() -> Parser:
-    shared, add = _group(
+    shared, add = group(
         "processes", "Several share the mesh; each is started with the same command."
     )
     add("--coordinator", help="host:port of process 0, with the next two: several processes")
@@ -245,7 +233,7 @@ def _processes() -> Parser:
 
 
 def _checkpoints() -> Parser:
-    shared, add = _group("results")
+    shared, add = group("results")
     add(
         "--evaluate-every", type=integer, default=1, help="epochs a line of the history; default: 1"
     )
@@ -253,9 +241,9 @@ def _checkpoints() -> Parser:
         "--history",
         type=one_of(history.FORMATS),
         default="csv",
-        help=f"its format, {_words(history.FORMATS)}; default: csv",
+        help=f"its format, {words(history.FORMATS)}; default: csv",
     )
-    add("--checkpoint", type=Path, help="folder of checkpoints; the same command goes on from them")
+    add("--checkpoint", type=path, help="folder of checkpoints; the same command goes on from them")
     add(
         "--every", type=integer, help="steps between checkpoints; default: each line of the history"
     )
@@ -269,15 +257,15 @@ def _checkpoints() -> Parser:
 
 
 def _results() -> Parser:
-    shared, add = _group("results")
-    add("--out", type=Path, default=Path("run"), help="folder for the results; default: run")
+    shared, add = group("results")
+    add("--out", type=path, default=Path("run"), help="folder for the results; default: run")
     add("--overwrite", action="store_true", help="replace an earlier run there")
     return shared
 
 
 def _architecture() -> Parser:
-    shared, add = _group("network")
-    add("--net", default="mlp", help=f"{_words(sorted(ARCHITECTURES))}; default: mlp")
+    shared, add = group("network")
+    add("--net", default="mlp", help=f"{words(sorted(ARCHITECTURES))}; or {OWN_NET}; default: mlp")
     add("--widths", type=integers, help="instead, of a perceptron: inputs, hidden..., outputs")
     add("--batch", type=integer, required=True, help="samples of a step, of all devices together")
     add("--samples", type=integer, help="that a method keeps without minibatches (pdadmm, stored)")
@@ -285,9 +273,9 @@ def _architecture() -> Parser:
 
 
 def _machine() -> Parser:
-    shared, add = _group("machine")
+    shared, add = group("machine")
     add("--devices", type=integer, required=True, help="how many; all are used")
-    add("--machine", required=True, help=f"{_words(MACHINES)}; or a machine file")
+    add("--machine", required=True, help=f"{words(MACHINES)}; or a machine file")
     add("--memory-limit", type=number, help="bytes a device may hold; default: all the machine's")
     add(
         "--overlap",
@@ -299,7 +287,7 @@ def _machine() -> Parser:
 
 
 def _measures() -> Parser:
-    shared, add = _group("results")
+    shared, add = group("results")
     add("--no-count", dest="count", action="store_false", help="predict only: nothing is compiled")
     add("--measure", action="store_true", help="run each shape on the present devices, too")
     add("--compile", help="also for TPUs that need not be there, e.g. tpu-v5e:4x4 (needs libtpu)")

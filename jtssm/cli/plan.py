@@ -9,15 +9,18 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import jax
 
 import jtssm
-from jtssm import plot, solvers
-from jtssm.cli import tables
+from jtssm import checks, files, plot, solvers
+from jtssm.cli import outside, tables
 from jtssm.cli.constructors import given, takes
+from jtssm.cli.results import drawn, folder
+from jtssm.nn.network import Network
 from jtssm.planning import plan, sweeps
 from jtssm.planning.builders import LOCAL_STEPS, workers_argument
 from jtssm.planning.trials import Record
@@ -25,9 +28,10 @@ from jtssm.protocol.optimizers import optimizer
 from jtssm.sharding.cost.calibration import calibrate
 from jtssm.sharding.cost.messages import Sizes
 from jtssm.sharding.cost.planner import Proposal
+from jtssm.sharding.cost.refusals import distinct
 
 RATE = 1e-3  # of optimizers, of which only the kind counts here
-LISTED = 4  # shapes that do not go
+RECORDS = "records.jsonl"
 CAUSES = ("permute", "all_gather", "reduce_scatter", "all_reduce", "all_to_all")
 
 
@@ -40,16 +44,20 @@ def run_plan(arguments: argparse.Namespace) -> int:
     columns = ("subnet x pr x pc", "seconds", "compute", *CAUSES, "hidden", "sent MB", "memory MB")
     tables.show(title, columns, rows)
     if found.refused:
-        tables.say(
-            f"{len(found.refused)} other meshes do not go; the first: {_first(found.refused)}"
-        )
+        tables.say(f"{len(found.refused)} other meshes do not go:")
+        _say_why({_mesh(sizes): why for sizes, why in found.refused.items()})
     tables.say("\n" + code(found.best, arguments))
     return 0
 
 
-def _first(refused: Mapping[Sizes, str]) -> str:
-    shape, why = next(iter(refused.items()))
-    return f"{' x '.join(map(str, shape))}: {why}"
+def _mesh(sizes: Sizes) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _say_why(refused: Mapping[str, str]) -> None:
+    """The distinct reasons why meshes do not go, those of the most plausible first."""
+    for line in distinct(refused):
+        tables.say(f"does not go: {line}")
 
 
 def _plan_row(found: Proposal) -> tuple[str, ...]:
@@ -57,7 +65,7 @@ def _plan_row(found: Proposal) -> tuple[str, ...]:
     parts = (seconds.total, seconds.compute, *(getattr(seconds, c) for c in CAUSES), seconds.hidden)
     sent = sweeps.sent_bytes(found)
     return (
-        " x ".join(map(str, found.shape)),
+        _mesh(found.shape),
         *(f"{s:.3g}" if s else "" for s in parts),
         f"{sent / 1e6:.3f}",
         f"{found.memory.total / 1e6:.1f}",
@@ -66,21 +74,36 @@ def _plan_row(found: Proposal) -> tuple[str, ...]:
 
 def code(found: Proposal, arguments: argparse.Namespace) -> str:
     """Python that builds the method on its mesh."""
-    net = (
-        f'nn.find_architecture("{arguments.net}")()'
-        if arguments.widths is None
-        else f"jtssm.mlp({arguments.widths})"
-    )
+    imports, net = _made(arguments)
     options = [f"{name}={_written(value)}" for name, value in _options(found, arguments).items()]
     if takes(solvers.METHODS[arguments.method], "optimizer"):
         options.insert(0, f"optimizer=optax.{arguments.optimizer}({RATE})")
+    if arguments.loss is not None:
+        more, loss = _named(arguments.loss)
+        imports, options = imports + more, [*options, f"loss={loss}"]
     forms = f", forms={list(found.forms)}" if found.forms and found.shape[1] > 1 else ""
     return (
-        "import jtssm\nimport optax\nfrom jtssm import nn, sharding, solvers\n\n"
+        f"import jtssm\nimport optax\n{imports}from jtssm import nn, sharding, solvers\n\n"
         f"net = {net}\nmethod = solvers.{arguments.method}({', '.join(['net', *options])})\n"
         f"mesh = sharding.make_mesh{found.shape}\n"
         f"placed = sharding.place(method, mesh{forms})\n"
     )
+
+
+def _made(arguments: argparse.Namespace) -> tuple[str, str]:
+    """(import of the user's module, if it is one; Python that makes the network)."""
+    if arguments.widths is not None:
+        return "", f"jtssm.mlp({arguments.widths})"
+    if ":" not in arguments.net:
+        return "", f'nn.find_architecture("{arguments.net}")()'
+    imports, function = _named(arguments.net)
+    return imports, f"{function}()"
+
+
+def _named(word: str) -> tuple[str, str]:
+    """package.module:name, or a name alone, as (import, Python)."""
+    module, _, name = word.rpartition(":")
+    return (f"import {module}\n", f"{module}.{name}") if module else ("", repr(word))
 
 
 def _written(value: object) -> str:
@@ -99,7 +122,8 @@ def _options(found: Proposal, arguments: argparse.Namespace) -> dict[str, object
     if takes(make, "batch_size"):
         options["batch_size"] = arguments.batch
     if takes(make, "cuts") and found.method.program.stages.cuts:
-        options.pop("subnets", None)
+        for name in ("subnets", "balance"):
+            options.pop(name, None)
         options["cuts"] = list(found.cuts)
     return options
 
@@ -116,11 +140,11 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         count=arguments.count,
         measure=arguments.measure,
         topology=arguments.compile,
-        resume=out / "records.jsonl",
+        resume=out / RECORDS,
     )
     _write(out, arguments, records)
     _show(records, arguments, out)
-    plot.shapes(out / "sweep.png", records, _title(arguments))
+    drawn(out / "sweep.png", lambda path: plot.shapes(path, records, _title(arguments)))
     return 1 if any(r.get("agrees") is False for r in records) else 0
 
 
@@ -130,9 +154,10 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
     asked = given(arguments, make)
     if takes(make, "optimizer"):
         asked["optimizer"] = optimizer(arguments.optimizer, learning_rate=RATE)
-    net = arguments.net if arguments.widths is None else jtssm.mlp(arguments.widths)
+    if arguments.loss is not None:
+        asked["loss"] = outside.loss(arguments.loss)
     return asked | {
-        "net": net,
+        "net": _network(arguments),
         "num_devices": arguments.devices,
         "batch": arguments.batch,
         "machine": arguments.machine,
@@ -143,6 +168,13 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _network(arguments: argparse.Namespace) -> Network | str:
+    """The network, or its name."""
+    if arguments.widths is not None:
+        return jtssm.mlp(arguments.widths)
+    return outside.network(arguments.net, {}) if ":" in arguments.net else arguments.net
+
+
 def _title(arguments: argparse.Namespace) -> str:
     net = arguments.net if arguments.widths is None else f"mlp {arguments.widths}"
     where = f"{arguments.devices} x {arguments.machine}"
@@ -150,23 +182,19 @@ def _title(arguments: argparse.Namespace) -> str:
 
 
 def _folder(arguments: argparse.Namespace) -> Path:
-    out: Path = arguments.out
-    records = out / "records.jsonl"
-    if records.exists() and not (arguments.overwrite or arguments.resume):
-        raise ValueError(
-            f"--out: expected a folder without an earlier sweep; {out} holds one: name another, or add "
-            f"--resume or --overwrite"
-        )
-    out.mkdir(parents=True, exist_ok=True)
+    """The folder for the results; --resume goes on with the records that stand there."""
+    names = [RECORDS, "sweep.csv", "sweep.json", "sweep.png"]
+    goes_on = lambda out: arguments.resume and (out / RECORDS).is_file()
+    out = folder(arguments.out, names, overwrite=arguments.overwrite, goes_on=goes_on, what="sweep")
     if arguments.overwrite:
-        records.unlink(missing_ok=True)
+        (out / RECORDS).unlink(missing_ok=True)
     return out
 
 
 def _write(out: Path, arguments: argparse.Namespace, records: list[Record]) -> None:
     """sweep.csv and sweep.json."""
     names = dict.fromkeys(name for record in records for name in record)
-    with (out / "sweep.csv").open("w", newline="") as file:
+    with files.replacing(out / "sweep.csv") as new, new.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(records)
@@ -174,7 +202,8 @@ def _write(out: Path, arguments: argparse.Namespace, records: list[Record]) -> N
     versions = {"jtssm": jtssm.__version__, "jax": jax.__version__}
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     document = {"settings": about, "versions": versions, "device": device, "records": records}
-    (out / "sweep.json").write_text(json.dumps(document, indent=1) + "\n")
+    with files.replacing(out / "sweep.json") as new:
+        new.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _show(records: list[Record], arguments: argparse.Namespace, out: Path) -> None:
@@ -193,12 +222,10 @@ def _show(records: list[Record], arguments: argparse.Namespace, out: Path) -> No
     columns += ["measured s"] if arguments.measure else []
     columns += [f"{arguments.compile} MB", "its MB sent"] if arguments.compile else []
     rows = [_sweep_row(record, arguments) for record in records if "seconds" in record]
-    failed = [f"{record['mesh']}: {record['error']}" for record in records if "error" in record]
+    failed = [record for record in records if "error" in record]
+    failed.sort(key=lambda record: record.get("memory_missing", inf))
     tables.show(f"{_title(arguments)} ({out}/sweep.csv, .json, .png)", columns, rows)
-    for line in failed[:LISTED]:
-        tables.say(f"does not go: {line}")
-    if len(failed) > LISTED:
-        tables.say(f"nor do {len(failed) - LISTED} more: {out}/sweep.csv says why")
+    _say_why({record["mesh"]: record["error"] for record in failed})
     if differ := [r["mesh"] for r in records if r.get("agrees") is False]:
         print(f"jtssm: predicted and counted bytes differ for {', '.join(differ)}", file=sys.stderr)
 
@@ -233,7 +260,8 @@ def _mega(record: Record, name: str) -> str:
 def run_calibrate(arguments: argparse.Namespace) -> int:
     """Measure the present devices and write a machine file."""
     with suppress(RuntimeError):
-        if arguments.devices:
+        if arguments.devices is not None:
+            checks.count(**{"--devices": arguments.devices})
             jax.config.update("jax_num_cpu_devices", arguments.devices)
     found = calibrate(arguments.file)
     rows = [(name, str(value)) for name, value in asdict(found).items()]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection
+from pathlib import Path
 
+from jtssm.checks import shown
 from jtssm.sharding.mesh import AXES
 
 Reader = Callable[[str], object]
@@ -15,7 +17,26 @@ def integer(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected an integer, e.g. 4; got {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"expected an integer, e.g. 4; got {shown(text)}"
+        ) from None
+
+
+def seed(text: str) -> int:
+    """A seed: as many bits as jax makes a key of, or two of them would give the same numbers."""
+    number = integer(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(
+            f"expected an integer from 0 to {2**32 - 1}, of 32 bits; got {shown(text)}"
+        )
+    return number
+
+
+def path(text: str) -> Path:
+    """A path: "run"."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"expected a path, e.g. run; got {shown(text)}")
+    return Path(text)
 
 
 def number(text: str) -> float:
@@ -23,7 +44,9 @@ def number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number, e.g. 0.5; got {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"expected a number, e.g. 0.5; got {shown(text)}"
+        ) from None
 
 
 def integers(text: str) -> list[int]:
@@ -32,7 +55,7 @@ def integers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"expected integers with commas between, e.g. 2,3; got {text!r}"
+            f"expected integers with commas between, e.g. 2,3; got {shown(text)}"
         ) from None
 
 
@@ -42,7 +65,7 @@ def numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"expected a number, or several with commas between, e.g. 8; got {text!r}"
+            f"expected a number, or several with commas between, e.g. 8; got {shown(text)}"
         ) from None
 
 
@@ -63,7 +86,20 @@ def one_of(known: Collection[str]) -> Callable[[str], str]:
 
     def read(text: str) -> str:
         if text not in known:
-            raise argparse.ArgumentTypeError(f"expected one of {sorted(known)}; got {text!r}")
+            raise argparse.ArgumentTypeError(f"expected one of {sorted(known)}; got {shown(text)}")
+        return text
+
+    return read
+
+
+def one_of_or_own(known: Collection[str]) -> Callable[[str], str]:
+    """A reader of one of the known words, or of package.module:function."""
+
+    def read(text: str) -> str:
+        if text not in known and ":" not in text:
+            raise argparse.ArgumentTypeError(
+                f"expected one of {sorted(known)}, or package.module:function; got {text!r}"
+            )
         return text
 
     return read
@@ -76,13 +112,13 @@ def forms(text: str) -> str | list[str]:
 
 def mesh(text: str) -> dict[str, int]:
     """Sizes of axes, "subnet=2,pc=2"."""
-    pairs = (part.split("=") for part in text.split(","))
+    parts = [part.split("=") for part in text.split(",")]
     try:
-        sizes = {name: int(size) for name, size in pairs}
+        sizes = {name: int(size) for name, size in parts}
     except ValueError:
         sizes = {"": 0}
-    if not set(sizes) <= set(AXES) or min(sizes.values()) < 1:
+    if not set(sizes) <= set(AXES) or min(sizes.values()) < 1 or len(sizes) < len(parts):
         raise argparse.ArgumentTypeError(
-            f"expected sizes of subnet, pr and pc, e.g. subnet=2,pc=2; got {text!r}"
+            f"expected sizes of subnet, pr and pc, each once, e.g. subnet=2,pc=2; got {shown(text)}"
         )
     return sizes

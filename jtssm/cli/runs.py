@@ -7,7 +7,7 @@ import json
 import platform
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import prod
@@ -17,11 +17,13 @@ import jax
 import optax
 
 import jtssm
-from jtssm import data, plot, sharding, solvers
+from jtssm import checks, data, files, plot, sharding, solvers
 from jtssm.arrays import Tree
-from jtssm.cli import tables, train
+from jtssm.cli import samples, tables, train
+from jtssm.cli.results import FIGURE, MARK, RESULT, Mark, drawn, unfinished
+from jtssm.cli.results import folder as results_folder
 from jtssm.protocol.method import Method
-from jtssm.sharding.distributed import as_first, is_first
+from jtssm.sharding.distributed import is_first
 from jtssm.sharding.mesh import AXES
 from jtssm.solvers import layerwise
 from jtssm.train.evaluation import evaluate
@@ -38,49 +40,55 @@ def run_train(arguments: argparse.Namespace) -> int:
     """Train, write history, weights, figure and result, print a table."""
     train.complete(arguments)
     mesh = _mesh(arguments)
-    splits = _splits(arguments)
-    samples, *shape = splits.train.x.shape
-    method = train.build(arguments, shape, int(splits.train.y.max()) + 1, samples)
+    parts = samples.load(arguments)
+    method = train.build(arguments, parts["train"])
+    samples.check(method, parts)
     forms = arguments.forms or "auto"
     placed = method if mesh is None else sharding.place(method, mesh, forms=forms)
     shallow = train.shallow(arguments, method)
-    out = _folder(arguments.out, arguments.overwrite)
+    out = _folder(arguments, ("",) if shallow is None else ("-shallow", ""))
     results, state = {}, None
     if shallow is not None:
         first = shallow if mesh is None else sharding.place(shallow, mesh)
-        result = _stage(arguments, first, splits, out, part="-shallow")
+        result = _stage(arguments, first, parts, out, part="-shallow")
         results[f"{method.name}, {arguments.shallow} hidden"] = result
         if _broken_off(arguments, result):
             return _code(results)
         _, state = layerwise.grow(shallow, sharding.gathered(result.state), method.network)
-    results[method.name] = _stage(arguments, placed, splits, out, state)
+    results[method.name] = _stage(arguments, placed, parts, out, state)
     if _broken_off(arguments, results[method.name]):
         return _code(results)
-    return _finish(out, vars(arguments), results, splits)
+    return _finish(out, vars(arguments), results, parts)
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
     """gsADMM with 2 subnetworks over 2 devices against end-to-end Adam, on the digits."""
+    checks.count(**{"--epochs": arguments.epochs})
     split = partial(sharding.place, mesh=_devices({"subnet": 2}))
-    splits = data.load("digits", flat=True)
+    parts = data.load("digits", flat=True)._asdict()
     net, adam = jtssm.mlp([64, *[128] * 4, 10]), optax.adam(1e-3)
-    out, results = _folder(arguments.out, arguments.overwrite), {}
     ours = split(solvers.gsadmm(net, subnets=2, optimizer=adam, batch_size=60))
-    for name, method in (
-        ("gsADMM, 2 subnetworks on 2 devices", ours),
-        ("Adam end to end on 1 device", solvers.sgd(net, optimizer=adam, batch_size=60)),
-    ):
-        print(f"\n{name}: {arguments.epochs} epochs on {len(splits.train.y)} digits", flush=True)
+    methods = {
+        "gsADMM, 2 subnetworks on 2 devices": ours,
+        "Adam end to end on 1 device": solvers.sgd(net, optimizer=adam, batch_size=60),
+    }
+    out, results = _folder(arguments, [f"-{method.name}" for method in methods.values()]), {}
+    for name, method in methods.items():
+        print(f"\n{name}: {arguments.epochs} epochs on {len(parts['train'].y)} digits", flush=True)
         results[name] = fit(
             method,
-            splits.train,
+            parts["train"],
             epochs=arguments.epochs,
             key=jax.random.key(0),
-            validation=_evaluated(splits, "test"),
-            callbacks=[HistoryFile(out / f"history-{method.name}.csv"), *lines(arguments.epochs)],
+            validation=_evaluated(parts, "test"),
+            callbacks=[
+                Mark(out, None),
+                HistoryFile(out / f"history-{method.name}.csv"),
+                *lines(arguments.epochs),
+            ],
         )
-        save_params(out / f"params-{method.name}", results[name].params)
-    return _finish(out, {"command": "demo", "epochs": arguments.epochs}, results, splits)
+        save_params(out / f"params-{method.name}.npz", results[name].params)
+    return _finish(out, {"command": "demo", "epochs": arguments.epochs}, results, parts)
 
 
 def _mesh(arguments: argparse.Namespace) -> jax.sharding.Mesh | None:
@@ -108,29 +116,23 @@ def _devices(sizes: Mapping[str, int], processes: int | None = 1) -> jax.shardin
     return sharding.make_mesh(*(sizes.get(axis, 1) for axis in AXES))
 
 
-def _splits(arguments: argparse.Namespace) -> data.Splits:
-    """The data set as the network takes it: flat for a perceptron, which takes MNIST smaller."""
-    flat = arguments.net == "mlp"
-    size = arguments.size or (14 if flat and "mnist" in arguments.data else None)
-    return data.load(arguments.data, size=size, flat=flat, data_dir=arguments.data_dir)
-
-
-def _folder(out: Path, overwrite: bool) -> Path:
-    """The folder for the results, which the first process makes and writes."""
-    if as_first((out / "result.json").exists()) and not overwrite:
-        raise ValueError(
-            f"--out: expected a folder without an earlier run; {out} holds one: name another, or "
-            f"add --overwrite"
-        )
-    if is_first():
-        out.mkdir(parents=True, exist_ok=True)
-    return out
+def _folder(arguments: argparse.Namespace, suffixes: Sequence[str]) -> Path:
+    """The folder for the results; suffixes: what files of the run bear behind their names."""
+    history = getattr(arguments, "history", "csv")
+    names = [n for end in suffixes for n in (f"history{end}.{history}", f"params{end}.npz")]
+    checkpoint = getattr(arguments, "checkpoint", None)
+    return results_folder(
+        arguments.out,
+        [*names, FIGURE, RESULT, MARK],
+        overwrite=arguments.overwrite,
+        goes_on=lambda out: unfinished(out, checkpoint),
+    )
 
 
 def _stage(
     arguments: argparse.Namespace,
     method: Method,
-    splits: data.Splits,
+    parts: samples.Parts,
     out: Path,
     state: Tree = None,
     part: str = "",
@@ -139,30 +141,30 @@ def _stage(
     folder = arguments.checkpoint
     if folder is not None and part:
         folder = folder.with_name(f"{folder.name}{part}")
-    history = HistoryFile(out / f"history{part}.{arguments.history}", keep=folder is not None)
+    history = HistoryFile(out / f"history{part}.{arguments.history}")
     result = fit(
         method,
-        splits.train,
+        parts["train"],
         epochs=arguments.epochs,
         key=jax.random.key(arguments.seed),
         state=state,
         evaluate_every=arguments.evaluate_every,
-        validation=_evaluated(splits, "valid"),
-        callbacks=[history, *lines(arguments.epochs)],
+        validation=_evaluated(parts, "valid"),
+        callbacks=[Mark(out, arguments.checkpoint), history, *lines(arguments.epochs)],
         checkpoint=folder,
         every=arguments.every,
         resume=arguments.resume,
         on_divergence=arguments.on_divergence,
         halvings=arguments.halvings,
     )
-    save_params(out / f"params{part}", result.params)
+    save_params(out / f"params{part}.npz", result.params)
     return result
 
 
-def _evaluated(splits: data.Splits, watched: str) -> dict[str, data.Split]:
+def _evaluated(parts: samples.Parts, watched: str) -> dict[str, data.Split]:
     """What each line of the history evaluates."""
-    seen = data.Split(*(a[:EVALUATED] for a in splits.train))
-    return {"train": seen, watched: getattr(splits, watched)}
+    seen = data.Split(*(a[:EVALUATED] for a in parts["train"]))
+    return {"train": seen} | {name: parts[name] for name in (watched,) if name in parts}
 
 
 def lines(epochs: int) -> list[Callable[[Epoch], None]]:
@@ -182,37 +184,41 @@ def lines(epochs: int) -> list[Callable[[Epoch], None]]:
 
 
 def _finish(
-    out: Path, settings: Mapping[str, object], results: dict[str, Result], splits: data.Splits
+    out: Path, settings: Mapping[str, object], results: dict[str, Result], parts: samples.Parts
 ) -> int:
     """Judge each result anew, write and show what came of them."""
-    rows, report = [], {}
+    rows, report, last = [], {}, list(parts)[-1]
     for name, result in results.items():
-        scores = evaluate(result.method, result.state, splits._asdict())
+        scores = evaluate(result.method, result.state, parts)
         seconds = [line["seconds"] for line in result.history]
         report[name] = scores | {"seconds": sum(seconds), "epochs": len(seconds)}
         rows.append(
             (
                 name,
-                *(f"{scores[f'{part}_accuracy']:.4f}" for part in splits._fields),
-                f"{scores['test_loss']:.4f}",
+                *(_accuracy(result.method, scores[f"{part}_accuracy"]) for part in parts),
+                f"{scores[f'{last}_loss']:.4f}",
                 f"{sum(seconds):.1f}",
             )
         )
     if is_first():
         _write(out, settings, results, report)
-        columns = ("method", "train acc.", "valid acc.", "test acc.", "test loss", "seconds")
-        tables.show(f"Accuracy of the composed network ({out}/history.png)", columns, rows)
+        columns = ("method", *(f"{part} acc." for part in parts), f"{last} loss", "seconds")
+        tables.show(f"Accuracy of the composed network ({out}/{FIGURE})", columns, rows)
         for result in results.values():
             if result.divergence is not None:
                 print(f"jtssm: {result.divergence.message}", file=sys.stderr)
     return _code(results)
 
 
+def _accuracy(method: Method, share: float) -> str:
+    """A share, of a loss that knows what is right."""
+    return f"{share:.4f}" if share or method.loss.labels else ""
+
+
 def _write(
     out: Path, settings: Mapping[str, object], results: dict[str, Result], report: dict[str, dict]
 ) -> None:
-    """The figure and result.json."""
-    plot.histories(out / "history.png", {name: r.history for name, r in results.items()})
+    """result.json, then the figure, which may fail; with both the run is complete."""
     about = {name: str(value) for name, value in settings.items() if name != "run"}
     versions = {
         "jtssm": jtssm.__version__,
@@ -221,7 +227,11 @@ def _write(
     }
     device = str(jax.devices()[0].device_kind)
     document = {"settings": about, "versions": versions, "device": device, "results": report}
-    (out / "result.json").write_text(json.dumps(document, indent=2) + "\n")
+    with files.replacing(out / RESULT) as new:
+        new.write_text(json.dumps(document, indent=2) + "\n")
+    (out / MARK).unlink(missing_ok=True)
+    histories = {name: r.history for name, r in results.items()}
+    drawn(out / FIGURE, lambda path: plot.histories(path, histories))
 
 
 def _code(results: dict[str, Result]) -> int:

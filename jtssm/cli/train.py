@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 import optax
 
 import jtssm
 from jtssm import checks, solvers
-from jtssm.cli.constructors import given, takes
+from jtssm.cli import outside
+from jtssm.cli.constructors import flag, given, takes
+from jtssm.cli.samples import outputs
+from jtssm.data import Split
 from jtssm.nn import images
 from jtssm.nn.network import Network
 from jtssm.planning.builders import workers_argument
 from jtssm.protocol.method import Method
 from jtssm.protocol.optimizers import told
+from jtssm.train.checkpoint import local
+from jtssm.train.stored import need_orbax
 
 HIDDEN = {"mlp": [512] * 3, "convnet": [128]}  # unless given
 CHANNELS = [16, 32]
@@ -25,9 +29,12 @@ def complete(arguments: argparse.Namespace) -> None:
     """Check the options that depend on others, and fill in what --net decides.
 
     Raises:
-      ValueError: --channels without convolutions, --forms without what they split, several processes
-        without a mesh.
+      ValueError: --channels without convolutions, options of our networks with one of the user's, --forms
+        without what they split, several processes without a mesh.
+      ImportError: --checkpoint without orbax.
     """
+    if ":" in arguments.net:
+        _own_network(arguments)
     if arguments.net == "mlp" and arguments.channels:
         raise ValueError(
             f"--channels: expected --net convnet with it; got {arguments.channels} with --net mlp"
@@ -40,9 +47,21 @@ def complete(arguments: argparse.Namespace) -> None:
         raise ValueError(
             "--mesh: expected one over the devices of all processes, e.g. pc=8; got none"
         )
-    arguments.hidden = arguments.hidden or HIDDEN[arguments.net]
+    if arguments.checkpoint is not None:
+        need_orbax()
+        local(arguments.checkpoint)
+    arguments.hidden = arguments.hidden or HIDDEN.get(arguments.net)
     if arguments.net == "convnet":
         arguments.channels = arguments.channels or CHANNELS
+
+
+def _own_network(arguments: argparse.Namespace) -> None:
+    for name in ("hidden", "channels", "normalisation", "dropout", "shallow"):
+        if value := getattr(arguments, name):
+            raise ValueError(
+                f"{flag(name)}: expected none with --net {arguments.net}, which makes its own network; "
+                f"got {value}"
+            )
 
 
 def several(arguments: argparse.Namespace) -> bool:
@@ -60,19 +79,20 @@ def several(arguments: argparse.Namespace) -> bool:
     return arguments.distributed or given != (None, None, None)
 
 
-def network(arguments: argparse.Namespace, shape: Sequence[int], classes: int) -> Network:
-    """The network for samples of a shape."""
+def network(arguments: argparse.Namespace, train: Split) -> Network:
+    """The network for training samples."""
+    if ":" in arguments.net:
+        return outside.network(arguments.net, train._asdict())
+    shape, last = train.x.shape[1:], outputs(train)
     shared = {"normalisation": arguments.normalisation, "dropout": arguments.dropout}
     if arguments.net == "mlp":
-        return jtssm.mlp([*shape, *arguments.hidden, classes], **shared)
+        return jtssm.mlp([*shape, *arguments.hidden, last], **shared)
     widths = {"channels": arguments.channels, "hidden": arguments.hidden}
-    return images.convnet(tuple(shape), classes, **widths, **shared)
+    return images.convnet(shape, last, **widths, **shared)
 
 
-def build(
-    arguments: argparse.Namespace, shape: Sequence[int], classes: int, samples: int
-) -> Method:
-    """The method that the arguments describe.
+def build(arguments: argparse.Namespace, train: Split) -> Method:
+    """The method that the arguments describe, for training samples.
 
     Raises:
       ValueError: an argument that the method refuses.
@@ -81,8 +101,10 @@ def build(
     options = given(arguments, make)
     if takes(make, "optimizer"):
         checks.positive(**{"--learning-rate": arguments.learning_rate})
-        options["optimizer"] = optimizer(arguments, samples)
-    return make(network(arguments, shape, classes), **options)
+        options["optimizer"] = optimizer(arguments, len(train.y))
+    if arguments.loss is not None:
+        options["loss"] = outside.loss(arguments.loss)
+    return make(network(arguments, train), **options)
 
 
 def optimizer(arguments: argparse.Namespace, samples: int) -> optax.GradientTransformation:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from jtssm import checks
+from jtssm import checks, files
 from jtssm.data import archives
 
 
@@ -211,6 +211,10 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         header = archives.up_to(file, start)
         shape = _idx_shape(path, header, dimensions)
         wanted = prod(shape)  # of Python's integers: numpy's would overflow
+        if wanted > archives.MOST:
+            raise ValueError(
+                f"{path}: expected at most {archives.MOST} bytes; got a header that says {shape}: {again}"
+            )
         content = archives.up_to(file, wanted + 1)
     if len(content) != wanted:
         got = len(content) if len(content) < wanted else "more"
@@ -245,7 +249,7 @@ CIFAR_MOST = 2**28  # bytes that its archive may unpack to; it has 184 million
 def _cifar(folder: Path) -> Splits:
     if _wanted(folder) == CIFAR_BATCHES:
         paths = [_path(folder, file) for file in CIFAR_BATCHES]
-        contents = {path: path.read_bytes() for path in paths}
+        contents = {path: files.content(path, archives.MOST) for path in paths}
     else:
         contents = archives.members(_path(folder, CIFAR_ARCHIVE), CIFAR_BATCHES, CIFAR_MOST)
     *train, test = (_records(path, content) for path, content in contents.items())

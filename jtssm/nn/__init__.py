@@ -3,13 +3,15 @@
 from jtssm.nn.adapted import Adapted
 from jtssm.nn.architectures import (
     ARCHITECTURES,
+    decoder,
     find_architecture,
     resnet,
     resnet50,
     transformer,
     vgg16,
 )
-from jtssm.nn.cuts import balanced_starts, cut
+from jtssm.nn.boundary import SampleTree
+from jtssm.nn.cuts import BALANCES, Passes, balanced_starts, cut
 from jtssm.nn.dropout import Dropout, dropout_layer
 from jtssm.nn.images import (
     Convolution,
@@ -27,23 +29,39 @@ from jtssm.nn.network import Network, sequence
 from jtssm.nn.norm import NORMALISATIONS
 from jtssm.nn.perceptrons import Dense, dense, mlp
 from jtssm.nn.residual import Residual, bottleneck
-from jtssm.nn.tokens import Attention, MeanToken, Perceptron, attention, mean_token, perceptron
+from jtssm.nn.tokens import (
+    Attention,
+    Embedding,
+    MeanToken,
+    Perceptron,
+    Scores,
+    attention,
+    embedding,
+    mean_token,
+    perceptron,
+    scores,
+)
 
 __all__ = [
     "ARCHITECTURES",
+    "BALANCES",
     "NORMALISATIONS",
     "Adapted",
     "Attention",
     "Convolution",
     "Dense",
     "Dropout",
+    "Embedding",
     "Layer",
     "MaxPool",
     "MeanPool",
     "MeanToken",
     "Network",
+    "Passes",
     "Perceptron",
     "Residual",
+    "SampleTree",
+    "Scores",
     "alexnet",
     "attention",
     "balanced_starts",
@@ -51,8 +69,10 @@ __all__ = [
     "convnet",
     "convolution",
     "cut",
+    "decoder",
     "dense",
     "dropout_layer",
+    "embedding",
     "find_architecture",
     "from_linen",
     "from_nnx",
@@ -64,6 +84,7 @@ __all__ = [
     "perceptron",
     "resnet",
     "resnet50",
+    "scores",
     "sequence",
     "transformer",
     "vgg16",

@@ -13,18 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Jaxpr, jaxprs_in_params
 from jax.interpreters import partial_eval
 from jax.typing import DTypeLike
 
-from jtssm.arrays import Array, Shaped, Tree
+from jtssm.arrays import Array, Tree
 from jtssm.nn import mixing
-from jtssm.nn.layer import Layer, Shape
+from jtssm.nn.boundary import Sample, described, floating, num_samples, sample_of, stacked, zeros
+from jtssm.nn.layer import Layer
 from jtssm.nn.ops import Products, varying
 
 ROWS = 2  # samples in a trace
@@ -49,14 +52,15 @@ class Pure(NamedTuple):
     """Somebody's module as pure functions."""
 
     name: str
-    # (key, x [b, ...]) -> (params, state), {} for none
-    draw: Callable[[Array, Array], tuple[Tree, Tree]]
+    # (key, x [b, ...], an array or a tree of them) -> (params, state), {} for none
+    draw: Callable[[Array, Tree], tuple[Tree, Tree]]
     # (params, state, x, call) -> (y, state)
-    run: Callable[[Tree, Tree, Array, Call], tuple[Array, Tree]]
+    run: Callable[[Tree, Tree, Tree, Call], tuple[Tree, Tree]]
     whole: Callable[[Tree, Tree], Any]  # (params, state) -> what the user gave, with these
     moved: Callable[[Tree], Tree] = lambda state: {}  # state -> those of it that training must move
     tied: bool = False  # whether it is several that share parameters
     must_draw: str | None = None  # what is said of a module that does not draw while training
+    pretrained: bool = False  # whether it starts from statistics of samples, which training moves
 
 
 class Together(tuple):
@@ -69,11 +73,11 @@ class Adapted(Layer):
 
     of: str  # what the user gave
     pure: Pure = field(repr=False)
-    given: jax.ShapeDtypeStruct = field(repr=False)  # [samples, ...] as the module takes them
+    given: Tree = field(repr=False)  # shapes of samples [samples, ...] as the module takes them
     params: Tree = field(repr=False)  # shapes of them, and
     state: Tree = field(repr=False)  # of the statistics
     draws: bool = False  # while training
-    integers: bool = False  # whether samples are integers
+    integers: bool = False  # whether samples are one array of integers
 
     @property
     def name(self) -> str:
@@ -87,8 +91,13 @@ class Adapted(Layer):
 
     @property
     def integer(self) -> bool:
-        """Whether samples are integers."""
+        """Whether samples are one array of integers."""
         return self.integers
+
+    @property
+    def trees(self) -> bool:
+        """Any module may."""
+        return True
 
     @property
     def estimated(self) -> tuple[str, ...]:
@@ -100,21 +109,25 @@ class Adapted(Layer):
         """Its statistics."""
         return ("state",)
 
-    def _taken(self, x: Array) -> Array:
-        """As the module takes it: a grid may flatten it on the way, and integers travel as floats."""
-        x = x.reshape(-1, *self.given.shape[1:])
-        return x.astype(jnp.int32) if self.integers else x
+    def _taken(self, x: Tree) -> Tree:
+        """As the module takes it: a grid may flatten it on the way."""
 
-    def init(self, key: Array, shape: Shape, dtype: DTypeLike) -> Tree:
+        def one(like: jax.ShapeDtypeStruct, a: Array) -> Array:
+            a = a.reshape(-1, *like.shape[1:])
+            return a if floating(like) else a.astype(like.dtype)
+
+        return jax.tree.map(one, self.given, x)
+
+    def init(self, key: Array, shape: Sample, dtype: DTypeLike) -> Tree:
         """{"params", "state"} as the module draws them, all of them of the dtype."""
-        x = jnp.zeros((ROWS, *shape), self.given.dtype if self.integers else dtype)
+        x = zeros(_samples(shape, self.integers, dtype))
         return _tree(*jax.tree.map(lambda a: jnp.asarray(a, dtype), self.pure.draw(key, x)))
 
-    def apply(self, params: Tree, x: Array, products: Products) -> Array:
+    def apply(self, params: Tree, x: Tree, products: Products) -> Tree:
         """What the module makes of x [b, ...], training or not."""
         return _applied(self.pure, params, self._taken(x), products, self.draws)
 
-    def estimate(self, params: Tree, x: Array, products: Products) -> Tree:
+    def estimate(self, params: Tree, x: Tree, products: Products) -> Tree:
         """The tree with the statistics of x."""
         if not self.state:
             return params
@@ -123,20 +136,37 @@ class Adapted(Layer):
         _, found = self.pure.run(params["params"], old, x, call)
         return params | {"state": jax.tree.map(lambda a, b: a.astype(b.dtype), found, old)}
 
-    def shape(self, shape: Shape) -> Shape:
+    def shape(self, shape: Sample) -> Sample:  # type: ignore[override]
         """Of a sample of the outputs, traced."""
         predict = lambda params, state, x: self.pure.run(params, state, x, Call())[0]
-        y = jax.eval_shape(predict, self.params, self.state, self._samples(shape))
-        if not y.shape or y.shape[0] != ROWS or not floating(y):
-            raise ValueError(f"expected [samples, ...] of floats, samples first; got {y}")
-        return tuple(y.shape[1:])
+        x = _samples(shape, self.integers)
+        sample = sample_of(y := jax.eval_shape(predict, self.params, self.state, x))
+        if num_samples(y) != ROWS:
+            raise ValueError(f"expected [samples, ...] of numbers, samples first; got {y}")
+        return sample
 
-    def cost(self, shape: Shape) -> int:
+    def cost(self, shape: Sample) -> int:
         """Of a sample, in products and convolutions, traced."""
-        return _multiply_adds(self.pure, self.params, self.state, self._samples(shape))
+        return _counted(self, shape)[0]
 
-    def _samples(self, shape: Shape) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((ROWS, *shape), self.given.dtype)
+    def between(self, shape: Sample) -> int:
+        """Numbers of a sample that its products make, traced."""
+        return _counted(self, shape)[1]
+
+    def traced(self, shape: Sample) -> Jaxpr:
+        """What it does with ROWS samples, evaluating."""
+        run = lambda params, state, x: self.pure.run(params, state, x, Call())[0]
+        samples = _samples(shape, self.integers)
+        return jax.make_jaxpr(run)(self.params, self.state, samples).jaxpr
+
+    def moving(self, params: Tree) -> Tree:
+        """Its statistics, but for those that are frozen."""
+        return self.pure.moved(params["state"]) if self.state else {}
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the user's module came with such statistics, of other samples."""
+        return self.pure.pretrained
 
     @property
     def tied(self) -> bool:
@@ -148,13 +178,19 @@ class Adapted(Layer):
         return self.pure.whole(params["params"], params.get("state", {}))
 
 
-def adapted(one: Pure, x: jax.ShapeDtypeStruct, integer: bool) -> Adapted:
-    """The layer of somebody's module, which takes samples like x; integer: as integers.
+def _samples(sample: Sample, integer: bool, dtype: DTypeLike = np.float32) -> Tree:
+    """Shapes of the samples of a trace; integer: of one array, whether it is of integers."""
+    return stacked(described(sample, integer), ROWS, dtype=dtype)
+
+
+def adapted(one: Pure, sample: Sample, integer: bool) -> Adapted:
+    """The layer of somebody's module, which takes such samples; integer: one array, of integers.
 
     Raises:
       ValueError: parameters that are no floats, draws beside statistics that are not dropout's,
         statistics that no training moves, samples that are mixed.
     """
+    x = _samples(sample, integer)
     params, state = jax.eval_shape(lambda x: one.draw(jax.random.key(0), x), x)
     if strange := [a.dtype for a in jax.tree.leaves((params, state)) if not floating(a)]:
         raise ValueError(f"expected parameters and statistics of floats; got {strange[0]}")
@@ -173,7 +209,7 @@ def adapted(one: Pure, x: jax.ShapeDtypeStruct, integer: bool) -> Adapted:
             "make them a module of their own"
         )
     layer = Adapted(one.name, one, x, params, state, random, integer)
-    layer.shape(x.shape[1:])  # which refuses what gives no samples
+    layer.shape(sample)  # which refuses what gives no samples
     if _mixes(one, state, x, random):
         raise ValueError(
             "expected a module that treats samples one by one; got one that mixes them: on a mesh, which "
@@ -187,27 +223,31 @@ def _tree(params: Tree, state: Tree) -> Tree:
     return {"params": params} | ({"state": state} if jax.tree.leaves(state) else {})
 
 
-def floating(a: Shaped) -> bool:
-    """Whether an array, or the shape of one, is of floats."""
-    return jnp.issubdtype(a.dtype, jnp.floating)
+def fresh(statistics: Tree) -> bool:
+    """Whether they are those that normalisation starts from, of no samples: means 0, variances 1."""
+    return all(
+        bool(np.all(a == 0) or np.all(a == 1)) for a in map(np.asarray, jax.tree.leaves(statistics))
+    )
 
 
-def _applied(one: Pure, tree: Tree, x: Array, products: Products, random: bool) -> Array:
+def _applied(one: Pure, tree: Tree, x: Tree, products: Products, random: bool) -> Tree:
     params, state, axes = tree["params"], tree.get("state", {}), products.sample_axes
     training, keys_of = products.mode
     x = varying(x, axes)  # a module may take means over them
     if not (random and training and keys_of):
         return one.run(params, state, x, Call(training, axes=axes))[0]
-    keys = products.drawn(lambda key, _: key, keys_of(), x)  # of the samples here
+    keys = products.drawn(lambda key, _: key, keys_of(), jax.tree.leaves(x)[0])  # of those here
     if state:
         return one.run(params, state, x, Call(True, keys=keys, axes=axes))[0]
-    alone = lambda x, key: one.run(params, state, x[None], Call(True, key))[0][0]
+
+    def alone(x: Tree, key: Array) -> Tree:
+        y, _ = one.run(params, state, jax.tree.map(lambda a: a[None], x), Call(True, key))
+        return jax.tree.map(lambda a: a[0], y)
+
     return jax.vmap(alone)(x, keys)
 
 
-def _draws(
-    one: Pure, params: Tree, state: Tree, x: jax.ShapeDtypeStruct, *, masks: bool = False
-) -> bool:
+def _draws(one: Pure, params: Tree, state: Tree, x: Tree, *, masks: bool = False) -> bool:
     """Whether what a module gives while training depends on its key; masks: dropout has others."""
     keys = jax.random.split(jax.random.key(1), ROWS) if masks else None
     run = lambda key, params, state, x: one.run(params, state, x, Call(True, key, keys))[0]
@@ -215,17 +255,17 @@ def _draws(
     return bool(partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))[1][0])
 
 
-def _moves(one: Pure, params: Tree, state: Tree, x: jax.ShapeDtypeStruct) -> bool:
+def _moves(one: Pure, params: Tree, state: Tree, x: Tree) -> bool:
     """Whether a run that trains gives other statistics than it is given."""
     run = lambda params, state, x: one.moved(one.run(params, state, x, Call(True))[1])
     traced = jax.make_jaxpr(run)(params, state, x).jaxpr
     return any(a not in traced.invars for a in traced.outvars)
 
 
-def _mixes(one: Pure, state: Tree, x: jax.ShapeDtypeStruct, random: bool) -> bool:
+def _mixes(one: Pure, state: Tree, x: Tree, random: bool) -> bool:
     """Whether samples are mixed in prediction, or while training but by statistics that go through us."""
     drawn = jax.eval_shape(lambda x: one.draw(jax.random.key(0), x), x)
-    start = jax.jit(lambda: one.draw(jax.random.key(0), jnp.zeros(x.shape, x.dtype)))
+    start = jax.jit(lambda: one.draw(jax.random.key(0), zeros(x)))
     run = lambda call: lambda tree, x: one.run(tree[0], tree[1], x, call)[0]
     found = mixing.mixes(run(Call()), drawn, x)
     if found is not False and mixing.differ(run(Call()), start(), x):
@@ -238,19 +278,27 @@ def _mixes(one: Pure, state: Tree, x: jax.ShapeDtypeStruct, random: bool) -> boo
     return found is not False and mixing.differ(run(Call(True)), start(), x)
 
 
-def _multiply_adds(one: Pure, params: Tree, state: Tree, x: jax.ShapeDtypeStruct) -> int:
-    """Of a sample, in products and convolutions."""
-    run = lambda params, state, x: one.run(params, state, x, Call())[0]
-    return _of_jaxpr(jax.make_jaxpr(run)(params, state, x).jaxpr) // ROWS
+@lru_cache(maxsize=64)
+def _counted(layer: Adapted, shape: Sample) -> tuple[int, int]:
+    """Of a sample the multiply-adds, and the numbers that products make; a planner asks often."""
+    jaxpr = layer.traced(shape)
+    return _summed(jaxpr, _of_equation) // ROWS, _summed(jaxpr, _made) // ROWS
 
 
-def _of_jaxpr(jaxpr: Jaxpr) -> int:
+def _summed(jaxpr: Jaxpr, of: Callable[[Any], int]) -> int:
+    """Of every equation, loops as often as they run."""
     total = 0
     for equation in jaxpr.eqns:
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += _of_equation(equation)
-        total += times * sum(_of_jaxpr(inner) for inner in jaxprs_in_params(equation.params))
+        total += of(equation)
+        total += times * sum(_summed(inner, of) for inner in jaxprs_in_params(equation.params))
     return total
+
+
+def _made(equation: Any) -> int:
+    """What a product gives, and what follows it (a softmax, an activation)."""
+    products = ("dot_general", "conv_general_dilated")
+    return 2 * prod(equation.outvars[0].aval.shape) if equation.primitive.name in products else 0
 
 
 def _of_equation(equation: Any) -> int:  # a JaxprEqn; in jax's types its avals have no shape

@@ -20,7 +20,7 @@ from jtssm.nn.network import Network
 from jtssm.nn.norm import NORMALISATIONS
 from jtssm.nn.perceptrons import dense
 from jtssm.nn.residual import bottleneck
-from jtssm.nn.tokens import attention, mean_token, perceptron
+from jtssm.nn.tokens import attention, embedding, mean_token, perceptron, scores
 
 MOST_BLOCKS = 10_000  # each is a layer of its own in a program
 
@@ -130,8 +130,44 @@ def transformer(
     return network.sequence([*pair * blocks, mean_token(width), dense(classes)], (sequence, width))
 
 
+def decoder(
+    blocks: int = 12,
+    *,
+    width: int = 768,
+    heads: int = 12,
+    sequence: int = 1024,
+    hidden: int | None = None,
+    vocabulary: int = 50257,
+) -> Network:
+    """A decoder-only transformer (Radford et al. 2019, GPT-2, by default its smallest): a language model.
+
+    Samples are numbers of words [sequence]; its outputs [sequence, vocabulary] are scores of the word
+    after each, from it and those before it. Embedded words and places, the blocks of `transformer` with
+    causal attention, a norm and a dense layer of its own: not the transposed table of words, which
+    would lie in the first and in the last subnetwork. Its loss takes labels [samples, sequence].
+
+    Args:
+      blocks: how many.
+      width: of a token.
+      heads: of the attention, which divide the width.
+      sequence: words of a sample.
+      hidden: width inside the perceptron; None: 4 * width.
+      vocabulary: how many words there are.
+
+    Raises:
+      ValueError: numbers below 1, heads that do not divide the width.
+    """
+    blocks, width, sequence = checks.count(blocks=blocks, width=width, sequence=sequence)
+    _few("blocks", blocks)
+    (hidden,) = checks.count(hidden=4 * width if hidden is None else hidden)
+    pair = [attention(width, heads, causal=True), perceptron(width, hidden)]
+    ends = embedding(vocabulary, width), scores(width, vocabulary)
+    return network.sequence([ends[0], *pair * blocks, ends[1]], (sequence,))
+
+
 ARCHITECTURES: dict[str, Callable[[], Network]] = {
     "alexnet": alexnet,
+    "decoder": decoder,
     "mlp": lambda: perceptrons.mlp([784, 4096, 4096, 4096, 10]),
     "resnet50": resnet50,
     "transformer": transformer,

@@ -29,8 +29,8 @@ class Layer(ABC):
     """One layer: `init`, `apply`, `shape` and `cost` make one; the rest has defaults.
 
     A layer of one's own with these four trains by every method that asks no more of it, whole or cut,
-    on a mesh in the form "batch". Its other answers are overridden by properties or by attributes of the
-    class.
+    on a mesh in the forms "batch" and "gathered". Its other answers are overridden by properties or by
+    attributes of the class.
 
     Examples:
       >>> import jax
@@ -70,6 +70,8 @@ class Layer(ABC):
     def shape(self, shape: Shape) -> Shape:
         """The shape of one sample of the outputs for that of one of the inputs.
 
+        Of outputs that are a tree of arrays, or of integers, a `jtssm.nn.SampleTree`.
+
         Raises:
           ValueError: samples that the layer does not take.
         """
@@ -92,6 +94,15 @@ class Layer(ABC):
         """Parameters that `estimate` sets and no optimizer moves."""
         return ()
 
+    def moving(self, params: Tree) -> Tree:
+        """The statistics among its parameters, but for those that are frozen."""
+        return {name: params[name] for name in self.estimated}
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether it is made with such statistics, of other samples."""
+        return False
+
     @property
     def random(self) -> bool:
         """Whether it draws from `products.mode.keys` while training."""
@@ -104,8 +115,18 @@ class Layer(ABC):
 
     @property
     def integer(self) -> bool:
-        """Whether it takes integers, which travel as floats."""
+        """Whether it takes one array of integers (tokens)."""
         return False
+
+    @property
+    def trees(self) -> bool:
+        """Whether it takes trees of arrays, whose `SampleTree` is then given as the shape."""
+        return False
+
+    @property
+    def words(self) -> int | None:
+        """How many integers it knows, from 0; None: any, or it takes floats."""
+        return None
 
     @property
     def uncast(self) -> tuple[str, ...]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from jtssm import checks
-from jtssm.arrays import AnyArray, Array, Shaped, Tree
+from jtssm.arrays import Array, Tree
 from jtssm.nn.adapted import Adapted, Together
+from jtssm.nn.boundary import Sample, SampleTree, described, of_arrays, sample_of, stacked
+from jtssm.nn.inputs import as_input
 from jtssm.nn.layer import Layer, Shape
 from jtssm.nn.norm import Statistics
 from jtssm.nn.ops import PLAIN, Products, entering, narrowed, widened
@@ -22,79 +22,12 @@ from jtssm.nn.ops import PLAIN, Products, entering, narrowed, widened
 MOST_LINES = 16  # of layers in a network's repr
 
 
-def as_input(network: Network, x: AnyArray) -> Array:
-    """Samples in the shape the first layer takes: [samples, *network.shapes[0]].
-
-    Images are flattened for a flat first layer, row by row; nothing else is reshaped.
-
-    Raises:
-      ValueError: x has samples of another shape, or is an array that jax cannot take.
-    """
-    if isinstance(x, (np.ndarray, jax.Array)):
-        checks.array("x", x)
-    x = jnp.asarray(x)
-    check_shape(network, x.shape)
-    # integers travel as floats, which hold them exactly up to 2^24
-    return x.reshape(-1, *network.shapes[0]).astype(float_dtype(x))
-
-
-def check_shape(network: Network, shape: Shape) -> None:
-    """Samples of an array of this shape are those of the network, or flatten to them.
-
-    Raises:
-      ValueError: they are others; it says which axis to move where that makes them fit.
-    """
-    wanted = network.shapes[0]
-    flat = len(wanted) == 1
-    if shape and (shape[1:] == wanted or (flat and prod(shape[1:]) == wanted[0])):
-        return
-    either = f" or images of {wanted[0]} numbers" if flat else ""
-    hint = _how_to_fit(tuple(shape[1:]), wanted)
-    raise ValueError(
-        f"x: expected [samples, {', '.join(map(str, wanted))}]{either}; got shape {shape}{hint}"
-    )
-
-
-def _how_to_fit(got: Shape, wanted: Shape) -> str:
-    """What makes samples of one shape those of another, if anything does."""
-    if sorted(got) == sorted(wanted):
-        axes = range(len(got))
-        moves = [(a, b) for a in axes for b in axes if _moved(got, a, b) == wanted]
-        # channels that come first go last, or the other way round
-        moves.sort(key=lambda move: {move[0], move[1]} != {0, len(got) - 1})
-        if moves:
-            a, b = (axis + 1 for axis in moves[0])
-            return f": move axis {a} to {b}, np.moveaxis(x, {a}, {b})"
-        return ": transpose its axes"
-    if got and prod(got) == prod(wanted):
-        return (
-            f": as many numbers, in another layout; if they are in the right order, "
-            f"x.reshape(-1, {', '.join(map(str, wanted))})"
-        )
-    return ""
-
-
-def _moved(shape: Shape, a: int, b: int) -> Shape:
-    rest = [n for i, n in enumerate(shape) if i != a]
-    return (*rest[:b], shape[a], *rest[b:])
-
-
-def float_dtype(x: Shaped) -> np.dtype:
-    """The dtype of parameters and variables for samples x: theirs, of integers jax's default.
-
-    Never below float32: samples may be stored in 16 bits, parameters and sums may not.
-    """
-    given = jnp.result_type(x)
-    if not jnp.issubdtype(given, jnp.floating):
-        return jnp.zeros(()).dtype
-    return jnp.promote_types(given, jnp.float32)
-
-
 class Network(NamedTuple):
-    """Layers and the shape of one sample before the first and after each: len(shapes) = L + 1."""
+    """Layers and what one sample is before the first and after each: len(shapes) = L + 1."""
 
     layers: tuple[Layer, ...]
-    shapes: tuple[Shape, ...]
+    # of one array its shape; a `SampleTree`, which refuses whoever needs one array, of anything else
+    shapes: tuple[Sample, ...]
 
     def __repr__(self) -> str:
         return "\n".join(shown(self))
@@ -105,9 +38,18 @@ class Network(NamedTuple):
 
     def init_layer(self, i: int, key: Array, dtype: DTypeLike = jnp.float32) -> Tree:
         """Random parameters of layer i: the same, whichever device draws them."""
-        return self.layers[i].init(jax.random.fold_in(key, i), self.shapes[i], dtype)
+        return self.layers[i].init(jax.random.fold_in(key, i), self._taken(i), dtype)
 
-    def apply(self, params: Sequence[Tree], x: Array) -> Array:
+    @property
+    def boundaries(self) -> tuple[Tree, ...]:
+        """One sample before the first layer and after each: trees of `jax.ShapeDtypeStruct`.
+
+        Floats are float32 there: they are as wide as the samples are.
+        """
+        integer = [self.integer, *(False for _ in self.layers)]
+        return tuple(map(described, self.shapes, integer))
+
+    def apply(self, params: Sequence[Tree], x: Tree) -> Array:
         """Outputs [samples, ...] of the whole network for x [samples, ...]."""
         return run_layers(self.layers, params, as_input(self, x), lambda i: PLAIN)
 
@@ -125,14 +67,14 @@ class Network(NamedTuple):
         """Whether some layer keeps statistics that are estimated rather than trained."""
         return any(layer.estimated for layer in self.layers)
 
-    def estimate(self, params: Sequence[Tree], x: Array) -> list[Tree]:
+    def estimate(self, params: Sequence[Tree], x: Tree) -> list[Tree]:
         """The parameters with the statistics of x [samples, ...], layer after layer."""
         x = as_input(self, x)
         return estimate_layers(self.layers, params, x, lambda i: PLAIN)
 
     @property
     def integer(self) -> bool:
-        """Whether samples are integers (tokens)."""
+        """Whether samples are one array of integers (tokens)."""
         return self.layers[0].integer
 
     def modules(self, params: Sequence[Tree]) -> list[Any]:
@@ -161,7 +103,20 @@ class Network(NamedTuple):
 
     def costs(self) -> list[int]:
         """Multiply-adds a sample of each layer's forward product."""
-        return [layer.cost(s) for layer, s in zip(self.layers, self.shapes, strict=False)]
+        return list(map(self.cost, range(len(self.layers))))
+
+    def cost(self, i: int) -> int:
+        """Multiply-adds a sample of the forward product of layer i."""
+        return self.layers[i].cost(self._taken(i))
+
+    @property
+    def outputs(self) -> Shape:
+        """The shape of one sample of the outputs: they are one array of floats."""
+        return cast(Shape, self.shapes[-1])
+
+    def _taken(self, i: int) -> Shape:
+        """What layer i takes; of one that takes trees it may be a `SampleTree`."""
+        return cast(Shape, self.shapes[i])
 
 
 def shown(net: Network) -> list[str]:
@@ -203,7 +158,7 @@ class _Identity:
 @lru_cache(maxsize=32)
 def _parameter_shapes(key: _Identity) -> list[Tree]:
     net = key.net
-    met: dict[tuple[int, Shape], Tree] = {}  # layers that are one object are traced once
+    met: dict[tuple[int, Sample], Tree] = {}  # layers that are one object are traced once
     for layer, shape in zip(net.layers, net.shapes, strict=False):
         if (id(layer), shape) not in met:
             init = lambda key, layer=layer, shape=shape: layer.init(key, shape, jnp.float32)
@@ -211,11 +166,16 @@ def _parameter_shapes(key: _Identity) -> list[Tree]:
     return [met[id(layer), shape] for layer, shape in zip(net.layers, net.shapes, strict=False)]
 
 
-def sequence(layers: Sequence[Layer], in_shape: Shape) -> Network:
+def sequence(layers: Sequence[Layer], in_shape: Sequence[int] | Tree) -> Network:
     """A network of the given layers for samples of shape `in_shape`.
 
+    Args:
+      layers: one after the other.
+      in_shape: of one sample: the shape of an array, or a tree of `jax.ShapeDtypeStruct`s.
+
     Raises:
-      ValueError: no layers or something else, a shape that a layer does not take.
+      ValueError: no layers or something else, a shape that a layer does not take or that has no numbers,
+        a tree before a layer that takes one array, or at the end.
     """
     if not isinstance(layers, (list, tuple)) or not layers:
         raise ValueError(
@@ -224,19 +184,41 @@ def sequence(layers: Sequence[Layer], in_shape: Shape) -> Network:
         )
     for i, layer in enumerate(layers):
         checks.instance(f"layers[{i}]", layer, Layer, "dense(10)")
-    shapes = [checks.counts("in_shape", in_shape, "(28, 28, 1)")]
-    for layer in layers:
-        shapes.append(layer.shape(shapes[-1]))
+    shapes: list[Sample] = [_first(in_shape)]
+    for i, layer in enumerate(layers):
+        if isinstance(shapes[-1], SampleTree) and not layer.trees:
+            raise ValueError(
+                f"layers[{i}]: expected one array before {layer.name!r}; got a tree, {shapes[-1]}: let "
+                f"the layer before it give one array"
+            )
+        given: Sample = layer.shape(cast(Shape, shapes[-1]))
+        if not isinstance(given, SampleTree):
+            given = checks.counts(
+                f"layers[{i}]: outputs of {layer.name!r}", given, "(10,)", least=0
+            )
+        shapes.append(given)
+    if isinstance(shapes[-1], SampleTree):
+        raise ValueError(
+            f"layers: expected one array of floats from the last, which the loss is of; got "
+            f"{shapes[-1]} from {layers[-1].name!r}"
+        )
     return Network(tuple(layers), tuple(shapes))
+
+
+def _first(in_shape: Sequence[int] | Tree) -> Sample:
+    if isinstance(in_shape, (SampleTree, jax.ShapeDtypeStruct)) or of_arrays(in_shape):
+        tree = in_shape.tree if isinstance(in_shape, SampleTree) else in_shape
+        return sample_of(stacked(tree, 1))
+    return checks.counts("in_shape", in_shape, "(28, 28, 1)")
 
 
 def run_layers(
     layers: Sequence[Layer],
     params: Sequence[Tree],
-    x: Array,
+    x: Tree,
     products: Callable[[int], Products],
     compute_dtype: DTypeLike | None = None,
-) -> Array:
+) -> Tree:
     """What the layers make of x, one after the other; products: index among them -> Products.
 
     compute_dtype: what the layers compute in; x and the outputs are in that of the parameters.
@@ -245,20 +227,20 @@ def run_layers(
     for i, (layer, p) in enumerate(zip(layers, params, strict=True)):
         given = products(i)
         p = narrowed(given.hops.weights(p), layer.uncast, compute_dtype, given)
-        x = layer.apply(p, given.hops.enter(_entering(layer, x, compute_dtype)), given)
-        x = given.hops.leave(x)
+        x = given.hops.enter(entering(x, compute_dtype))
+        x = given.hops.leave(_work(layer, given)(p, x))
     return widened(x, compute_dtype, list(params), inputs)
 
 
-def _entering(layer: Layer, x: Array, compute_dtype: DTypeLike | None) -> Array:
-    """Samples as a layer takes them; integers, which travel as floats, would lose digits."""
-    return x if layer.integer else entering(x, compute_dtype)
+def _work(layer: Layer, given: Products) -> Callable[[Tree, Tree], Tree]:
+    """What a layer makes of its parameters as they are stored, and of its inputs."""
+    return given.hops.again(lambda p, x: layer.apply(given.hops.whole(p), x, given))
 
 
 def estimate_layers(
     layers: Sequence[Layer],
     params: Sequence[Tree],
-    x: Array,
+    x: Tree,
     products: Callable[[int], Products],
     compute_dtype: DTypeLike | None = None,
 ) -> list[Tree]:
@@ -267,13 +249,13 @@ def estimate_layers(
     for i, (layer, p) in enumerate(zip(layers, params, strict=True)):
         given = products(i)
         cast = lambda p, layer=layer, given=given: narrowed(p, layer.uncast, compute_dtype, given)
-        x = given.hops.enter(_entering(layer, x, compute_dtype))
+        x = given.hops.enter(entering(x, compute_dtype))
         if layer.estimated:
-            new = layer.estimate(cast(p), x, given)
+            new = layer.estimate(given.hops.whole(cast(p)), x, given)
             like = lambda a, old: a.astype(old.dtype)
             p = p | {name: jax.tree.map(like, new[name], p[name]) for name in layer.estimated}
         found.append(p)
-        x = given.hops.leave(layer.apply(cast(given.hops.weights(p)), x, given))
+        x = given.hops.leave(_work(layer, given)(cast(given.hops.weights(p)), x))
     return found
 
 

@@ -14,6 +14,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from jtssm.arrays import Array, Tree
+from jtssm.nn.boundary import cast, float_dtype, floating
 
 
 class Window(NamedTuple):
@@ -107,10 +108,13 @@ class Hops(NamedTuple):
     """
 
     weights: Callable[[Tree], Tree] = _same  # parameters -> the same, as the layer's work uses them
-    enter: Callable[[Array], Array] = _same  # what the layer before left -> x as the layer takes it
-    leave: Callable[[Array], Array] = _same  # what the layer gives -> what it leaves behind
+    enter: Callable[[Tree], Tree] = _same  # what the layer before left -> x as the layer takes it
+    leave: Callable[[Tree], Tree] = _same  # what the layer gives -> what it leaves behind
     # (a parameter, dtype) -> it in that dtype; devices sum its gradient in its own dtype
     narrowed: Callable[[Array, DTypeLike], Array] = _cast
+    whole: Callable[[Tree], Tree] = _same  # parameters as they are stored -> whole ones
+    # (parameters, x) -> outputs, which calls `whole` -> the same, as devices are to do it
+    again: Callable[[Callable[[Tree, Array], Array]], Callable[[Tree, Array], Array]] = lambda f: f
 
 
 class Products(NamedTuple):
@@ -154,30 +158,22 @@ def narrowed(
     """A layer's parameters in the dtype it computes in, but for those named in `uncast`."""
     if dtype is None:
         return params
-    cast = lambda a: products.hops.narrowed(a, dtype) if _floating(a) else a
+    narrow = lambda a: products.hops.narrowed(a, dtype) if floating(a) else a
     if not uncast:
-        return jax.tree.map(cast, params)
-    return {n: a if n in uncast else jax.tree.map(cast, a) for n, a in params.items()}
+        return jax.tree.map(narrow, params)
+    return {n: a if n in uncast else jax.tree.map(narrow, a) for n, a in params.items()}
 
 
-def entering(x: Array, dtype: DTypeLike | None) -> Array:
-    """Samples in the dtype that a layer computes in."""
-    return x if dtype is None else x.astype(dtype)
+def entering(x: Tree, dtype: DTypeLike | None) -> Tree:
+    """Samples with their floats in the dtype that a layer computes in."""
+    return x if dtype is None else cast(x, dtype)
 
 
-def widened(outputs: Array, dtype: DTypeLike | None, *like: Tree) -> Array:
+def widened(outputs: Tree, dtype: DTypeLike | None, *like: Tree) -> Tree:
     """Outputs back in the dtype of the floating arrays in `like`, where layers compute in `dtype`."""
-    if dtype is None:
-        return outputs
-    return outputs.astype(
-        jnp.result_type(*(a.dtype for a in jax.tree.leaves(like) if _floating(a)))
-    )
+    return outputs if dtype is None else cast(outputs, float_dtype(like))
 
 
 def in_full(z: Array) -> Array:
     """z in float32 or wider: statistics are taken in it, whatever a layer computes in."""
     return z.astype(jnp.promote_types(z.dtype, jnp.float32))
-
-
-def _floating(a: Array) -> bool:
-    return jnp.issubdtype(a.dtype, jnp.floating)

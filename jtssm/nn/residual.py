@@ -112,6 +112,11 @@ class Residual(Layer):
         found = estimate_layers(self.path, path, x, inner)
         return numbered([*found, *estimate_layers(self.shortcut, shortcut, x, inner)])
 
+    def moving(self, params: Tree) -> Tree:
+        """Of all parts."""
+        trees = _by_part(params, len(self.parts))
+        return numbered([part.moving(p) for part, p in zip(self.parts, trees, strict=True)])
+
     @property
     def estimated(self) -> tuple[str, ...]:
         """Of all parts."""

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from tqdm.auto import tqdm
 
-from jtssm import checks
+from jtssm import checks, files
 from jtssm.nn.network import Network
 from jtssm.planning.builders import Optimizers, as_network, builder
 from jtssm.planning.trials import Record, column, counted, measured, ring_sent, topology_devices
@@ -20,7 +20,10 @@ from jtssm.sharding.cost.machine_files import find_machine
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.messages import Sizes
 from jtssm.sharding.cost.planner import Build, Proposal
+from jtssm.sharding.cost.refusals import NoRoomError
 from jtssm.sharding.mesh import AXES, make_mesh
+
+MOST_BYTES = 2**26  # of a file of records
 
 
 def sweep(
@@ -58,7 +61,8 @@ def sweep(
       Records in the order of `planner.factorisations`. Fields: subnet, pr, pc, mesh, forms, cuts;
       seconds and seconds_CAUSE; bytes_sent (on rings) and bytes by route, both of one device;
       counted_sent, agrees; memory and memory_PART; compiled_memory; measured_seconds;
-      topology_memory, topology_counted_sent; best; error: why a shape does not go, or what failed.
+      topology_memory, topology_counted_sent; best; error: why a shape does not go, or what failed;
+      memory_missing: bytes, where it is memory alone.
 
     Raises:
       ValueError: as `plan`, but that a shape which does not go is a record with an error.
@@ -154,6 +158,8 @@ class _Sweep:
                 }
             if measure and jax.device_count() >= self.num_devices:
                 record["measured_seconds"] = measured(found, make_mesh(*shape), self.samples)
+        except NoRoomError as error:
+            record |= {"error": f"ValueError: {error}", "memory_missing": error.missing}
         except Exception as error:  # one failing shape does not stop the rest
             record["error"] = f"{type(error).__name__}: {error}"
         return record
@@ -205,8 +211,8 @@ def _done(path: Path | None, about: Record) -> dict[tuple[int, ...], Record]:
     if path is None or not path.exists():
         return {}
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        text = files.content(path, MOST_BYTES).decode()
+    except (OSError, ValueError) as error:
         raise ValueError(f"resume: expected a file of JSON lines; got {path}: {error}") from error
     lines = [json.loads(line) for line in text.splitlines() if _whole(line)]
     strange = [line for line in lines if line.get("about") != json.loads(json.dumps(about))]

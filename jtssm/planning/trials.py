@@ -80,15 +80,15 @@ def measured(found: Proposal, mesh: Mesh, samples: int | None, repeats: int = 5)
     lead: tuple = method.batch_shape or (samples,)
     rng, classes = np.random.default_rng(0), net.shapes[-1][-1]
     # integers that any network takes: tokens 0 and 1
-    drawn = lambda a, most: (
+    drawn = lambda a, most=2: (
         rng.normal(size=a.shape) if a.dtype == np.float32 else rng.integers(0, most, a.shape)
     ).astype(a.dtype)
     like = program.samples_like(lead)
-    x, y = drawn(like[0], 2), drawn(like[1], classes)
-    flat = [a.reshape(-1, *a.shape[len(lead) :]) for a in (x, y)]
+    x, y = jax.tree.map(drawn, like[0]), drawn(like[1], classes)
+    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(lead) :]), (x, y))
     state = placed.init(jax.random.key(0), *flat)
     step, seconds = jax.jit(placed.step, donate_argnums=0), []
-    given = [jax.device_put(a, batch_sharding(placed)) for a in (x, y)]
+    given = jax.device_put((x, y), batch_sharding(placed))
     for _ in range(repeats + 1):
         start = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, *given))

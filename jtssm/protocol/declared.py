@@ -64,5 +64,8 @@ class Declared(NamedTuple):
     # samples in a step -> how often the weights of a minibatch are summed over the devices that split it,
     # of a loss that has any
     weighings: Callable[[int], int] = lambda samples: 1
+    weighed_first: bool = (
+        False  # by the devices of every piece, as a minibatch enters; else the last's
+    )
     # means and variances that a worker takes in a local step
     statistics: Callable[[], tuple[Statistics, ...]] = tuple

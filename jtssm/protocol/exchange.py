@@ -73,7 +73,7 @@ class SampleSplit(Protocol):
         ...
 
     def sum(self, a: Array) -> Array:
-        """Inside `Exchange.each`: the sum of an array over the devices that split the samples."""
+        """Over the devices that split the samples: of an array inside `Exchange.each`, or not carried."""
         ...
 
     def total(self, sums: Carried) -> Tree:

@@ -47,15 +47,16 @@ class Method(NamedTuple):
     (pdadmm).
     """
 
+    # x is always an array [samples, ...], or a tree of them, as the network takes it
     init: Callable[..., Tree]  # (key, x, y, params=None) -> State; params: one tree a layer
-    step: Callable[[Tree, AnyArray, AnyArray], tuple[Tree, Info]]  # (state, x, y) -> (State, Info)
-    predict: Callable[[Tree, AnyArray], Array]  # (state, x) -> outputs of the composed network
+    step: Callable[[Tree, Tree, AnyArray], tuple[Tree, Info]]  # (state, x, y) -> (State, Info)
+    predict: Callable[[Tree, Tree], Array]  # (state, x) -> outputs of the composed network
     # state -> the whole network's parameters, one tree a layer
     params: Callable[[Tree], list[Tree]]
     drain: Callable[[Tree], Tree]  # state -> State in which no minibatch is in flight any more
     # (state, x) -> State in which statistics that layers keep are those of x under the whole network;
     # the same state where no layer keeps any
-    estimate: Callable[[Tree, AnyArray], Tree]
+    estimate: Callable[[Tree, Tree], Tree]
     program: Program
     placement: Placement | None = None  # None: on one device
 

@@ -20,8 +20,10 @@ from jax.typing import DTypeLike
 
 from jtssm.arrays import Shaped, Tree
 from jtssm.losses import Loss
+from jtssm.nn.boundary import Sample, stacked
 from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network
+from jtssm.protocol import sample_checks
 from jtssm.protocol.declared import Declared
 from jtssm.protocol.method import Method, given_trees
 from jtssm.protocol.settings import Settings
@@ -47,9 +49,13 @@ class Stages(NamedTuple):
         """The first layer of every piece but the first."""
         return self.starts[1:-1]
 
-    def inputs(self, l: int) -> tuple[int, ...]:
-        """Shape of one sample of p_l, the input of piece l."""
+    def inputs(self, l: int) -> Sample:
+        """One sample of p_l, the input of piece l: its shape, or a `SampleTree`."""
         return self.network.shapes[self.starts[l]]
+
+    def arriving(self, l: int) -> Tree:
+        """The same as a tree of `jax.ShapeDtypeStruct`."""
+        return self.network.boundaries[self.starts[l]]
 
     def layers(self, l: int) -> tuple[Layer, ...]:
         """Those of piece l."""
@@ -86,12 +92,15 @@ class Program(abc.ABC):
     kinds: Mapping[str, str | tuple[str | None, ...]]
     settings: Settings | None = None  # what it was made with, of a constructor that is `recorded`
 
+    def __post_init__(self) -> None:
+        sample_checks.several("batch_size", self.network, self.batch.size)
+
     @abc.abstractmethod
     def on_one_device(self) -> Method:
         """The method on one device."""
 
     @abc.abstractmethod
-    def check(self, x: Shaped, y: Shaped, stage: str, weights: Tree = ()) -> None:
+    def check(self, x: Tree, y: Shaped, stage: str, weights: Tree = ()) -> None:
         """The front door of `init`, `step` and `fit`.
 
         Args:
@@ -137,20 +146,26 @@ class Program(abc.ABC):
         """What is minimised."""
         return self.stages.loss
 
-    def samples_like(
-        self, lead: tuple[int, ...]
-    ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    def samples_like(self, lead: tuple[int, ...]) -> tuple[Tree, jax.ShapeDtypeStruct]:
         """Shapes of x and y [*lead, ...]: float32 or int32 samples, labels or targets of the loss.
 
-        Of a loss that takes what it likes: labels, if it takes any.
+        Of a loss that takes what it likes: labels if it takes them, else targets like outputs.
         """
-        outputs, integers = self.network.shapes[-1], self.network.integer
-        x = jax.ShapeDtypeStruct(
-            (*lead, *self.network.shapes[0]), np.int32 if integers else np.float32
-        )
-        if self.loss.labels is False:
+        outputs, x = self.network.outputs, stacked(self.network.boundaries[0], *lead)
+        if self.loss.labels is False or (self.loss.labels is None and not self._takes_labels()):
             return x, jax.ShapeDtypeStruct((*lead, *outputs), np.float32)
         return x, jax.ShapeDtypeStruct((*lead, *outputs[:-1]), np.int32)
+
+    def _takes_labels(self) -> bool:
+        """Whether the loss gives a number a sample, or one a position, for labels."""
+        shape = (2, *self.network.shapes[-1])
+        outputs = jax.ShapeDtypeStruct(shape, np.float32)
+        y = jax.ShapeDtypeStruct(shape[:-1], np.int32)
+        try:
+            found = jax.eval_shape(self.loss.value, outputs, y).shape
+        except Exception:  # whatever a function of the user's raises
+            return False
+        return found == shape[: len(found)]
 
     def identity(self) -> dict[str, Any]:
         """What tells this program from another, in words and numbers that JSON holds."""

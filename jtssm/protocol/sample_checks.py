@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +13,12 @@ from jax.typing import DTypeLike
 from jtssm import checks
 from jtssm.arrays import AnyArray, Shaped, Tree
 from jtssm.losses import Loss
-from jtssm.nn.network import Network, check_shape, float_dtype
+from jtssm.nn.boundary import SampleTree, float_dtype, floating, num_samples, rows_of
+from jtssm.nn.inputs import check_samples, entries
+from jtssm.nn.network import Network
 
 if TYPE_CHECKING:
     from jtssm.protocol.program import Program
-
-EXACT = 2**24  # integers up to it are exact as float32
 
 
 def steady(network: Network, method: str) -> None:
@@ -33,35 +32,91 @@ def steady(network: Network, method: str) -> None:
             )
 
 
-def samples(network: Network, loss: Loss, x: Shaped, y: Shaped, values: bool) -> None:
+def one_array(network: Network, method: str) -> None:
+    """Between layers there is one array, and samples are one: the method knows no trees."""
+    for i, shape in enumerate(network.shapes):
+        if isinstance(shape, SampleTree):
+            raise ValueError(
+                f"net: expected one array before each layer for {method}; got a tree, {shape}, before "
+                f"layer {i}: use sgd, local_sgd, ensemble, or gsadmm and gsam with schedule='streaming'"
+            )
+
+
+def floats_cross(network: Network, starts: Sequence[int], method: str) -> None:
+    """Over every cut something crosses that has a gradient: what stands before it can be trained."""
+    for i in starts[1:-1]:
+        if not any(map(floating, jax.tree.leaves(network.boundaries[i]))):
+            raise ValueError(
+                f"cuts: expected floats over each cut for {method}; got {network.shapes[i]} before layer "
+                f"{i}: cut elsewhere, e.g. cuts=[{min(i + 1, len(network.layers) - 1)}]"
+            )
+
+
+def several(name: str, network: Network, num: int | None) -> None:
+    """As many samples as layers need that take mean and variance over them, if any do.
+
+    Of one sample the mean is the sample itself: what is left says nothing of it. Of images there are
+    pixels, too.
+
+    num: samples that they are taken over; None: all there are.
+    """
+    alone = zip(network.layers, network.shapes, network.shapes[1:], strict=False)
+    for i, (layer, inputs, outputs) in enumerate(alone if num == 1 else ()):
+        own = any(each.over == "samples" for each in layer.statistics)
+        # of a module of the user's nobody knows where in it they are taken
+        places = rows_of(outputs) if own else max(rows_of(inputs), rows_of(outputs))
+        if (own or layer.estimated) and places == 1:
+            raise ValueError(
+                f"{name}: expected at least 2 samples, as layer {i}, {layer.name!r}, takes their mean "
+                f"and variance; got 1: use normalisation='layer', or more samples"
+            )
+
+
+def samples(network: Network, loss: Loss, x: Tree, y: Shaped, values: bool) -> None:
     """x and y fit the network and the loss; with `values` also: all finite, labels in range.
 
     Values of tracers (inside jit) cannot be seen and are left unchecked.
     """
-    checks.array("x", x)
+    named = entries(network, "x", x)
+    for name, a in named:
+        checks.array(name, a, booleans=isinstance(network.shapes[0], SampleTree))
     checks.array("y", y)
-    x_shape, y_shape = jnp.shape(x), jnp.shape(y)
-    check_shape(network, x_shape)
-    if not x_shape[0]:
-        raise ValueError(f"x: expected at least one sample; got shape {x_shape}")
-    _dtype(network, jnp.result_type(x))
-    _labels(network, loss, x_shape[0], y, y_shape)
-    _value(network, loss, x, y)
-    if values and not isinstance(x, jax.core.Tracer) and not isinstance(y, jax.core.Tracer):
-        _values(network, loss, x, y)
+    check_samples(network, x)
+    num, y_shape = num_samples(x), jnp.shape(y)
+    if not num:
+        raise ValueError(f"x: expected at least one sample; got shape {jnp.shape(named[0][1])}")
+    likes = jax.tree.leaves(network.boundaries[0])
+    for (name, a), like in zip(named, likes, strict=True):
+        _dtype(name, jnp.result_type(a), like.dtype)
+    _labels(network, loss, num, y, y_shape)
+    _value(network, loss, float_dtype(x), y)
+    seen = [*(a for _, a in named), y]
+    if values and not any(isinstance(a, (jax.core.Tracer, jax.ShapeDtypeStruct)) for a in seen):
+        for (name, a), like in zip(named, likes, strict=True):
+            _in_range(name, cast(AnyArray, a), like.dtype)
+        _known_words(network, cast(AnyArray, named[0][1]))
+        _known_labels(network, loss, cast(AnyArray, y))
 
 
-def _dtype(network: Network, dtype: DTypeLike) -> None:
-    if network.integer and not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(f"x: expected integers, as the first layer takes them; got {dtype}")
-    if not network.integer and not jnp.issubdtype(dtype, jnp.floating):
+def _dtype(name: str, dtype: DTypeLike, wanted: np.dtype) -> None:
+    """Of floats, integers and booleans each is what the network takes, of whatever width."""
+    if jnp.issubdtype(wanted, jnp.integer) and not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"{name}: expected integers, as the first layer takes them; got {dtype}")
+    boolean = lambda a: jnp.issubdtype(a, jnp.bool_)
+    if boolean(wanted) and not boolean(dtype):
         raise ValueError(
-            f"x: expected a floating dtype; got {dtype}: convert, e.g. x.astype('float32') / 255"
+            f"{name}: expected booleans, as the first layer takes them; got {dtype}: convert, e.g. "
+            f"{name} != 0"
+        )
+    if jnp.issubdtype(wanted, jnp.floating) and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"{name}: expected a floating dtype; got {dtype}: convert, e.g. "
+            f"{name}.astype('float32') / 255"
         )
 
 
 def _labels(network: Network, loss: Loss, num: int, y: Shaped, y_shape: tuple[int, ...]) -> None:
-    outputs = network.shapes[-1]
+    outputs = network.outputs
     if loss.labels is None:
         if y_shape[:1] != (num,):
             raise ValueError(f"y: expected {num} samples, as x has; got shape {y_shape}")
@@ -76,10 +131,9 @@ def _labels(network: Network, loss: Loss, num: int, y: Shaped, y_shape: tuple[in
         raise ValueError(f"y: expected {wanted} for {loss.name}; got {jnp.result_type(y)}")
 
 
-def _value(network: Network, loss: Loss, x: Shaped, y: Shaped) -> None:
+def _value(network: Network, loss: Loss, dtype: DTypeLike, y: Shaped) -> None:
     """A loss gives one number a sample, or one a position, and weights like them."""
-    dtype = jnp.result_type(x) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else jnp.float32
-    outputs = jax.ShapeDtypeStruct((2, *network.shapes[-1]), dtype)
+    outputs = jax.ShapeDtypeStruct((2, *network.outputs), dtype)
     few = jax.ShapeDtypeStruct((2, *jnp.shape(y)[1:]), jnp.result_type(y))
     name = checks.shown(loss.name)
     try:
@@ -103,34 +157,50 @@ def _value(network: Network, loss: Loss, x: Shaped, y: Shaped) -> None:
         )
 
 
-def _values(network: Network, loss: Loss, x: Shaped, y: Shaped) -> None:
-    if isinstance(x, jax.ShapeDtypeStruct) or isinstance(y, jax.ShapeDtypeStruct):
-        return
-    if network.integer and not -EXACT <= int(x.min()) <= int(x.max()) <= EXACT:
-        raise ValueError(f"x: expected integers up to {EXACT}; got {int(x.min())}..{int(x.max())}")
-    _finite("x", x)
+def _in_range(name: str, a: AnyArray, dtype: np.dtype) -> None:
+    """Floats are finite; integers fit the dtype in which they travel."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        checks.finite(name, a)
+    elif jnp.issubdtype(dtype, jnp.integer) and a.size:
+        low, high = jnp.iinfo(dtype).min, jnp.iinfo(dtype).max
+        least, most = int(a.min()), int(a.max())
+        if least < low or most > high:
+            raise ValueError(
+                f"{name}: expected integers that {dtype} holds, {low}..{high}; got {least}..{most}"
+            )
+
+
+def _known_words(network: Network, x: AnyArray) -> None:
+    words = network.layers[0].words
+    if words is not None and not 0 <= int(x.min()) <= int(x.max()) < words:
+        raise ValueError(
+            f"x: expected words 0..{words - 1}, the network knows {words}; got {int(x.min())}.."
+            f"{int(x.max())}"
+        )
+
+
+def _known_labels(network: Network, loss: Loss, y: AnyArray) -> None:
     if loss.labels is None:
         return
     if not loss.labels:
-        _finite("y", y)
+        checks.finite("y", y)
         return
-    classes, known = network.shapes[-1][-1], np.asarray(y) if loss.ignored is not None else y
+    classes, known = network.outputs[-1], np.asarray(y) if loss.ignored is not None else y
     if loss.ignored is not None:
         known = np.where(known == loss.ignored, 0, known)
     low, high = int(known.min()), int(known.max())
     if low < 0 or high >= classes:
         but = "" if loss.ignored is None else f", or {loss.ignored}"
+        hint = (
+            f": where {low} counts nothing, say cross_entropy(ignore_index={low}), or ignored={low} in a "
+            f"losses.Loss of your own"
+            if low < 0 and loss.ignored is None
+            else ""
+        )
         raise ValueError(
             f"y: expected labels 0..{classes - 1}{but}, the network has {classes} outputs; "
-            f"got {low}..{high}"
+            f"got {low}..{high}{hint}"
         )
-
-
-def _finite(name: str, a: AnyArray) -> None:
-    xp: ModuleType = np if isinstance(a, np.ndarray) else jnp
-    bad = int(xp.size(a) - xp.isfinite(a).sum())
-    if bad:
-        raise ValueError(f"{name}: expected finite numbers; got {bad} that are NaN or infinite")
 
 
 def weights(given: Shaped) -> None:
@@ -139,26 +209,28 @@ def weights(given: Shaped) -> None:
     if jnp.issubdtype(given.dtype, jnp.complexfloating):
         raise ValueError(f"params: expected real numbers; got {given.dtype}")
     if not isinstance(given, (jax.core.Tracer, jax.ShapeDtypeStruct)):
-        _finite("params", given)
+        checks.finite("params", given)
 
 
-def same_dtype(weights: Tree, x: Shaped) -> None:
+def same_dtype(weights: Tree, x: Tree) -> None:
     """x has the dtype of the weights, that of the samples `init` saw, or fewer than 32 bits."""
     dtypes = {a.dtype for a in jax.tree.leaves(weights) if jnp.issubdtype(a.dtype, jnp.floating)}
-    floating = jnp.issubdtype(jnp.result_type(x), jnp.floating)  # integers go with any
-    if dtypes and floating and float_dtype(x) not in dtypes:
+    given = [a for a in map(jnp.result_type, jax.tree.leaves(x)) if jnp.issubdtype(a, jnp.floating)]
+    if dtypes and given and float_dtype(x) not in dtypes:  # integers go with any
         names = " or ".join(sorted(str(dtype) for dtype in dtypes))
-        raise ValueError(f"x: expected {names}, as in init; got {jnp.result_type(x)}: convert x")
+        raise ValueError(
+            f"x: expected {names}, as in init; got {jnp.result_type(*given)}: convert x"
+        )
 
 
-def of_step(program: Program, x: Shaped, y: Shaped, stage: str, weights: Tree) -> None:
+def of_step(program: Program, x: Tree, y: Shaped, stage: str, weights: Tree) -> None:
     """The front door of a program of pieces; see `jtssm.protocol.program.Program.check`."""
     samples(program.network, program.loss, x, y, values=stage != "step")
     if stage == "values":
         return
     size = program.batch.size
     if size is None:
-        checks.count(samples=len(x))
+        checks.count(samples=num_samples(x))
     elif program.batch.resident:
         strata(size, x)
     elif stage == "step":
@@ -166,17 +238,17 @@ def of_step(program: Program, x: Shaped, y: Shaped, stage: str, weights: Tree) -
     same_dtype(weights, x)
 
 
-def batch(batch_size: int, x: Shaped) -> None:
+def batch(batch_size: int, x: Tree) -> None:
     """x holds exactly one minibatch."""
-    if jnp.shape(x)[0] != batch_size:
+    if num_samples(x) != batch_size:
         raise ValueError(
-            f"x: expected a minibatch of batch_size={batch_size} samples; got {jnp.shape(x)[0]}"
+            f"x: expected a minibatch of batch_size={batch_size} samples; got {num_samples(x)}"
         )
 
 
 def leading(name: str, shape: Sequence[int], a: Shaped) -> None:
     """The array's first dimensions are those of a round."""
-    checks.array(name, a)
+    checks.array(name, a, booleans=True)
     if jnp.shape(a)[: len(shape)] != tuple(shape):
         raise ValueError(
             f"{name}: expected [local_steps, workers, batch_size, ...] = {[*shape, '...']}; "
@@ -184,9 +256,9 @@ def leading(name: str, shape: Sequence[int], a: Shaped) -> None:
         )
 
 
-def strata(batch_size: int, x: Shaped) -> None:
+def strata(batch_size: int, x: Tree) -> None:
     """The samples fall into batch_size strata of equal size."""
-    num = jnp.shape(x)[0]
+    num = num_samples(x)
     if num == 0 or num % batch_size:
         fits = num - num % batch_size
         raise ValueError(

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from jtssm import checks
 from jtssm.arrays import AnyArray, Array, Shaped, Tree
-from jtssm.nn.network import as_input
+from jtssm.nn.boundary import first, float_dtype
+from jtssm.nn.inputs import as_input
 from jtssm.protocol import device_memory, sample_checks
 from jtssm.protocol.exchange import Exchange, by_index
 from jtssm.protocol.info import Info
@@ -30,30 +31,30 @@ class StageProgram(Program):
     init: Callable[..., Tree]  # (exchange, key, x, y, params or None) -> State
     step: Callable[..., tuple[Tree, Info]]  # (exchange, state, x, y) -> (State, Info)
     drain: Callable[[Exchange, Tree], Tree]  # (exchange, state) -> State
-    forward: Callable[..., Array]  # (exchange, l, weights, p) -> output of piece l
+    forward: Callable[..., Tree]  # (exchange, l, weights, p) -> output of piece l
     start: Callable[[int, list[Tree]], Tree]  # (l, parameters of piece l) -> weights of piece l
     # (exchange, state, x) -> State with the network's statistics estimated on x; None: it has none
-    estimate: Callable[[Exchange, Tree, Array], Tree] | None = None
+    estimate: Callable[[Exchange, Tree, Tree], Tree] | None = None
 
     @property
     def weight_fields(self) -> tuple[str, ...]:
         return ("weights",)
 
-    def check(self, x: Shaped, y: Shaped, stage: str, weights: Tree = ()) -> None:
+    def check(self, x: Tree, y: Shaped, stage: str, weights: Tree = ()) -> None:
         sample_checks.of_step(self, x, y, stage, weights)
 
     def on_one_device(self) -> Method:
         exchange = by_index(self.stages.num)
 
-        def step(state: Tree, x: AnyArray, y: AnyArray) -> tuple[Tree, Info]:
+        def step(state: Tree, x: Tree, y: AnyArray) -> tuple[Tree, Info]:
             self.check(x, y, "step", state.weights)
             return self.step(exchange, state, as_input(self.network, x), jnp.asarray(y))
 
-        def predict(state: Tree, x: AnyArray) -> Array:
+        def predict(state: Tree, x: Tree) -> Array:
             forward = lambda l, weights, p: self.forward(exchange, l, weights, p)
             return exchange.chain(forward, state.weights, x=as_input(self.network, x))[0]
 
-        def estimate(state: Tree, x: AnyArray) -> Tree:
+        def estimate(state: Tree, x: Tree) -> Tree:
             if self.estimate is None or not self.network.estimated:
                 return state
             return self.estimate(exchange, state, as_input(self.network, x))
@@ -75,22 +76,24 @@ def starting(
     """`Method.init` of a program of pieces on one device; start: (key, x, y, params) -> State."""
     start = jax.jit(start)  # eager, its many small draws compile one by one
 
-    def init(key: Array, x: AnyArray, y: AnyArray, params: Sequence[Tree] | None = None) -> Tree:
+    def init(key: Array, x: Tree, y: AnyArray, params: Sequence[Tree] | None = None) -> Tree:
         key = checks.key(key)
         program.check(x, y, "init")
-        for name, a in (("x", x), ("y", y)):
+        for name, given in (("x", x), ("y", y)):
+            a = jax.tree.leaves(given)[0]
             if isinstance(a, jax.ShapeDtypeStruct):
                 raise ValueError(
                     f"{name}: expected an array; got {a}: of shapes alone, "
                     f"jax.eval_shape(method.init, key, x, y) tells the state's"
                 )
         if not program.batch.resident:  # only shapes are needed
-            x, y = x[:1], y[:1]
+            x, y = first(x), first(y)
         x = as_input(program.network, x)
         if params is not None:
-            params = jax.tree.map(jnp.asarray, program.stages.given(params, x.dtype))
+            params = jax.tree.map(jnp.asarray, program.stages.given(params, float_dtype(x)))
         y = jnp.asarray(y)
-        device_memory.fits(jax.eval_shape(start, key, x, y, params))
+        if not isinstance(x, jax.core.Tracer):  # of shapes alone nothing is held here
+            device_memory.fits(jax.eval_shape(start, key, x, y, params))
         return start(key, x, y, params)
 
     return init

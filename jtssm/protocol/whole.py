@@ -9,7 +9,7 @@ from functools import partial
 import jax.numpy as jnp
 
 from jtssm.arrays import AnyArray, Array, Shaped, Tree
-from jtssm.nn.network import as_input
+from jtssm.nn.inputs import as_input
 from jtssm.protocol import sample_checks
 from jtssm.protocol.exchange import Exchange, by_index
 from jtssm.protocol.info import Info
@@ -20,16 +20,16 @@ from jtssm.protocol.stages import starting, whole_params
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WholeProgram(Program):
-    """A step is descend(state, gradient, loss): the gradient and the loss on shares of the samples, the
+    """A step is descend(state, gradient, info): the gradient and Info on shares of the samples, the
     descent on whole arrays, which jax shards."""
 
     init: Callable[..., Tree]  # (exchange, key, x, y, params or None) -> State
     # (exchange, state, x, y) -> (a tree like params for the one piece there is, Info)
     gradient: Callable[..., tuple[tuple[Tree], Info]]
-    # (state, those trees, mean loss of the whole minibatch) -> State
-    descend: Callable[[Tree, tuple[Tree], Array], Tree]
+    # (state, those trees, Info of the whole minibatch) -> State
+    descend: Callable[[Tree, tuple[Tree], Info], Tree]
     forward: Callable[..., Array]  # (exchange, 0, weights, x) -> outputs
-    estimate: Callable[[Exchange, Tree, Array], Tree]  # (exchange, state, x) -> State
+    estimate: Callable[[Exchange, Tree, Tree], Tree]  # (exchange, state, x) -> State
 
     @property
     def weight_fields(self) -> tuple[str, ...]:
@@ -43,22 +43,22 @@ class WholeProgram(Program):
     def copies_state(self) -> bool:
         return False
 
-    def check(self, x: Shaped, y: Shaped, stage: str, weights: Tree = ()) -> None:
+    def check(self, x: Tree, y: Shaped, stage: str, weights: Tree = ()) -> None:
         sample_checks.of_step(self, x, y, stage, weights)
 
     def on_one_device(self) -> Method:
         exchange = by_index(1)
 
-        def step(state: Tree, x: AnyArray, y: AnyArray) -> tuple[Tree, Info]:
+        def step(state: Tree, x: Tree, y: AnyArray) -> tuple[Tree, Info]:
             self.check(x, y, "step", state.weights)
             x = as_input(self.network, x)
             gradient, info = self.gradient(exchange, state, x, jnp.asarray(y))
-            return self.descend(state, gradient, info.loss), info
+            return self.descend(state, gradient, info), info
 
-        def predict(state: Tree, x: AnyArray) -> Array:
+        def predict(state: Tree, x: Tree) -> Array:
             return self.forward(exchange, 0, state.weights[0], as_input(self.network, x))
 
-        def estimate(state: Tree, x: AnyArray) -> Tree:
+        def estimate(state: Tree, x: Tree) -> Tree:
             if not self.network.estimated:
                 return state
             return self.estimate(exchange, state, as_input(self.network, x))

@@ -19,7 +19,8 @@ from jax.typing import DTypeLike
 
 from jtssm import checks
 from jtssm.arrays import AnyArray, Array, Shaped, Tree
-from jtssm.nn.network import as_input, float_dtype
+from jtssm.nn.boundary import float_dtype
+from jtssm.nn.inputs import as_input, laid_out, leaves
 from jtssm.nn.ops import PLAIN, Products
 from jtssm.protocol import device_memory, sample_checks
 from jtssm.protocol.info import Info, measured
@@ -77,8 +78,8 @@ class WorkerProgram(Program):
     model: Model
     step: Callable[..., tuple[Tree, Info]]  # (meeting, state, x, y) -> (State, Info)
     # (meeting, state, x) -> outputs of the network
-    forward: Callable[[Meeting, Tree, Array], Array]
-    estimate: Callable[[Meeting, Tree, Array], Tree]  # (meeting, state, x) -> State
+    forward: Callable[[Meeting, Tree, Tree], Array]
+    estimate: Callable[[Meeting, Tree, Tree], Tree]  # (meeting, state, x) -> State
     # the fields of State that hold parameters, and what an optimizer keeps between rounds
     weight_fields: tuple[str, ...] = ("params", "opt_state")
     deals: bool = (
@@ -114,23 +115,23 @@ class WorkerProgram(Program):
     def renews_optimizer(self) -> bool:
         return self.deals
 
-    def check(self, x: Shaped, y: Shaped, stage: str, weights: Tree = ()) -> None:
+    def check(self, x: Tree, y: Shaped, stage: str, weights: Tree = ()) -> None:
         if stage == "step":
-            sample_checks.leading("x", self.round_shape, x)
-            sample_checks.leading("y", self.round_shape, y)
-            x, y = (jax.ShapeDtypeStruct(self._flat(a), jnp.result_type(a)) for a in (x, y))
+            for name, a in (*leaves("x", x), ("y", y)):
+                sample_checks.leading(name, self.round_shape, a)
+            x, y = jax.tree.map(self._flat, (x, y))
         sample_checks.samples(self.network, self.loss, x, y, values=stage != "step")
         if stage != "values":
             sample_checks.same_dtype(weights, x)
 
-    def _flat(self, a: Shaped) -> tuple[int, ...]:
-        """The shape of a round's samples in one row."""
-        return (prod(self.round_shape), *jnp.shape(a)[3:])
+    def _flat(self, a: Shaped) -> jax.ShapeDtypeStruct:
+        """What stands for a round's samples in one row."""
+        shape = (prod(self.round_shape), *jnp.shape(a)[3:])
+        return jax.ShapeDtypeStruct(shape, jnp.result_type(a))
 
-    def samples(self, x: AnyArray) -> Array:
+    def samples(self, x: Tree) -> Tree:
         """A round's samples [R, N, b, ...] in the shape the first layer takes."""
-        shape = self.network.shapes[0]
-        return jnp.asarray(x).reshape(*self.round_shape, *shape).astype(float_dtype(x))
+        return laid_out(self.network, x, self.round_shape)
 
     def first_state(self, key: Array, dtype: DTypeLike, params: list[Tree] | None = None) -> Tree:
         """The state before the first round, from random parameters or given ones."""
@@ -141,14 +142,14 @@ class WorkerProgram(Program):
         def meeting() -> Meeting:  # only where a function runs: it holds an array
             return by_index(self.num)
 
-        def step(state: Tree, x: AnyArray, y: AnyArray) -> tuple[Tree, Info]:
+        def step(state: Tree, x: Tree, y: AnyArray) -> tuple[Tree, Info]:
             self.check(x, y, "step", state)
             return self.step(meeting(), state, self.samples(x), jnp.asarray(y))
 
-        def predict(state: Tree, x: AnyArray) -> Array:
+        def predict(state: Tree, x: Tree) -> Array:
             return self.forward(meeting(), state, as_input(self.network, x))
 
-        def estimate(state: Tree, x: AnyArray) -> Tree:
+        def estimate(state: Tree, x: Tree) -> Tree:
             if not self.network.estimated:
                 return state
             return self.estimate(meeting(), state, as_input(self.network, x))
@@ -168,13 +169,14 @@ def _starting(program: WorkerProgram) -> Callable[..., Tree]:
     """`Method.init` on one device."""
     start = jax.jit(program.first_state, static_argnums=1)
 
-    def init(key: Array, x: AnyArray, y: AnyArray, params: Sequence[Tree] | None = None) -> Tree:
+    def init(key: Array, x: Tree, y: AnyArray, params: Sequence[Tree] | None = None) -> Tree:
         key = checks.key(key)
         program.check(x, y, "init")
         dtype = float_dtype(x)
         if params is not None:
             params = jax.tree.map(jnp.asarray, given_trees(program.model.draw, params, dtype))
-        device_memory.fits(start.eval_shape(key, dtype, params))
+        if not isinstance(x, jax.core.Tracer):  # of shapes alone nothing is held here
+            device_memory.fits(start.eval_shape(key, dtype, params))
         return start(key, dtype, params)
 
     return init

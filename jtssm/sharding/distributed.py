@@ -19,7 +19,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from jtssm.arrays import Array
+from jtssm.arrays import Array, Tree, crc
+from jtssm.nn.boundary import num_samples
 
 
 def is_first() -> bool:
@@ -114,7 +115,7 @@ class ProcessSamples(NamedTuple):
     process it is the pair (x, y).
     """
 
-    x: np.ndarray  # [samples of this process, ...]
+    x: Tree  # [samples of this process, ...], an array or a tree of them
     y: np.ndarray  # [samples of this process, ...]
 
 
@@ -126,7 +127,7 @@ class ProcessBatches(NamedTuple):
     raises ValueError without. In a single process it is the iterable.
     """
 
-    batches: Iterable[tuple[np.ndarray, np.ndarray]]  # (x [samples, ...], y [samples, ...])
+    batches: Iterable[tuple[Tree, np.ndarray]]  # (x [samples, ...], y [samples, ...])
 
 
 class Shares(NamedTuple):
@@ -186,13 +187,14 @@ def check_shares(owners: Sequence[int], samples: ProcessSamples, check: Callable
     Raises:
       ValueError: whatever `check` says; or the shares do not fit together.
     """
-    arrays, refused = [np.ascontiguousarray(a) for a in samples], None
+    x, y = jax.tree.map(np.asarray, tuple(samples))
+    refused = None
     try:
-        check(*arrays)
+        check(x, y)
     except ValueError as error:
         refused = error
-    digest = zlib.crc32(arrays[1].data, zlib.crc32(arrays[0].data))
-    mine = np.asarray([refused is not None, len(arrays[0]), digest], np.uint32)
+    digest = crc((x, y))
+    mine = np.asarray([refused is not None, num_samples(x), digest], np.uint32)
     said = multihost_utils.process_allgather(mine).reshape(-1, 3)
     if refused is not None:
         raise refused
@@ -214,11 +216,18 @@ def check_shares(owners: Sequence[int], samples: ProcessSamples, check: Callable
     return zlib.crc32(repr(distinct).encode())
 
 
-def put_rows(a: np.ndarray, rows: np.ndarray, sharding: NamedSharding | None) -> Array:
-    """a[rows] on the mesh, or on the default device; a process reads the rows of its own devices only.
+def put_rows(x: Tree, rows: np.ndarray, sharding: NamedSharding | None) -> Tree:
+    """x[rows] on the mesh, or on the default device; a process reads the rows of its own devices only.
 
-    a: [samples, ...].  rows: indices of samples; the mesh splits none but its dimensions.
+    Args:
+      x: an array [samples, ...] or a tree of them.
+      rows: indices of samples.
+      sharding: it splits none but the dimensions of rows.
     """
+    return jax.tree.map(lambda a: _put_rows(a, rows, sharding), x)
+
+
+def _put_rows(a: np.ndarray, rows: np.ndarray, sharding: NamedSharding | None) -> Array:
     if sharding is None or jax.process_count() == 1:
         return jax.device_put(a[rows.ravel()].reshape(*rows.shape, *a.shape[1:]), sharding)
     read: dict[tuple, np.ndarray] = {}  # devices of a process may hold the same rows

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from jtssm import checks
 from jtssm.arrays import Array, Tree
+from jtssm.nn.boundary import num_samples
 from jtssm.protocol.axes import AXES, AxisNames
 
 
@@ -129,9 +130,14 @@ def put(
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def check_split(x: ArrayLike, pc: int) -> None:
+def put_samples(x: Tree, mesh: Mesh, spec: PartitionSpec) -> Tree:
+    """An array, or all arrays of a tree, laid out alike; see `put`."""
+    return jax.tree.map(lambda a: put(a, mesh, spec), x)
+
+
+def check_split(x: Tree, pc: int) -> None:
     """pc devices can share the samples evenly."""
-    samples = jnp.shape(x)[0]
+    samples = num_samples(x)
     if samples % pc:
         raise ValueError(
             f"x: expected a multiple of {pc} samples, which 'pc' splits; got {samples}"
@@ -140,10 +146,10 @@ def check_split(x: ArrayLike, pc: int) -> None:
 
 def predicted(
     mapped: Callable[..., Callable[..., Array]],
-    forward: Callable[[Tree, Array], Array],
+    forward: Callable[[Tree, Tree], Array],
     spec: Tree,
     weights: Tree,
-    x: Array,
+    x: Tree,
     mesh: Mesh,
     names: AxisNames,
 ) -> Array:
@@ -152,7 +158,7 @@ def predicted(
     Statistics over the samples at hand are then the same: no padding enters them.
     """
     pc = names.present("pc")
-    split = x.shape[0] % axis_size(mesh, names.pc) == 0
+    split = num_samples(x) % axis_size(mesh, names.pc) == 0
     samples = names.spec("pc") if split else PartitionSpec()
     work = forward if split else lambda weights, x: lax.pmean(forward(weights, x), pc)
-    return mapped(work, (spec, samples), samples)(weights, put(x, mesh, samples))
+    return mapped(work, (spec, samples), samples)(weights, put_samples(x, mesh, samples))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from jtssm.arrays import Tree
+from jtssm.arrays import Tree, crc
 
 
 def digest(function: Callable, *args: Tree) -> int:
@@ -56,4 +56,4 @@ def _held(a: Any) -> str:
     if isinstance(a, jax.Array) and not a.is_fully_addressable:
         return str(jax.typeof(a))
     array = np.ascontiguousarray(a)
-    return f"{array.dtype}{array.shape} {zlib.crc32(array.reshape(-1).view(np.uint8).data)}"
+    return f"{array.dtype}{array.shape} {crc(array)}"

@@ -5,7 +5,8 @@
 On a mesh the samples are split over "pc" and every layer over "pr" as its form says
 (`jtssm.sharding.layers.forms`): synchronous descent, the same numbers as on one device. The gradient
 is taken inside shard_map; the optimizer sees whole arrays, which jax keeps sharded: clipping by the
-global norm, lamb or muon give what they give on one device.
+global norm, lamb or muon give what they give on one device. In the form "gathered" weights, gradients and
+optimizer's state are split over "pr" for layers of any kind.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jax.typing import DTypeLike
 from jtssm import checks, losses
 from jtssm.arrays import Array, Tree
 from jtssm.losses import Sums
+from jtssm.nn.boundary import float_dtype, num_samples
 from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network, estimate_layers
 from jtssm.nn.ops import Products
@@ -86,7 +88,7 @@ def sgd(
     starts, dtype = cut(net, 1, None), checks.compute_dtype(compute_dtype)
     pieces = Pieces(net, starts, of_pieces(optimizer, net, starts), losses.find(loss), dtype)
 
-    def forward(exchange: Exchange, l: int, weights: Weights, x: Array) -> Array:
+    def forward(exchange: Exchange, l: int, weights: Weights, x: Tree) -> Array:
         return pieces.forward(exchange, l, weights.params, x)
 
     return WholeProgram(
@@ -108,15 +110,16 @@ def sgd(
 
 
 def _init(
-    pieces: Pieces, exchange: Exchange, key: Array, x: Array, y: Array, params: list[Tree] | None
+    pieces: Pieces, exchange: Exchange, key: Array, x: Tree, y: Array, params: list[Tree] | None
 ) -> State:
-    weights = pieces.weights(exchange, key, x.dtype, params)
-    return State(weights, key if pieces.network.random else None, jnp.ones((), x.dtype))
+    dtype = float_dtype(x)
+    weights = pieces.weights(exchange, key, dtype, params)
+    return State(weights, key if pieces.network.random else None, jnp.ones((), dtype))
 
 
 def _gradient(pieces: Pieces) -> Callable[..., tuple[Carried, Info]]:
-    def gradient(exchange: Exchange, state: State, x: Array, y: Array) -> tuple[Carried, Info]:
-        samples = x.shape[0] * exchange.samples.num_splits
+    def gradient(exchange: Exchange, state: State, x: Tree, y: Array) -> tuple[Carried, Info]:
+        samples = num_samples(x) * exchange.samples.num_splits
         draw = None if state.key is None else jax.random.split(state.key)[1]
         ids = exchange.samples.own(jnp.arange(samples))
         products = lambda i, here: training(exchange.layers.products(i, here), draw, i, ids)
@@ -132,20 +135,21 @@ def _gradient(pieces: Pieces) -> Callable[..., tuple[Carried, Info]]:
     return gradient
 
 
-def _descend(pieces: Pieces) -> Callable[[State, Carried, Array], State]:
-    def descend(state: State, gradient: Carried, loss: Array) -> State:
+def _descend(pieces: Pieces) -> Callable[[State, Carried, Info], State]:
+    def descend(state: State, gradient: Carried, info: Info) -> State:
+        counts = True if pieces.loss.weight is None else info.samples > 0
         key = None if state.key is None else jax.random.split(state.key)[0]
         pairs = enumerate(zip(state.weights, gradient, strict=True))
-        weights = (pieces.descend(l, w, g, pace=state.pace, loss=loss) for l, (w, g) in pairs)
+        weights = (pieces.descend(l, w, g, counts, state.pace, info.loss) for l, (w, g) in pairs)
         return State(tuple(weights), key, state.pace)
 
     return descend
 
 
-def _estimate(pieces: Pieces) -> Callable[[Exchange, State, Array], State]:
-    def estimate(exchange: Exchange, state: State, x: Array) -> State:
+def _estimate(pieces: Pieces) -> Callable[[Exchange, State, Tree], State]:
+    def estimate(exchange: Exchange, state: State, x: Tree) -> State:
         def work(l: int, weights: Weights) -> tuple[Weights]:
-            products = lambda i: exchange.layers.products(i, x.shape[0]).to_train()
+            products = lambda i: exchange.layers.products(i, num_samples(x)).to_train()
             found = estimate_layers(
                 pieces.network.layers, weights.params, x, products, pieces.compute_dtype
             )
@@ -161,13 +165,13 @@ def loss_gradient(
     exchange: Exchange,
     l: int,
     weights: Weights,
-    x: Array,
+    x: Tree,
     y: Array,
     samples: int,
     products: Callable[[int, int], Products] | None = None,
 ) -> tuple[Sums, list[Tree]]:
     """(sums, gradient of the minibatch's mean loss) of the samples at hand."""
-    weighing = weigh(pieces.loss, y, samples, exchange.samples.sum, x.dtype)
+    weighing = weigh(pieces.loss, y, samples, exchange.samples.sum, float_dtype(x))
 
     def mean_loss(params: list[Tree]) -> tuple[Array, Sums]:
         outputs = pieces.forward(exchange, l, params, x, products)

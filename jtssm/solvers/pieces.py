@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.typing import DTypeLike
 
 from jtssm.arrays import Array, Scalar, Tree
+from jtssm.nn.boundary import SampleTree, by_dtype, cast, float_dtype, num_samples
 from jtssm.nn.network import estimate_layers, keep_estimated, run_layers
 from jtssm.nn.ops import Products
 from jtssm.protocol import sample_checks
@@ -65,16 +68,18 @@ class Pieces(Stages):
         exchange: Exchange,
         l: int,
         params: list[Tree],
-        p: Array,
+        p: Tree,
         products: Callable[[int, int], Products] | None = None,
-    ) -> Array:
-        """f_l(W_l, p_l) for p_l [samples, ...].
+    ) -> Tree:
+        """f_l(W_l, p_l) for p_l [samples, ...]; floats of a tree are as wide as p_l's and W_l's.
 
         products: (index of a layer, samples here) -> its Products; the exchange's unless given.
         """
         products, first = products or exchange.layers.products, self.starts[l]
-        here = lambda i: products(first + i, p.shape[0])
-        return run_layers(self.layers(l), params, p, here, self.compute_dtype)
+        here = lambda i: products(first + i, num_samples(p))
+        f = run_layers(self.layers(l), params, p, here, self.compute_dtype)
+        crosses = l + 1 < self.num and isinstance(self.inputs(l + 1), SampleTree)
+        return cast(f, float_dtype((params, p))) if crosses else f
 
     def descend(
         self,
@@ -107,15 +112,15 @@ class Pieces(Stages):
         """Whether the optimizer of piece l must be told what the piece minimises."""
         return wants_loss(self.optimizers[l])
 
-    def estimate(self, exchange: Exchange, state: Tree, x: Array) -> Tree:
+    def estimate(self, exchange: Exchange, state: Tree, x: Tree) -> Tree:
         """The state with the statistics of x [samples, ...] in the layers that keep any."""
         seen = lambda i, here: exchange.layers.products(i, here).to_train()
         run = lambda l, weights, p: self.forward(exchange, l, weights.params, p, seen)
         _, inputs, _ = exchange.chain(run, state.weights, x=x, keep=True)
 
-        def renewed(l: int, weights: Weights, p: Array) -> tuple[Weights]:
+        def renewed(l: int, weights: Weights, p: Tree) -> tuple[Weights]:
             first = self.starts[l]
-            products = lambda i: seen(first + i, p.shape[0])
+            products = lambda i: seen(first + i, num_samples(p))
             found = estimate_layers(self.layers(l), weights.params, p, products, self.compute_dtype)
             return (weights._replace(params=found),)
 
@@ -125,13 +130,29 @@ class Pieces(Stages):
     def boundary_moves(
         self, samples: int, times: int, *, forward: str, backward: str
     ) -> tuple[Move, ...]:
-        """The two matrices [samples, ...] that cross every boundary, `times` a step."""
+        """The two matrices [samples, ...] that cross every boundary, `times` a step.
+
+        Of trees of arrays: forward a matrix for each dtype, backward one for the floats.
+        """
         moves = []
         for l in range(self.num - 1):
-            shape = (samples, *self.inputs(l + 1))
-            moves.append(Move(forward, shape, "subnet", l, l + 1, times))
-            moves.append(Move(backward, shape, "subnet", l + 1, l, times))
+            for shape, dtype in self._crossing(l + 1):
+                whole = (samples, *shape)
+                if dtype is None:
+                    moves.append(Move(forward, whole, "subnet", l, l + 1, times))
+                    moves.append(Move(backward, whole, "subnet", l + 1, l, times))
+                else:
+                    what, size = f"{forward} of {dtype}", dtype.itemsize
+                    moves.append(Move(what, whole, "subnet", l, l + 1, times, size))
         return tuple(moves)
+
+    def _crossing(self, l: int) -> list[tuple[tuple[int, ...], np.dtype | None]]:
+        """The matrices that piece l gets of a sample: shapes, and dtypes but for floats."""
+        sample = self.inputs(l)
+        if not isinstance(sample, SampleTree):
+            return [(sample, None)]
+        found = by_dtype(sample.tree).items()
+        return [((n,), None if jnp.issubdtype(t, jnp.floating) else t) for t, n in found]
 
     def gradient_moves(self, times: int) -> tuple[Move, ...]:
         """The all-reduce of every piece's gradient over the batch split, `times` a step."""
@@ -158,7 +179,7 @@ class Pieces(Stages):
         init: Callable[..., Tree],
         step: Callable[..., tuple[Tree, Info]],
         drain: Callable[[Exchange, Tree], Tree] = lambda exchange, state: state,
-        estimate: Callable[[Exchange, Tree, Array], Tree] | None = None,
+        estimate: Callable[[Exchange, Tree, Tree], Tree] | None = None,
     ) -> StageProgram:
         """A method of pieces, with the given precision of its products.
 
@@ -168,7 +189,7 @@ class Pieces(Stages):
         if estimate is None:
             sample_checks.steady(self.network, name)
 
-        def run(exchange: Exchange, l: int, weights: Weights, p: Array) -> Array:
+        def run(exchange: Exchange, l: int, weights: Weights, p: Tree) -> Tree:
             return self.forward(exchange, l, weights.params, p)
 
         return StageProgram(

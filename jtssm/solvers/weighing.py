@@ -5,6 +5,8 @@ samples of its minibatch, those of other devices too. So that every term of a La
 over samples, weights are scaled to a mean of one a sample:
 
     R = sum(value * weight) * samples / sum(weight)
+
+A minibatch in which nothing has weight is skipped: nothing that is trained moves, no optimizer counts it.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ class Weighing(NamedTuple):
     loss: Loss
     y: Array  # [samples here, ...]
     scale: Array | float  # samples of the minibatch / sum of their weights; 0 where none has any
+    counts: Array | bool = True  # whether something in the minibatch has weight; True: all has
 
     def sums(self, outputs: Array) -> Sums:
         """Of the samples here, not scaled."""
@@ -74,7 +77,19 @@ def weigh(
       over_devices: the sum of an array over the devices that split the minibatch.
       dtype: of outputs.
     """
-    if loss.weight is None:
+    return weighed(loss, y, samples, total_weight(loss, y, over_devices, dtype))
+
+
+def total_weight(
+    loss: Loss, y: Array, over_devices: Callable[[Array], Array], dtype: DTypeLike
+) -> Array | None:
+    """Sum of a minibatch's weights over all devices; None: of a loss without."""
+    return None if loss.weight is None else over_devices(loss.weight(y).astype(dtype).sum())
+
+
+def weighed(loss: Loss, y: Array, samples: int, total: Array | None) -> Weighing:
+    """The loss on y [samples here, ...] of a minibatch whose weights come to `total`."""
+    if total is None:
         return Weighing(loss, y, 1.0)
-    total = over_devices(loss.weight(y).astype(dtype).sum())
-    return Weighing(loss, y, jnp.where(total > 0, samples / jnp.where(total > 0, total, 1), 0))
+    some = total > 0
+    return Weighing(loss, y, jnp.where(some, samples / jnp.where(some, total, 1), 0), some)

@@ -20,7 +20,14 @@ from jtssm.protocol.settings import plain
 from jtssm.sharding.agreement import alone, ending_all, same_in_all
 from jtssm.sharding.distributed import ProcessBatches, ProcessSamples, told_by_all
 from jtssm.sharding.meeting import versions
-from jtssm.sharding.placement.comparing import key_words, method_words, shape, tree_words, words
+from jtssm.sharding.placement.comparing import (
+    arrays_of,
+    key_words,
+    method_words,
+    shape,
+    tree_words,
+    words,
+)
 from jtssm.train.divergence import Divergence
 from jtssm.train.hooks import Callback, Hook
 from jtssm.train.result import Epoch
@@ -44,6 +51,7 @@ class Ways(NamedTuple):
     resume: int | str | None
     on_divergence: str
     halvings: int
+    estimate: bool | None
 
 
 def agree(
@@ -72,7 +80,7 @@ def agree(
         told = method_words(method) | {
             "key": key_words(key),
             "train": _train_words(train),
-            "validation": {name: list(map(words, pair)) for name, pair in sets.items()},
+            "validation": {name: list(map(words, arrays_of(pair))) for name, pair in sets.items()},
             "metrics": list(metrics),
             "params": tree_words(start[0]),
             "state": tree_words(start[1]),
@@ -89,9 +97,9 @@ def _train_words(train: Pair | ProcessSamples | Iterable | ProcessBatches) -> li
     if isinstance(train, ProcessBatches):
         return ["ProcessBatches"]
     if isinstance(train, ProcessSamples):
-        return ["ProcessSamples", *map(shape, train)]
+        return ["ProcessSamples", *map(shape, arrays_of(tuple(train)))]
     if isinstance(train, tuple):
-        return list(map(words, train))
+        return list(map(words, arrays_of(train)))
     return ["a stream"]
 
 
@@ -154,13 +162,13 @@ class Alone(Hook):
 def share(path: str | Path | None) -> None:
     """A folder for checkpoints is one and the same in all processes; made if it is not there.
 
-    Each process writes a file there, and all look for all of them. Addresses with :// are not looked at.
+    Each process writes a file there, and all look for all of them.
 
     Raises:
       ValueError: in every process: not all see the same folder.
       OSError: in every process: one cannot write there.
     """
-    if path is None or jax.process_count() == 1 or "://" in str(path):
+    if path is None or jax.process_count() == 1:
         return
     folder = Path(path).absolute()
     token = told_by_all(secrets.token_hex(8))[0]

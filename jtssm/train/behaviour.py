@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from math import prod
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,12 @@ import optax
 from jax.interpreters import partial_eval
 from jax.tree_util import PyTreeDef
 
-from jtssm.arrays import Array, Shaped, Tree
+from jtssm.arrays import Array, Shaped, Tree, crc
 from jtssm.losses import Loss
+from jtssm.nn.boundary import Sample, described, floating
 from jtssm.nn.layer import Layer, Shape
 from jtssm.nn.ops import PLAIN
 from jtssm.protocol.program import Stages
-from jtssm.train.checksums import crc
 from jtssm.train.record import Document
 
 STEPS = 101  # of an optimizer: 0 to 100
@@ -94,32 +95,41 @@ def of_function(f: Callable[..., Any]) -> Document | None:
         return None
 
 
-def of_layer(layer: Layer, shape: Shape) -> Document:
+def of_layer(layer: Layer, shape: Sample) -> Document:
     """Somebody's own layer by what it makes of fixed samples; given weights by their bytes.
 
     Args:
-      shape: of one sample of its inputs.
+      shape: of one sample of its inputs, an array or a tree.
     """
-    key = jax.random.key(0)
-    x = jnp.asarray(_fixed((TWO, *shape), 1.0))
-    if layer.integer:
-        x = jnp.asarray(np.arange(x.size).reshape(x.shape) % TWO, jnp.float32)
+    key, x = jax.random.key(0), _samples(described(shape, layer.integer))
     keys = lambda: jax.random.split(key, TWO)
     try:
-        params = layer.init(key, shape, jnp.float32)
+        params = layer.init(key, cast(Shape, shape), jnp.float32)
         with jax.default_matmul_precision("highest"):  # the same numbers on an accelerator
             runs = [layer.apply(params, x, how) for how in (PLAIN, PLAIN.to_train(keys))]
-        told = does(np.concatenate([_digest(np.asarray(a)) for a in runs]))
+        told = does(np.concatenate([_digest(np.asarray(a)) for a in jax.tree.leaves(runs)]))
     except Exception:  # one that runs on the samples' own dtype only, or on a mesh
         return {"given": None}
-    return told | {"given": crc(jax.tree.leaves(params)) if _is_given(layer, shape) else None}
+    return told | {"given": crc(params) if _is_given(layer, shape) else None}
 
 
-def _is_given(layer: Layer, shape: Shape) -> bool:
+def _is_given(layer: Layer, shape: Sample) -> bool:
     """Whether a layer starts from weights that no key decides."""
-    draw = lambda key: layer.init(key, shape, jnp.float32)
+    draw = lambda key: layer.init(key, cast(Shape, shape), jnp.float32)
     traced = jax.make_jaxpr(draw)(jax.random.key(0)).jaxpr
     return not partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))[1][0]
+
+
+def _samples(described: Tree) -> Tree:
+    """Two fixed samples: of floats, of 0 and 1 where these are integers or booleans."""
+
+    def one(a: jax.ShapeDtypeStruct) -> Array:
+        if floating(a):
+            return jnp.asarray(_fixed((TWO, *a.shape), 1.0))
+        places = np.arange(TWO * prod(a.shape)) % TWO
+        return jnp.asarray(places.reshape(TWO, *a.shape), a.dtype)
+
+    return jax.tree.map(one, described)
 
 
 def _fixed(shape: Sequence[int], size: float) -> np.ndarray:

@@ -27,7 +27,8 @@ import jax
 from jtssm import checks
 from jtssm.arrays import Tree
 from jtssm.protocol.method import Method
-from jtssm.sharding.distributed import is_first
+from jtssm.sharding.agreement import ending_all
+from jtssm.sharding.distributed import is_first, told_by_all
 from jtssm.train import document as documents
 from jtssm.train.checksums import checksums
 from jtssm.train.fingerprint import NEEDED, differences
@@ -36,7 +37,7 @@ from jtssm.train.lock import Lock
 from jtssm.train.position import Checkpoint
 from jtssm.train.recipes import recipes
 from jtssm.train.record import Document
-from jtssm.train.stored import Stored, arrays_of, names, orbax, quiet, states_of
+from jtssm.train.stored import Stored, arrays_of, names, need_orbax, quiet, states_of
 
 ANYWAY = "anyway"  # `resume` of a run that differs from the one in the folder
 STEPS, ABOUT, LOCK, JOURNAL = "steps", "jtssm.json", "lock", "journal.jsonl"
@@ -56,21 +57,22 @@ class Folder:
     """
 
     def __init__(self, path: str | Path, keep: int, run: Document):
-        orbax()
-        self.path, self.run = local(path), run
+        need_orbax()
+        self.path, self.run = local(path), told_by_all(run)[0]  # one word for all processes
         self.begun: int | None = None  # the `resume` that the run began with
         self.anothers = False  # whether what it goes on from is another run's
         self._recipes: list[Any] | None = None
         with ExitStack() as stack:
             stack.enter_context(quiet())
-            with _writable(self.path):
+            with ending_all(), _writable(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=self.path) as file:
                     file.write(b"there is room")
-            check_folder(self.path)
+                check_folder(self.path)
             with _writable(self.path):
                 lock = Lock(self.path / LOCK)
-                stack.callback(lock.release)
+            stack.callback(lock.release)
+            with ending_all(), _writable(self.path):
                 if is_first():
                     (self.path / ABOUT).write_text(json.dumps({"format": documents.FORMAT}) + "\n")
             self._stored, self._lock = Stored(self.path / STEPS, keep), lock
@@ -88,22 +90,27 @@ class Folder:
         Raises:
           OSError: it could not be written, or another run has taken the folder.
         """
-        self._lock.check()
+        with ending_all():
+            self._lock.check()
         number = max([checkpoint.position.steps, *(n + 1 for n in self.steps())])
         states = {"state": checkpoint.state}
         if checkpoint.sound is not None and checkpoint.sound.state is not checkpoint.state:
             states["sound"] = checkpoint.sound.state
         with self._writing(number):
             arrays = arrays_of(states)
-            kept = documents.written(
-                checkpoint,
-                method,
-                run=self.run,
-                begun=self.begun,
-                journal=self._journal.write(checkpoint.history, checkpoint.position.infos or ()),
-                checksums=dict(zip(arrays, checksums(list(arrays.values())), strict=True)),
-                weights=self._weights(method, checkpoint.state),
-            )
+            told = dict(zip(arrays, checksums(list(arrays.values())), strict=True))
+            with ending_all():
+                kept = documents.written(
+                    checkpoint,
+                    method,
+                    run=self.run,
+                    begun=self.begun,
+                    journal=self._journal.write(
+                        checkpoint.history, checkpoint.position.infos or ()
+                    ),
+                    checksums=told,
+                    weights=self._weights(method, checkpoint.state),
+                )
             self._stored.save(number, arrays, kept)
 
     def _weights(self, method: Method, state: Tree) -> list[Any] | None:
@@ -152,13 +159,15 @@ class Folder:
           ValueError: there is no such step, it is damaged, or of another run.
         """
         self.begun = None if resume is None or resume == ANYWAY else int(resume)
-        step = self._chosen(self.begun)
+        with ending_all():
+            chosen = self._chosen(self.begun)
+        step = told_by_all(chosen)[0]
         if step is None:
             return None
-        with self._reading(step):
+        with ending_all(), self._reading(step):
             document = documents.read(self._stored.document(step))
         self._compare(document, step, anyway=resume == ANYWAY)
-        with self._reading(step):
+        with ending_all(), self._reading(step):
             history, infos = self._journal.read(document["journal"])
             states = states_of(self._stored, step, document, method, state)
             found = documents.checkpoint_of(document, states, history, infos)

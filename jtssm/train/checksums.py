@@ -1,8 +1,7 @@
-"""Checksums of arrays: of what lies in host memory a crc32, of states one number that no mesh changes."""
+"""Checksums of the arrays of a state: one number each, that no mesh changes."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from math import prod
 from types import ModuleType
@@ -12,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
 
 from jtssm.arrays import Array
 
@@ -20,14 +18,6 @@ Words = TypeVar("Words", Array, np.ndarray)
 PRIME = np.uint32(2654435761)
 # of murmur3's last steps: each bit of a word changes each bit of what becomes of it with chance 1/2
 FIRST, SECOND = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
-
-
-def crc(arrays: Sequence[ArrayLike]) -> int:
-    """The crc32 of the bytes of arrays, one after the other, in host memory."""
-    found = 0
-    for a in arrays:
-        found = zlib.crc32(np.ascontiguousarray(a).reshape(-1).view(np.uint8).data, found)
-    return found
 
 
 def checksums(leaves: Sequence[Array | np.ndarray]) -> list[int]:

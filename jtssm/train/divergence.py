@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -49,8 +49,7 @@ class Guard:
         done: int = 0,
         odd: int | None = None,
     ):
-        self._step = jax.jit(lambda state, xs, ys, i: step(state, xs[i], ys[i]))
-        self._chunk = jax.jit(partial(_chunk, step), static_argnames="times")
+        self._step, self._chunk = _compiled(step)
         # numbers there from the start, e.g. an optimizer's best loss
         self.odd = int(not_finite(state)) if odd is None else odd
         self.done = done  # steps
@@ -60,11 +59,11 @@ class Guard:
         """Go on from an earlier state, after so many steps."""
         self.latest, self.done = state, done
 
-    def dispatch(self, state: Tree, xs: Array, ys: Array, times: int = 1) -> After:
+    def dispatch(self, state: Tree, xs: Tree, ys: Array, times: int = 1) -> After:
         """Start a chunk of steps on xs, ys [steps, ...], `times` over; nothing is waited for."""
         return self._chunk(state, xs, ys, times=times)
 
-    def judge(self, before: Tree, after: After, xs: Array, ys: Array) -> Outcome:
+    def judge(self, before: Tree, after: After, xs: Tree, ys: Array) -> Outcome:
         """The state after the chunk, or, if it went wrong, the last finite one."""
         state, infos, count = after
         infos = jax.tree.map(np.asarray, infos)
@@ -73,7 +72,7 @@ class Guard:
             self.latest = state
             return Outcome(state, infos, None)
         for i in range(len(infos.loss)):
-            state, info = self._step(before, xs, ys, i % len(xs))
+            state, info = self._step(before, xs, ys, i % len(ys))
             sound = bool(_sound(info))
             if not sound or int(not_finite(state)) > self.odd:
                 name = first_not_finite(before, state) if sound else "loss"
@@ -82,7 +81,14 @@ class Guard:
         return Outcome(before, None, _divergence(self.done + len(infos.loss), "loss", np.nan))
 
 
-def _chunk(step: Callable, state: Tree, xs: Array, ys: Array, times: int) -> After:
+@lru_cache(maxsize=8)
+def _compiled(step: Callable) -> tuple[Callable, Callable]:
+    """One step of a stack of minibatches, and a chunk; a method that trains again compiles nothing."""
+    one = lambda state, xs, ys, i: step(state, jax.tree.map(lambda a: a[i], xs), ys[i])
+    return jax.jit(one), jax.jit(partial(_chunk, step), static_argnames="times")
+
+
+def _chunk(step: Callable, state: Tree, xs: Tree, ys: Array, times: int) -> After:
     """(state, Info of every step, how many numbers of the state are not finite)."""
     once = lambda state: lax.scan(lambda s, b: step(s, *b), state, (xs, ys))
     if times == 1:

@@ -9,11 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from jtssm import checks
 from jtssm.arrays import Array, Tree
 from jtssm.losses import Loss, Metric, summed, total
+from jtssm.nn.boundary import num_samples
+from jtssm.nn.inputs import check_samples, on_host
+from jtssm.protocol import sample_checks
 from jtssm.protocol.method import Method
 from jtssm.sharding.agreement import check_all_ask
 from jtssm.sharding.placement.on_host import gathered
@@ -87,7 +89,7 @@ def _rows(method: Method) -> int:
 
 def _forward(
     method: Method, params: Callable[[Tree], Sequence[Tree]] | None
-) -> Callable[[Tree, np.ndarray], Array]:
+) -> Callable[[Tree, Tree], Array]:
     """(state, x) -> outputs."""
     if params is None:
         return jax.jit(method.predict)
@@ -97,7 +99,7 @@ def _forward(
 
 def _scored(
     method: Method,
-    forward: Callable[[Tree, np.ndarray], Array],
+    forward: Callable[[Tree, Tree], Array],
     state: Tree,
     data: Any,
     metrics: Mapping[str, Metric],
@@ -107,11 +109,20 @@ def _scored(
     """Means over the samples of a pair, or of pairs one after the other."""
     totals: dict[str, float] = dict.fromkeys(["loss", "accuracy", *metrics], 0.0)
     weight = 0.0
-    for x, y in [data] if _is_pair(data) else data:
+    for pair in [data] if _is_pair(data) else data:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ValueError(
+                f"data: expected a pair of arrays (x, y), or an iterable of such pairs; got one of "
+                f"{type(pair).__name__}: {checks.shown(pair)}"
+            )
+        x, y = pair
         method.program.check(x, y, "values")
-        for rows in np.array_split(np.arange(len(x)), -(-len(x) // batch_size)):
+        x, num = on_host(method.network, x), num_samples(x)
+        _check_parts(method, num, batch_size)
+        for rows in np.array_split(np.arange(num), -(-num // batch_size)):
             y_here = np.asarray(y)[rows]
-            outputs = gathered(forward(state, np.asarray(x)[rows]))
+            x_here = jax.tree.map(lambda a, rows=rows: a[rows], x)
+            outputs = gathered(forward(state, x_here))
             sums, more = _sums(method.loss, metrics, outputs, y_here)
             weight += sums.pop("weight")
             for name, number in {**sums, **more}.items():
@@ -119,6 +130,15 @@ def _scored(
     means = {name: total / weight if weight else np.nan for name, total in totals.items()}
     finished = {n: float(m.finish(jnp.asarray(means[n]))) for n, m in metrics.items()}
     return means | finished
+
+
+def _check_parts(method: Method, num: int, most: int) -> None:
+    """No part of so many samples is a single one where outputs depend on the samples at hand."""
+    if num < 1:
+        raise ValueError("x: expected at least one sample; got none")
+    layers = method.network.layers
+    if any(s.over == "samples" for l in layers if not l.estimated for s in l.statistics):
+        sample_checks.several("x", method.network, num // -(-num // most))
 
 
 def _sums(
@@ -153,18 +173,22 @@ def as_metric(name: str, given: object) -> Metric:
 
 def _is_pair(data: Any) -> bool:
     """Whether it is (x, y), and no list of such."""
-    pair = isinstance(data, (tuple, list)) and len(data) == 2
-    return pair and all(hasattr(a, "shape") for a in data)
+    pair = isinstance(data, (tuple, list)) and len(data) == 2 and hasattr(data[1], "shape")
+    return pair and all(hasattr(a, "shape") for a in jax.tree.leaves(data[0]))
 
 
-def outputs(method: Method, state: Tree, x: ArrayLike) -> np.ndarray:
+def outputs(method: Method, state: Tree, x: Tree) -> np.ndarray:
     """Outputs [samples, ...] of the composed network, on the host, some samples at a time.
 
     Every process must ask, with the same samples, and gets all of them.
     """
     if method.mesh is not None:
         check_all_ask("predict")
-    predict, whole = jax.jit(method.predict), np.asarray(x)
+    predict, whole = jax.jit(method.predict), on_host(method.network, x)
+    check_samples(method.network, whole)
+    num = num_samples(whole)
+    _check_parts(method, num, _rows(method))
     # even parts: batch statistics need many samples
-    chunks = np.array_split(whole, -(-len(whole) // _rows(method)))
-    return np.concatenate([gathered(predict(state, chunk)) for chunk in chunks])
+    chunks = np.array_split(np.arange(num), -(-num // _rows(method)))
+    parts = (jax.tree.map(lambda a, rows=rows: a[rows], whole) for rows in chunks)
+    return np.concatenate([gathered(predict(state, part)) for part in parts])

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jtssm.arrays import Array, Tree
+from jtssm.nn.boundary import num_samples
 from jtssm.protocol.method import Method
 from jtssm.sharding.distributed import ProcessSamples, Shares, check_shares, put_rows, shares, whole
 from jtssm.sharding.placement import batch_sharding, num_splits, samples_sharding
@@ -31,9 +32,9 @@ class Feed(ABC, Generic[Chunk]):
     what JSON holds. The defaults are those of samples that lie in one order and stay there.
     """
 
-    x: Array | np.ndarray  # samples as `init` takes them, or of a stream one of them
+    x: Tree  # samples as `init` takes them, or of a stream one of them
     y: Array | np.ndarray
-    at_hand: np.ndarray  # inputs on this host that statistics are estimated on
+    at_hand: Tree  # inputs on this host that statistics are estimated on
     shared: bool  # whether each process holds samples of its own
 
     @abstractmethod
@@ -67,9 +68,15 @@ class Feed(ABC, Generic[Chunk]):
         """Stand where another process stood, before any step; `go_to` follows."""
         del order
 
-    def seen(self, method: Method) -> Array:
+    def seen(self, method: Method) -> Tree:
         """Training samples that statistics are estimated on, the same every time."""
         return fixed(method, self.at_hand, self.shared)
+
+
+def part(whole: int, parts: int, i: int) -> int:
+    """The size of part i of a whole that is split evenly, the larger parts first."""
+    size, larger = divmod(whole, parts)
+    return size + (i < larger)
 
 
 def shares_of(sharding: NamedSharding | None, shape: Sequence[int], shared: bool) -> Shares:
@@ -83,11 +90,11 @@ def check_shared(method: Method, samples: ProcessSamples, check: Callable) -> in
     return check_shares(shares(batch_sharding(method), shape).owners, samples, check)
 
 
-def fixed(method: Method, x: np.ndarray, shared: bool) -> Array:
+def fixed(method: Method, x: Tree, shared: bool) -> Tree:
     """Samples [samples, ...] of all processes, drawn once, split over pc."""
     splits, sharding = num_splits(method), samples_sharding(method)
     num = shares_of(sharding, (splits,), shared).num
     unit = splits // num
-    here = min(len(x), SEEN // num) // unit * unit
-    rows = np.random.default_rng(0).permutation(len(x))[:here]
+    here = min(num_samples(x), SEEN // num) // unit * unit
+    rows = np.random.default_rng(0).permutation(num_samples(x))[:here]
     return put_rows(x, rows[shares_of(sharding, (here * num,), shared).mine], sharding)

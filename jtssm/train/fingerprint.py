@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 import optax
 
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import Array, Tree, crc
 from jtssm.nn.adapted import Adapted
+from jtssm.nn.boundary import Sample
 from jtssm.nn.layer import Layer, Shape
 from jtssm.protocol.method import Method
 from jtssm.protocol.settings import plain
+from jtssm.sharding.placement.comparing import key_words, words
 from jtssm.sharding.placement.on_host import gathered
 from jtssm.train import behaviour
-from jtssm.train.checksums import checksums, crc
+from jtssm.train.checksums import checksums
 from jtssm.train.record import Document
 
 # what must be the same for a state and its place among samples to mean anything, whoever wants it
@@ -25,12 +27,11 @@ NEEDED = ("state", "samples", "batch")
 ALIKE = 1e-4  # how far numbers of the same closure lie apart, on whatever machine
 
 
-def abstract_state(
-    method: Method, key: Array, x: Array | np.ndarray, y: Array | np.ndarray
-) -> Tree:
+def abstract_state(method: Method, key: Array, x: Tree, y: Array | np.ndarray) -> Tree:
     """Shapes of an unplaced state; x, y: the samples as `init` sees them, or their shapes."""
     shape = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
-    return jax.eval_shape(method.program.on_one_device().init, key, shape(x), shape(y))
+    x, y = jax.tree.map(shape, (x, y))
+    return jax.eval_shape(method.program.on_one_device().init, key, x, y)
 
 
 def fingerprint(
@@ -54,7 +55,7 @@ def fingerprint(
       params: weights that the run starts from, or None.  start: or a state; every process must ask.
       y: labels or targets, for their shape and dtype.
     """
-    stages, impl = method.program.stages, str(jax.random.key_impl(key))
+    stages = method.program.stages
     return {
         **method.program.identity(),
         "precision": getattr(jax.config, "jax_default_matmul_precision", None),
@@ -67,11 +68,11 @@ def fingerprint(
         ],
         "values of the loss": None
         if y is None
-        else behaviour.of_loss(stages.loss, stages.network.shapes[-1], y),
+        else behaviour.of_loss(stages.loss, stages.network.outputs, y),
         "samples": used,
         "train": train,
-        "key": [impl, np.asarray(jax.random.key_data(key)).tolist()],
-        "params": None if params is None else crc(jax.tree.leaves(params)),
+        "key": key_words(key),
+        "params": None if params is None else crc(params),
         "start": None if start is None else crc_of_state(start),
         "state": {
             jax.tree_util.keystr(path).lstrip("."): f"{a.dtype}{list(a.shape)}"
@@ -87,49 +88,61 @@ def crc_of_state(state: Tree) -> int:
 
 def _functions(method: Method) -> Document:
     """Functions and further optimizers among the arguments of a method, by what they do."""
-    made = {} if method.settings is None else method.settings.arguments
-    told = {name: _function(a, method) for name, a in made.items() if name != "optimizer"}
+    made = {} if method.settings is None else method.settings.closures()
+    told = {name: _function(a, method) for name, a in made.items()}
     return {name: a for name, a in told.items() if a is not None}
 
 
 def _function(value: Any, method: Method) -> Any:
     if isinstance(value, optax.GradientTransformation):
         return behaviour.of_optimizer(value, method.network.parameter_shapes())
-    function = callable(value) and not isinstance(value, type)
-    return behaviour.of_function(value) if function else None
+    return behaviour.of_function(value)
 
 
-def _layer(layer: Layer, shape: Shape) -> Document:
+def _layer(layer: Layer, shape: Sample) -> Document:
     """A layer of ours by its fields, somebody's by what it does."""
     own = is_dataclass(layer) and type(layer).__module__.startswith("jtssm.nn.")
     if not own or isinstance(layer, Adapted):
         return {"name": layer.name} | behaviour.of_layer(layer, shape)
     assert is_dataclass(layer)
-    told = {field.name: _field(getattr(layer, field.name)) for field in fields(layer)}
+    told = {field.name: _field(getattr(layer, field.name), shape) for field in fields(layer)}
     return {"kind": type(layer).__name__} | told
 
 
-def _field(value: Any) -> Any:
-    """What a field of a layer says: numbers and words, or a function's values, or layers."""
+def _field(value: Any, shape: Sample) -> Any:
+    """What a field of a layer says: numbers and words, or a function's values, or layers.
+
+    Args:
+      shape: of one sample of the layer's inputs; layers in a row hand on others.
+    """
     if isinstance(value, Layer):
-        return _layer(value, ())
+        return _layer(value, shape)
     if isinstance(value, (tuple, list)):
-        return [_field(each) for each in value]
+        told = []
+        for each in value:
+            told.append(_field(each, shape))
+            shape = each.shape(cast(Shape, shape)) if isinstance(each, Layer) else shape
+        return told
     if callable(value):
         return behaviour.of_function(value) or plain(value)
     return plain(value)
 
 
-def samples(train: Sequence[np.ndarray], shares: int | None = None) -> str:
+def samples(train: Tree, shares: int | None = None) -> str:
     """What (x, y) are, in words; shares: of `ProcessSamples` a checksum of all processes' samples."""
-    told = lambda a: crc([a]) if shares is None else f"{shares} of all shares"
-    return ", ".join(f"{a.dtype}{list(a.shape)} of checksum {told(a)}" for a in train)
+    all_of = lambda a: f"{a.dtype}{list(a.shape)} of checksum {shares} of all shares"
+    return ", ".join(map(words if shares is None else all_of, _leaves(train)))
 
 
-def stream(first: Sequence[np.ndarray], steps_per_epoch: int | None) -> str:
+def stream(first: Tree, steps_per_epoch: int | None) -> str:
     """What a stream is, in words, by its first sample; its batches have checksums of their own."""
-    each = ", ".join(f"{a.dtype}{list(a.shape[1:])}" for a in first)
+    each = ", ".join(f"{a.dtype}{list(a.shape[1:])}" for a in _leaves(first))
     return f"a stream of {each}; an epoch is {steps_per_epoch or 'a pass, not'} steps"
+
+
+def _leaves(pair: Tree) -> list[np.ndarray]:
+    """The arrays of x, then y."""
+    return jax.tree.leaves(tuple(pair))
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:

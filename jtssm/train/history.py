@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jtssm import checks
+from jtssm import checks, files
 from jtssm.arrays import Tree
 from jtssm.sharding.distributed import is_first
 from jtssm.train.hooks import Hook
@@ -28,28 +28,26 @@ class HistoryFile(Hook):
     """One of the callbacks of `fit`: keeps the history in a file as it happens, each epoch once.
 
     Args:
-      path: the file; its suffix, .csv or .jsonl, is the format. An existing file is replaced. Of
-        several processes the first writes it.
-      keep: leave an existing file until the run begins, which may go on from a checkpoint: then it holds
-        that one's lines, at once.
+      path: the file; its suffix, .csv or .jsonl, is the format. An existing file is replaced when the
+        training begins, by the lines from before the checkpoint that the run goes on from. Of several
+        processes the first writes it.
 
     Raises:
-      ValueError: another suffix.
+      ValueError: another suffix, no folder to write it in.
     """
 
-    def __init__(self, path: str | Path, keep: bool = False):
-        self.path = Path(path)
+    def __init__(self, path: str | Path):
+        self.path = checks.path("path", path)
         checks.one_of("path suffix", self.path.suffix.removeprefix("."), FORMATS)
-        if is_first():
-            with self.path.open("a" if keep else "w"):
-                pass
-        self._lines = -1 if keep else 0  # in the file; -1: unknown
+        if is_first() and (self.path.is_dir() or not self.path.parent.is_dir()):
+            raise ValueError(f"path: expected a file in a folder that exists; got {self.path}")
+        self._lines = 0  # in the file
         self._names: list[str] = []
 
     def on_begin(self, trainer: Trainer) -> None:
-        """The lines of a checkpoint, also of a complete run, which writes no others."""
-        if is_first() and self._lines < 0:
-            self._rewrite(trainer.history)
+        """The history so far, at once: of a run that is complete nothing else is told."""
+        if is_first():
+            self._renew(trainer.history)
 
     def on_line(self, trainer: Trainer, epoch: Epoch) -> None:
         """Append one line; write all anew where the file is not the history up to it."""
@@ -61,16 +59,15 @@ class HistoryFile(Hook):
                 self._write(file, [epoch.record])
             self._lines = len(history)
         else:
-            self._rewrite(history)
+            self._renew(history)
 
-    def _rewrite(self, history: Sequence[dict[str, float]]) -> None:
+    def _renew(self, history: Sequence[dict[str, float]]) -> None:
+        """Write all lines anew."""
         self._names = list(dict.fromkeys(name for line in history for name in line))
-        whole = self.path.with_name(f".{self.path.name}.new")
-        with whole.open("w", newline="") as file:
-            if self.path.suffix == ".csv" and self._names:
+        with files.replacing(self.path) as new, new.open("w", newline="") as file:
+            if self.path.suffix == ".csv" and history:
                 csv.DictWriter(file, self._names).writeheader()
             self._write(file, history)
-        whole.replace(self.path)  # nobody ever sees half of it
         self._lines = len(history)
 
     def _write(self, file: IO[str], lines: Sequence[dict[str, float]]) -> None:
@@ -84,10 +81,11 @@ class HistoryFile(Hook):
 def save_params(path: str | Path, params: Sequence[Tree]) -> None:
     """The network's parameters as an .npz of arrays named by layer and path, e.g. `[0]['W']`.
 
-    Of several processes the first writes it.
+    Of several processes the first writes it; a file that is there is replaced once all is written.
     """
     if not is_first():
         return
     leaves = jax.tree_util.tree_leaves_with_path(list(params))
     arrays: Any = {jax.tree_util.keystr(name): np.asarray(a) for name, a in leaves}
-    np.savez(path, **arrays)
+    with files.replacing(Path(path).with_suffix(".npz")) as new:
+        np.savez(new, **arrays)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from jtssm.arrays import Tree
+from jtssm.sharding.agreement import check_all_ask
 from jtssm.train import document as documents
 from jtssm.train.checkpoint import STEPS, check_folder, local
 from jtssm.train.recipes import made, named
@@ -44,6 +45,7 @@ def load_params(folder: str | Path, step: int | None = None) -> list[Tree]:
       >>> bool((params[1]["W"] == result.params[1]["W"]).all())
       True
     """
+    check_all_ask("load_params")
     path = local(folder)
     check_folder(path)
     if not (path / STEPS).is_dir():

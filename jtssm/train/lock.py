@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jtssm.sharding.distributed import is_first, told_by_all
+from jtssm.sharding.agreement import ending_all
+from jtssm.sharding.distributed import is_first
 
 BEAT = 10.0  # seconds between two signs of life
 LOST = 60.0  # seconds without one after which a run on another machine counts as dead
@@ -36,10 +37,9 @@ class Lock:
     def __init__(self, path: Path):
         self.path, self._ended = path, threading.Event()
         self._own = _who() | {"number": os.urandom(8).hex()}
-        refused = self._take() if is_first() else None
-        refused = told_by_all(refused)[0]
-        if refused is not None:
-            raise ValueError(refused)
+        with ending_all():
+            if is_first() and (refused := self._take()) is not None:
+                raise ValueError(refused)
         if is_first():
             threading.Thread(target=self._beat, name="jtssm lock", daemon=True).start()
 

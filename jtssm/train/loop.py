@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jtssm import checks
 from jtssm.arrays import Array, Tree
 from jtssm.losses import Metric
+from jtssm.nn.boundary import num_samples
 from jtssm.protocol.method import Method
 from jtssm.sharding.agreement import ending_all
 from jtssm.sharding.cost.machines import Machine
@@ -21,7 +22,7 @@ from jtssm.sharding.placement.packing import is_rows
 from jtssm.train import fingerprint
 from jtssm.train.agreement import Ways, agree, share
 from jtssm.train.batches import Minibatches, Resident
-from jtssm.train.checkpoint import ANYWAY, Folder
+from jtssm.train.checkpoint import ANYWAY, Folder, local
 from jtssm.train.divergence import not_finite
 from jtssm.train.document import check_order
 from jtssm.train.evaluation import as_metric, evaluate
@@ -29,12 +30,14 @@ from jtssm.train.feed import Feed, check_shared
 from jtssm.train.halving import Halving
 from jtssm.train.hooks import Hook, as_hooks
 from jtssm.train.placing import on_mesh
-from jtssm.train.position import Checkpoint, Position
+from jtssm.train.position import Checkpoint, Lines, Position
+from jtssm.train.pretrained import estimates
 from jtssm.train.progress import Bar
 from jtssm.train.result import Epoch, Result
 from jtssm.train.samples import Given, Pair, evaluated, in_memory
 from jtssm.train.saving import Saving
 from jtssm.train.signals import noted
+from jtssm.train.stored import need_orbax
 from jtssm.train.stream import Stream, check_streams, is_stream
 from jtssm.train.trainer import Trainer
 
@@ -55,6 +58,7 @@ def fit(
     callbacks: Sequence[Callable[[Epoch], object] | Hook] = (),
     params: Sequence[Tree] | None = None,
     state: Tree = None,
+    estimate: bool | None = None,
     progress: bool | None = None,
     evaluate_every: int = 1,
     checkpoint: str | Path | None = None,
@@ -77,8 +81,9 @@ def fit(
 
     Args:
       method: placed or not.
-      train: (x, y), numpy or jax arrays; with several processes the same ones in each. Or
-        `sharding.ProcessSamples(x, y)`: each process holds a share of its own. Or, where they do not fit
+      train: (x, y), numpy or jax arrays, x a tree of them where the network takes one; with several
+        processes the same ones in each. Or `sharding.ProcessSamples(x, y)`: each process holds a share
+        of its own. Or, where they do not fit
         in memory, an iterable of such pairs of any numbers of samples (a list, a generator, a grain
         DataLoader), for methods that keep no variables of each sample: sgd, gsadmm and gsam with
         schedule="streaming", ist, local_sgd, ensemble. Its samples are taken in the order in which they
@@ -104,6 +109,10 @@ def fit(
       state: instead, a state of the method to go on from, placed or not (of one device, or
         `sharding.gathered`). The samples of a resident method must be those it was made with, in the
         same order: the same `train`, and with minibatches the same `key`.
+      estimate: whether the statistics that layers keep are estimated on training samples before each
+        evaluation. None: they are, but for pretrained ones (`params`, or modules, that come with others
+        than a new network's), which are kept, with a UserWarning: training takes those of its
+        minibatches. What is frozen (use_running_average) stays in any case.
       progress: show a bar; None: where there is a terminal.
       evaluate_every: epochs between two lines of the history, with their evaluations and callbacks.
         A resident method runs that many steps in one dispatch.
@@ -111,9 +120,9 @@ def fit(
         has checkpoints there goes on from the newest, with the numbers it would have had; `params` and
         `state` are then not used again. One that was complete, or that a callback stopped, returns at
         once, and a UserWarning says that nothing was trained. Mesh, forms, callbacks, validation,
-        `evaluate_every` and the arguments below may change, and `epochs` may grow; anything else that
-        can be seen may not, and the error names it: the method's arguments, the network, the key, the
-        samples, the weights or the state that it starts from, precision. Functions (optimizers,
+        `estimate`, `evaluate_every` and the arguments below may change, and `epochs` may grow; anything
+        else that can be seen may not, and the error names it: the method's arguments, the network, the
+        key, the samples, the weights or the state that it starts from, precision. Functions (optimizers,
         schedules, losses, activations, somebody's modules) are compared by what they do on small fixed
         inputs: an optimizer, e.g., by its updates at steps 0 to 100, and where it counts its steps at
         1000, 10 000 and 100 000. A stream must give the same batches again, or its iterator have
@@ -121,7 +130,8 @@ def fit(
         On one mesh and CPU, of as many cores (a UserWarning says where not), the results are the same
         bits; on a GPU with XLA_FLAGS=--xla_gpu_deterministic_ops=true; on another mesh they agree up to
         rounding. SIGTERM and Ctrl-C let the chunk of steps end (at most 50, of a resident method
-        `evaluate_every`), write a checkpoint and return; a second Ctrl-C gives up at once.
+        `evaluate_every`, at most 65 536), write a checkpoint and return; a second Ctrl-C gives up at
+        once.
         `jtssm.load_params` reads the weights.
       every: least number of steps between two checkpoints, which lie at ends of chunks; None: one at
         every line of the history.
@@ -179,10 +189,10 @@ def fit(
         epochs, evaluate_every = checks.count(epochs=epochs, evaluate_every=evaluate_every)
         key, given = checks.key(key), as_hooks(callbacks)
         _check_ways(checkpoint, every, keep, resume, on_divergence, halvings)
-        held = None if is_stream(train) else in_memory(train, steps_per_epoch)
+        held = None if is_stream(train) else in_memory(method.network, train, steps_per_epoch)
         if held is None:
             check_streams(method, train, steps_per_epoch)
-        method = on_mesh(method, mesh, forms, machine, 0 if held is None else len(held[0]))
+        method = on_mesh(method, mesh, forms, machine, 0 if held is None else num_samples(held[0]))
         sets = evaluated(method, validation)
         found = {name: as_metric(name, given) for name, given in (metrics or {}).items()}
         ways = Ways(
@@ -195,6 +205,7 @@ def fit(
             resume=resume,
             on_divergence=on_divergence,
             halvings=halvings,
+            estimate=estimate,
         )
     samples = train if held is None else held
     given = agree(method, samples, key, ways, sets, found, (params, state), given)
@@ -206,14 +217,13 @@ def fit(
     else:
         feed, told = _held(method, held, order_key, epochs)
     _check_start(method, params, state, feed)
-    # the epochs after which a line of the history is due
-    lines = [*range(evaluate_every, epochs, evaluate_every), epochs]
+    lines = Lines(evaluate_every, epochs)
     with contextlib.ExitStack() as stack:
         folder = begun = None
         if checkpoint is not None:
             shapes = fingerprint.abstract_state(method, init_key, feed.x, feed.y)
             run = fingerprint.fingerprint(
-                method, shapes, told, len(feed.x), key, params, state, feed.y
+                method, shapes, told, num_samples(feed.x), key, params, state, feed.y
             )
             folder = Folder(checkpoint, keep, run)
             stack.callback(folder.close)
@@ -229,8 +239,9 @@ def fit(
         hooks += given
         if folder is not None:  # behind all others: what they have done stands in the checkpoint
             hooks += [stack.enter_context(noted()), Saving(folder, every)]
+        anew = estimates(method.network, params, estimate)
         score = lambda state: evaluate(method, state, sets, metrics=found)
-        trainer = Trainer(begun, method, feed, lines, score, hooks)
+        trainer = Trainer(begun, method, feed, lines, score, hooks, estimated=anew)
         if folder is not None and trainer.complete:
             folder.tell_complete()
         return trainer.train()
@@ -266,9 +277,21 @@ def _check_start(method: Method, params: Sequence[Tree] | None, state: Tree, fee
         raise ValueError("params: expected None with a state, which has its own; got both")
     if state is not None and not (isinstance(feed, Stream) or feed.shared):
         _check_state(method, state, feed.x, feed.y)
+    if state is not None:
+        _check_numbers(method, state)
 
 
-def _check_state(method: Method, state: Tree, x: Array | np.ndarray, y: Array | np.ndarray) -> None:
+def _check_numbers(method: Method, state: Tree) -> None:
+    """A given state is of finite numbers, but for what an optimizer keeps, e.g. a best loss."""
+    packed = any(is_rows(getattr(state, name)) for name in state._fields)
+    whole = method.params(state) if packed else state
+    named = jax.tree_util.tree_leaves_with_path(whole)
+    bad = int(not_finite([a for path, a in named if "opt_state" not in jax.tree_util.keystr(path)]))
+    if bad:
+        raise ValueError(f"state: expected finite numbers; got {bad} that are NaN or infinite")
+
+
+def _check_state(method: Method, state: Tree, x: Tree, y: Array | np.ndarray) -> None:
     """The state is one of this method, of these samples where it keeps them."""
     like = jax.eval_shape(method.program.on_one_device().init, jax.random.key(0), x, y)
     if type(state) is not type(like):
@@ -313,6 +336,9 @@ def _check_ways(
 ) -> None:
     """The arguments that say how a run is kept fit together."""
     checks.one_of("on_divergence", on_divergence, DIVERGED)
+    if checkpoint is not None:
+        need_orbax()
+        local(checkpoint)
     checks.count(keep=keep, halvings=halvings)
     if every is not None:
         checks.count(every=every)

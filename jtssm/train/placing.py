@@ -12,6 +12,7 @@ from jtssm.protocol.method import Method
 from jtssm.sharding.cost import planner
 from jtssm.sharding.cost.machine_files import present_machine
 from jtssm.sharding.cost.machines import Machine
+from jtssm.sharding.cost.refusals import NoMeshError
 from jtssm.sharding.mesh import make_mesh
 from jtssm.sharding.placement import place
 
@@ -34,14 +35,27 @@ def on_mesh(
             f"mesh: expected a jax.sharding.Mesh, or 'auto' or None and then no forms; got "
             f"{checks.shown(mesh)}, forms {checks.shown(forms)}"
         )
-    given = lambda net, subnet, batch: method
-    best = planner.plan(
-        method.network,
-        jax.device_count(),
-        method.program.batch.size or samples,
-        machine or present_machine(),
-        method=given,
-        samples=samples,
-        runners_up=0,
-    ).best
+    best = _fastest(method, machine or present_machine(), samples)
     return place(method, make_mesh(*best.shape), forms=best.forms or "auto")
+
+
+def _fastest(method: Method, machine: Machine | str, samples: int) -> planner.Proposal:
+    """The best mesh of all devices that are there."""
+    given = lambda net, subnet, batch: method
+    size, devices = method.program.batch.size or samples, jax.device_count()
+    try:
+        found = planner.plan(
+            method.network,
+            devices,
+            size,
+            machine,
+            method=given,
+            samples=samples,
+            runners_up=0,
+        )
+    except NoMeshError as error:
+        raise ValueError(
+            f"mesh: expected a jax.sharding.Mesh, or 'auto' where some mesh of all {devices} devices "
+            f"goes; got 'auto', and none goes: {error.reasons}"
+        ) from error
+    return found.best

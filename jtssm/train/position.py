@@ -10,6 +10,17 @@ from jtssm.train.divergence import Divergence
 from jtssm.train.record import Document
 
 
+class Lines(NamedTuple):
+    """The epochs after which a line of the history is due: every so many, and the last."""
+
+    every: int
+    last: int
+
+    def after(self, epoch: int) -> int:
+        """Of the next line; the epoch itself where the last is behind it."""
+        return max(min((epoch // self.every + 1) * self.every, self.last), epoch)
+
+
 class Position(NamedTuple):
     """Where a run stands: between two chunks of steps, on the way to the next line of the history."""
 

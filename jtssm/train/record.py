@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from math import isnan
 from typing import Any
 
 import jax
 import numpy as np
 
+from jtssm import checks
 from jtssm.arrays import Array
 from jtssm.protocol.info import Info
 
 Document = dict[str, Any]  # what JSON holds, by names
+HELD = 2**16  # most steps since a line whose numbers are kept one by one
 
 
 def means(infos: Info) -> dict[str, float]:
@@ -40,6 +44,21 @@ def joined(infos: Sequence[Info]) -> Info:
     return jax.tree.map(joint, *infos) if infos else Info(empty, empty, empty, {})
 
 
+def folded(infos: Info) -> Info:
+    """A few steps in place of very many: the same means, least decrease and first measured loss.
+
+    Those two steps stay as they are; one that has the means of all others stands for these.
+    """
+    alone = np.zeros(len(infos.loss), bool)
+    alone[np.flatnonzero(infos.samples > 0)[:1]] = True
+    if "decrease" in infos.shown:
+        alone[np.argmin(infos.shown["decrease"])] = True
+    some: Any = lambda which: jax.tree.map(lambda a: np.asarray(a, float)[which], infos)
+    told: Any = {name: np.array([a]) for name, a in means(some(~alone)).items()}
+    loss, accuracy, samples = (told.pop(name) for name in ("loss", "accuracy", "samples"))
+    return joined([some(alone), Info(loss, accuracy, samples, told)])
+
+
 def certificate(infos: Info, history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """c_k: the least decrease that theory guarantees, of all steps so far, where a method shows any."""
     if "decrease" not in infos.shown:
@@ -49,10 +68,29 @@ def certificate(infos: Info, history: Sequence[Mapping[str, float]]) -> dict[str
 
 
 def make_plain(record: MutableMapping[str, Any]) -> None:
-    """Scalars of numpy and jax, which a callback may have added, become Python's, in place."""
+    """Scalars of numpy and jax, which a callback may have added, become Python's, in place.
+
+    Raises:
+      ValueError: what no file of histories and no checkpoint holds.
+    """
     for name, value in record.items():
-        if np.ndim(value) == 0 and hasattr(value, "tolist"):
-            record[name] = value.tolist()
+        if isinstance(value, (np.generic, np.ndarray, jax.Array)) and np.ndim(value) == 0:
+            with suppress(AttributeError, TypeError):  # of a key of jax.random
+                record[name] = value = value.tolist()
+        if type(name) is not str or not (value is None or isinstance(value, (int, float, str))):
+            _check_told(name, value)
+
+
+def _check_told(name: object, value: object) -> None:
+    try:
+        json.dumps({"": value}, default=plain)
+        wrong = None if isinstance(name, str) else "another name"
+    except (TypeError, ValueError, RecursionError):
+        wrong = type(value).__name__
+    if wrong is not None:
+        raise ValueError(
+            f"epoch.record: expected numbers, text and lists by names; got {wrong}, {checks.shown(name)}"
+        )
 
 
 def without_nan(record: Mapping[str, float]) -> dict[str, float | None]:

@@ -7,7 +7,6 @@ from signal import Signals
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.typing import ArrayLike
 
 from jtssm.arrays import Tree
 from jtssm.protocol.method import Method
@@ -48,7 +47,7 @@ class Result(NamedTuple):
         lines += [f"interrupted by {by}"] if self.interrupted else []
         return "\n  ".join(lines)
 
-    def predict(self, x: ArrayLike) -> np.ndarray:
+    def predict(self, x: Tree) -> np.ndarray:
         """Outputs [samples, ...] of the composed network, on the host; every process must ask."""
         return outputs(self.method, self.state, x)
 

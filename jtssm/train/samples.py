@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
 
 from jtssm import checks
+from jtssm.arrays import Tree
+from jtssm.nn.boundary import SampleTree
+from jtssm.nn.inputs import entries, on_host
+from jtssm.nn.network import Network
 from jtssm.protocol.method import Method
 from jtssm.sharding.distributed import ProcessSamples
 
-Given = tuple[ArrayLike, ArrayLike]  # (x, y) as a user gives them
-Pair = tuple[np.ndarray, np.ndarray]  # (x [samples, ...], y [samples, ...]) in host memory
+# x is always an array, or a tree of arrays where the network takes one
+Given = tuple[Tree, ArrayLike]  # (x, y) as a user gives them
+Pair = tuple[Tree, np.ndarray]  # (x [samples, ...], y [samples, ...]) in host memory
 
 
-def in_memory(train: object, steps_per_epoch: int | None) -> Pair | ProcessSamples:
+def in_memory(
+    network: Network, train: object, steps_per_epoch: int | None
+) -> Pair | ProcessSamples:
     """The pair (x, y), or `ProcessSamples`, in host memory.
 
     Raises:
@@ -27,33 +35,41 @@ def in_memory(train: object, steps_per_epoch: int | None) -> Pair | ProcessSampl
             f"steps_per_epoch: expected None with arrays, all of which are an epoch; got "
             f"{steps_per_epoch!r}"
         )
-    x, y = _pair("train", train)
+    x, y = _pair(network, "train", train)
     return ProcessSamples(x, y) if isinstance(train, ProcessSamples) else (x, y)
 
 
 def evaluated(method: Method, validation: Given | Mapping[str, Given] | None) -> dict[str, Pair]:
     """The samples that every line evaluates, by name."""
     sets = validation if isinstance(validation, Mapping) else {"validation": validation}
-    sets = {name: _pair(name, pair) for name, pair in sets.items() if pair is not None}
+    sets = {
+        name: _pair(method.network, name, pair) for name, pair in sets.items() if pair is not None
+    }
     for pair in sets.values():
         x, y = pair
         method.program.check(x, y, "values")
     return sets
 
 
-def _pair(name: str, pair: object) -> Pair:
+def _pair(network: Network, name: str, pair: object) -> Pair:
     """x and y in host memory, of a pair of arrays or of lists of numbers."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise ValueError(f"{name}: expected a pair (x, y); got {type(pair).__name__}")
-    for part, a in zip(("x", "y"), pair, strict=True):
+    trees = isinstance(network.shapes[0], SampleTree)
+    for part, a in _named(network, name, *pair):
         if isinstance(a, (np.ndarray, jax.Array)):  # np.asarray would lose a mask
-            checks.array(f"{name}: {part}", a)
+            checks.array(part, a, booleans=trees)
     try:
-        x, y = (np.asarray(a) for a in pair)
+        x, y = on_host(network, pair[0]), np.asarray(pair[1])
     except (ValueError, TypeError) as error:  # lists of unequal lengths
         raise ValueError(f"{name}: expected a pair of arrays (x, y); got {error}") from error
-    for part, a in (("x", x), ("y", y)):
-        checks.array(f"{name}: {part}", a)
+    for part, a in _named(network, name, x, y):
+        checks.array(part, a, booleans=trees)
         if not a.ndim:
-            raise ValueError(f"{name}: {part}: expected [samples, ...]; got a single number, {a}")
+            raise ValueError(f"{part}: expected [samples, ...]; got a single number, {a}")
     return x, y
+
+
+def _named(network: Network, name: str, x: Tree, y: Tree) -> list[tuple[str, Any]]:
+    """The arrays of a pair, each with what a message calls it."""
+    return [*entries(network, f"{name}: x", x), (f"{name}: y", y)]

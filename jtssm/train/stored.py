@@ -45,7 +45,7 @@ class Stored:
     """
 
     def __init__(self, path: Path, keep: int | None):
-        self._orbax = orbax()
+        self._orbax = need_orbax()
         options = self._orbax.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=keep is not None, read_only=keep is None
         )
@@ -171,7 +171,7 @@ def _laid_out(tree: Tree, method: Method, alike: bool) -> Tree:
     return tree if alike else method.spread(gathered(tree))
 
 
-def orbax() -> ModuleType:
+def need_orbax() -> ModuleType:
     """orbax.checkpoint.
 
     Raises:

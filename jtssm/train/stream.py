@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jtssm import checks
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import Array, Tree, crc
 from jtssm.protocol.method import Method
 from jtssm.sharding.agreement import ending_all
 from jtssm.sharding.distributed import ProcessBatches, put_rows, told_by_all
@@ -26,7 +26,7 @@ from jtssm.train.batches import CHUNK, CHUNK_SAMPLES
 from jtssm.train.divergence import Guard, Outcome
 from jtssm.train.feed import SEEN, Feed, shares_of
 from jtssm.train.record import Document
-from jtssm.train.stream_reader import Reader, checksum, is_pair
+from jtssm.train.stream_reader import Reader, is_pair
 
 CHUNK_BYTES = 2**27  # most of a chunk's samples, unless one step takes more
 
@@ -72,7 +72,7 @@ class Stream(Feed[int]):
       ValueError: an iterator without `steps_per_epoch`, no samples, or a bad first batch.
     """
 
-    x: np.ndarray
+    x: Tree
     y: np.ndarray
 
     def __init__(
@@ -102,18 +102,18 @@ class Stream(Feed[int]):
         self._begun = 0  # passes of the stream when the epoch began
         self._ends = {0: 0}  # the steps done at the end of each epoch
         self._passes = 0  # up to the next line of the history
+        self._due = 0  # steps up to it, where they are known
         self._place = self._reader.place()
         self._midway = False
 
     def _steps_in(self, num_bytes: int) -> int:
-        return num_bytes // (self.size * (self.x.nbytes + self.y.nbytes))
+        return num_bytes // (self.size * sum(a.nbytes for a in jax.tree.leaves((self.x, self.y))))
 
     def _check_processes(self) -> None:
         """The first batches of all processes are alike; not of shares, the very same."""
-        first = [f"{a.dtype} of {a.shape[1:]}" for a in self._reader.first]
-        said = told_by_all(
-            [first, [] if self.shared else [checksum(a) for a in self._reader.first]]
-        )
+        arrays = jax.tree.leaves(self._reader.first)
+        first = [f"{a.dtype} of {a.shape[1:]}" for a in arrays]
+        said = told_by_all([first, [] if self.shared else [crc([a]) for a in arrays]])
         if any(other != said[0] for other in said):
             raise ValueError(
                 f"train: expected the same batches in each process, or ProcessBatches of alike samples; "
@@ -163,13 +163,12 @@ class Stream(Feed[int]):
         self._place, self._begun = self._reader.place(), order["begun"]
 
     def draw(self, epochs: int) -> Sequence[int]:
-        """The steps of each chunk in so many epochs; of passes of unknown length, no end of chunks."""
+        """The numbers of the chunks in so many epochs; of passes of unknown length, no end of them."""
         self._passes = epochs
         if self.steps_per_epoch is None:
             return range(sys.maxsize)
-        steps = epochs * self.steps_per_epoch
-        chunks = -(-steps // self._most)
-        return [(i + 1) * steps // chunks - i * steps // chunks for i in range(chunks)]
+        self._due = epochs * self.steps_per_epoch
+        return range(-(-self._due // self._most))
 
     def run(self, guard: Guard, state: Tree, chunks: Sequence[int]) -> Iterator[Outcome]:
         """Take the steps of each chunk; ends after a divergence."""
@@ -191,22 +190,27 @@ class Stream(Feed[int]):
         self._begun = self._place["passes"]
         self._ends[self._epoch] = self._done
 
-    def _chunks(self, sizes: Sequence[int]) -> Iterator[_Chunk]:
-        """Chunks on the devices, until the sizes or the passes end."""
+    def _steps_of(self, number: int) -> int:
+        """Steps of a chunk."""
+        if self.steps_per_epoch is None:
+            return self._most
+        chunks = -(-self._due // self._most)
+        return (number + 1) * self._due // chunks - number * self._due // chunks
+
+    def _chunks(self, numbers: Sequence[int]) -> Iterator[_Chunk]:
+        """Chunks on the devices, until the numbers or the passes end."""
         keep = len(self.shape) > 1 or self.steps_per_epoch is not None
         reader, last = self._reader, self._begun + self._passes
-        for size in sizes:
+        for number in numbers:
             if self.steps_per_epoch is None and reader.passes == last:
                 return
-            x, y = reader.take(
-                self._most if self.steps_per_epoch is None else size, self.size, keep
-            )
-            if len(x):
+            x, y = reader.take(self._steps_of(number), self.size, keep)
+            if len(y):
                 yield _Chunk(self._put(x, y), reader.place())
 
-    def _put(self, x: np.ndarray, y: np.ndarray) -> tuple[Array, Array]:
-        steps = len(x) // self.size
-        order = np.arange(len(x)).reshape(steps, self.size)[:, self.shares.mine]
+    def _put(self, x: Tree, y: np.ndarray) -> tuple[Tree, Array]:
+        steps = len(y) // self.size
+        order = np.arange(len(y)).reshape(steps, self.size)[:, self.shares.mine]
         order = order.reshape(steps, *self.shape)
         return put_rows(x, order, self.sharding), put_rows(y, order, self.sharding)
 
@@ -214,5 +218,5 @@ class Stream(Feed[int]):
 class _Chunk(NamedTuple):
     """Steps that are taken together."""
 
-    samples: tuple[Array, Array]  # x and y on the devices
+    samples: tuple[Tree, Array]  # x and y on the devices
     after: Document  # where the stream stands behind them

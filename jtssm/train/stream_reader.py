@@ -20,10 +20,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from typing import Any, NamedTuple, TypeGuard
 
+import jax
 import numpy as np
 
 from jtssm import checks
-from jtssm.arrays import Array
+from jtssm.arrays import Array, Tree, crc
+from jtssm.nn.inputs import entries
 from jtssm.protocol.method import Method
 from jtssm.train.record import Document
 from jtssm.train.samples import Pair
@@ -67,24 +69,23 @@ class Reader:
         self._like: Pair | None = None
         self._rest = self._next() or self._none()
         self._begins = self._at_hand[0].crc
-        self.first = self._like = self._rest[0][:1].copy(), self._rest[1][:1].copy()
+        self.first = self._like = _copied(self._rest, slice(1))
 
     def ahead(self, num: int) -> Pair:
         """x and y of the first samples at hand, `num` or all that the pass has: they are not taken."""
-        batches, have = [self._rest], len(self._rest[0])
+        batches, have = [self._rest], len(self._rest[1])
         while have < num and (batch := self._next()) is not None:
             batches.append(batch)
-            have += len(batch[0])
-        x, y = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
-        self._rest = x, y
-        return self._rest[0][:num].copy(), self._rest[1][:num].copy()
+            have += len(batch[1])
+        self._rest = jax.tree.map(lambda *a: np.concatenate(a), *batches)
+        return _copied(self._rest, slice(num))
 
     def restart(self) -> None:
         """Drop what is at hand: the next pass begins."""
         if self.again:
             self.passes += self._open is not None
             self._leave_pass()
-            self._rest = self._rest[0][:0], self._rest[1][:0]
+            self._rest = _cut(self._rest, slice(0))
             self._at_hand.clear()
 
     def take(self, steps: int, size: int, keep: bool) -> Pair:
@@ -92,19 +93,20 @@ class Reader:
 
         keep: what a pass leaves over stands before the next one.
         """
-        x, y = (np.empty((steps * size, *a.shape[1:]), a.dtype) for a in self.first)
+        room = steps * size
+        pair = jax.tree.map(lambda a: np.empty((room, *a.shape[1:]), a.dtype), self.first)
         have, self.ended = 0, False
-        while have < len(x) and self._fetched(size, keep):
-            num = min(len(self._rest[0]), len(x) - have)
-            x[have : have + num], y[have : have + num] = (a[:num] for a in self._rest)
-            self._rest = self._rest[0][num:], self._rest[1][num:]
+        while have < room and self._fetched(size, keep):
+            num = min(len(self._rest[1]), room - have)
+            for a, rest in zip(jax.tree.leaves(pair), jax.tree.leaves(self._rest), strict=True):
+                a[have : have + num] = rest[:num]
+            self._rest = _cut(self._rest, slice(num, None))
             have += num
         used = have // size * size
         if self.ended:
-            over = slice(used, have if keep else used)
-            self._rest = x[over].copy(), y[over].copy()
+            self._rest = _copied(pair, slice(used, have if keep else used))
         self._used(have if self.ended and not keep else used)
-        return x[:used], y[:used]
+        return _cut(pair, slice(used))
 
     def place(self) -> Document:
         """Where the first sample stands that was not taken; JSON holds it."""
@@ -124,7 +126,7 @@ class Reader:
         if self.again:
             self._leave_pass()
             self.passes = place["pass"]
-            self._rest = self._rest[0][:0], self._rest[1][:0]
+            self._rest = _cut(self._rest, slice(0))
             self._at_hand.clear()
             self._begin_pass()
         same &= self._set_state(place) or self._reread(place)
@@ -148,7 +150,7 @@ class Reader:
             return False
         self._open.set_state(_state_of(place["iterator"]))  # type: ignore[union-attr]
         self._batch, self._passed, self._crc = (place[name] for name in ("batch", "passed", "crc"))
-        self._rest = self._rest[0][:0], self._rest[1][:0]
+        self._rest = _cut(self._rest, slice(0))
         self._at_hand.clear()
         return True
 
@@ -157,8 +159,8 @@ class Reader:
         if place["last"] is None or not isinstance(self.batches, Sequence):
             return True
         pairs = [self._checked(batch) for batch in self.batches]
-        chain = reduce(_chained, (_crc(*pair) for pair in pairs if len(pair[0])), 0)
-        return [len(pairs), sum(len(x) for x, _ in pairs), chain] == place["last"]
+        chain = reduce(_chained, (crc(pair) for pair in pairs if len(pair[1])), 0)
+        return [len(pairs), sum(len(y) for _, y in pairs), chain] == place["last"]
 
     def _stand(self, place: Document) -> bool:
         """Drop what was taken of the batch at a place; whether the batch is the one that it was."""
@@ -183,10 +185,10 @@ class Reader:
 
     def _drop(self, num: int) -> None:
         """Samples that were taken in another process."""
-        if num > len(self._rest[0]) and (batch := self._next()) is not None:
+        if num > len(self._rest[1]) and (batch := self._next()) is not None:
             self._rest = _joined(self._rest, batch)
-        num = min(num, len(self._rest[0]))
-        self._rest = self._rest[0][num:], self._rest[1][num:]
+        num = min(num, len(self._rest[1]))
+        self._rest = _cut(self._rest, slice(num, None))
         self._used(num)
 
     def _used(self, num: int) -> None:
@@ -225,7 +227,7 @@ class Reader:
 
     def _fetched(self, size: int, keep: bool) -> bool:
         """Whether samples are at hand; the next batch is read where none are left."""
-        if len(self._rest[0]):
+        if len(self._rest[1]):
             return True
         batch = self._next()
         if batch is None and self.counted:
@@ -271,11 +273,11 @@ class Reader:
                 return None
             x, y = self._checked(batch)
             self._batch += 1
-            if len(x):
-                self._passed += len(x)
-                crc = _crc(x, y) if self.placed else 0
-                self._crc = _chained(self._crc, crc)
-                self._at_hand.append(_Batch(place, len(x), len(x), crc))
+            if len(y):
+                self._passed += len(y)
+                told = crc((x, y)) if self.placed else 0
+                self._crc = _chained(self._crc, told)
+                self._at_hand.append(_Batch(place, len(y), len(y), told))
                 return x, y
 
     def _checked(self, batch: object) -> Pair:
@@ -285,16 +287,18 @@ class Reader:
             raise ValueError(
                 f"{name}: expected a pair (x, y) of numpy arrays; got {type(batch).__name__}{inside}"
             )
-        x, y = (np.asarray(a) for a in batch)
-        if strange := [str(a.dtype) for a in (x, y) if a.dtype.kind in "OSUmM"]:
+        x, y = jax.tree.map(np.asarray, tuple(batch))
+        arrays = jax.tree.leaves((x, y))
+        if strange := [str(a.dtype) for a in arrays if a.dtype.kind in "OSUmM"]:
             raise ValueError(f"{name}: expected arrays of numbers; got one of {strange[0]}")
-        if x.shape[:1] == y.shape[:1] == (0,):
+        if all(a.shape[:1] == (0,) for a in arrays):
             return x, y
         try:
             self.method.program.check(x, y, "values")
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        for what, a, like in zip("xy", (x, y), self._like or (x, y), strict=True):
+        named, known = (_named(self.method, pair) for pair in ((x, y), self._like or (x, y)))
+        for (what, a), (_, like) in zip(named, known, strict=True):
             if (a.dtype, a.shape[1:]) != (like.dtype, like.shape[1:]):
                 raise ValueError(
                     f"{name}: {what}: expected {like.dtype} samples of shape {like.shape[1:]}, as in the "
@@ -303,9 +307,12 @@ class Reader:
         return x, y
 
 
-def is_pair(batch: object) -> TypeGuard[tuple[Array | np.ndarray, Array | np.ndarray]]:
-    """Whether this is a batch: (x, y), both arrays."""
-    return isinstance(batch, (tuple, list)) and len(batch) == 2 and all(map(_is_array, batch))
+def is_pair(batch: object) -> TypeGuard[tuple[Tree, Array | np.ndarray]]:
+    """Whether this is a batch: (x, y), both arrays, or x a tree of them."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        return False
+    arrays = jax.tree.leaves(batch[0])
+    return bool(arrays) and all(map(_is_array, (*arrays, batch[1])))
 
 
 def _is_array(a: object) -> bool:
@@ -313,25 +320,26 @@ def _is_array(a: object) -> bool:
 
 
 def _joined(one: Pair, other: Pair) -> Pair:
-    x, y = (
-        np.concatenate(pair) if len(pair[0]) else pair[1] for pair in zip(one, other, strict=True)
-    )
-    return x, y
+    return jax.tree.map(lambda a, b: np.concatenate((a, b)) if len(a) else b, one, other)
 
 
-def _crc(x: np.ndarray, y: np.ndarray) -> int:
-    """Of a batch."""
-    return checksum(y, checksum(x))
+def _cut(pair: Pair, rows: slice) -> Pair:
+    """Some of the samples, where they lie."""
+    return jax.tree.map(lambda a: a[rows], pair)
 
 
-def _chained(crc: int, batch: int) -> int:
+def _copied(pair: Pair, rows: slice) -> Pair:
+    return jax.tree.map(lambda a: a[rows].copy(), pair)
+
+
+def _named(method: Method, pair: Pair) -> list[tuple[str, Any]]:
+    """The arrays of a batch, each with what a message calls it."""
+    return [*entries(method.network, "x", pair[0]), ("y", pair[1])]
+
+
+def _chained(before: int, batch: int) -> int:
     """The checksum of batches with one more, of which the crc is known."""
-    return zlib.crc32(batch.to_bytes(4, "big"), crc)
-
-
-def checksum(a: np.ndarray, crc: int = 0) -> int:
-    """Of an array, going on from that of what stands before it."""
-    return zlib.crc32(np.ascontiguousarray(a).reshape(-1).view(np.uint8).data, crc)
+    return zlib.crc32(batch.to_bytes(4, "big"), before)
 
 
 def _told(iterator: Iterator | None) -> Document | None:

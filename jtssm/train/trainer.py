@@ -16,8 +16,8 @@ from jtssm.sharding.distributed import largest, told_by_all
 from jtssm.train.divergence import Divergence, Guard
 from jtssm.train.feed import Feed
 from jtssm.train.hooks import Hook, ask, is_true
-from jtssm.train.position import Checkpoint, Position, Sound
-from jtssm.train.record import certificate, joined, make_plain, means
+from jtssm.train.position import Checkpoint, Lines, Position, Sound
+from jtssm.train.record import HELD, certificate, folded, joined, make_plain, means
 from jtssm.train.result import Epoch, Result
 
 
@@ -29,7 +29,8 @@ class Trainer:
         state     to go on from, placed
         at        the `Position` where the run stands
         history   its lines
-        infos     `Info` of every step since the line before, at a line
+        infos     `Info` of every step since the line before, at a line; of more than 65 536 steps a few
+                  that stand for them (`jtssm.train.record.folded`)
         complete  whether the last line is reached, or a hook stopped the run
         signal    a hook sets it, in all processes, to end the run at this place
         halvings  divergences after which it went on; a hook that goes back adds to them
@@ -39,9 +40,10 @@ class Trainer:
       begun: where it begins.
       method: as placed.
       feed: what gives it samples.
-      lines: the epochs after which a line of the history is due.
+      lines: when a line of the history is due.
       score: (a settled state) -> what each line says of it.
       hooks: in the order in which they are called.
+      estimated: whether statistics that layers keep are estimated before each line.
     """
 
     state: Tree
@@ -52,23 +54,25 @@ class Trainer:
         begun: Checkpoint,
         method: Method,
         feed: Feed,
-        lines: Sequence[int],
+        lines: Lines,
         score: Callable[[Tree], dict[str, float]],
         hooks: Sequence[Hook],
+        *,
+        estimated: bool,
     ):
         self.method, self.feed, self.lines, self.score = method, feed, lines, score
         self.hooks = hooks
         self.guard = Guard(method.step, begun.state, begun.position.steps, begun.odd)
         self.drain: Callable[[Tree], Tree] = jax.jit(method.drain)
-        estimated = method.network.estimated
         self.estimate = jax.jit(method.estimate) if estimated else None
         self.history, self.halvings = list(begun.history), begun.halvings
-        self.stopped = begun.stopped if begun.stopped >= lines[-1] else 0
+        self.stopped = begun.stopped if begun.stopped >= lines.last else 0
         self.infos = joined([])
         self.sound: Sound | None = None
         self.signal: int | None = None
         self.divergence: Divergence | None = None
         self._seen: list[Info] = []
+        self._held = 0  # steps that it tells of
         self.settled = begun.state  # to hand out; self.state: to go on from
         self._go_to(begun.state, begun.position)
 
@@ -107,11 +111,12 @@ class Trainer:
         chunks = feed.draw(at.end - at.start)
         begun = time.perf_counter() - at.seconds
         self._seen = list(at.infos or ())
+        self._held = sum(len(infos.loss) for infos in self._seen)
         for outcome in feed.run(self.guard, self.state, chunks[at.chunks :]):
             if outcome.infos is None:
                 return outcome.divergence
             self.state = self.settled = outcome.state
-            self._seen.append(outcome.infos)
+            self._see(outcome.infos)
             done, seconds = self.at.chunks + 1, time.perf_counter() - begun
             self.at = self.at._replace(chunks=done, steps=self.guard.done, seconds=seconds)
             self._chunk(outcome.infos, done < len(chunks))
@@ -119,6 +124,14 @@ class Trainer:
                 return None
         self.at = self.at._replace(infos=tuple(self._seen), seconds=time.perf_counter() - begun)
         return None
+
+    def _see(self, infos: Info) -> None:
+        """Keep what steps have shown up to the next line, of very many steps what they have in all."""
+        self._seen.append(infos)
+        self._held += len(infos.loss)
+        if self._held > HELD:
+            self._seen = [folded(joined(self._seen))]
+            self._held = len(self._seen[0].loss)
 
     def _chunk(self, infos: Info, more: bool) -> None:
         """Tell the hooks of a chunk, and of the place behind it if no line is due there."""
@@ -148,7 +161,7 @@ class Trainer:
         epoch = Epoch(self.history[-1], self.settled, self.method, self.history)
         stops = ask(self.hooks, lambda hook: self._stops(hook, epoch))
         if largest(any(stops)):  # all processes, or none
-            self.stopped = self.lines[-1]
+            self.stopped = self.lines.last
             self.settled = self.drain(self.settled)
         self._place()
         self._go_to(self.state, self.at)
@@ -156,7 +169,7 @@ class Trainer:
     def _settle(self) -> float:
         """The state that a line evaluates; returns the seconds of training since the line before."""
         start = time.perf_counter()
-        if self.at.end == self.lines[-1]:  # a longer run goes on with the minibatches in flight
+        if self.at.end == self.lines.last:  # a longer run goes on with the minibatches in flight
             self.settled = jax.block_until_ready(self.drain(self.state))
         seconds = self.at.seconds + time.perf_counter() - start
         if self.estimate is not None:
@@ -177,7 +190,7 @@ class Trainer:
     @property
     def complete(self) -> bool:
         """Whether nothing is left to do."""
-        return self.stopped > 0 or self.at.start >= self.lines[-1]
+        return self.stopped > 0 or self.at.start >= self.lines.last
 
     @property
     def place(self) -> tuple[int, ...]:
@@ -209,7 +222,7 @@ class Trainer:
     def _go_to(self, state: Tree, at: Position) -> None:
         """Stand there, with the next line due where this run wants it."""
         if at.infos is None:
-            at = at._replace(end=min((n for n in self.lines if n > at.start), default=at.start))
+            at = at._replace(end=self.lines.after(at.start))
         self.state, self.at = state, at
         self.guard.back(state, at.steps)
         self.feed.go_to(at.order)

@@ -10,7 +10,7 @@ import pytest
 
 import jtssm
 from jtssm import data
-from jtssm.cli import main, train
+from jtssm.cli import main, samples, train
 from jtssm.nn import images
 from tests.data.test_data import write_mnist
 
@@ -195,9 +195,10 @@ def test_a_convnet_takes_mnist_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "build", lambda *given: built.append(given) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["train", "--net", "convnet", "--data", "mnist", "--data-dir", str(tmp_path)])
-    ((arguments, shape, classes, samples),) = built
+    ((arguments, split),) = built
     assert (arguments.channels, arguments.hidden) == ([16, 32], [128])
-    assert (shape, classes, samples) == ([28, 28, 1], 10, 120)
+    assert split.x.shape == (120, 28, 28, 1)
+    assert samples.outputs(split) == 10
 
 
 WRONG = ["sgd", "--mesh", "pr=2,pc=2", *CONVNET, "--forms"]
@@ -206,7 +207,10 @@ WRONG = ["sgd", "--mesh", "pr=2,pc=2", *CONVNET, "--forms"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--net", "magic"], "--net: expected one of ['convnet', 'mlp']; got 'magic'"),
+        (
+            ["--net", "magic"],
+            "--net: expected one of ['convnet', 'mlp'], or package.module:function; got 'magic'",
+        ),
         (["--channels", "4"], "--channels: expected --net convnet with it; got [4] with --net mlp"),
         (
             ["--forms", "auto"],

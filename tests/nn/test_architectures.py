@@ -12,9 +12,14 @@ from jtssm.nn.ops import PLAIN
 
 RNG = np.random.default_rng(0)
 # parameters, and multiply-adds of one sample. VGG-16, ResNet-50: torchvision's tables (15.47 and 4.09 G);
-# AlexNet in two groups: 0.72 G. Transformer: 12 blocks of 12 d^2 + 13 d, as GPT-2's, and the head
+# AlexNet in two groups: 0.72 G. Transformer: 12 blocks of 12 d^2 + 13 d, as GPT-2's, and the head.
+# Decoder: GPT-2's smallest (124 439 808, openai/gpt-2), whose table of words is its head, too
 SIZES = {
     "alexnet": (60_965_224, 724_406_816),
+    "decoder": (
+        124_439_808 + 769 * 50_257,
+        12 * (1024 * 12 * 768**2 + 2 * 1024**2 * 768) + 1024 * 768 * 50_257,
+    ),
     "mlp": (36_818_954, 36_806_656),
     "resnet50": (25_557_032, 4_089_184_256),
     "transformer": (12 * 7_087_872 + 2 * 768 + 769_000, 12 * 4_026_531_840 + 768_000),

@@ -5,12 +5,15 @@ from itertools import combinations, pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jtssm
+from jtssm import nn, solvers
 from jtssm.nn.cuts import balanced_starts, cut
 from jtssm.nn.network import sequence
 from jtssm.nn.perceptrons import dense
+from jtssm.sharding.cost.products import passes
 from tests.nn.own_layer import Double
 
 
@@ -76,6 +79,67 @@ def test_the_user_may_say_where_to_cut():
     assert cut(net, None, [1, 3]) == (0, 1, 3, 4)
     assert cut(net, 4, None) == (0, 1, 2, 3, 4)
     assert cut(net, None, None) == (0, 4)
+
+
+UNEQUAL = jtssm.mlp([11, 20, 7, 12, 6, 5, 13, 18])
+
+
+@pytest.mark.parametrize("sweeps", [1, 2])
+def test_balanced_work_counts_the_pass_that_only_the_last_subnetwork_spares(sweeps):
+    """By brute force over all cuts, with the products that the method declares for each subnetwork."""
+    ways = {"optimizer": optax.sgd(0.1), "batch_size": 4, "schedule": solvers.Streaming(sweeps)}
+    costs = UNEQUAL.costs()
+
+    def largest(method):
+        starts, work = method.program.stages.starts, method.program.declared.work
+        of_piece = lambda l, a, b: sum(
+            passes(run, i == a) * costs[i] for run in work(l, 4) for i in range(a, b)
+        )
+        return max(of_piece(l, a, b) for l, (a, b) in enumerate(pairwise(starts)))
+
+    differ = 0
+    for n in (1, 2, 3):
+        options = combinations(range(1, len(costs)), n - 1)
+        least = min(largest(solvers.gsadmm(UNEQUAL, cuts=list(c), **ways)) for c in options)
+        found = solvers.gsadmm(UNEQUAL, subnets=n, balance="work", **ways)
+        assert largest(found) == least
+        assert found.program.stages.starts == cut(
+            UNEQUAL, n, balance="work", passes=solvers.Streaming(sweeps).passes
+        )
+        forward = solvers.gsadmm(UNEQUAL, subnets=n, **ways)
+        assert forward.program.stages.starts == cut(UNEQUAL, n, balance="forward")
+        differ += largest(forward) > least
+    assert differ
+
+
+def test_balanced_memory_counts_parameters_where_work_counts_none():
+    """An embedding of 400 x 4: no multiply-adds, most of the parameters; by brute force."""
+    halves = [nn.attention(4, 2, causal=True), nn.perceptron(4, 16)]
+    net = sequence([nn.embedding(400, 4), *halves, nn.scores(4, 5)], (3,))
+    sizes = [sum(a.size for a in jax.tree.leaves(tree)) for tree in net.parameter_shapes()]
+    assert sizes[0] > sum(sizes[1:])
+    assert net.costs()[0] == 0
+    for n in range(1, 5):
+        options = [(0, *c, 4) for c in combinations(range(1, 4), n - 1)]
+        largest = lambda starts: max(sum(sizes[a:b]) for a, b in pairwise(starts))
+        assert largest(cut(net, n, balance="memory")) == min(map(largest, options))
+    assert cut(net, 2, balance="memory") == (0, 1, 4)
+    assert cut(net, 2) == (0, 2, 4)
+    method = solvers.gsam(net, subnets=2, balance="memory", optimizer=optax.sgd(0.1), batch_size=2)
+    assert method.program.stages.cuts == (1,)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        ({"balance": "bytes"}, r"balance: expected one of .*'memory'.*got 'bytes'"),
+        ({"balance": "work", "cuts": [2]}, r"balance: expected 'forward' with cuts.*got 'work'"),
+    ],
+)
+def test_a_balance_that_means_nothing_is_refused(ask, message):
+    for make in (solvers.gsadmm, solvers.gsam):
+        with pytest.raises(ValueError, match=message):
+            make(UNEQUAL, optimizer=optax.sgd(0.1), batch_size=2, **ask)
 
 
 @pytest.mark.parametrize(

@@ -106,10 +106,10 @@ def tell(name: str) -> None:
     """Print where the runs of this process begin."""
     start = trainer.Trainer.__init__
 
-    def told(run, begun, *args):
+    def told(run, begun, *args, **ways):
         at = begun.position
         say("BEGUN", name, at.steps, at.start, at.chunks)
-        start(run, begun, *args)
+        start(run, begun, *args, **ways)
 
     trainer.Trainer.__init__ = told
 

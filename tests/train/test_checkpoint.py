@@ -334,6 +334,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
         OSError, match=r"checkpoint: expected a folder that can be written; got .*file/run"
     ):
         fit(tmp_path / "file" / "run", callbacks=[seen.append])
+    for bucket in ("gs://bucket/run", Path("gs://bucket/run")):
+        with pytest.raises(ValueError, match=r"folder of this machine.*got 'gs:/+bucket/run'"):
+            fit(bucket, callbacks=[seen.append])
     assert seen == []
 
 

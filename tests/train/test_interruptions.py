@@ -66,13 +66,13 @@ def test_in_another_thread_no_handler_is_set(tmp_path):
 def test_a_history_file_holds_each_epoch_once_over_several_lives(suffix, tmp_path):
     file = tmp_path / f"history.{suffix}"
     with pytest.raises(OSError, match="broken off"):
-        fit(tmp_path / "run", callbacks=[history.HistoryFile(file, keep=True), stopping(3, fail)])
+        fit(tmp_path / "run", callbacks=[history.HistoryFile(file), stopping(3, fail)])
     assert file.read_text().count("\n") == (4 if suffix == "csv" else 3)
     result = fit(
         tmp_path / "run",
         epochs=4,
         validation=(X, Y),
-        callbacks=[history.HistoryFile(file, keep=True)],
+        callbacks=[history.HistoryFile(file)],
     )
     lines = file.read_text().splitlines()
     if suffix == "csv":
@@ -82,13 +82,11 @@ def test_a_history_file_holds_each_epoch_once_over_several_lives(suffix, tmp_pat
         assert float(rows[-1][names.index("loss")]) == result.history[-1]["loss"]
     else:
         assert [json.loads(line) for line in lines] == result.history
-    complete(tmp_path / "run", epochs=4, callbacks=[history.HistoryFile(file, keep=True)])
-    assert file.read_text().splitlines() == lines  # complete: nothing was written
-    file.write_text("another run's")
-    complete(tmp_path / "run", epochs=4, callbacks=[history.HistoryFile(file, keep=True)])
+    file.write_text("of another run")
+    complete(tmp_path / "run", epochs=4, callbacks=[history.HistoryFile(file)])
+    assert file.read_text().splitlines() == lines  # complete: at once
+    history.HistoryFile(file)  # which begins no training
     assert file.read_text().splitlines() == lines
-    history.HistoryFile(file)
-    assert file.read_text() == ""
 
 
 def test_the_bar_shows_rate_and_time_left_and_where_a_run_goes_on(kept, tmp_path, capsys):

@@ -287,6 +287,20 @@ def test_minibatch_methods_take_several_epochs_between_lines():
     assert "c_k" not in lines[0][0]
 
 
+def test_a_method_that_trains_again_is_not_traced_again():
+    x, y = synthetic.separable(0, 60, 4, 3, np.float32)
+    method, traces = solvers.sgd(jtssm.mlp([4, 3]), optimizer=optax.sgd(0.1), batch_size=20), []
+
+    def step(state, x, y):
+        traces.append(1)
+        return method.step(state, x, y)
+
+    counting = method._replace(step=step)
+    for seed in range(3):
+        jtssm.fit(counting, (x, y), epochs=1, key=jax.random.key(seed))
+    assert len(traces) == 1
+
+
 def test_a_divergence_within_a_dispatch_is_found_at_its_step():
     x, y = synthetic.separable(0, 60, 4, 3, np.float32)
     method = solvers.pdadmm(jtssm.mlp([4, 8, 3]), rho=1e-30, nu=1e30, steps="gradient", t0=1e-30)

@@ -189,7 +189,7 @@ def test_auto_moves_the_fewest_bytes_where_gradients_weigh_twice():
     net, mesh = jtssm.mlp([64, 16, 8]), AbstractMesh((4, 2), ("pr", "pc"))
     found = {}
     for dtype in (None, "bfloat16"):
-        method = solvers.sgd(net, **(batch(dtype) | {"batch_size": 96}))
+        method = solvers.sgd(net, **(batch(dtype) | {"batch_size": 104}))
         tried = {}
         for forms in product(("batch", "gathered", "model", "scattered", "row"), repeat=2):
             moved = cost.step_bytes(method, mesh, forms=list(forms))

@@ -187,13 +187,92 @@ def test_evaluation_takes_batches_streams_and_other_parameters():
         jtssm.evaluate(method, state, (X, Y), metrics={"a": 3})
 
 
-def test_a_minibatch_in_which_nothing_counts_has_a_gradient_of_zero():
-    method = solvers.sgd(NET, **SHARED | {"optimizer": optax.sgd(0.1)})
+# momentum goes on without a gradient, and reduce_on_plateau wants the loss
+TOLD = optax.chain(optax.sgd(0.1, momentum=0.9), optax.contrib.reduce_on_plateau(patience=1))
+RUNNING = SHARED | {"optimizer": TOLD}
+TWO_SWEEPS = solvers.Streaming(sweeps=2)
+SKIPPING = {
+    "sgd": (solvers.sgd(NET, **RUNNING), (1, 1, 4)),
+    "gsadmm": (solvers.gsadmm(NET, subnets=2, schedule=TWO_SWEEPS, **RUNNING), (2, 1, 2)),
+    "local_sgd": (
+        solvers.local_sgd(NET, workers=2, local_steps=1, **RUNNING | {"batch_size": B // 2}),
+        (2, 1, 2),
+    ),
+}
+
+
+def trained(method, ids, params):
+    """What is trained, as plain trees, after minibatches of those numbers, each drained; -1: no labels."""
+    state, step, drain = (
+        method.init(jax.random.key(0), X, Y.clip(-100), params),
+        jax.jit(method.step),
+        jax.jit(method.drain),
+    )
+    lead, infos = method.batch_shape, []
+    for i in ids:
+        rows = slice(i * B, i * B + B) if i >= 0 else slice(0, B)
+        y = Y[rows] if i >= 0 else np.full((B, T), -100)
+        state, info = step(state, X[rows].reshape(*lead, T, 5), y.reshape(*lead, T))
+        state, infos = drain(state), [*infos, info]
+    state = sharding.gathered(state)
+    return jax.tree.leaves([getattr(state, n) for n in method.program.weight_fields]), infos
+
+
+@pytest.mark.parametrize("name", SKIPPING)
+def test_a_minibatch_in_which_nothing_counts_is_as_if_it_never_was(name):
+    alone, shape = SKIPPING[name]
+    params = NET.init(jax.random.key(3), jnp.float64)
+    plain, _ = trained(alone, [0, 1], params)
+    for method in (alone, sharding.place(alone, sharding.make_mesh(*shape))):
+        found, infos = trained(method, [0, -1, 1, -1], params)
+        again, _ = trained(method, [0, 1], params)
+        assert len(found) > len(jax.tree.leaves(params))
+        for a, b, c in zip(found, again, plain, strict=True):
+            np.testing.assert_array_equal(a, b)
+            np.testing.assert_allclose(a, c, atol=1e-10)
+        assert np.isnan(infos[-1].loss)
+        assert infos[-1].samples == 0
+
+
+def test_a_worker_without_weight_stands_still_while_the_others_go_on():
+    method = SKIPPING["local_sgd"][0]
+    params, half = NET.init(jax.random.key(3), jnp.float64), B // 2
+    x, y = X[B:].reshape(1, 2, half, T, 5), Y[B:].reshape(1, 2, half, T).copy()
+    y[0, 1] = -100
+    state = method.init(jax.random.key(0), X, Y, params)
+    new, info = method.step(state, x, y)
+    g = jax.grad(lambda p: by_optax(NET, p, x[0, 0], y[0, 0]))(params)
+    expected = jax.tree.map(lambda a, g: a - 0.05 * g, params, g)  # the mean of one step and none
+    for a, b in zip(*map(jax.tree.leaves, (method.params(new), expected)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-10)
+    for a, b in zip(*map(jax.tree.leaves, (new.opt_state, state.opt_state)), strict=True):
+        np.testing.assert_array_equal(a[1], b[1])
+    np.testing.assert_allclose(info.loss, by_optax(NET, params, x[0, 0], y[0, 0]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("make", [solvers.gsadmm, solvers.gsam])
+def test_stored_schedules_leave_the_last_piece_where_nothing_counts(make):
+    method = make(NET, subnets=2, schedule="stored", **RUNNING)
     state = method.init(jax.random.key(0), X, Y)
-    new, info = method.step(state, X[:B], np.full((B, T), -100))
-    assert np.isnan(info.loss)
-    assert info.samples == 0
-    jax.tree.map(np.testing.assert_array_equal, method.params(new), method.params(state))
+    new, _ = jax.jit(method.step)(state, X, np.full_like(Y, -100))
+    moved = [
+        any((a != b).any() for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
+        for pair in zip(new.weights, state.weights, strict=True)
+    ]
+    assert moved == [True, False]  # the first one counts its steps: it has q and p to fit
+
+
+def test_an_epoch_shows_the_mean_of_the_minibatches_that_count():
+    few = np.full_like(Y, -100)
+    few[-3:] = np.maximum(Y[-3:], 0)
+    still = solvers.sgd(NET, **SHARED | {"optimizer": optax.sgd(0.0), "batch_size": 4})
+    result = jtssm.fit(
+        still, (X, few), epochs=1, key=jax.random.key(0), validation={"train": (X, few)}
+    )
+    line = result.history[-1]
+    assert result.divergence is None
+    assert line["samples"] == 3 * T  # of 8 minibatches 5 at least have none
+    assert line["loss"] == pytest.approx(line["train_loss"], rel=1e-12)
 
 
 def test_smoothing_and_class_weights_are_what_optax_has():
@@ -240,7 +319,11 @@ BAD = [
     (MASKED._replace(weight=lambda y: y[:, 0]), Y, r"loss: expected weights of the shape"),
     (MASKED, Y[:, 0], r"y: expected shape \(32, 6\) for cross_entropy"),
     (MASKED, Y - 1, r"y: expected labels 0..6, or -100"),
-    ("cross_entropy", Y, r"y: expected labels 0..6, the network has 7 outputs; got -100..6"),
+    (
+        "cross_entropy",
+        Y,
+        r"y: expected labels 0..6, the network has 7 outputs; got -100..6: where -100 .*ignore_index=-100",
+    ),
     ("sigmoid_cross_entropy", Y, r"y: expected shape \(32, 6, 7\)"),
 ]
 

@@ -4,45 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
-from jtssm.arrays import Array, Shaped
-from jtssm.nn.adapted import ROWS, Adapted, Call, Pure, adapted
+from jtssm import checks
+from jtssm.arrays import Array, Shaped, Tree
+from jtssm.nn.adapted import Adapted, Call, Pure, adapted
+from jtssm.nn.boundary import ARRAYS, Sample, SampleTree, boolean, of_arrays, sample_of
 from jtssm.nn.interop.tied import Held, Mend, joined, spans, ties
-from jtssm.nn.layer import Shape
 from jtssm.nn.network import Network, sequence
 
 
 def chained(
     makers: Sequence[Callable[[], Pure]],
-    sample_input: Shaped,
+    sample_input: Tree,
     held: Sequence[Held],
     mend: Mend = lambda owner, owner_path, module, path: None,
 ) -> Network:
     """A network of modules, each adapted in its turn; those that share parameters are one layer.
 
     Args:
-      sample_input: [samples, ...].
+      sample_input: [samples, ...], an array or a tree of them.
       held: of each module what it holds.
       mend: ties what a layer of several gives back, see `joined`.
 
     Raises:
       ValueError: no modules, a bad sample, a module that does not take what the one before it gives.
     """
-    x = _sample(sample_input)
+    entry, integer = _sample(sample_input)
+    for i, holds in enumerate(held):
+        for path, a in holds:
+            check_held(f"module {i}: {'.'.join(map(str, path))}", a)
     found = ties(held)
     parts = [make() for make in makers]
     layers: list[Adapted] = []
-    given, integer = _given(x.shape[1:], x.dtype), jnp.issubdtype(x.dtype, jnp.integer)
+    given = entry
     for span in spans(len(parts), found):
         first = given
         for i in span:
             layer = _layer(f"module {i}", parts[i], given, integer and i == 0)
-            given = _given(layer.shape(given.shape[1:]), jnp.float32)
+            given = layer.shape(given)
         if len(span) > 1:
             own = [
                 t._replace(module=t.module - span.start, owner=t.owner - span.start)
@@ -53,24 +58,44 @@ def chained(
             name = f"modules {span[0]} to {span[-1]}"
             layer = _layer(name, one, first, integer and span.start == 0)
         layers.append(layer)
-    return sequence(layers, x.shape[1:])
+    return sequence(layers, entry)
 
 
-def _given(shape: Shape, dtype: DTypeLike) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((ROWS, *shape), dtype)
+def check_held(name: str, a: object) -> None:
+    """Arrays to start from have numbers, all of them finite; anything else is left alone.
+
+    Raises:
+      ValueError: an array without numbers, or with NaN or infinite ones.
+    """
+    if isinstance(a, (np.ndarray, jax.Array)) and not isinstance(a, jax.core.Tracer):
+        if 0 in a.shape:
+            raise ValueError(f"{name}: expected sizes of at least 1; got shape {a.shape}")
+        if jnp.issubdtype(a.dtype, jnp.floating):
+            checks.finite(name, a)
 
 
-def _layer(which: str, one: Pure, given: jax.ShapeDtypeStruct, integer: bool) -> Adapted:
+def _layer(which: str, one: Pure, given: Sample, integer: bool) -> Adapted:
     try:
         return adapted(one, given, integer)
     except Exception as error:
+        what = str(given)
+        if not isinstance(given, SampleTree):
+            what = f"shape {given} of {'int32' if integer else 'float32'}"
         raise ValueError(
-            f"modules: expected that {which}, {one.name}, takes samples of shape {given.shape[1:]} of "
-            f"{given.dtype} and gives [samples, ...]; got {type(error).__name__}: {error}"
+            f"modules: expected that {which}, {one.name}, takes samples of {what} and gives "
+            f"[samples, ...]; got {type(error).__name__}: {error}"
         ) from error
 
 
-def _sample(sample_input: Shaped) -> jax.ShapeDtypeStruct:
+def _sample(sample_input: Tree) -> tuple[Sample, bool]:
+    """One sample, and whether it is one array of integers."""
+    given = isinstance(sample_input, ARRAYS) and boolean(cast(Shaped, sample_input))
+    if of_arrays(sample_input) or given:
+        try:
+            return sample_of(jax.tree.map(_shape_of, sample_input)), False
+        except ValueError as error:
+            raise ValueError(f"sample_input: {error}") from error
+    checks.array("sample_input", sample_input)
     shape = tuple(jnp.shape(sample_input))
     dtype: DTypeLike = jnp.result_type(sample_input) if shape else "nothing"
     numbers = shape and any(jnp.issubdtype(dtype, k) for k in (jnp.floating, jnp.integer))
@@ -79,9 +104,12 @@ def _sample(sample_input: Shaped) -> jax.ShapeDtypeStruct:
             f"sample_input: expected samples [samples, ...] of floats or integers, as the first module "
             f"takes them, e.g. jnp.zeros((1, 28, 28, 1)); got shape {shape} of {dtype}"
         )
-    return jax.ShapeDtypeStruct(
-        shape, jnp.int32 if jnp.issubdtype(dtype, jnp.integer) else jnp.float32
-    )
+    return shape[1:], jnp.issubdtype(dtype, jnp.integer)
+
+
+def _shape_of(a: Shaped) -> jax.ShapeDtypeStruct:
+    """In the dtype that jax has it in."""
+    return jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype))
 
 
 def dropped(x: Array, call: Call, number: int, rate: float, same: Sequence[int]) -> Array:

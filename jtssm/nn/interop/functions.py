@@ -9,14 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtssm.arrays import Array, Shaped, Tree
+from jtssm.arrays import Array, Tree
 from jtssm.nn.adapted import Call, Pure
 from jtssm.nn.interop.adapt import chained, listed, named
 from jtssm.nn.interop.tied import Held, plain
 from jtssm.nn.network import Network
 
 
-def layers(functions: Sequence[Callable | tuple[Tree, Callable]], sample_input: Shaped) -> Network:
+def layers(functions: Sequence[Callable | tuple[Tree, Callable]], sample_input: Tree) -> Network:
     """A network of plain functions, each a layer: what `solvers` train and cut.
 
     Args:
@@ -26,8 +26,9 @@ def layers(functions: Sequence[Callable | tuple[Tree, Callable]], sample_input: 
         (init, f)           the same with init(key, x) -> params
         f may also take the keywords `training` (bool) and `key`: what it draws from while training, of
         one sample at a time, else None.
-      sample_input: [samples, ...], e.g. jnp.zeros((1, 28, 28, 1)); integers (tokens) up to 2^24, which
-        the first function gets as int32.
+      sample_input: [samples, ...], e.g. jnp.zeros((1, 28, 28, 1)), or a tree of such arrays, which the
+        first function gets as x; integers (tokens) of a single array as int32. What functions hand each
+        other may be trees of arrays as well.
 
     Entries between which one array is shared are one layer, and it stays one array.
 
@@ -84,7 +85,7 @@ def of_function(f: Callable[..., Array]) -> Pure:
 def _of_pair(start: Tree, f: Callable[..., Array]) -> Pure:
     call = _keywords(f)
 
-    def draw(key: Array, x: Array) -> tuple[Tree, Tree]:
+    def draw(key: Array, x: Tree) -> tuple[Tree, Tree]:
         return (start(key, x) if callable(start) else jax.tree.map(lambda a: a, start)), {}
 
     return Pure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import count
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jtssm.arrays import Array, Shaped, Tree
-from jtssm.nn.adapted import Call, Pure
+from jtssm.arrays import Array, Tree
+from jtssm.nn.adapted import Call, Pure, fresh
 from jtssm.nn.interop.adapt import chained, dropped, listed, need_flax
 from jtssm.nn.interop.functions import of_function
 from jtssm.nn.interop.modes import (
@@ -26,7 +27,10 @@ from jtssm.nn.interop.modes import (
     told,
     words,
 )
+from jtssm.nn.interop.pairs import Draw, Entry, Variables, entry, tied_alike
+from jtssm.nn.interop.pairs import given as given_by
 from jtssm.nn.interop.tied import Path
+from jtssm.nn.interop.whole import linen_in_a_list
 from jtssm.nn.network import Network
 
 if TYPE_CHECKING:
@@ -37,27 +41,30 @@ STATE = "batch_stats"
 
 
 def from_linen(
-    modules: Sequence[linen.Module | Callable],
-    sample_input: Shaped,
+    modules: Sequence[linen.Module | tuple[linen.Module, Variables] | Callable],
+    sample_input: Tree,
     *,
     streams: Sequence[str] = STREAMS,
     mode: Mapping[str, Any] | None = None,
 ) -> Network:
     """A network of flax linen modules, each a layer: what `solvers` train and cut.
 
-    Parameters start from `module.init` with the key of the method. An argument of `__call__`, or a field,
-    named train, training or is_training is True while training, one named deterministic,
-    use_running_average or eval is False then; others are told by `mode`. Dropout draws anew in every
-    step; `nn.BatchNorm` trains as `jtssm.nn.adapted` says, but `nn.BatchNorm(use_running_average=True)`
-    in the list stays as it is. Collections other than "params" and "batch_stats" are kept as they are
-    drawn.
+    Parameters start from `module.init` with the key of the method, those of a pair (module, variables)
+    from these, whatever the key: what `Network.modules` gives back goes in again. An argument of
+    `__call__`, or a field, named train, training or is_training is True while training, one named
+    deterministic, use_running_average or eval is False then; others are told by `mode`. Dropout draws
+    anew in every step; `nn.BatchNorm` trains as `jtssm.nn.adapted` says, but
+    `nn.BatchNorm(use_running_average=True)` in the list stays as it is. Collections other than "params"
+    and "batch_stats" are kept as they are drawn, or given.
 
     Modules between which a module is shared are one layer, and it stays one.
 
     Args:
-      modules: linen modules and functions without parameters (jax.nn.relu), called as f(x).
-      sample_input: [samples, ...], as for `module.init`; integers (tokens) up to 2^24 reach the first
-        module as int32.
+      modules: linen modules, pairs (module, variables) with the collections that `module.init` gives,
+        and functions without parameters (jax.nn.relu), called as f(x).
+      sample_input: [samples, ...], as for `module.init`, or a tree of such arrays, which the first module
+        gets as its one argument; integers (tokens) of a single array as int32. What modules hand each
+        other may be trees as well.
       streams: of random numbers that modules draw from.
       mode: arguments and fields by name, each with its value while training, True or False (its opposite
         in prediction), or a pair of both; {"use_running_average": (True, True)} freezes the statistics
@@ -65,7 +72,8 @@ def from_linen(
 
     Raises:
       ImportError: without flax.
-      ValueError: no modules, one that does not take what the one before it gives, that stands in two
+      ValueError: no modules, a whole model, variables of other shapes than the module's, a module that
+        does not take what the one before it gives, that stands in two
         places, has a boolean argument nobody speaks of, batch statistics that no training moves, or
         changes other variables than those of "batch_stats" as it runs.
 
@@ -86,23 +94,28 @@ def from_linen(
     need_flax("from_linen")
     from flax import linen
 
-    given, said = listed(modules), told(mode)
+    linen_in_a_list(modules, sample_input, streams)
+    entries, said = [entry(module) for module in listed(modules)], told(mode)
+    given = [module for module, _ in entries]
     for i, module in enumerate(given):
         if not isinstance(module, linen.Module) and not callable(module):
             raise ValueError(
-                f"modules: expected linen modules or functions; got {module!r} as entry {i}"
+                f"modules: expected linen modules, pairs (module, variables) or functions; got "
+                f"{module!r} as entry {i}"
             )
     own = [(i, m) for i, m in enumerate(given) if isinstance(m, linen.Module)]
     all_taken(said, [FREEZING, DROPPING, *(name for i, m in own for name in _known(i, m, said))])
     makers: list[Callable[[], Pure]] = [
-        lambda i=i, m=m: (
-            _adapted(i, m, tuple(streams), said)  # type: ignore[misc]
-            if isinstance(m, linen.Module)
-            else of_function(m)
+        lambda i=i, e=e: (
+            _adapted(i, e, tuple(streams), said)  # type: ignore[misc]
+            if isinstance(e.module, linen.Module)
+            else of_function(e.module)
         )
-        for i, m in enumerate(given)
+        for i, e in enumerate(entries)
     ]
-    return chained(makers, sample_input, [list(_within(module, ())) for module in given])
+    held = [list(_within(module, ())) for module in given]
+    tied_alike(entries, held)
+    return chained(makers, sample_input, held)
 
 
 def _within(value: Any, path: Path) -> Iterator[tuple[Path, object]]:
@@ -156,10 +169,16 @@ def _by_fields(module: linen.Module, found: Words, said: Words) -> tuple[linen.M
     return module, by_field
 
 
-def _adapted(i: int, given: linen.Module, streams: tuple[str, ...], said: Words) -> Pure:
+def _adapted(i: int, one: Entry, streams: tuple[str, ...], said: Words) -> Pure:
     from flax import linen
 
+    given: Any = one.module
     found = words(i, given, said)
+    if "rngs" in inspect.signature(given.__call__).parameters:
+        raise ValueError(
+            f"modules: expected random numbers by make_rng, or by an argument 'rng'; got module {i}, "
+            f"{type(given).__name__}, with an argument 'rngs', which linen's apply takes for its own"
+        )
     module, by_field = _by_fields(given, found, said)
     arguments = calling(module, found)
     frozen = FREEZING in said and bool(said[FREEZING][0])
@@ -170,14 +189,14 @@ def _adapted(i: int, given: linen.Module, streams: tuple[str, ...], said: Words)
         values = {name: pair[not training] for name, pair in by_field.items()}
         return module.clone(**values) if values else module
 
-    def draw(key: Array, x: Array) -> tuple[Tree, Tree]:
-        positional, named = arguments(False)
+    def draw(key: Array, x: Tree) -> tuple[Tree, Tree]:
+        positional, named = arguments(Call())
         variables = dict(ready(False).init(_keys(key, streams), x, *positional, **named))
         return variables.pop("params", {}), variables
 
-    def run(params: Tree, state: Tree, x: Array, call: Call) -> tuple[Array, Tree]:
+    def run(params: Tree, state: Tree, x: Tree, call: Call) -> tuple[Tree, Tree]:
         rngs = _keys(jax.random.key(0) if call.key is None else call.key, streams)
-        positional, named = arguments(call.training)
+        positional, named = arguments(call)
         kept = list(state) if call.training else False
         with linen.intercept_methods(_interceptor(call, forced, may_be_off)):
             done: Any = ready(call.training).apply(
@@ -194,7 +213,11 @@ def _adapted(i: int, given: linen.Module, streams: tuple[str, ...], said: Words)
         return {} if stays else state.get(STATE, {})
 
     whole = lambda params, state: (given, {"params": params} | state)
-    return Pure(type(module).__name__, draw, run, whole, moved)
+    begin: Draw = draw
+    known = False
+    if one.variables is not None:
+        begin, known = given_by(draw, one.variables), not fresh(moved(dict(one.variables)))
+    return Pure(type(module).__name__, begin, run, whole, moved, pretrained=known)
 
 
 def _unchanged(name: str, before: Tree, after: Tree) -> None:

@@ -11,7 +11,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from jtssm import checks
+from jtssm.arrays import Array
+from jtssm.nn.adapted import Call
 
 # what modules call the argument that tells training from prediction, and its value while training
 MODES = {
@@ -30,6 +34,9 @@ OFF = (
     "mode={'deterministic': (True, True)}"
 )
 BOOLEAN = re.compile(r"(\w+\.)?(Optional\[)?(<class 'bool'>|bool)\]?( \| None)?")
+
+# arguments by which random numbers come at call time
+RANDOM = re.compile(r"(\w+_)?rng|((dropout|prng|rng)_)?key")
 
 Words = dict[str, tuple[Any, Any]]  # name -> its value while training, in prediction
 
@@ -118,16 +125,35 @@ def _boolean(argument: inspect.Parameter) -> bool:
     return isinstance(argument.default, bool) or bool(BOOLEAN.fullmatch(str(argument.annotation)))
 
 
-def calling(module: Any, found: Words) -> Callable[[bool], tuple[list[Any], dict[str, Any]]]:
-    """training -> positional and keyword arguments of a call, after the samples.
+def _keyed(arguments: Mapping[str, inspect.Parameter]) -> dict[str, bool]:
+    """Arguments that take a key of random numbers: whether they must be given.
 
+    One called key beside a value is not of random numbers but of attention.
+    """
+    bare = {name: a.default is a.empty for name, a in arguments.items()}
+    return {
+        name: must
+        for name, must in bare.items()
+        if RANDOM.fullmatch(name)
+        and (must or arguments[name].default is None)
+        and not (name == "key" and "value" in arguments)
+    }
+
+
+def calling(module: Any, found: Words) -> Callable[[Call], tuple[list[Any], dict[str, Any]]]:
+    """A call -> positional and keyword arguments, after the samples.
+
+    An argument of random numbers gets a key wherever something may be dropped, else None if it may be.
     By position where that is possible: `linen.remat` takes static arguments in no other way.
     """
     arguments = _arguments(module)
     placed = list(_by_position(arguments, found))
+    keyed = {} if of_flax(module) else _keyed(arguments)
 
-    def given(training: bool) -> tuple[list[Any], dict[str, Any]]:
-        values = {name: pair[not training] for name, pair in found.items()}
+    def given(call: Call) -> tuple[list[Any], dict[str, Any]]:
+        values: dict[str, Any] = {name: pair[not call.training] for name, pair in found.items()}
+        key: Array = jax.random.key(0) if call.key is None else call.key
+        values |= {name: key for name, must in keyed.items() if must or call.drops}
         positional = [values.pop(name, arguments[name].default) for name in placed]
         return positional, values
 

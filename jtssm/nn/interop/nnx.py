@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jtssm.arrays import Array, Shaped, Tree
-from jtssm.nn.adapted import Call, Pure
-from jtssm.nn.interop.adapt import chained, dropped, listed, need_flax
+from jtssm.arrays import Array, Tree
+from jtssm.nn.adapted import Call, Pure, fresh
+from jtssm.nn.interop.adapt import chained, check_held, dropped, listed, need_flax
 from jtssm.nn.interop.functions import of_function
 from jtssm.nn.interop.modes import (
     DROPPING,
@@ -28,6 +28,7 @@ from jtssm.nn.interop.modes import (
     words,
 )
 from jtssm.nn.interop.tied import Held, Path
+from jtssm.nn.interop.whole import nnx_in_a_list
 from jtssm.nn.network import Network
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 def from_nnx(
     modules: Sequence[nnx.Module | Callable],
-    sample_input: Shaped | None = None,
+    sample_input: Tree = None,
     *,
     mode: Mapping[str, Any] | None = None,
 ) -> Network:
@@ -53,13 +54,14 @@ def from_nnx(
 
     Args:
       modules: nnx modules and functions without parameters (jax.nn.relu), called as f(x).
-      sample_input: [samples, ...], e.g. jnp.zeros((1, 28, 28, 1)); integers (tokens) up to 2^24 reach the
-        first module as int32. Not needed if the first module is an `nnx.Linear`.
+      sample_input: [samples, ...], e.g. jnp.zeros((1, 28, 28, 1)), or a tree of such arrays, which the
+        first module gets as its one argument; integers (tokens) of a single array as int32. What modules
+        hand each other may be trees as well. Not needed if the first module is an `nnx.Linear`.
       mode: arguments and attributes by name, as for `from_linen`.
 
     Raises:
       ImportError: without flax.
-      ValueError: no modules, one that does not take what the one before it
+      ValueError: no modules, a whole model, a module that does not take what the one before it
         gives, keeps a state other than that of `nnx.BatchNorm`, has parameters that are no floats, a
         boolean argument nobody speaks of, dropout in evaluation mode, or batch statistics that no
         training moves.
@@ -76,6 +78,7 @@ def from_nnx(
     need_flax("from_nnx")
     from flax import nnx
 
+    nnx_in_a_list(modules)
     given, said = listed(modules), told(mode)
     for i, module in enumerate(given):
         if not isinstance(module, nnx.Module) and not callable(module):
@@ -83,6 +86,10 @@ def from_nnx(
                 f"modules: expected nnx modules or functions; got {module!r} as entry {i}"
             )
     own = [(i, m) for i, m in enumerate(given) if isinstance(m, nnx.Module)]
+    for i, module in own:
+        held: Any = _variables(module)
+        for path, variable in held:
+            check_held(f"module {i}: {'.'.join(map(str, path))}", variable[...])
     all_taken(said, [FREEZING, DROPPING, *(name for i, m in own for name in _known(i, m, said))])
     if sample_input is None:
         if not isinstance(given[0], nnx.Linear):
@@ -177,10 +184,10 @@ def _adapted(i: int, module: nnx.Module, said: Words) -> Pure:
             graph, _filled(params, given), _filled(stats, state), random, _copied(rest)
         )
 
-    def run(given: Tree, state: Tree, x: Array, call: Call) -> tuple[Array, Tree]:
+    def run(given: Tree, state: Tree, x: Tree, call: Call) -> tuple[Tree, Tree]:
         live = merged(given, state, _seeded(draws, call.key))
         _set(live, call, said)
-        positional, named = arguments(call.training)
+        positional, named = arguments(call)
         if bare:  # its random numbers come with the call
             named["rngs"] = nnx.Rngs(jax.random.key(0) if call.key is None else call.key)
         y = live(x, *positional, **named)
@@ -195,6 +202,7 @@ def _adapted(i: int, module: nnx.Module, said: Words) -> Pure:
         whole=lambda given, state: merged(given, state, _copied(draws)),
         moved=lambda state: {} if stays else state,
         must_draw=None if kept_off(said) or not _has_dropout(module) else OFF,
+        pretrained=not (stays or fresh(stats)),
     )
 
 

@@ -13,6 +13,7 @@ import jax
 
 from jtssm.arrays import Array, Tree
 from jtssm.nn.adapted import Call, Pure, Together
+from jtssm.nn.boundary import zeros
 
 Path = tuple[Any, ...]  # keys of a tree, from its root
 Held = Sequence[tuple[Path, object]]  # what a module holds, by where it stands among its parameters
@@ -64,14 +65,14 @@ def joined(parts: Sequence[Pure], found: Sequence[Tie], mend: Mend) -> Pure:
         they were thought to.
     """
 
-    def draw(key: Array, x: Array) -> tuple[Tree, Tree]:
+    def draw(key: Array, x: Tree) -> tuple[Tree, Tree]:
         params, state = [], []
         for k, part in enumerate(parts):
             p, s = part.draw(jax.random.fold_in(key, k), x)
             like = jax.eval_shape(lambda p, s, x, part=part: part.run(p, s, x, Call())[0], p, s, x)
             params.append(p)
             state.append(s)
-            x = jax.numpy.zeros(like.shape, like.dtype)
+            x = zeros(like)
         _no_statistics(parts, found, state)
         _all_met(parts, found, params)
         return _without(params, found), _some(state)
@@ -80,7 +81,7 @@ def joined(parts: Sequence[Pure], found: Sequence[Tie], mend: Mend) -> Pure:
         state = state or [{} for _ in parts]  # without statistics there is no tree of them
         return zip(parts, _filled(params, found), state, strict=True)
 
-    def run(params: Tree, state: Tree, x: Array, call: Call) -> tuple[Array, Tree]:
+    def run(params: Tree, state: Tree, x: Tree, call: Call) -> tuple[Tree, Tree]:
         new = []
         for k, (part, p, s) in enumerate(each(params, state)):
             x, s = part.run(p, s, x, _of_part(call, k))
@@ -97,7 +98,8 @@ def joined(parts: Sequence[Pure], found: Sequence[Tie], mend: Mend) -> Pure:
         return _some([part.moved(s) for part, s in zip(parts, state, strict=True)]) if state else {}
 
     name = " + ".join(part.name for part in parts) + " (tied)"
-    return Pure(name, draw, run, whole, moved, tied=True)
+    known = any(part.pretrained for part in parts)
+    return Pure(name, draw, run, whole, moved, tied=True, pretrained=known)
 
 
 def _some(trees: Sequence[Tree]) -> Tree:

@@ -19,7 +19,7 @@ from jtssm.sharding.cost.messages import SHOWN, Demand, Message, Sizes, Step, we
 from jtssm.sharding.cost.products import matrix_task, passes, stored_words, task
 from jtssm.sharding.layers.forms import Grid
 from jtssm.sharding.layers.questions import bare
-from jtssm.sharding.layers.traffic import Pass, Sent, in_compute_dtype
+from jtssm.sharding.layers.traffic import OUTPUTS, Pass, Sent, in_compute_dtype
 
 
 def of_stages(
@@ -31,11 +31,12 @@ def of_stages(
     local = program.stages.num // sizes[0]
     moves = program.declared.moves(samples)
     weighed = weighing(program, samples, layered.grid.samples)
-    pieces = [_of_piece(layered, grid, l, moves, weighed) for l in range(program.stages.num)]
+    by_all, of_last = (weighed, ()) if program.declared.weighed_first else ((), weighed)
+    pieces = [_of_piece(layered, grid, l, moves, of_last) for l in range(program.stages.num)]
     devices = tuple(_total(pieces[d * local : (d + 1) * local]) for d in range(sizes[0]))
     # what the devices of pr hold of it is the same
     shown = _shown(program, (sizes[0], 1, sizes[2]))
-    return Step(devices, (*_boundaries(moves, local, sizes[2]), *shown))
+    return Step(devices, (*_boundaries(moves, local, sizes[2]), *by_all, *shown))
 
 
 def of_whole(
@@ -125,7 +126,7 @@ class Layered(NamedTuple):
                         sent.axes,
                         sent.numbers,
                         times,
-                        self.narrow if in_compute_dtype(sent) else None,
+                        sent.itemsize or (self.narrow if in_compute_dtype(sent) else None),
                         sent.step,
                     )
 
@@ -139,7 +140,7 @@ class Layered(NamedTuple):
         """What layer i sends forward only to make its piece's outputs: no gradient needs it."""
         if i + 1 not in self.program.stages.starts:
             return set()
-        ends = {"hop", "paired"}
+        ends = {"hop", "paired", OUTPUTS}
         return ends | {"row"} if bare(self.grid.network.layers[i]) else ends
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from jtssm import checks
+from jtssm import checks, files
 from jtssm.checks import shown
 from jtssm.sharding.cost.machines import MACHINES, NUMBERS, Machine, number
 
@@ -28,6 +28,7 @@ KINDS = {
     "NVIDIA H200": "h200-nvlink",
 }
 
+MOST_BYTES = 2**20  # of a machine file
 FIELDS = tuple(field.name for field in fields(Machine))
 _NEEDED = tuple(field.name for field in fields(Machine) if field.default is MISSING)
 _EXAMPLE = MACHINES["h100-nvlink"]
@@ -78,16 +79,19 @@ def read_machine(path: str | Path) -> Machine:
     of [smallest dimension, share].
 
     Raises:
-      ValueError: no such file, not JSON, or a field that is missing, unknown or of a wrong value.
+      ValueError: no such file, a pipe or device, over 1 MiB, not JSON, or a field that is missing,
+        unknown or of a wrong value.
     """
     path = checks.path("path", path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = files.content(path, MOST_BYTES)
     except OSError as error:
         raise ValueError(
             f"path: expected a machine file, e.g. one that calibrate('machine.json') wrote; got {path}: "
             f"{error.strerror}"
         ) from error
+    try:
+        content = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # the latter of brackets nested thousands deep
         raise ValueError(
             f"{path}: expected a JSON object of {list(_NEEDED)}; got other text: {error}"
@@ -117,7 +121,8 @@ def write_machine(machine: Machine, path: str | Path) -> None:
     content = asdict(machine) | {"links": dict(machine.links)}
     if machine.capacity == inf:  # has no JSON; it is the default
         del content["capacity"]
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with files.replacing(path) as new:
+        new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def json_path(path: str | Path) -> Path:

@@ -3,7 +3,9 @@
     arguments     the state and the minibatch as a step takes them: exact, `memory_analysis()` agrees
     outputs       the state and the scalars that a step gives back: exact
     temporaries   an upper bound of what lives in between: gradients and what the optimizer makes of them,
-                  and of every layer its inputs and outputs as they lie here, with what is gathered for it
+                  and of every layer its inputs and outputs as they lie here, what lies between its
+                  products, and what is gathered for it with the gradient of that: of all layers at a
+                  time, as on CPUs
 
 A compiler may keep less (it fuses, and frees early): the bound is at most 4 times what XLA takes on
 the cases of the tests. Donated arguments share their bytes with outputs: `total` counts them once.
@@ -65,6 +67,7 @@ class Memory(NamedTuple):
         return self.arguments + self.temporaries
 
 
+WITH_GRADIENT = 2  # parameters that are gathered, and their gradient before it is scattered
 GRADIENTS = 3  # for each parameter: its gradient, its update, its new value
 
 
@@ -116,7 +119,10 @@ def step_memory(
 
 def activation_bytes(demand: Demand) -> float:
     """What the passes of a step hold beside the weights: an upper bound."""
-    return WORD * sum(task.held * task.activations + task.gathered for task in demand.tasks)
+    words = lambda task: (
+        task.held * (task.activations + task.between) + WITH_GRADIENT * task.gathered
+    )
+    return WORD * sum(map(words, demand.tasks))
 
 
 def halo_bytes(demand: Demand) -> float:
@@ -146,16 +152,20 @@ def _state_size(init: Callable, leaves: tuple[Shaped, ...], structure: PyTreeDef
 
 
 # shapes of states, by the method's init: a planner asks for the same on every mesh
-_STATES: WeakKeyDictionary[Callable, dict[tuple[Shaped, Shaped], Tree]] = WeakKeyDictionary()
+_STATES: WeakKeyDictionary[Callable, dict[tuple[PyTreeDef, tuple[Shaped, ...]], Tree]] = (
+    WeakKeyDictionary()
+)
 
 
-def _state_shapes(method: Method, x: Shaped, y: Shaped) -> Tree:
+def _state_shapes(method: Method, x: Tree, y: Shaped) -> Tree:
     """The state of an unplaced method that starts from samples of these shapes."""
     known = _STATES.setdefault(method.init, {})
-    if (x, y) not in known:
+    leaves, structure = jax.tree.flatten((x, y))
+    key = (structure, tuple(leaves))
+    if key not in known:
         start = lambda x, y: method.init(jax.random.key(0), x, y)
-        known[x, y] = jax.eval_shape(start, x, y)
-    return known[x, y]
+        known[key] = jax.eval_shape(start, x, y)
+    return known[key]
 
 
 def placed_step(
@@ -164,7 +174,7 @@ def placed_step(
     forms: str | Sequence[str],
     samples: int | None,
     mesh: Mesh | None = None,
-) -> tuple[Method, Tree, tuple[Shaped, Shaped]]:
+) -> tuple[Method, Tree, tuple[Tree, Shaped]]:
     """The method on a mesh, and its state and samples as shapes with shardings: nothing is computed.
 
     mesh: None: an abstract one of those sizes, which no device has to be there for.
@@ -176,5 +186,5 @@ def placed_step(
     lead: tuple = method.batch_shape or (samples,)
     state = _state_shapes(method, *method.program.samples_like((prod(lead),)))
     sharding = batch_sharding(placed)
-    x, y = (Shaped(a.shape, a.dtype, sharding=sharding) for a in method.program.samples_like(lead))
-    return placed, placed.spread(state), (x, y)
+    laid = lambda a: Shaped(a.shape, a.dtype, sharding=sharding)
+    return placed, placed.spread(state), jax.tree.map(laid, method.program.samples_like(lead))

@@ -18,7 +18,17 @@ from jtssm.sharding.cost.machine_files import find_machine
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.memory import Memory, step_memory
 from jtssm.sharding.cost.messages import Sizes, Step, predicted_bytes
-from jtssm.sharding.cost.search import fastest_forms, held_bytes
+from jtssm.sharding.cost.refusals import (
+    UNMADE,
+    NoMeshError,
+    NoRoomError,
+    Refusal,
+    by_plausibility,
+    distinct,
+    no_room,
+    refusal,
+)
+from jtssm.sharding.cost.search import fastest_forms, held_bytes, leanest_forms
 from jtssm.sharding.cost.seconds import Seconds, seconds_of
 from jtssm.sharding.count.routes import Route
 
@@ -27,6 +37,7 @@ Build = Callable[
 ]  # (network, pieces or workers, batch) -> unplaced method
 
 TRIES = 4  # of forms that are to fit in a memory limit
+TOLD = 3  # most meshes of which a refusal works out what a whole step would hold
 
 
 class Proposal(NamedTuple):
@@ -50,7 +61,7 @@ class Plan(NamedTuple):
 
     best: Proposal
     runners_up: tuple[Proposal, ...]
-    refused: dict[Sizes, str]  # with the reason
+    refused: dict[Sizes, str]  # with the reason; the most plausible first
 
 
 def factorisations(num_devices: int) -> list[Sizes]:
@@ -90,33 +101,66 @@ def plan(
       runners_up: how many other meshes to return.
 
     Raises:
-      ValueError: bad arguments, or no mesh that goes, with the reasons.
+      ValueError: bad arguments, or no mesh that goes (`NoMeshError`): the distinct reasons, those of the
+        most plausible mesh first, with the bytes that are missing.
     """
     checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")
     batch, overlap, memory_limit, samples = check_numbers(batch, overlap, memory_limit, samples)
     runners_up = checks.natural("runners_up", runners_up)
     machine = find_machine(machine)
     limit = machine.capacity if memory_limit is None else memory_limit
-    refused: dict[Sizes, str] = {}
+    asked = Asked(machine, overlap, samples, limit)
+    refused: dict[Sizes, Refusal] = {}
     found: list[_Candidate] = []
+    narrow: dict[Sizes, Method] = {}  # whose layers alone hold too much
     build = cache(lambda subnet: method(net, subnet, batch))
     for sizes in factorisations(num_devices):
         try:
-            found.append(_candidate(build(sizes[0]), sizes, machine, overlap, samples, limit))
+            made = build(sizes[0])
         except ValueError as error:
-            refused[sizes] = str(error)
-    found.sort(key=lambda c: c.seconds.total)
+            refused[sizes] = Refusal(UNMADE, 0, str(error))
+            continue
+        try:
+            found.append(_candidate(made, sizes, asked))
+        except ValueError as error:
+            refused[sizes] = refusal(error)
+            narrow |= {sizes: made} if isinstance(error, NoRoomError) else {}
+    proposals, more = _proposals(found, asked, runners_up)
+    refused |= more
+    if not proposals:
+        _tell_whole_steps(narrow, asked, refused)
+        raise NoMeshError(num_devices, "; ".join(distinct(by_plausibility(refused))))
+    return Plan(proposals[0], tuple(proposals[1:]), by_plausibility(refused))
+
+
+def _proposals(
+    found: Sequence[_Candidate], asked: Asked, runners_up: int
+) -> tuple[list[Proposal], dict[Sizes, Refusal]]:
+    """The fastest that go, and of those that were tried why the others do not."""
     proposals: list[Proposal] = []
-    for candidate in found:
+    refused: dict[Sizes, Refusal] = {}
+    for candidate in sorted(found, key=lambda c: c.seconds.total):
         if len(proposals) > runners_up:
             break
         try:
-            proposals.append(_fitted(candidate, machine, overlap, samples, limit))
+            proposals.append(_fitted(candidate, asked))
         except ValueError as error:
-            refused[candidate.sizes] = str(error)
-    if not proposals:
-        raise ValueError(_nothing_goes(num_devices, refused))
-    return Plan(proposals[0], tuple(proposals[1:]), refused)
+            refused[candidate.sizes] = refusal(error)
+    return proposals, refused
+
+
+def _tell_whole_steps(
+    narrow: dict[Sizes, Method], asked: Asked, refused: dict[Sizes, Refusal]
+) -> None:
+    """What whole steps would need, until that of the nearest mesh is known: layers alone need less."""
+    for _ in range(TOLD):
+        nearest = min(refused, key=lambda sizes: refused[sizes])
+        if nearest not in narrow:
+            break
+        try:
+            propose(narrow.pop(nearest), nearest, **asked._asdict())
+        except ValueError as error:
+            refused[nearest] = refusal(error)
 
 
 def check_numbers(
@@ -130,6 +174,15 @@ def check_numbers(
     if samples is not None:
         (samples,) = checks.count(samples=samples)
     return batch, overlap, memory_limit, samples
+
+
+class Asked(NamedTuple):
+    """What meshes are proposed for."""
+
+    machine: Machine
+    overlap: float  # see `plan`
+    samples: int | None  # that a resident method keeps
+    limit: float  # bytes a device may hold
 
 
 class _Candidate(NamedTuple):
@@ -154,50 +207,56 @@ def propose(
     """One mesh with the fastest forms that fit in `limit` bytes a device; see `plan`.
 
     Raises:
-      ValueError: sizes that do not go, or do not fit in the limit.
+      ValueError: sizes that do not go, or do not fit in the limit (`NoRoomError`).
     """
-    found = _candidate(method, sizes, machine, overlap, samples, limit)
-    return _fitted(found, machine, overlap, samples, limit)
+    asked = Asked(machine, overlap, samples, limit)
+    try:
+        found = _candidate(method, sizes, asked)
+    except NoRoomError:  # the step as a whole says how much is missing
+        forms = leanest_forms(method, sizes, asked.machine, asked.samples)
+        found = _with_forms(method, sizes, forms, asked)
+    return _fitted(found, asked)
 
 
-def _candidate(
-    method: Method,
-    sizes: Sizes,
-    machine: Machine,
-    overlap: float,
-    samples: int | None,
-    limit: float,
-) -> _Candidate:
+def _candidate(method: Method, sizes: Sizes, asked: Asked) -> _Candidate:
+    machine, overlap, samples, limit = asked
     forms = fastest_forms(method, sizes, machine, overlap=overlap, samples=samples, limit=limit)
+    return _with_forms(method, sizes, forms, asked)
+
+
+def _with_forms(method: Method, sizes: Sizes, forms: tuple[str, ...], asked: Asked) -> _Candidate:
     _check_work(method, sizes, forms)
-    step = step_demand(method, sizes, forms, samples)
-    return _Candidate(method, sizes, forms, step, seconds_of(machine, step, sizes, overlap=overlap))
+    step = step_demand(method, sizes, forms, asked.samples)
+    seconds = seconds_of(asked.machine, step, sizes, overlap=asked.overlap)
+    return _Candidate(method, sizes, forms, step, seconds)
 
 
-def _fitted(
-    found: _Candidate, machine: Machine, overlap: float, samples: int | None, limit: float
-) -> Proposal:
+def _fitted(found: _Candidate, asked: Asked) -> Proposal:
     """The proposal, once `place` takes it and its memory fits.
 
     Forms are chosen by a count of bytes layer by layer. What a step holds beside it (samples, variables,
     padding) is nearly the same for all forms: where it does not fit, others are chosen with so much less.
     """
+    samples, limit = asked.samples, asked.limit
     proposal = _proposal(found, samples)
     for _ in range(TRIES):
         over = proposal.memory.total - limit
-        if over <= 0 or set(found.forms) <= {"batch"}:
+        if over <= 0 or found.sizes[1] == 1 or not found.forms:
             break
-        held = held_bytes(found.method, found.sizes, machine, found.forms, samples)
+        held = held_bytes(found.method, found.sizes, asked.machine, found.forms, samples)
         try:
-            found = _candidate(found.method, found.sizes, machine, overlap, samples, held - over)
+            less = asked._replace(limit=held - over)
+            found = _candidate(found.method, found.sizes, less)
+        except NoRoomError:
+            lean = leanest_forms(found.method, found.sizes, asked.machine, samples)
+            if lean == found.forms:
+                break  # nothing holds less
+            found = _with_forms(found.method, found.sizes, lean, asked)
         except ValueError:
-            break  # nothing holds less
+            break
         proposal = _proposal(found, samples)
     if proposal.memory.total > limit:
-        raise ValueError(
-            f"memory_limit: expected at least {proposal.memory.total} bytes a device, as subnet, pr, pc "
-            f"= {found.sizes} may take; got {limit:.0f}"
-        )
+        raise no_room(proposal.memory, found.sizes, limit)
     return proposal
 
 
@@ -205,15 +264,6 @@ def _proposal(found: _Candidate, samples: int | None) -> Proposal:
     method, sizes, forms, step, seconds = found
     memory = step_memory(method, sizes, step, forms=forms or "auto", samples=samples)
     return Proposal(method, sizes, forms, seconds, predicted_bytes(step, sizes), memory)
-
-
-def _nothing_goes(num_devices: int, refused: dict[Sizes, str]) -> str:
-    reasons = [f"{sizes}: {why}" for sizes, why in refused.items()]
-    shown = "; ".join(reasons[:4]) + ("; ..." if len(reasons) > 4 else "")
-    return (
-        f"num_devices: expected a number that some mesh fits; got {num_devices}, of which none goes: "
-        f"{shown}"
-    )
 
 
 def _check_work(method: Method, sizes: Sizes, forms: Sequence[str]) -> None:

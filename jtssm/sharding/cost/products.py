@@ -8,11 +8,13 @@ from typing import NamedTuple
 import jax
 
 from jtssm.arrays import Tree
+from jtssm.nn.boundary import numbers, rows_of
 from jtssm.nn.network import Network
 from jtssm.protocol.declared import MatrixProduct, Run
-from jtssm.sharding.layers.forms import SPLITS, Grid
+from jtssm.sharding.layers.forms import Grid
 from jtssm.sharding.layers.halo import Slabs
-from jtssm.sharding.layers.questions import groups, splits
+from jtssm.sharding.layers.questions import between, groups
+from jtssm.sharding.layers.stored import SPLITS, part_size
 from jtssm.sharding.layers.traffic import Pass
 
 
@@ -28,6 +30,7 @@ class Task(NamedTuple):
     # of the activations, how often a device may hold them at a time: with gradients and copies that a
     # convolution is made of; a declared product's stand for themselves, one after another
     held: float = 3.0
+    between: float = 0.0  # words within the layer, held as often as its activations
 
     @property
     def words(self) -> float:
@@ -42,17 +45,18 @@ def passes(run: Run, first: bool) -> int:
 
 def task(work: Pass, i: int, times: float) -> Task:
     """The product of layer i on one device, a pass forward."""
-    grid, layer = work.grid, work.grid.network.layers[i]
+    grid = work.grid
     shape, out = grid.network.shapes[i : i + 2]
     share = _share(work, i)
     stored = stored_words(grid, work.params[i], i)
     used = _used_words(grid, work.params[i], i)
     here = [
-        work.samples * prod(size) * part
+        work.samples * numbers(size) * part
         for size, part in zip((shape, out), _parts(work, i), strict=True)
     ]
-    adds = work.samples * layer.cost(shape) * share
-    return Task(adds, _smallest(work, i), sum(here), used, used - stored, times)
+    adds = work.samples * grid.network.cost(i) * share
+    inner = work.samples * between(grid.network.layers[i], shape) * _share(work, i)
+    return Task(adds, _smallest(work, i), sum(here), used, used - stored, times, between=inner)
 
 
 def _share(work: Pass, i: int) -> float:
@@ -96,7 +100,7 @@ def _smallest(work: Pass, i: int) -> float:
     inner, columns = prod(largest.shape[:-1]), largest.shape[-1] / groups(grid.network.layers[i])
     inner /= grid.size if form in ("row", "paired") else 1
     columns /= grid.size if SPLITS.get(form) == "model" else 1
-    rows = work.samples * prod(out[:-1]) * (_parts(work, i)[1] if form not in SPLITS else 1)
+    rows = work.samples * rows_of(out) * (_parts(work, i)[1] if form not in SPLITS else 1)
     return min(rows, inner, columns)
 
 
@@ -109,11 +113,10 @@ def _used_words(grid: Grid, params: Tree, i: int) -> float:
 
 def stored_words(grid: Grid, params: Tree, i: int) -> int:
     """Parameters of layer i that one device stores."""
-    layer, form = grid.network.layers[i], grid.forms[i]
-    if grid.axis is None or form not in SPLITS:
-        return sum(a.size for a in jax.tree.leaves(params))
-    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(splits(layer)[SPLITS[form]]), strict=True)
-    return sum(a.size // (grid.size if d >= 0 else 1) for a, d in pairs)
+    stored = jax.tree.map(
+        lambda a, d: part_size(a.size, d, grid.size), params, grid.stored(i, params)
+    )
+    return sum(jax.tree.leaves(stored))
 
 
 def matrix_task(product: MatrixProduct, devices: int) -> Task:
@@ -130,6 +133,7 @@ def batched(one: Task, num: int) -> Task:
     return one._replace(
         multiply_adds=num * one.multiply_adds,
         activations=num * one.activations,
+        between=num * one.between,
         weights=num * one.weights,
     )
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from jtssm import checks, nn
 from jtssm.sharding.layers.questions import window
@@ -53,8 +53,10 @@ class Layer(NamedTuple):
 
 def layers_of(net: nn.Network) -> tuple[Layer, ...]:
     """The layers with weights of a plain network, as the paper counts them: biases are left out."""
-    passed = zip(net.layers, net.shapes, net.shapes[1:], strict=False)
-    weighed = [(layer, x, y) for layer, x, y in passed if layer.cost(x)]
+    shapes = cast(tuple[tuple[int, ...], ...], net.shapes)
+    passed = zip(net.layers, shapes, shapes[1:], strict=False)
+    costs = net.costs()
+    weighed = [each for each, cost in zip(passed, costs, strict=True) if cost]
     return tuple(_as_printed(i, *each) for i, each in enumerate(weighed, 1))
 
 

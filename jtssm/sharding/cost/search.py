@@ -8,7 +8,7 @@ that no other betters in everything (Pareto's front).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from operator import itemgetter
@@ -23,6 +23,7 @@ from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.memory import GRADIENTS, activation_bytes, optimizer_words
 from jtssm.sharding.cost.messages import Demand, Sizes
 from jtssm.sharding.cost.products import stored_words
+from jtssm.sharding.cost.refusals import NoRoomError
 from jtssm.sharding.cost.seconds import collective_seconds, demand_seconds, is_gradient
 from jtssm.sharding.layers.choose import fits
 from jtssm.sharding.layers.forms import FORMS, Grid
@@ -51,6 +52,37 @@ def fastest_forms(
     Raises:
       ValueError: sizes that do not go, or no forms that fit in the limit.
     """
+
+    def found(chain: Chain, layers: range) -> tuple[str, ...]:
+        # as long as all fits, bytes need not count beside seconds
+        forms = chain.fastest(layers, float("inf"))
+        if limit < float("inf") and chain.held(layers, forms) > limit:
+            return chain.fastest(layers, limit)
+        return forms
+
+    return _of_chain(method, sizes, machine, overlap, samples, found)
+
+
+def leanest_forms(
+    method: Method, sizes: Sizes, machine: Machine, samples: int | None = None
+) -> tuple[str, ...]:
+    """One form a layer: those that hold the fewest bytes.
+
+    Raises:
+      ValueError: sizes that do not go.
+    """
+    return _of_chain(method, sizes, machine, 0.0, samples, Chain.leanest)
+
+
+def _of_chain(
+    method: Method,
+    sizes: Sizes,
+    machine: Machine,
+    overlap: float,
+    samples: int | None,
+    find: Callable[[Chain, range], tuple[str, ...]],
+) -> tuple[str, ...]:
+    """The forms that are found for the layers of each device along subnet, one after the other."""
     program = method.program
     if not program.takes_forms:
         return ()
@@ -61,14 +93,7 @@ def fastest_forms(
     if pr == 1:
         return ("batch",) * len(program.network.layers)
     chain = Chain(layered_of(program, sizes, samples), sizes, machine, overlap)
-    found: list[str] = []
-    for layers in _of_devices(method, subnet):
-        # as long as all fits, bytes need not count beside seconds
-        forms = chain.fastest(layers, float("inf"))
-        if limit < float("inf") and chain.held(layers, forms) > limit:
-            forms = chain.fastest(layers, limit)
-        found += forms
-    return tuple(found)
+    return tuple(form for layers in _of_devices(method, subnet) for form in find(chain, layers))
 
 
 def held_bytes(
@@ -97,6 +122,7 @@ class Chain:
         self.layered, self.sizes, self.machine, self.overlap = layered, sizes, machine, overlap
         self.quiet = replace(machine, latency=0.0)
         self.met: dict[tuple, Step] = {}
+        self.waits: dict[Ways, int] = {}  # of ways met before
         net, pr = layered.grid.network, sizes[1]
         self.have = [
             [f for f in FORMS if fits(net, i, params, f, pr)]
@@ -132,11 +158,20 @@ class Chain:
         ]
         ends = [end for end in ends if end[0][-1] <= limit]
         if not ends:
-            raise ValueError(
-                f"memory_limit: expected more bytes a device, as layers {first} to {last} hold; got "
-                f"{limit:.0f}"
-            )
+            needed = round(self.held(layers, self.leanest(layers)))
+            raise NoRoomError(needed, limit, f"layers {first} to {last} hold")
         return _unwound(min(ends, key=lambda end: max(end[0][:-1]))[2])
+
+    def leanest(self, layers: range) -> tuple[str, ...]:
+        """The forms of a run of layers that hold the fewest bytes."""
+        least = self._least_bytes(layers)
+        forms: list[str] = []
+        for i in layers:
+            held = least[i]
+            if forms:
+                held = {g: self._bytes(i - 1, forms[-1], g) + n for g, n in held.items()}
+            forms.append(min(held.items(), key=itemgetter(1))[0])
+        return tuple(forms)
 
     def _extended(
         self, labels: Mapping[str, list[Label]], i: int, g: str, counts: bool
@@ -157,6 +192,11 @@ class Chain:
 
     def _latency(self, ways: Ways) -> int:
         """Of one all-reduce of gradients along each way."""
+        if ways not in self.waits:
+            self.waits[ways] = self._waited(ways)
+        return self.waits[ways]
+
+    def _waited(self, ways: Ways) -> int:
         sizes = dict(zip(AXES, self.sizes, strict=True))
         found = 0.0
         for axes, times in ways:
@@ -168,17 +208,19 @@ class Chain:
         """Those within the limit that no other betters or equals in everything, whatever comes."""
         kept: list[Label] = []
         front: list[Label] = []  # of those so far, all of which are as fast in the first
-        for label in sorted(labels, key=itemgetter(0)):
-            if label[0][2] > limit or any(self._betters(old, label) for old in front):
-                continue
-            kept.append(label)
-            front = [old for old in front if not _covers(label, old)] + [label]
+        for label in sorted((a for a in labels if a[0][2] <= limit), key=itemgetter(0)):
+            _, second, held = label[0]
+            # the newest first: it is likest
+            for old in reversed(front):
+                if old[0][1] <= second and old[0][2] <= held and self._betters(old, label):
+                    break
+            else:
+                kept.append(label)
+                front = [old for old in front if not _covers(label, old)] + [label]
         return kept
 
     def _betters(self, one: Label, other: Label) -> bool:
-        """Whether every way on from the one is as good; it may have latencies yet to pay."""
-        if one[0][1] > other[0][1] or one[0][2] > other[0][2]:
-            return False
+        """Whether every way on from one of no more bytes is as fast; it may have latencies yet to pay."""
         return one[1] >= other[1] or one[0][0] + self._latency(other[1] - one[1]) <= other[0][0]
 
     def _least_bytes(self, layers: range) -> dict[int, dict[str, int]]:

@@ -11,13 +11,15 @@ import numpy as np
 
 from jtssm.arrays import Tree
 from jtssm.checks import shown
+from jtssm.nn.boundary import SampleTree
 from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network
 from jtssm.protocol.declared import WORD
 from jtssm.protocol.program import Program
-from jtssm.sharding.layers.forms import FORMS, SPLITS, Grid
+from jtssm.sharding.layers.forms import FORMS, Grid
 from jtssm.sharding.layers.halo import Halo
 from jtssm.sharding.layers.questions import groups, mixes, pair, splits, window
+from jtssm.sharding.layers.stored import SPLITS
 from jtssm.sharding.layers.traffic import Pass, ring_numbers
 
 # multiply-adds that an accelerator does while it sends a byte: 550 of an H100 over NVLink, 2 000 of a
@@ -95,9 +97,14 @@ def choose_forms(
     if set(found) == {"batch"} and samples % pr:
         raise ValueError(
             f"pr: expected a size that divides the {samples} samples on a device of pc, the rows of "
-            f"images, or the width of some layer, one of {[s[-1] for s in net.shapes[1:]]}; got {pr}"
+            f"images, or the width of some layer, one of {_widths(net)}; got {pr}"
         )
     return found
+
+
+def _widths(net: Network) -> list[int]:
+    """Of what each layer gives, where it is one array."""
+    return [s[-1] for s in net.shapes[1:] if not isinstance(s, SampleTree)]
 
 
 def _or_whole(work: Pass, forms: tuple[str, ...], share: float) -> tuple[str, ...]:
@@ -118,7 +125,7 @@ def _or_whole(work: Pass, forms: tuple[str, ...], share: float) -> tuple[str, ..
         sent = work._replace(grid=grid._replace(forms=forms)).sent()
         return WORD * ring_numbers(sent, grid.size, work.pc, share)
 
-    adds = sum(net.layers[i].cost(net.shapes[i]) for i in range(rows))
+    adds = sum(net.cost(i) for i in range(rows))
     more = PASSES * work.samples * adds * (1 - 1 / grid.size)
     return other if more < BALANCE * (moved(forms) - moved(other)) else forms
 
@@ -166,16 +173,17 @@ def _cost(work: Pass, i: int, forms: list[str], share: float, *, entry: bool = F
         return 0, ring_numbers(list(work.entry(i)), work.grid.size, work.pc, share)
     sent = list(work.own(i)) + (list(work.entry(i + 1)) if len(forms) > 1 else [])
     repeats = forms[0] in ("batch", "gathered") and not work.spread
-    layer, shape = work.grid.network.layers[i], work.grid.network.shapes[i]
-    repeated = layer.cost(shape) if repeats else 0
+    repeated = work.grid.network.cost(i) if repeats else 0
     return repeated, ring_numbers(sent, work.grid.size, work.pc, share)
 
 
 def misfit(net: Network, i: int, params: Tree, form: str, pr: int) -> str:
     """Why layer i cannot have a form over pr devices; empty: it can."""
     layer, shape, out = net.layers[i], net.shapes[i], net.shapes[i + 1]
-    if form == "batch":
+    if form in ("batch", "gathered"):
         return ""
+    if isinstance(shape, SampleTree) or isinstance(out, SampleTree):
+        return f"{layer.name!r} has no such form"
     if form == "domain":
         return _domain_misfit(layer, shape, pr)
     if SPLITS[form] not in splits(layer) or (form == "scattered" and not mixes(layer)):
@@ -190,7 +198,7 @@ def misfit(net: Network, i: int, params: Tree, form: str, pr: int) -> str:
     odd = [width for width in widths if width % pr]
     if odd:
         return f"pr = {pr} does not divide its {odd[0]} {ends}"
-    if form != "gathered" and groups(layer) % pr and pr % groups(layer):
+    if groups(layer) % pr and pr % groups(layer):
         return f"its {groups(layer)} groups do not fit pr = {pr}"
     return ""
 
@@ -207,7 +215,9 @@ def fits(net: Network, i: int, params: Tree, form: str, pr: int) -> bool:
         return not misfit(net, i, params, form, pr)
     layer, shape = net.layers[i], net.shapes[i]  # without the reason, which takes a search
     seen = window(layer)
-    return seen is not None and len(shape) == 3 and Halo.of(seen, shape[0], pr).fits
+    if seen is None or isinstance(shape, SampleTree):
+        return False
+    return len(shape) == 3 and Halo.of(seen, shape[0], pr).fits
 
 
 def _domain_misfit(layer: Layer, shape: Sequence[int], pr: int) -> str:

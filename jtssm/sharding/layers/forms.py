@@ -4,7 +4,8 @@ A layer's samples lie over pc always. What it does over pr is its form:
 
     batch      weights whole; the samples are split over pr too (where pr does not divide them, work is
                repeated on every device)
-    gathered   the same, but weights are stored split: gathered for use, their gradient reduce-scattered
+    gathered   the same, but parameters are stored split (`jtssm.sharding.layers.stored`): gathered for
+               use, again for the backward pass, their gradient reduce-scattered; for layers of any kind
     model      W[I, J_pr]: takes whole inputs, leaves columns; dX is all-reduced (the paper's model form:
                the gather of Y is left to the layer that wants it whole)
     scattered  the same on inputs that are gathered as copies: dX is reduce-scattered, half the bytes
@@ -15,7 +16,8 @@ A layer's samples lie over pc always. What it does over pr is its form:
                perceptron), from whole inputs to whole outputs: all-reduces of their sum and of dX
 
 Layouts between layers: `jtssm.sharding.layers.layouts`. Source: Gholami et al., arXiv 1712.04432
-(batch, model, domain); Shoeybi et al., arXiv 1909.08053 (paired); the others are later work's.
+(batch, model, domain); Shoeybi et al., arXiv 1909.08053 (paired); Rajbhandari et al., arXiv 1910.02054
+(gathered); the others are later work's.
 """
 
 from __future__ import annotations
@@ -30,22 +32,18 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from jtssm.arrays import Array, Tree
+from jtssm.nn.boundary import Sample, SampleTree
 from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network
 from jtssm.nn.ops import PLAIN, Hops, Products, Window, plain_convolved, plain_dense, varying
 from jtssm.sharding import collectives
 from jtssm.sharding.layers.halo import Halo, Slabs, windowed
 from jtssm.sharding.layers.layouts import Hop, hops, moved
-from jtssm.sharding.layers.questions import mixes, splits, window
+from jtssm.sharding.layers.questions import mixes, window
+from jtssm.sharding.layers.regathered import regathering
+from jtssm.sharding.layers.stored import made_whole, split_dimensions
 
 FORMS = ("batch", "gathered", "model", "scattered", "row", "domain", "paired")
-SPLITS = {
-    "gathered": "gathered",
-    "model": "model",
-    "scattered": "model",
-    "row": "row",
-    "paired": "paired",
-}
 
 
 class Grid(NamedTuple):
@@ -113,6 +111,8 @@ class Grid(NamedTuple):
 
     def _flattens(self, i: int) -> bool:
         """Whether layer i takes flat samples and gets images."""
+        if any(isinstance(a, SampleTree) for a in self.network.shapes[i : i + 2]):
+            return False
         return len(self.network.shapes[i]) > 1 and len(self.network.shapes[i + 1]) == 1
 
     def halo(self, i: int) -> Halo:
@@ -137,26 +137,52 @@ class Grid(NamedTuple):
     def _hops(self, i: int, spread: bool) -> Hops:
         """How parameters and samples come to layer i, and its outputs go on."""
         into, away = self.before(i, spread), self.after(i, spread)
-        heights = [shape[0] for shape in self.network.shapes[i : i + 2]]
+        heights = [_height(shape) for shape in self.network.shapes[i : i + 2]]
         found = Hops(
             enter=partial(self._moved, i, into, heights[0]),
             leave=partial(self._moved, i, away, heights[1]),
             narrowed=_narrowed(self._apart_axes(i, spread)),
         )
+        if self.forms[i] == "gathered":
+            return found._replace(whole=self._whole(i, spread), again=regathering)
         if self.enters(i, spread) != "rows":
             return found
         # every device's own before they are used for inner rows and edges: one gradient is summed
         return found._replace(weights=partial(varying, axes=(*self.samples, self.pr)))
+
+    def _whole(self, i: int, spread: bool) -> Callable[[Tree], Tree]:
+        """The whole parameters of layer i from what devices store."""
+        to = "varying" if spread else "invarying"
+        like = self.network.parameter_shapes()[i]
+
+        def gather(a: Array, dimension: int) -> Array:
+            # first made every device's own: then its gradient is scattered before it is summed over pc
+            return collectives.gather(varying(a, self.samples), self.pr, dimension, to=to)
+
+        return lambda params: made_whole(params, like, self.stored(i, like), gather)
+
+    def stored(self, i: int, params: Tree) -> Tree:
+        """How parameters of layer i lie over pr; see `jtssm.sharding.layers.stored.split_dimensions`."""
+        size = 1 if self.axis is None else self.size
+        return split_dimensions(self.network.layers[i], self.forms[i], params, size)
 
     def _apart_axes(self, i: int, spread: bool) -> tuple[str, ...]:
         """Along which the samples, or rows of them, that parameters of layer i work on differ."""
         split = self.leaves(i, spread) in ("samples", "rows")
         return (*self.samples, *([self.pr] if split else []))
 
-    def _moved(self, i: int, way: Sequence[Hop], height: int, x: Array) -> Array:
+    def _moved(self, i: int, way: Sequence[Hop], height: int, x: Tree) -> Tree:
+        def one(a: Array, hop: Hop) -> Array:
+            return moved(a.reshape(len(a), -1) if hop.flat else a, hop, self.pr, height)
+
         for hop in way:
-            x = moved(x.reshape(len(x), -1) if hop.flat else x, hop, self.pr, height)
+            x = jax.tree.map(partial(one, hop=hop), x)
         return x
+
+
+def _height(sample: Sample) -> int:
+    """Of images; of trees of arrays, whose samples alone are split, 0."""
+    return 0 if isinstance(sample, SampleTree) or not sample else sample[0]
 
 
 def _narrowed(axes: tuple[str, ...]) -> Callable[[Array, DTypeLike], Array]:
@@ -187,8 +213,6 @@ def enters(layer: Layer, form: str, spread: bool) -> str:
 
 def _of_form(grid: Grid, form: str, leaves: str) -> dict[str, Any]:
     """The products of a form, and what they leave for means over samples."""
-    if form == "gathered":
-        return _gathered(grid, "varying" if leaves == "samples" else "invarying")
     summed = partial(_summed, axis=grid.pr, leaves=leaves)
     if form == "paired":
         return {"second": partial(_dense_sum, summed)}
@@ -202,19 +226,6 @@ def _of_form(grid: Grid, form: str, leaves: str) -> dict[str, Any]:
     if form in ("model", "scattered"):
         return {"convolved": partial(_own_groups, axis=grid.pr, size=grid.size)}
     return {}
-
-
-def _gathered(grid: Grid, to: str) -> dict[str, Any]:
-    """Products by weights that are gathered first."""
-
-    def whole(W: Array) -> Array:
-        # first made every device's own: then its gradient is scattered before it is summed over pc
-        W = varying(W, grid.samples)
-        return collectives.gather(W, grid.pr, W.ndim - 1, to=to)
-
-    dense = lambda x, W, b: plain_dense(x, whole(W), b)
-    convolved = lambda x, W, *rest: plain_convolved(x, whole(W), *rest)
-    return {"dense": dense, "second": dense, "convolved": convolved}
 
 
 def _dense_sum(summed: Callable, x: Array, W: Array, b: Array | None) -> Array:
@@ -289,8 +300,3 @@ def _mean_of_rows(
     count = prod(a.shape[d] for d in dimensions if d != 1) * slabs.height
     sums = collectives.total(owned.sum(axis=dimensions, keepdims=keep), over)
     return sums / (count * prod(lax.axis_size(name) for name in over if name != axis))
-
-
-def split_dimensions(layer: Layer, form: str) -> Tree | None:
-    """For each parameter of the layer the dimension split over pr, -1 for none; None: all whole."""
-    return splits(layer)[SPLITS[form]] if form in SPLITS else None

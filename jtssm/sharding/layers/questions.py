@@ -1,7 +1,7 @@
 """What the grid wants to know of a layer, asked of its kind.
 
-Each question is a function with an answer for kinds that it does not know: such a layer has the form
-"batch". A kind of one's own is answered for by `splits.register(Kind)` and the like.
+Each question is a function with an answer for kinds that it does not know: such a layer has the forms
+"batch" and "gathered". A kind of one's own is answered for by `splits.register(Kind)` and the like.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from functools import singledispatch
 
 from jtssm.arrays import Tree
+from jtssm.nn.adapted import Adapted
+from jtssm.nn.boundary import Sample
 from jtssm.nn.dropout import Dropout
 from jtssm.nn.images import Convolution, Pool
-from jtssm.nn.layer import Layer
+from jtssm.nn.layer import Layer, Shape
 from jtssm.nn.linear import Linear
 from jtssm.nn.ops import Window
 from jtssm.nn.perceptrons import Dense
-from jtssm.nn.residual import Residual, numbered
 from jtssm.nn.tokens import NORM, Attention, Half, Perceptron
 
 
@@ -24,9 +25,8 @@ def splits(layer: Layer) -> dict[str, Tree]:
     """What each form splits over pr.
 
     Returns:
-      "gathered", "model" (by outputs), "row" (by inputs), "paired" (first by outputs, second by inputs):
-      for each parameter the dimension that is split, -1 for none. Forms that a layer cannot have are
-      missing.
+      "model" (by outputs), "row" (by inputs), "paired" (first by outputs, second by inputs): for each
+      parameter the dimension that is split, -1 for none. Forms that a layer cannot have are missing.
     """
     return {}
 
@@ -59,6 +59,12 @@ def pair(layer: Layer) -> int:
 
 
 @singledispatch
+def between(layer: Layer, shape: Sample) -> int:
+    """Numbers of a sample that lie between its products, beside its inputs and outputs."""
+    return 0
+
+
+@singledispatch
 def prepares(layer: Layer) -> bool:
     """Whether parameters of its own work on its inputs before the first product."""
     return False
@@ -82,8 +88,7 @@ def _(layer: Convolution) -> dict[str, Tree]:
 
 def _by_columns(layer: Linear, columns: int) -> dict[str, Tree]:
     """W split by its outputs; what stands beside it, too, where outputs stay split."""
-    whole, split = dict.fromkeys(layer.beside, -1), dict.fromkeys(layer.beside, 0)
-    return {"gathered": {"W": columns} | whole, "model": {"W": columns} | split}
+    return {"model": {"W": columns} | dict.fromkeys(layer.beside, 0)}
 
 
 def _by_rows(layer: Linear, rows: int) -> dict[str, Tree]:
@@ -97,20 +102,9 @@ def _(layer: Layer) -> dict[str, Tree]:
 
 
 @splits.register
-def _(layer: Residual) -> dict[str, Tree]:
-    parts = [splits(part) for part in layer.parts]
-    if any("gathered" not in part for part in parts):
-        return {}
-    return {"gathered": numbered([part["gathered"] for part in parts])}
-
-
-@splits.register
 def _(layer: Half) -> dict[str, Tree]:
     whole = dict.fromkeys((*NORM, "b2"), -1)
-    return {
-        "gathered": whole | {"W1": 1, "b1": -1, "W2": 1},
-        "paired": whole | {"W1": 1, "b1": 0, "W2": 0},
-    }
+    return {"paired": whole | {"W1": 1, "b1": 0, "W2": 0}}
 
 
 @window.register(Convolution)
@@ -143,6 +137,22 @@ def _(layer: Attention) -> int:
 @pair.register
 def _(layer: Perceptron) -> int:
     return layer.hidden
+
+
+@between.register
+def _(layer: Half, shape: Shape) -> int:
+    return shape[0] * sum(layer.inner)
+
+
+@between.register
+def _(layer: Attention, shape: Shape) -> int:
+    # scores of all pairs of tokens, and their softmax
+    return shape[0] * sum(layer.inner) + 2 * layer.heads * shape[0] ** 2
+
+
+@between.register
+def _(layer: Adapted, shape: Shape) -> int:
+    return layer.between(shape)
 
 
 @prepares.register

@@ -9,18 +9,21 @@ in, to a collective over p devices of the axes named:
                 whole -> copies         backward: all-reduce b n
                 split -> another split  all-to-all b n / pr, each way
     model       dX: all-reduce b n_in over pr (the other forms have theirs in a hop)
-    gathered    forward: all-gather |W| / pr; backward: reduce-scatter |W|
+    gathered    forward: all-gather |W| / pr; backward: all-gather |W| / pr of what the gradients need
+                (`jtssm.sharding.layers.regathered`), reduce-scatter |W|
     row         all-reduce b n_out; if samples are split next: reduce-scatter b n_out forward
                 and all-gather b n_out / pr backward
     paired      all-reduce b n_out forward; all-reduce b n_in backward
     domain      b w c rows to each neighbour, each way; where devices run different programs: all-gather
                 of them forward, reduce-scatter backward
     statistics  "batch", "running": over the axes that split samples or rows, all-reduce 2 c forward and
-                2 c backward, c the channels here; 3 c backward in the domain form or without gamma
+                2 c backward, c the channels here; 3 c backward in the domain form, or without gamma or
+                where that is gathered
                 "layer": over pr where it splits neurons or rows, all-reduce 2 b forward, 3 b backward
     gradient    all-reduce of what a device stores of each parameter over pc, and over pr too where it
                 is whole and pr splits samples or rows
 
+Of trees of arrays n are the floats; integers and booleans go forward with them, nothing comes back.
 Rows count as the tallest slab has them: b n / pr is then b n room / h. The first layer with weights has
 no dX (a pair has one behind gamma and beta of its own), and what lies before it no backward. Statistics
 are counted as in training. Source: Gholami et al., arXiv 1712.04432, equations 3 to 9; the paper charges
@@ -30,24 +33,31 @@ the first dX too.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from math import prod
 from typing import NamedTuple
 
 import jax
 
 from jtssm.arrays import Array, Tree
+from jtssm.nn.boundary import SampleTree, by_dtype, described, floats_of, partition
 from jtssm.nn.layer import Layer
+from jtssm.protocol.declared import WORD
 from jtssm.sharding.count.routes import Route, ring_bytes
-from jtssm.sharding.layers.forms import SPLITS, Grid
+from jtssm.sharding.layers.forms import Grid
 from jtssm.sharding.layers.halo import Slabs
 from jtssm.sharding.layers.layouts import Hop
-from jtssm.sharding.layers.questions import mixes, prepares, splits
+from jtssm.sharding.layers.questions import mixes, prepares
+from jtssm.sharding.layers.regathered import gathered_leaves
+from jtssm.sharding.layers.stored import WHOLE, dimension_of, part_size
+
+OUTPUTS = "gathered for outputs"  # which no gradient needs
 
 
 class Sent(NamedTuple):
     """What one device hands to a collective in one pass."""
 
-    # "hop", "model", "gathered", "row", "paired", "domain", "statistics" or "gradient"
+    # "hop", "model", "gathered", `OUTPUTS`, "row", "paired", "domain", "statistics" or "gradient"
     what: str
     layer: int
     collective: str  # "all_gather", "reduce_scatter", "all_reduce", "all_to_all" or "permute"
@@ -55,6 +65,8 @@ class Sent(NamedTuple):
     numbers: int
     step: int = 0  # of a permute: 1 to the device after (the last sends none), -1 to the one before
     backward: bool = False  # whether it is sent on the way back
+    wide: bool = False  # whether in the dtype of parameters, whatever layers compute in
+    itemsize: int | None = None  # bytes of a number; None: as the layer computes or stores
 
 
 class Pass(NamedTuple):
@@ -104,8 +116,19 @@ class Pass(NamedTuple):
         return back or bool(jax.tree.leaves(self.params[start:i]))
 
     def _numbers(self, position: int) -> int:
-        """Of b samples before layer `position`."""
-        return self.samples * prod(self.grid.network.shapes[position])
+        """Of b samples before layer `position`; of trees of arrays their floats."""
+        sample = self.grid.network.shapes[position]
+        return self.samples * sum(
+            prod(a.shape) for a in jax.tree.leaves(floats_of(described(sample)))
+        )
+
+    def _others(self, position: int) -> list[tuple[int, int]]:
+        """(bytes of a number, numbers) of integers and booleans of b samples: they only go forward."""
+        sample = self.grid.network.shapes[position]
+        if not isinstance(sample, SampleTree):
+            return []
+        found = by_dtype(partition(sample.tree)[1]).items()
+        return [(dtype.itemsize, self.samples * num) for dtype, num in found]
 
     def _part(self, layouts: Sequence[str], position: int) -> int:
         """What a device holds of b samples that are split, as they pass from layout to layout."""
@@ -117,8 +140,11 @@ class Pass(NamedTuple):
     def _hops(self, i: int, way: Sequence[Hop], position: int, differs: bool) -> Iterator[Sent]:
         for hop in way:
             for collective, numbers, backward in self._hop(hop, position):
-                if differs or not backward:
+                if (differs or not backward) and numbers:
                     yield Sent("hop", i, collective, ("pr",), numbers, backward=backward)
+            for size, others in self._others(position) if hop.target == "whole" else ():
+                part = others // self.grid.size
+                yield Sent("hop", i, "all_gather", ("pr",), part, itemsize=size)
 
     def _hop(self, hop: Hop, position: int) -> Iterator[tuple[str, int, bool]]:
         """(collective, numbers, whether it is of the backward pass)."""
@@ -138,7 +164,7 @@ class Pass(NamedTuple):
             yield "all_to_all", part, True
 
     def _work(self, i: int) -> Iterator[Sent]:
-        form, size = self.grid.forms[i], self.grid.size
+        form = self.grid.forms[i]
 
         def send(collective: str, numbers: int, backward: bool = False) -> Sent:
             return Sent(form, i, collective, ("pr",), numbers, backward=backward)
@@ -146,15 +172,11 @@ class Pass(NamedTuple):
         if form == "model" and mixes(self.grid.network.layers[i]) and self.differs(i):
             yield send("all_reduce", self._numbers(i), True)
         elif form == "gathered":
-            split = splits(self.grid.network.layers[i])["gathered"]
-            numbers = sum(a.size for a, d in _pairs(self.params[i], split) if d >= 0)
-            yield send("all_gather", numbers // size)
-            if self.spread and self.weights:
-                yield send("reduce_scatter", numbers, True)
+            yield from self._gathers(i)
         elif form == "row":
             if self.grid.leaves(i, self.spread) == "samples":
                 yield send("reduce_scatter", self._numbers(i + 1))
-                yield send("all_gather", self._numbers(i + 1) // size, True)
+                yield send("all_gather", self._numbers(i + 1) // self.grid.size, True)
             else:
                 yield send("all_reduce", self._numbers(i + 1))
         elif form == "paired":
@@ -163,6 +185,27 @@ class Pass(NamedTuple):
                 yield send("all_reduce", self._numbers(i), True)
         elif form == "domain":
             yield from self._halo(i)
+
+    def _gathers(self, i: int) -> Iterator[Sent]:
+        """Of the form "gathered"."""
+        net, size, params = self.grid.network, self.grid.size, self.params[i]
+        layer = net.layers[i]
+        found = gathered_leaves(
+            layer, net.shapes[i], params, inputs=self.differs(i), weights=self.weights
+        )
+        pairs = _pairs(params, self.grid.stored(i, params))
+        sizes = [part_size(a.size, d, size) if d != WHOLE else 0 for a, d in pairs]
+        kinds = (("gathered", False), (OUTPUTS, False), ("gathered", True))
+        wides = _wide(layer, params)
+        for wide in (False, True):
+            parts = [n if is_wide == wide else 0 for n, is_wide in zip(sizes, wides, strict=True)]
+            for (what, again), flags in zip(kinds, found, strict=True):
+                numbers = sum(compress(parts, flags))
+                if numbers:
+                    yield Sent(what, i, "all_gather", ("pr",), numbers, 0, again, wide)
+            if self.spread and self.weights and any(parts):
+                numbers = size * sum(parts)
+                yield Sent("gathered", i, "reduce_scatter", ("pr",), numbers, 0, True, wide)
 
     def _halo(self, i: int) -> Iterator[Sent]:
         _, width, channels = self.grid.network.shapes[i]
@@ -183,14 +226,13 @@ class Pass(NamedTuple):
 
     def _gradient(self, i: int) -> Iterator[Sent]:
         """All-reduces of the gradient, one kind of axes after the other."""
-        form, layer = self.grid.forms[i], self.grid.network.layers[i]
-        params = _trained(layer, self.params[i])
-        split = _trained(layer, splits(layer)[SPLITS[form]]) if form in SPLITS else None
-        pairs = _pairs(params, split or jax.tree.map(lambda _: -1, params))
+        layer, size = self.grid.network.layers[i], self.grid.size
+        split = _trained(layer, self.grid.stored(i, self.params[i]))
+        pairs = _pairs(_trained(layer, self.params[i]), split)
         over = ("pr",) if self._varies(i) and self.grid.axis is not None else ()
         stored = {True: 0, False: 0}
         for a, d in pairs:
-            stored[d >= 0] += a.size // (self.grid.size if d >= 0 else 1)
+            stored[d != WHOLE] += part_size(a.size, d, size)
         pc = ("pc",) if self.pc > 1 else ()
         for axes, numbers in (((*over, *pc), stored[False]), (pc, stored[True])):
             if axes and numbers:
@@ -208,10 +250,16 @@ class Pass(NamedTuple):
                 axes = (*(("pr",) if layout in ("samples", "rows") else ()), *pc)
                 numbers = width // (self.grid.size if layout == "columns" else 1)
                 # where gamma is the same on the devices that share them, its gradient's sum is theirs too
-                back = 2 if affine and self.weights and layout != "rows" else 3
+                shared = layout != "rows" and not self._gathers_row(i, width)
+                back = 2 if affine and self.weights and shared else 3
             if axes:
                 yield Sent("statistics", i, "all_reduce", axes, 2 * numbers)
                 yield Sent("statistics", i, "all_reduce", axes, back * numbers, backward=True)
+
+    def _gathers_row(self, i: int, width: int) -> bool:
+        """Whether layer i gathers a parameter [width], of which each device then has its own."""
+        gathered = self.grid.axis is not None and self.grid.forms[i] == "gathered"
+        return gathered and dimension_of((width,), self.grid.size) != WHOLE
 
     def _varies(self, i: int) -> bool:
         """Whether whole parameters of layer i are used on what pr splits."""
@@ -227,21 +275,33 @@ def _trained(layer: Layer, tree: Tree) -> Tree:
     return {name: a for name, a in tree.items() if name not in layer.estimated}
 
 
+def _wide(layer: Layer, params: Tree) -> list[bool]:
+    """Of each parameter, whether it keeps its dtype where a layer computes in another."""
+    if not layer.uncast:
+        return [False] * len(jax.tree.leaves(params))
+    return jax.tree.leaves(
+        {
+            name: jax.tree.map(lambda _, name=name: name in layer.uncast, a)
+            for name, a in params.items()
+        }
+    )
+
+
 def _pairs(params: Tree, split: Tree) -> list[tuple[Array, int]]:
     return list(zip(jax.tree.leaves(params), jax.tree.leaves(split), strict=True))
 
 
 def in_compute_dtype(sent: Sent) -> bool:
     """Whether it is sent in the dtype that layers compute in; else in that of parameters and samples."""
-    return sent.what not in ("gradient", "statistics")
+    return sent.what not in ("gradient", "statistics") and not sent.wide
 
 
 def by_route(sent: Sequence[Sent], pr: int) -> dict[Route, int]:
-    """Numbers by collective and axes, of the device that hands in most."""
+    """Numbers by collective and axes, of the device that hands in most; of other sizes in words."""
     ways: dict[Route, dict[int, int]] = {}
     for each in sent:
         way = ways.setdefault(Route(each.collective, each.axes), {})
-        way[each.step] = way.get(each.step, 0) + each.numbers
+        way[each.step] = way.get(each.step, 0) + each.numbers * (each.itemsize or WORD) // WORD
     # of two devices each has a single neighbour; between two others a device sends both ways
     most = max if pr == 2 else sum
     return {route: most(way.values()) for route, way in ways.items()}

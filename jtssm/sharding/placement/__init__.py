@@ -39,7 +39,8 @@ def place(
         the axes that bear our names. An axis the mesh lacks has size 1.
       forms: how layers are split over pr, one of `sharding.FORMS` for each ("batch", "gathered", "model",
         "scattered", "row", "domain", "paired"; `jtssm.sharding.layers.forms` says what they are);
-        "auto": those that repeat least work and, of these, move least.
+        "auto": those that repeat least work and, of these, move least. Any layer takes "gathered": a
+        device of pr holds its part of each parameter and of what the optimizer keeps for it.
 
     Returns:
       A method whose `params` gathers the weights in host memory (numpy) and whose other functions

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +18,11 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from jtssm import checks
-from jtssm.arrays import AnyArray, Array, Tree
+from jtssm.arrays import AnyArray, Array, Tree, crc
+from jtssm.nn.boundary import num_samples, of_arrays
+from jtssm.nn.inputs import as_input
+from jtssm.nn.network import Network, run_layers
+from jtssm.nn.ops import PLAIN
 from jtssm.protocol.method import Method
 from jtssm.protocol.program import Program
 from jtssm.sharding.agreement import ending_all, same_in_all
@@ -39,7 +43,7 @@ def agreed(method: Method) -> Method:
     if placement is None or isinstance(placement.mesh, AbstractMesh) or jax.process_count() == 1:
         return method
 
-    def init(key: Array, x: AnyArray, y: AnyArray, params: Sequence[Tree] | None = None) -> Tree:
+    def init(key: Array, x: Tree, y: AnyArray, params: Sequence[Tree] | None = None) -> Tree:
         if not _is_traced((key, x, y, params)):
             introduce(placement.mesh)
             with ending_all():
@@ -81,18 +85,35 @@ def method_words(method: Method) -> Words:
 def _digests(program: Program) -> Words:
     """What the functions do that a method is made of."""
     network, stages, (x, y) = program.network, program.stages, program.samples_like((2,))
-    outputs = jax.ShapeDtypeStruct((2, *network.shapes[-1]), np.float32)
-    shapes, loss = network.parameter_shapes(), [stages.loss.value, stages.loss.correct]
+    outputs = jax.ShapeDtypeStruct((2, *network.outputs), np.float32)
+    shapes, loss = network.parameter_shapes(), stages.loss
+    of_loss = [_does(function, outputs, y) for function in (loss.value, loss.correct)]
+    of_loss += [] if loss.weight is None else [_does(loss.weight, y)]
+    closures = {} if program.settings is None else program.settings.closures()
     pieces = zip(stages.optimizers, pairwise(stages.starts), strict=True)
     return {
         "network": {
-            "shapes": [list(shape) for shape in network.shapes],
+            "shapes": list(map(repr, network.shapes)),
             "start (digest)": _does(network.init, jax.random.key(0)),
             "layers (digest)": _does(network.apply, shapes, x),
+            "training (digest)": _does(partial(_trained, network), shapes, x),
         },
-        "loss (digest)": [_does(function, outputs, y) for function in loss],
+        "loss (digest)": of_loss,
+        "arguments (digest)": {name: _closure(a, shapes) for name, a in closures.items()},
         "optimizer (digest)": [_optimizer(a, shapes[first:after]) for a, (first, after) in pieces],
     }
+
+
+def _trained(network: Network, params: Sequence[Tree], x: Tree) -> Tree:
+    """What layers make of samples while training: with dropout."""
+    train = PLAIN.to_train(lambda: jax.random.split(jax.random.key(0), num_samples(x)))
+    return run_layers(network.layers, params, as_input(network, x), lambda i: train)
+
+
+def _closure(value: Callable | optax.GradientTransformation, shapes: list[Tree]) -> int | str:
+    if isinstance(value, optax.GradientTransformation):
+        return _optimizer(value, shapes)
+    return _does(value, jax.ShapeDtypeStruct((16,), np.float32))
 
 
 def _optimizer(optimizer: optax.GradientTransformation, shapes: list[Tree]) -> int | str:
@@ -128,14 +149,14 @@ def _mesh_words(mesh: Mesh | None) -> Words | None:
 
 
 def _start_words(
-    method: Method, key: Array, x: AnyArray, y: AnyArray, params: Sequence[Tree] | None
+    method: Method, key: Array, x: Tree, y: AnyArray, params: Sequence[Tree] | None
 ) -> Words:
     """What a state begins with: of samples that it does not keep the shapes alone."""
     told = words if method.resident else shape
     return {
         "key": key_words(checks.key(key)),
-        "x": told(x),
-        "y": told(y),
+        "x": list(map(told, arrays_of(x))),
+        "y": list(map(told, arrays_of(y))),
         "params": tree_words(params),
     }
 
@@ -143,6 +164,11 @@ def _start_words(
 def key_words(key: Array) -> list:
     """A key's kind and numbers."""
     return [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()]
+
+
+def arrays_of(x: Tree) -> list[Tree]:
+    """Those of samples; lists of numbers are one."""
+    return jax.tree.leaves(x) if of_arrays(x) else [x]
 
 
 def shape(a: AnyArray) -> str:
@@ -158,9 +184,8 @@ def words(a: AnyArray) -> str:
         return f"{a.dtype}{list(a.shape)} on the mesh"
     if isinstance(a, jax.Array) and jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key):
         return str(key_words(a))
-    array = np.ascontiguousarray(a)
-    crc = zlib.crc32(array.reshape(-1).view(np.uint8).data)
-    return f"{array.dtype}{list(array.shape)} of checksum {crc}"
+    array = np.asarray(a)
+    return f"{array.dtype}{list(array.shape)} of checksum {crc(array)}"
 
 
 def tree_words(tree: Tree) -> Words | None:

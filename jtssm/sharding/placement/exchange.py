@@ -19,7 +19,7 @@ from jtssm.arrays import Array, Tree
 from jtssm.nn.ops import Products, varying
 from jtssm.protocol.exchange import Carried, Exchange, Kind
 from jtssm.sharding import collectives
-from jtssm.sharding.layers import forms
+from jtssm.sharding.layers.stored import FLAT, WHOLE, in_a_row
 from jtssm.sharding.placement.packing import Layout, Rows, axes_of, layout_of, pack, unpack
 from jtssm.sharding.placement.switch import Place, each, take
 
@@ -255,13 +255,15 @@ def own_part(at: Place, l: int, params: list[Tree], rank: Array | int | None = N
     rank = collectives.index(at.names.pr) if rank is None else rank
 
     def part(a: Array, dimension: int) -> Array:
-        if dimension < 0:
+        if dimension == WHOLE:
             return a
+        if dimension == FLAT:
+            a, dimension = in_a_row(a, pr), 0
         size = a.shape[dimension] // pr
         return lax.dynamic_slice_in_dim(a, rank * size, size, dimension)
 
-    owned = []
-    for i, layer_params in zip(range(at.starts[l], at.starts[l + 1]), params, strict=True):
-        split = forms.split_dimensions(at.network.layers[i], at.forms[i])
-        owned.append(layer_params if split is None else jax.tree.map(part, layer_params, split))
-    return owned
+    layers, grid = range(at.starts[l], at.starts[l + 1]), at.grid
+    return [
+        jax.tree.map(part, tree, grid.stored(i, tree))
+        for i, tree in zip(layers, params, strict=True)
+    ]

@@ -13,7 +13,9 @@ from jax.sharding import Mesh, NamedSharding
 from jtssm.arrays import AnyArray, Array, Tree
 from jtssm.protocol.exchange import Kind
 from jtssm.sharding.agreement import check_all_ask
+from jtssm.sharding.layers.stored import FLAT, WHOLE, in_a_row, out_of_a_row
 from jtssm.sharding.mesh import AxisNames
+from jtssm.sharding.placement.flat import Flat, is_flat
 from jtssm.sharding.placement.packing import Layout, Leaf, Rows, is_rows, pack, specs, unpack
 
 
@@ -87,7 +89,9 @@ def _host_row(
 
     def part(leaf: Leaf, a: AnyArray) -> np.ndarray:
         a = np.asarray(a)
-        return a if leaf.split < 0 else np.split(a, pr, axis=leaf.split)[rank]
+        if leaf.split == FLAT:
+            return np.split(in_a_row(a, pr), pr)[rank]
+        return a if leaf.split == WHOLE else np.split(a, pr, axis=leaf.split)[rank]
 
     pairs = zip(layout.leaves[piece], jax.tree.leaves(trees[piece]), strict=True)
     return np.asarray(pack(layout, piece, [part(*pair) for pair in pairs], np).get(key, blank))
@@ -99,7 +103,13 @@ def gathered(state: Tree) -> Tree:
     Every process must ask and gets the whole state in host memory; no device ever holds it. Of several
     processes, one array after the other passes through the devices whole.
     """
-    return jax.tree.map(lambda a: _trees(a) if is_rows(a) else _on_host(a), state, is_leaf=is_rows)
+
+    def fetched(a: Rows | Flat | AnyArray) -> Tree:
+        if isinstance(a, Flat):
+            return out_of_a_row(_numbers(a.row), a.shape)
+        return _trees(a) if isinstance(a, Rows) else _on_host(a)
+
+    return jax.tree.map(fetched, state, is_leaf=lambda a: is_rows(a) or is_flat(a))
 
 
 def _trees(packed: Rows) -> tuple[Tree, ...]:
@@ -122,7 +132,9 @@ def _tree(layout: Layout, piece: int, rows: dict[str, np.ndarray]) -> Tree:
 
 def _joined(leaf: Leaf, *parts: np.ndarray) -> np.ndarray:
     """A leaf from what each device of pr holds of it."""
-    return np.concatenate(parts, axis=leaf.split) if leaf.split >= 0 else parts[0]
+    if leaf.split == FLAT:
+        return out_of_a_row(np.concatenate(parts), leaf.whole)
+    return parts[0] if leaf.split == WHOLE else np.concatenate(parts, axis=leaf.split)
 
 
 def _on_host(a: Array | np.ndarray) -> Array | np.ndarray:

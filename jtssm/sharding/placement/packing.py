@@ -24,6 +24,7 @@ import numpy as np
 
 from jtssm.arrays import Array, Tree
 from jtssm.protocol.exchange import Kind
+from jtssm.sharding.layers.stored import FLAT, WHOLE
 from jtssm.sharding.mesh import AxisNames
 
 
@@ -32,12 +33,13 @@ class Leaf(NamedTuple):
 
     shape: tuple[int, ...]  # of a line: [ticks, ...]
     dtype: str
-    split: int  # dimension split over pr, -1 for none
+    split: int  # dimension split over pr, or as `jtssm.sharding.layers.stored` has it: WHOLE, FLAT
+    whole: tuple[int, ...] = ()  # of a flat one, the shape of the array whose numbers are in a row
 
     @property
     def key(self) -> str:
         """Which of the arrays it lies in."""
-        return f"{self.dtype}/pr" if self.split >= 0 else self.dtype
+        return self.dtype if self.split == WHOLE else f"{self.dtype}/pr"
 
 
 class Layout(NamedTuple):
@@ -94,24 +96,28 @@ class Rows:
     layout: Layout = field(metadata={"static": True})
 
 
-def layout_of(kind: str, trees: Sequence[Tree], local: Sequence[Tree] | None = None) -> Layout:
+def layout_of(
+    kind: str, trees: Sequence[Tree], local: Sequence[Tree] | None = None, pr: int = 1
+) -> Layout:
     """The layout of trees that may differ in structure, shapes and dtypes.
 
     Args:
       kind: "weights", "samples" (leaves [samples, ...]) or "line" (leaves [ticks, samples, ...]).
       trees: one a piece, of arrays or their shapes.
       local: the same trees as one device holds them, where leaves are split over pr.
+      pr: over how many devices.
 
     Raises:
-      ValueError: a leaf that is no array of numbers (a typed PRNG key; the float0 that stands for the
-        gradient of integers), or one without the dimensions that its kind has first.
+      ValueError: a part that is no part of its leaf; a leaf that is no array of numbers (a typed PRNG
+        key; the float0 that stands for the gradient of integers), or one without the dimensions that its
+        kind has first.
     """
     kind = Kind(kind)
     for leaf in jax.tree.leaves(list(trees)):
         _check(kind, leaf)
     treedefs = tuple(jax.tree.structure(tree) for tree in trees)
     pairs = zip(trees, trees if local is None else local, strict=True)
-    return Layout(kind, treedefs, tuple(_leaves(kind, *pair) for pair in pairs))
+    return Layout(kind, treedefs, tuple(_leaves(kind, *pair, pr) for pair in pairs))
 
 
 def _check(kind: Kind, leaf: Array | jax.ShapeDtypeStruct) -> None:
@@ -130,9 +136,20 @@ def _check(kind: Kind, leaf: Array | jax.ShapeDtypeStruct) -> None:
         raise ValueError(f"{kind}: expected leaves {first}; got one of shape {leaf.shape}")
 
 
-def _leaves(kind: Kind, whole: Tree, local: Tree) -> tuple[Leaf, ...]:
+def _leaves(kind: Kind, whole: Tree, local: Tree, pr: int) -> tuple[Leaf, ...]:
     pairs = zip(jax.tree.leaves(whole), jax.tree.leaves(local), strict=True)
-    return tuple(Leaf(_kept(kind, b.shape), str(b.dtype), _split(a, b)) for a, b in pairs)
+    return tuple(_leaf(kind, a, b, pr) for a, b in pairs)
+
+
+def _leaf(
+    kind: Kind,
+    whole: Array | jax.ShapeDtypeStruct,
+    local: Array | jax.ShapeDtypeStruct,
+    pr: int,
+) -> Leaf:
+    split = _split(whole.shape, local.shape, pr)
+    shape = tuple(whole.shape) if split == FLAT else ()
+    return Leaf(_kept(kind, local.shape), str(local.dtype), split, shape)
 
 
 def _kept(kind: Kind, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -142,8 +159,19 @@ def _kept(kind: Kind, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[1:] if kind is Kind.SAMPLES else (shape[0], *shape[2:])
 
 
-def _split(whole: Array | jax.ShapeDtypeStruct, local: Array | jax.ShapeDtypeStruct) -> int:
-    return next((i for i, (a, b) in enumerate(zip(whole.shape, local.shape)) if a != b), -1)  # noqa: B905
+def _split(whole: tuple[int, ...], local: tuple[int, ...], pr: int) -> int:
+    """How a device's part of an array came of the whole."""
+    if whole == local:
+        return WHOLE
+    for d, size in enumerate(local):
+        if whole == (*local[:d], pr * size, *local[d + 1 :]):
+            return d
+    if local == (-(-prod(whole) // pr), *[1] * (len(whole) - 1)):
+        return FLAT
+    raise ValueError(
+        f"optimizer: expected a state of arrays that are split over pr = {pr} as parameters are; got one "
+        f"{list(whole)} that is {list(local)} on a device: use an elementwise optimizer, or pr=1"
+    )
 
 
 def pack(layout: Layout, piece: int, tree: Tree, xp: ModuleType = jnp) -> dict[str, Array]:

@@ -18,7 +18,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jtssm import checks
 from jtssm.arrays import AnyArray, Array, Tree
-from jtssm.nn.network import as_input, float_dtype
+from jtssm.nn.boundary import float_dtype, num_samples, stacked
+from jtssm.nn.inputs import as_input
 from jtssm.nn.ops import Products
 from jtssm.protocol import device_memory
 from jtssm.protocol.exchange import Exchange, by_index
@@ -27,9 +28,11 @@ from jtssm.protocol.method import Method, Placement
 from jtssm.protocol.stages import whole_params
 from jtssm.protocol.whole import WholeProgram
 from jtssm.sharding import collectives
-from jtssm.sharding.layers.forms import Grid, split_dimensions, whole_grid
-from jtssm.sharding.mesh import AxisNames, axis_size, check_split, devices_of, put
+from jtssm.sharding.layers.forms import Grid, whole_grid
+from jtssm.sharding.mesh import AxisNames, axis_size, check_split, devices_of, put, put_samples
+from jtssm.sharding.placement import flat
 from jtssm.sharding.placement.on_host import gathered
+from jtssm.sharding.placement.storage import Storage
 
 
 def place_whole(
@@ -57,23 +60,29 @@ class _Whole:
         self.pr, self.pc = axis_size(mesh, names.pr), axis_size(mesh, names.pc)
         pc = names.pc if isinstance(names.pc, str) else None  # several: of workers alone
         self.grid = whole_grid(program.network, forms, self.pr, self.pc, (names.pr, pc))
+        self.storage = Storage(self.grid)
 
-    def init(
-        self, key: Array, x: AnyArray, y: AnyArray, params: Sequence[Tree] | None = None
-    ) -> Tree:
+    def init(self, key: Array, x: Tree, y: AnyArray, params: Sequence[Tree] | None = None) -> Tree:
         """The state, laid out on the mesh: no device ever holds another's weights."""
         key = checks.key(key)
         self.program.check(x, y, "init")
         # shapes alone
-        x = np.zeros((1, *jnp.shape(x)[1:]), float_dtype(x))
+        dtype = float_dtype(x)
+        like = stacked(self.program.network.boundaries[0], 1, dtype=dtype)
+        x = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like)
         y = np.zeros((1, *jnp.shape(y)[1:]), jnp.result_type(y))
-        given = None if params is None else self.program.stages.given(params, x.dtype)
-        start = lambda key, given: self.program.init(by_index(1), key, x, y, given)
+        given = None if params is None else self.program.stages.given(params, dtype)
+
+        def start(key: Array, given: Tree) -> Tree:
+            own = None if given is None else flat.unflattened(given)
+            return self.storage.stored(self.program.init(by_index(1), key, x, y, own))
+
         whole = jax.eval_shape(start, key, given)
         device_memory.fits(whole, devices_of(self.mesh))
         laid_out = self._shardings(whole)
         if given is not None:
             to = tuple(w.params for w in laid_out.weights)
+            given = self.storage.given(given)
             given = jax.tree.map(lambda a, s: put(a, self.mesh, s.spec), given, to)
         key = put(key, self.mesh, PartitionSpec())
         return jax.jit(start, out_shardings=laid_out)(key, given)
@@ -83,55 +92,65 @@ class _Whole:
 
         Of a state of `jax.ShapeDtypeStruct`s the same with shardings: enough to compile a step.
         """
-        return jax.tree.map(lambda a, s: put(a, self.mesh, s.spec), state, self._shardings(state))
+        stored, specs = self.storage.laid_out(state)
+        return jax.tree.map(lambda a, spec: put(a, self.mesh, spec), stored, specs)
 
-    def step(self, state: Tree, x: AnyArray, y: AnyArray) -> tuple[Tree, Info]:
+    def step(self, state: Tree, x: Tree, y: AnyArray) -> tuple[Tree, Info]:
         self.program.check(x, y, "step", state.weights)
         x, y = as_input(self.program.network, x), jnp.asarray(y)
-        at, light = CallSamples(self.grid, len(x) // self.pc), _light(state)
-        specs = self._specs(light)
+        at, light = CallSamples(self.grid, num_samples(x) // self.pc), _light(state)
+        specs = flat.rows(self.storage.specs(light))
         work = self._mapped(
-            lambda state, x, y: self.program.gradient(at.exchange(len(x)), state, x, y),
+            lambda state, x, y: self.program.gradient(at.exchange(num_samples(x)), state, x, y),
             (specs, at.inputs, at.outputs),
             (tuple(w.params for w in specs.weights), PartitionSpec()),
         )
-        gradient, info = work(light, put(x, self.mesh, at.inputs), put(y, self.mesh, at.outputs))
-        return self._descended(state, gradient, info.loss), info
+        x = put_samples(x, self.mesh, at.inputs)
+        gradient, info = work(flat.rows(light), x, put(y, self.mesh, at.outputs))
+        return self._descended(state, gradient, info), info
 
-    def _descended(self, state: Tree, gradient: tuple[Tree], loss: Array) -> Tree:
+    def _descended(self, state: Tree, gradient: tuple[Tree], info: Info) -> Tree:
+        """After the optimizer, which sees every array in its own shape: norms, masks by rank, kernels."""
         laid_out = self._shardings(state)
+        params = tuple(w.params for w in state.weights)
+
+        def descend(state: Tree, gradient: tuple[Tree], info: Info) -> Tree:
+            own = flat.unflattened(flat.like(params, gradient))
+            return self.storage.stored(self.program.descend(flat.unflattened(state), own, info))
+
         if AxisType.Explicit in self.mesh.axis_types:
-            return jax.sharding.auto_axes(self.program.descend, out_sharding=laid_out)(
-                state, gradient, loss
-            )
-        found = self.program.descend(state, gradient, loss)
+            return jax.sharding.auto_axes(descend, out_sharding=laid_out)(state, gradient, info)
+        found = descend(state, gradient, info)
         return jax.lax.with_sharding_constraint(found, laid_out)
 
-    def predict(self, state: Tree, x: AnyArray) -> Array:
+    def predict(self, state: Tree, x: Tree) -> Array:
         """Outputs, split over pc, over pr too where the last layer's are; whole if pc does not divide."""
         x = as_input(self.program.network, x)
-        whole = len(x) % self.pc
+        samples = num_samples(x)
+        whole = samples % self.pc
         grid = self.grid._replace(samples=()) if whole else self.grid
-        at, light = CallSamples(grid, len(x) if whole else len(x) // self.pc), _light(state)
+        at, light = CallSamples(grid, samples if whole else samples // self.pc), _light(state)
 
-        def run(state: Tree, x: Array) -> Array:
-            return self.program.forward(at.exchange(len(x)), 0, state.weights[0], x)
+        def run(state: Tree, x: Tree) -> Array:
+            return self.program.forward(at.exchange(num_samples(x)), 0, state.weights[0], x)
 
-        work = self._mapped(run, (self._specs(light), at.inputs), at.outputs)
-        return work(light, put(x, self.mesh, at.inputs))
+        work = self._mapped(run, (flat.rows(self.storage.specs(light)), at.inputs), at.outputs)
+        return work(flat.rows(light), put_samples(x, self.mesh, at.inputs))
 
-    def estimate(self, state: Tree, x: AnyArray) -> Tree:
+    def estimate(self, state: Tree, x: Tree) -> Tree:
         """The state with the network's statistics of x [samples, ...], a multiple of pc."""
         if not self.program.network.estimated:
             return state
         x = as_input(self.program.network, x)
         check_split(x, self.pc)
-        at, light = CallSamples(self.grid, len(x) // self.pc), _light(state)
-        specs = self._specs(light)
-        run = lambda state, x: self.program.estimate(at.exchange(len(x)), state, x)
-        found = self._mapped(run, (specs, at.inputs), specs)(light, put(x, self.mesh, at.inputs))
-        pairs = zip(state.weights, found.weights, strict=True)
-        return state._replace(weights=tuple(w._replace(params=f.params) for w, f in pairs))
+        at, light = CallSamples(self.grid, num_samples(x) // self.pc), _light(state)
+        specs = flat.rows(self.storage.specs(light))
+        run = lambda state, x: self.program.estimate(at.exchange(num_samples(x)), state, x)
+        work = self._mapped(run, (specs, at.inputs), specs)
+        found = work(flat.rows(light), put_samples(x, self.mesh, at.inputs))
+        old, new = (tuple(w.params for w in s.weights) for s in (state, found))
+        pairs = zip(state.weights, flat.like(old, new), strict=True)
+        return state._replace(weights=tuple(w._replace(params=p) for w, p in pairs))
 
     def _mapped(self, fn: Callable, in_specs: Tree, out_specs: Tree) -> Callable:
         return jax.shard_map(fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
@@ -139,46 +158,9 @@ class _Whole:
     def _shardings(self, state: Tree) -> Tree:
         return jax.tree.map(
             lambda spec: NamedSharding(self.mesh, spec),
-            self._specs(state),
+            self.storage.specs(state),
             is_leaf=lambda a: isinstance(a, PartitionSpec),
         )
-
-    def _specs(self, state: Tree) -> Tree:
-        """A PartitionSpec for every array of a state."""
-        whole = lambda tree: jax.tree.map(lambda _: PartitionSpec(), tree)
-        weights = tuple(map(self._weights_specs, state.weights))
-        rest = {name: whole(getattr(state, name)) for name in state._fields if name != "weights"}
-        return state._replace(weights=weights, **rest)
-
-    def _weights_specs(self, weights: Tree) -> Tree:
-        """Of a state of the optimizer: a leaf whose path ends like a parameter's lies as that one does.
-
-        One of another shape than its parameter's, as adafactor keeps, is whole.
-        """
-        params = [self._layer_specs(i, p) for i, p in enumerate(weights.params)]
-        specs = jax.tree.leaves(params, is_leaf=lambda a: isinstance(a, PartitionSpec))
-        pairs = zip(jax.tree.leaves_with_path(weights.params), specs, strict=True)
-        known = {path: (jnp.shape(a), spec) for (path, a), spec in pairs}
-
-        def like(path: tuple[object, ...], a: Array) -> PartitionSpec:
-            ends = (path[k:] for k in range(len(path)))  # the longest first
-            shape, spec = next((known[end] for end in ends if end in known), (None, None))
-            return spec if spec is not None and jnp.shape(a) == shape else PartitionSpec()
-
-        opt_state = jax.tree.map_with_path(like, weights.opt_state)
-        return weights._replace(params=params, opt_state=opt_state)
-
-    def _layer_specs(self, i: int, params: Tree) -> Tree:
-        """Of a layer's parameters, or of whatever has their shapes."""
-        split = split_dimensions(self.program.network.layers[i], self.grid.forms[i])
-        split = jax.tree.map(lambda _: -1, params) if split is None else split
-
-        def spec(_: Tree, dimension: int) -> PartitionSpec:
-            if dimension < 0:
-                return PartitionSpec()
-            return PartitionSpec(*[None] * dimension, self.grid.axis)
-
-        return jax.tree.map(spec, params, split)
 
 
 def _light(state: Tree) -> Tree:

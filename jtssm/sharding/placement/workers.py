@@ -16,14 +16,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jtssm import checks
 from jtssm.arrays import AnyArray, Array, Tree
-from jtssm.nn.network import as_input, float_dtype
+from jtssm.nn.boundary import float_dtype
+from jtssm.nn.inputs import as_input
 from jtssm.nn.ops import PLAIN, Hops, varying
 from jtssm.protocol import device_memory
 from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method, Placement, given_trees
 from jtssm.protocol.workers import Meeting, WorkerProgram
 from jtssm.sharding import collectives
-from jtssm.sharding.mesh import AXES, AxisNames, axis_size, check_split, devices_of, predicted, put
+from jtssm.sharding.mesh import (
+    AXES,
+    AxisNames,
+    axis_size,
+    check_split,
+    devices_of,
+    predicted,
+    put,
+    put_samples,
+)
 from jtssm.sharding.placement.on_host import gathered
 
 
@@ -125,9 +135,7 @@ class _Crew:
     def __init__(self, program: WorkerProgram, mesh: Mesh, names: AxisNames):
         self.program, self.mesh, self.names = program, mesh, names
 
-    def init(
-        self, key: Array, x: AnyArray, y: AnyArray, params: Sequence[Tree] | None = None
-    ) -> Tree:
+    def init(self, key: Array, x: Tree, y: AnyArray, params: Sequence[Tree] | None = None) -> Tree:
         """The state, laid out on the mesh: no device ever holds the whole of what is split.
 
         Where N does not divide the width of a dealt layer, this is so only of given `params`: without
@@ -158,7 +166,7 @@ class _Crew:
         """An unplaced state on the mesh; a placed one as it is."""
         return jax.tree.map(lambda a, to: put(a, self.mesh, to.spec), state, self._shardings(state))
 
-    def step(self, state: Tree, x: AnyArray, y: AnyArray) -> tuple[Tree, Info]:
+    def step(self, state: Tree, x: Tree, y: AnyArray) -> tuple[Tree, Info]:
         """A round: x [R, N, b, ...], y [R, N, b]."""
         self.program.check(x, y, "step", state)
         spec, samples = self._specs(state), self.names.spec(None, "subnet", "pc")
@@ -167,20 +175,20 @@ class _Crew:
             (spec, samples, samples),
             (spec, PartitionSpec()),
         )
-        x = put(self.program.samples(x), self.mesh, samples)
+        x = put_samples(self.program.samples(x), self.mesh, samples)
         return work(state, x, put(jnp.asarray(y), self.mesh, samples))
 
-    def predict(self, state: Tree, x: AnyArray) -> Array:
+    def predict(self, state: Tree, x: Tree) -> Array:
         """Outputs, split over pc; whole everywhere if pc does not divide them."""
         x = as_input(self.program.network, x)
 
-        def forward(state: Tree, x: Array) -> Array:
+        def forward(state: Tree, x: Tree) -> Array:
             x = varying(x, self.names.present("pc"))
             return self.program.forward(self._meeting(), state, x)
 
         return predicted(self._mapped, forward, self._specs(state), state, x, self.mesh, self.names)
 
-    def estimate(self, state: Tree, x: AnyArray) -> Tree:
+    def estimate(self, state: Tree, x: Tree) -> Tree:
         """The state with the network's statistics of x [samples, ...], a multiple of pc."""
         if not self.program.network.estimated:
             return state
@@ -188,7 +196,8 @@ class _Crew:
         check_split(x, axis_size(self.mesh, self.names.pc))
         spec = self._specs(state)
         run = lambda state, x: self.program.estimate(self._meeting(), state, x)
-        return self._mapped(run, (spec, samples), spec)(state, put(x, self.mesh, samples))
+        work = self._mapped(run, (spec, samples), spec)
+        return work(state, put_samples(x, self.mesh, samples))
 
     def _meeting(self) -> Meeting:
         return by_collectives(self.program.num, self.names)

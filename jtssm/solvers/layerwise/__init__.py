@@ -49,6 +49,7 @@ import optax
 
 from jtssm import checks, losses
 from jtssm.nn.network import Network
+from jtssm.protocol import sample_checks
 from jtssm.protocol.arguments import documented
 from jtssm.protocol.method import Method
 from jtssm.protocol.settings import recorded
@@ -150,6 +151,7 @@ def pdadmm(
       True
     """
     checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")
+    sample_checks.one_array(net, "pdadmm")
     rho, nu = checks.positive(rho=rho, nu=nu)
     (weight_decay,) = checks.not_negative(weight_decay=weight_decay)
     checks.one_of("steps", steps, STEPS)

@@ -23,6 +23,7 @@ Total = Callable[[Array], Array]
 
 
 CROSS_ENTROPY = cross_entropy()
+ROUNDING = 8  # times eps: how exactly means and products are known
 
 
 def alone(a: Array) -> Array:
@@ -151,18 +152,24 @@ def minimise_W(
 
     b is minimised along with W (`update_b` then takes it there): p and r count from their means over
     the samples. theta = damping * the mean eigenvalue of nu p^T p: 0 is the exact minimiser (ridge
-    regression), of which a singular p^T p still takes a least part, sqrt(eps); the larger, the closer
-    to a step along the gradient.
+    regression), of which a singular p^T p still takes a least part, sqrt(eps), of many inputs more; the
+    larger, the closer to a step along the gradient. The means are taken off before the product, which
+    leaves a p^T p without negative eigenvalues, and an input that varies by no more than the rounding of
+    its mean does not vary.
 
     pace: part of the way there that is taken.
     samples: how many there are on all devices; None: the rows of r.
     """
     count = r.shape[0] if samples is None else samples
     p_sum, r_sum = total(p.sum(axis=0)), total(r.sum(axis=0))
-    gram = total(p.T @ p) - jnp.outer(p_sum, p_sum / count)
-    cross = total(p.T @ r) - jnp.outer(p_sum, r_sum / count)
+    mean_p, eps = p_sum / count, float(jnp.finfo(W.dtype).eps)
+    spread, residual = p - mean_p[None, :], r - (r_sum / count)[None, :]
+    gram, cross = total(spread.T @ spread), total(spread.T @ residual)
+    varies = jnp.diag(gram) > count * (ROUNDING * eps * mean_p) ** 2
+    gram = jnp.where(jnp.outer(varies, varies), gram, 0)
+    cross = jnp.where(varies[:, None], cross, 0)
     mean = nu * jnp.trace(gram) / gram.shape[0]
-    least = jnp.finfo(W.dtype).eps ** 0.5
+    least = max(eps**0.5, ROUNDING * eps * gram.shape[0])
     theta = jnp.maximum(damping, least) * jnp.where(mean > 0, mean, 1)
     ridge = (theta + weight_decay) * jnp.eye(gram.shape[0], dtype=W.dtype)
     change = -pace * solved(nu * gram + ridge, nu * cross + weight_decay * W)

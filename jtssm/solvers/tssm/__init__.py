@@ -46,6 +46,7 @@ from jtssm import checks, losses
 from jtssm.arrays import Array, Scalar, Tree
 from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network
+from jtssm.protocol import sample_checks
 from jtssm.protocol.arguments import documented
 from jtssm.protocol.exchange import by_index
 from jtssm.protocol.method import Method
@@ -70,8 +71,13 @@ TEXTS = {
         "its subnetwork's: clipped at c, the network moves by up to sqrt(n) c (2 c for n = 4)."
     ),
     "batch_size": "samples a gradient sees, all devices together.",
-    "subnets": "n, from 1 (plain training, None) to the number of layers; cut by balanced cost.",
+    "subnets": "n, from 1 (plain training, None) to the number of layers; cut by `balance`.",
     "cuts": "instead of subnets, the first layer of every subnetwork but the first.",
+    "balance": (
+        'what is as equal as can be of n subnetworks: "forward", multiply-adds of a pass forward; '
+        '"work", of a step, in which a streaming subnetwork that is not the last runs forward once '
+        'more; "memory", parameters.'
+    ),
     "schedule": (
         '"streaming": minibatches flow through the subnetworks; "stored": variables of every sample '
         "are kept (resident: `step` takes all samples); these with their defaults, or a "
@@ -89,6 +95,7 @@ def gsadmm(
     batch_size: int,
     subnets: int | None = None,
     cuts: Sequence[int] | None = None,
+    balance: str = "forward",
     rho: float = 1.0,
     alpha: float = 1.0,
     eta: float | None = None,
@@ -126,7 +133,7 @@ def gsadmm(
     penalties = Penalties(checks.positive(rho=rho)[0], *_numbers(alpha, eta))
     found = schedules.find(schedule)
     schedules.check_for("gsadmm", found)
-    pieces = _pieces(net, subnets, cuts, optimizer, found, loss, compute_dtype)
+    pieces = _pieces(net, subnets, cuts, balance, optimizer, found, loss, compute_dtype)
     rules = Rules(turn.GSADMM, stored_gsadmm.GSADMM)
     return _method(found, rules, pieces, batch_size, penalties, precision)
 
@@ -140,6 +147,7 @@ def gsam(
     batch_size: int,
     subnets: int | None = None,
     cuts: Sequence[int] | None = None,
+    balance: str = "forward",
     alpha: float = 1.0,
     eta: float | None = None,
     schedule: str | Streaming | Stored = "streaming",
@@ -173,7 +181,7 @@ def gsam(
     """
     penalties = Penalties(None, *_numbers(alpha, eta))
     found = schedules.find(schedule)
-    pieces = _pieces(net, subnets, cuts, optimizer, found, loss, compute_dtype)
+    pieces = _pieces(net, subnets, cuts, balance, optimizer, found, loss, compute_dtype)
     order = found.order if isinstance(found, Stored) else None
     rules = Rules(turn.GSAM, stored_gsam.ORDERS[order or "sequential"])
     return _method(found, rules, pieces, batch_size, penalties, precision)
@@ -196,13 +204,17 @@ def _pieces(
     net: Network,
     subnets: int | None,
     cuts: Sequence[int] | None,
+    balance: str,
     optimizer: Optimizers,
     schedule: Streaming | Stored,
     loss: str | losses.Loss,
     compute_dtype: DTypeLike | None,
 ) -> Pieces:
     """The subnetworks and what trains each."""
-    starts = cut(net, subnets, cuts)
+    starts = cut(net, subnets, cuts, balance=balance, passes=schedule.passes)
+    if isinstance(schedule, Stored):
+        sample_checks.one_array(net, "schedule='stored'")
+    sample_checks.floats_cross(net, starts, "gsadmm and gsam")
     optimizers = checks.optimizers(optimizer, len(starts) - 1)
     if isinstance(schedule, Streaming):
         optimizers = _slowed(optimizers, schedule.delay_power)

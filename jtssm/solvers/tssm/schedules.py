@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from jtssm import checks
+from jtssm.nn.cuts import Passes
 
 MOST_SWEEPS = 1000  # they stand one after the other in the compiled program
 ORDERS = ("sequential", "parallel")
@@ -32,6 +33,11 @@ class Streaming:
         _keep(self, "sweeps", _sweeps(self.sweeps))
         _keep(self, "delay_power", checks.not_negative(delay_power=self.delay_power)[0])
 
+    @property
+    def passes(self) -> Passes:
+        """How often a step runs through a layer."""
+        return Passes(self.sweeps + 1, self.sweeps, self.sweeps, self.sweeps)
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -58,6 +64,11 @@ class Stored:
             _keep(self, "weight_steps", checks.count(weight_steps=self.weight_steps)[0])
         if self.order is not None:
             checks.one_of("order", self.order, ORDERS)
+
+    @property
+    def passes(self) -> Passes:
+        """How often an epoch's W-steps run through a layer; what comes to them is nearly alike."""
+        return Passes(1, 1, 1, 1)
 
 
 SCHEDULES: dict[str, type[Streaming] | type[Stored]] = {"streaming": Streaming, "stored": Stored}

@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jtssm.arrays import Array, Scalar, Tree
+from jtssm.nn.boundary import float_dtype
 from jtssm.protocol.declared import Declared, Move, Run
 from jtssm.protocol.exchange import Carried, Exchange
 from jtssm.protocol.info import Info
@@ -22,7 +24,7 @@ from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
 from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.tssm.updates import Penalties, squared
-from jtssm.solvers.weighing import weigh
+from jtssm.solvers.weighing import Weighing, weigh
 
 
 class State(NamedTuple):
@@ -93,17 +95,19 @@ class Sweep(NamedTuple):
 
         def weight_step(weights: Weights, columns: Array) -> tuple[Weights, None]:
             p_, q_, y_ = jax.tree.map(lambda a: self._pick(a, columns), (p, q, self.y))
-            num = self.strata.num
-            mean = lambda W: self._objective(l, W, p_, q_, y_, num)[0] / num
+            weighing = self._weighing(l, y_, self.strata.num)
+            mean = lambda W: self._objective(l, W, p_, q_, weighing)[0] / self.strata.num
             loss, gradient = jax.value_and_grad(mean)(weights.params)
             told = self.exchange.samples.sum(loss) if self.pieces.wants_loss(l) else None
-            return self.pieces.descend(l, weights, gradient, pace=self.pace, loss=told), None
+            live = True if weighing is None else weighing.counts
+            return self.pieces.descend(l, weights, gradient, live, self.pace, told), None
 
         return lax.scan(weight_step, weights, self.draws)[0]
 
     def follows(self, l: int, weights: Weights, q: Tree) -> Callable[[Array], Omega]:
         """p_l -> (R or Omega_l summed over all samples at hand, (f_l, (loss, number right)))."""
-        return lambda p: self._objective(l, weights.params, p, q, self.y, self._count)
+        weighing = self._weighing(l, self.y, self._count)
+        return lambda p: self._objective(l, weights.params, p, q, weighing)
 
     def info(self, seen: Carried, **squares: Carried) -> Info:
         """Means over all samples, those of other devices too.
@@ -116,15 +120,27 @@ class Sweep(NamedTuple):
         return Info(loss, right, jnp.full_like(loss, count), shown)
 
     @property
+    def dtype(self) -> np.dtype:
+        """Of parameters and variables; tokens are integers."""
+        return float_dtype(self.x)
+
+    @property
     def _count(self) -> int:
         return self.strata.num * self.strata.each
 
-    def _objective(self, l: int, W: list[Tree], p: Array, q: Tree, y: Array, samples: int) -> Omega:
-        f = self.pieces.forward(self.exchange, l, W, p)
+    def _weighing(self, l: int, y: Array, samples: int) -> Weighing | None:
+        """The loss of the last piece on a minibatch; the others have none."""
         if l < self.pieces.num - 1:
-            zero = jnp.zeros((), p.dtype)
+            return None
+        return weigh(self.pieces.loss, y, samples, self.exchange.samples.sum, self.dtype)
+
+    def _objective(
+        self, l: int, W: list[Tree], p: Array, q: Tree, weighing: Weighing | None
+    ) -> Omega:
+        f = self.pieces.forward(self.exchange, l, W, p)
+        if weighing is None:
+            zero = jnp.zeros((), self.dtype)
             return self.alpha / 2 * squared(q - f), (f, (zero, zero))
-        weighing = weigh(self.pieces.loss, y, samples, self.exchange.samples.sum, p.dtype)
         loss, sums = weighing.scaled(f)
         return loss, (f, (loss, sums.right * weighing.scale))
 
@@ -196,11 +212,12 @@ def method(
 def _init(rule: StoredRule, pieces: Pieces, penalties: Penalties) -> Callable[..., State]:
     def init(exchange: Exchange, key: Array, x: Array, y: Array, params: Carried | None) -> State:
         weights_key, key = jax.random.split(key)
-        weights = pieces.weights(exchange, weights_key, x.dtype, params)
+        dtype = float_dtype(x)
+        weights = pieces.weights(exchange, weights_key, dtype, params)
         run = lambda l, weights, p: pieces.forward(exchange, l, weights.params, p)
         _, inputs, outputs = exchange.chain(run, weights, x=x, keep=True)
         hold = lambda l, p, f: (rule.hold(l, p, f, l == pieces.num - 1),)
         (held,) = exchange.each(hold, inputs, outputs, kinds=("samples",))
-        return State(weights, held, key, penalties.as_arrays(x.dtype), jnp.ones((), x.dtype))
+        return State(weights, held, key, penalties.as_arrays(dtype), jnp.ones((), dtype))
 
     return init

@@ -92,8 +92,9 @@ class Turn(NamedTuple):
     ) -> tuple[Held, Tree, Array, Array]:
         """The q-step; sends q forward. Sums: |rho (q - q before)|^2, |q - f|^2."""
         pieces, exchange, x, *_ = self.at
+        zero = jnp.zeros((), self.at.dtype)
         if l == pieces.num - 1:
-            return held, (), jnp.zeros((), x.dtype), jnp.zeros((), x.dtype)
+            return held, (), zero, zero
         f = pieces.forward(exchange, l, weights.params, x if l == 0 else held.p)
         q = update_q(f, from_next, 0.0, rho=self.rho, alpha=self.alpha)
         return held._replace(q=q), q, squared(self.rho * (q - held.q)), squared(q - f)
@@ -101,7 +102,7 @@ class Turn(NamedTuple):
     def renew_u(self, l: int, held: Held, q_before: Tree) -> tuple[Held, Array]:
         """The dual step at the piece's input. Sum: |p - q|^2."""
         if l == 0:
-            return held, jnp.zeros((), self.at.x.dtype)
+            return held, jnp.zeros((), self.at.dtype)
         u = update_u(held.u, held.p, q_before, rho=self.rho)
         return held._replace(u=u, q_before=q_before), squared(held.p - q_before)
 

@@ -93,7 +93,7 @@ class Turn(NamedTuple):
     def renew_p(self, l: int, held: Held, g: Tree, f_before: Tree) -> tuple[Held, Tree, Array]:
         """The p-step; sends p backward. Sum: |p_l - f_{l-1}|^2, with the f that the step saw."""
         if l == 0:
-            return held, (), jnp.zeros((), self.at.x.dtype)
+            return held, (), jnp.zeros((), self.at.dtype)
         p = self._step(l, held, g, f_before)
         return held._replace(p=p), p, squared(p - f_before)
 

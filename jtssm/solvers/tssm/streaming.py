@@ -17,7 +17,7 @@ That is gsADMM; gsAM has q_l = p_{l+1} and no u, so that v = e and the p-step is
     e        <- e - eta (g_p + alpha e)
 
 A first sweep starts from e = u = 0, that is p = q = f. A tick of a minibatch that never entered
-(the first ones, and while draining) changes nothing.
+(the first ones, and while draining) changes nothing, nor does one in which no sample has weight.
 
 Departs from the paper:
 - p_{l+1} and q_l are counted from f_l: when W_l has moved while a minibatch was in flight, both move
@@ -26,6 +26,8 @@ Departs from the paper:
   W-step.
 - Subnetworks take their turns on one minibatch from the last to the first, each with its
   neighbour's newest variables; the paper updates all of them from the previous iteration's.
+- Where subnetworks hand each other trees of arrays, p, q and u are of their floats. Integers and
+  booleans go forward with f_l as they are.
 - With one sweep u never acts, and with the default eta (1/alpha + 1/rho for gsADMM, 1/alpha for
   gsAM) v_l is -1/alpha times the back-propagated gradient: this *is* training with delayed
   gradients, those of subnetwork l being `delays(n)[l - 1]` = 2(n - l) minibatches old. gsADMM and
@@ -39,8 +41,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from jtssm.arrays import Array, Tree
+from jtssm.nn.boundary import float_dtype, floats_of, num_samples, stacked, zeros
 from jtssm.protocol.declared import Declared, Move, Run
 from jtssm.protocol.exchange import Carried, Exchange
 from jtssm.protocol.info import Info, measured
@@ -49,6 +53,7 @@ from jtssm.protocol.program import Batch
 from jtssm.solvers.pieces import Pieces
 from jtssm.solvers.tssm.turn import Kept, Rule, Turn
 from jtssm.solvers.tssm.updates import Penalties
+from jtssm.solvers.weighing import total_weight
 
 
 def delays(num: int) -> list[int]:
@@ -64,12 +69,16 @@ class State(NamedTuple):
     """What the next tick needs; n pieces, b samples, K sweeps, `Carried` = one tree a piece."""
 
     weights: Carried  # Weights
-    forward: Carried  # tuple of K arrays f_{l-1} [b, ...] that arrived; the first is fresh
-    backward: Carried  # tuple of K arrays v_l [b, ...] that arrived, one a sweep
+    forward: (
+        Carried  # tuple of K f_{l-1} [b, ...] that arrived, arrays or trees; the first is fresh
+    )
+    backward: Carried  # tuple of K v_l [b, ...] that arrived, one a sweep: of the floats of f_l
     inputs: Carried  # line [2(n - l), b, ...] of inputs that await their first sweep
     kept: Carried  # line of K - 1 Kept, leaves [2, b, ...]
     labels: Array  # [n, b, ...] y of the minibatches on their way to the last piece
-    live: Array  # [2(n - 1) + 2K - 1] which of the last minibatches really entered
+    # [2(n - 1) + 2K - 1] which of the last minibatches really entered; of a loss with weights their sum,
+    # 0 for one that did not
+    live: Array
     tick: Array  # [] int32
     penalties: Penalties  # scalars
     key: Array | None  # of dropout; None: no layer draws
@@ -116,7 +125,7 @@ def _declared(rule: Rule, pieces: Pieces, sweeps: int) -> Declared:
         return (Run(samples, sweeps + more, sweeps, sweeps, first=l > 0, unused=more),)
 
     sums = 3 + (len(rule.shows) if pieces.num > 1 else 0)
-    return Declared(moves, work, sums, shows=rule.shows, weighings=lambda samples: sweeps)
+    return Declared(moves, work, sums, shows=rule.shows, weighed_first=True)
 
 
 def _init(
@@ -124,33 +133,32 @@ def _init(
 ) -> Callable[..., State]:
     n = pieces.num
 
-    def init(exchange: Exchange, key: Array, x: Array, y: Array, params: Carried | None) -> State:
-        b = batch_size // exchange.samples.num_splits
+    def init(exchange: Exchange, key: Array, x: Tree, y: Array, params: Carried | None) -> State:
+        b, dtype = batch_size // exchange.samples.num_splits, float_dtype(x)
 
         def empty(l: int) -> tuple[Tree, Tree, Tree, tuple[Kept, ...]]:
-            def zeros(piece: int, *lead: int) -> Tree:
-                here = 0 <= piece < n
-                return jnp.zeros((*lead, b, *pieces.inputs(piece)), x.dtype) if here else ()
+            def blank(piece: int, *lead: int) -> Tree:
+                return zeros(stacked(pieces.arriving(piece), *lead, b, dtype=dtype))
 
             inner, last = l > 0, l == n - 1
-            own = zeros(l, 2)
+            own = blank(l, 2)
+            e = floats_of(own)
             labels = jnp.zeros((2, b, *y.shape[1:]), y.dtype) if last else ()
             kept = (
-                Kept((), own, own if rule.dual else (), labels)
-                if inner
-                else Kept(own, (), (), labels)
+                Kept((), e, e if rule.dual else (), labels) if inner else Kept(own, (), (), labels)
             )
-            forward = tuple(zeros(l) for _ in range(sweeps)) if inner else ()
-            backward = () if last else tuple(zeros(l + 1) for _ in range(sweeps))
-            waiting = () if last else zeros(l, 2 * (n - 1 - l))
+            forward = tuple(blank(l) for _ in range(sweeps)) if inner else ()
+            backward = () if last else tuple(floats_of(blank(l + 1)) for _ in range(sweeps))
+            waiting = () if last else blank(l, 2 * (n - 1 - l))
             return forward, backward, waiting, (kept,) * (sweeps - 1)
 
-        weights = pieces.weights(exchange, key, x.dtype, params)
+        weights = pieces.weights(exchange, key, dtype, params)
         forward, backward, inputs, kept = exchange.each(
             empty, kinds=("samples", "samples", "line", "line")
         )
         labels = jnp.zeros((n, b, *y.shape[1:]), y.dtype)
-        live = jnp.zeros(2 * (n - 1) + 2 * sweeps - 1, bool)
+        entered = bool if pieces.loss.weight is None else dtype
+        live = jnp.zeros(2 * (n - 1) + 2 * sweeps - 1, entered)
         return State(
             weights,
             forward,
@@ -160,9 +168,9 @@ def _init(
             labels,
             live,
             jnp.zeros((), jnp.int32),
-            penalties.as_arrays(x.dtype),
+            penalties.as_arrays(dtype),
             key if pieces.network.random else None,
-            jnp.ones((), x.dtype),
+            jnp.ones((), dtype),
         )
 
     return init
@@ -170,12 +178,13 @@ def _init(
 
 def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Tick:
     def tick(
-        exchange: Exchange, state: State, x: Array, y: Array, entering: bool
+        exchange: Exchange, state: State, x: Tree, y: Array, entering: bool
     ) -> tuple[State, Info]:
         t, n = state.tick, pieces.num
-        samples = x.shape[0] * exchange.samples.num_splits
+        samples = num_samples(x) * exchange.samples.num_splits
         labels = state.labels.at[t % n].set(y)
-        live = state.live.at[t % state.live.size].set(entering)
+        weight = _weight(pieces, exchange, y, state.live.dtype) if entering else False
+        live = state.live.at[t % state.live.size].set(weight)
         eta = state.penalties.eta
         if eta is None:
             eta = rule.default_eta(state.penalties, sweeps)
@@ -222,6 +231,12 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Tick:
     return tick
 
 
+def _weight(pieces: Pieces, exchange: Exchange, y: Array, dtype: DTypeLike) -> Array | bool:
+    """What `State.live` says of a minibatch that enters."""
+    total = total_weight(pieces.loss, y, exchange.samples.sum, dtype)
+    return True if total is None else total
+
+
 def _info(rule: Rule, totals: Sequence[Array], samples: int) -> Info:
     loss, right, weight, *squares = totals
     mean = jnp.where(weight > 0, 1 / weight, 0)
@@ -234,10 +249,8 @@ def _info(rule: Rule, totals: Sequence[Array], samples: int) -> Info:
 
 def _drain(tick: Tick, pieces: Pieces) -> Callable[[Exchange, State], State]:
     def drain(exchange: Exchange, state: State) -> State:
-        x = jnp.zeros(
-            (state.labels.shape[1], *pieces.network.shapes[0]),
-            jnp.result_type(state.penalties.alpha),
-        )
+        dtype = jnp.result_type(state.penalties.alpha)
+        x = zeros(stacked(pieces.arriving(0), state.labels.shape[1], dtype=dtype))
         y = jnp.zeros_like(state.labels[0])
         rest = state.live.size - 1
         return lax.fori_loop(0, rest, lambda _, s: tick(exchange, s, x, y, False)[0], state)

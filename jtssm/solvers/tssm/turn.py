@@ -9,18 +9,27 @@ import jax
 import jax.numpy as jnp
 
 from jtssm.arrays import Array, Scalar, Tree
+from jtssm.nn.boundary import float_dtype, floats_of, merge, partition
 from jtssm.protocol.exchange import Exchange
 from jtssm.solvers.pieces import Pieces, Weights, training
-from jtssm.solvers.tssm.updates import Penalties, squared, update_p, update_q, update_u
-from jtssm.solvers.weighing import weigh
+from jtssm.solvers.tssm.updates import (
+    Penalties,
+    difference,
+    scaled,
+    squared,
+    update_p,
+    update_q,
+    update_u,
+)
+from jtssm.solvers.weighing import weighed
 
 
 class Kept(NamedTuple):
     """What a subnetwork keeps of a minibatch between two sweeps: leaves [samples, ...]."""
 
     x: Tree  # the data, in the first subnetwork; else ()
-    e: Tree  # p - f, () in the first subnetwork
-    u: Tree  # dual of p = q, () in the first subnetwork and in gsAM
+    e: Tree  # p - f of the floats that cross, () in the first subnetwork
+    u: Tree  # dual of p = q, of the same; () in the first subnetwork and in gsAM
     y: Tree  # labels, in the last subnetwork; else ()
 
 
@@ -34,7 +43,7 @@ class Rule(NamedTuple):
 
     name: str
     # (was: Kept, g_p, penalties) -> (e, u, v, squares of what it shows)
-    boundary: Callable[[Kept, Array, Penalties], Renewed]
+    boundary: Callable[[Kept, Tree, Penalties], Renewed]
     # (penalties, sweeps) -> step length of p where none was given
     default_eta: Callable[[Penalties, int], Scalar]
     sends: str  # what goes backward
@@ -46,19 +55,20 @@ class Rule(NamedTuple):
         return ("primal_residual", "dual_residual", "coupling") if self.dual else ("coupling",)
 
 
-def _gsadmm_boundary(was: Kept, g_p: Array, penalties: Penalties) -> Renewed:
+def _gsadmm_boundary(was: Kept, g_p: Tree, penalties: Penalties) -> Renewed:
     """p-, q- and dual step; squares of p - q, rho (q - q before), q - f."""
     rho, alpha, eta = penalties
     assert rho is not None
     assert eta is not None
-    v_was = was.u / alpha
+    v_was = jax.tree.map(lambda u: u / alpha, was.u)
     e = update_p(was.e, g_p, was.u, v_was, rho=rho, eta=eta)
     v = update_q(0.0, e, was.u, rho=rho, alpha=alpha)
     u = update_u(was.u, e, v, rho=rho)
-    return e, u, v, (squared(e - v), squared(rho * (v - v_was)), squared(v))
+    moved = scaled(difference(v, v_was), rho)
+    return e, u, v, (squared(difference(e, v)), squared(moved), squared(v))
 
 
-def _gsam_boundary(was: Kept, g_p: Array, penalties: Penalties) -> Renewed:
+def _gsam_boundary(was: Kept, g_p: Tree, penalties: Penalties) -> Renewed:
     """The p-step towards f; q = p, so that only the coupling p - f remains."""
     assert penalties.eta is not None
     e = update_p(was.e, g_p, 0.0, 0.0, rho=penalties.alpha, eta=penalties.eta)
@@ -85,9 +95,9 @@ class Turn(NamedTuple):
     rule: Rule
     pieces: Pieces
     exchange: Exchange
-    x: Array  # [b, ...] the minibatch that enters
+    x: Tree  # [b, ...] the minibatch that enters
     y: Array  # [b, ...] labels of the minibatch that reaches the last piece for the first time
-    live: Array
+    live: Array  # of the minibatches in flight, see `State`
     tick: Array
     penalties: Penalties
     pace: Array  # of the steps of W
@@ -99,15 +109,15 @@ class Turn(NamedTuple):
         self,
         l: int,
         weights: Weights,
-        forward: tuple[Array, ...],
-        backward: tuple[Array, ...],
+        forward: tuple[Tree, ...],
+        backward: tuple[Tree, ...],
         waiting: Tree,
         kept: tuple[Kept, ...],
     ) -> tuple[Weights, Tree, Tree, Tree, Tree, Seen]:
         """The tick of piece l (from 0): a forward pass, then one turn in each sweep."""
         first, last = l == 0, l == self.pieces.num - 1
         fresh = self.x if first else forward[0]
-        ahead: tuple[Array, ...] = (
+        ahead: tuple[Tree, ...] = (
             () if last else (self._forward(l, weights.params, fresh, self.tick - l),)
         )
         behind: tuple[Tree, ...] = ()
@@ -116,7 +126,7 @@ class Turn(NamedTuple):
         for s in range(self.sweeps):
             if s == 0:
                 start = fresh if last else waiting
-                origin, e = start, jnp.zeros_like(start)
+                origin, e = start, jax.tree.map(jnp.zeros_like, floats_of(start))
                 was = Kept(start, e, e if self.rule.dual else (), self.y)
             else:
                 was = kept[s - 1]
@@ -131,13 +141,14 @@ class Turn(NamedTuple):
         return weights, ahead, behind, () if last else fresh, keep, sums
 
     def sweep(
-        self, l: int, s: int, weights: Weights, origin: Array, was: Kept, v_next: Array | None
-    ) -> tuple[Weights, Array, Tree, Kept, Seen]:
+        self, l: int, s: int, weights: Weights, origin: Tree, was: Kept, v_next: Tree
+    ) -> tuple[Weights, Tree, Tree, Kept, Seen]:
         """Turn of piece l in sweep s on a minibatch whose f_{l-1} is `origin`."""
-        live = self.live[self._age(l, s)]
-        p = origin if l == 0 else origin + was.e
+        total = self._total(l, s)
+        live = self.live[self._age(l, s)] if total is None else total > 0
+        p = origin if l == 0 else _shifted(origin, was.e)
         entered = self.tick - self._delay(l, s)
-        f, seen, pull, own = self._linearised(l, weights.params, p, was.y, v_next, entered)
+        f, seen, pull, own = self._linearised(l, weights.params, p, was.y, v_next, entered, total)
         g_W, g_p = pull()
         g_W = jax.tree.map(lambda g: g / self.samples, g_W)
         # what the piece minimises, the mean over the whole minibatch
@@ -148,7 +159,7 @@ class Turn(NamedTuple):
             e, u, v = (), (), ()
             # a single piece has no boundary, and nothing to sum
             several = self.pieces.num > 1
-            residuals = (jnp.zeros((), p.dtype),) * (several * len(self.rule.shows))
+            residuals = (jnp.zeros((), float_dtype(p)),) * (several * len(self.rule.shows))
         else:
             e, u, v, residuals = self.rule.boundary(was, g_p, self.penalties)
         seen = jax.tree.map(lambda a: jnp.where(live, a, 0), (*seen, *residuals))
@@ -159,11 +170,15 @@ class Turn(NamedTuple):
         """Where `live` tells of the minibatch that piece l meets in sweep s."""
         return (self.tick - self._delay(l, s)) % self.live.size
 
+    def _total(self, l: int, s: int) -> Array | None:
+        """The weights of that minibatch's samples together; None: of a loss without."""
+        return None if self.pieces.loss.weight is None else self.live[self._age(l, s)]
+
     def _delay(self, l: int, s: int) -> int:
         """Ticks between the entry of a minibatch and the turn of piece l on it in sweep s."""
         return 2 * (self.pieces.num - 1) - l + 2 * s
 
-    def _forward(self, l: int, params: list[Tree], p: Array, entered: Array) -> Array:
+    def _forward(self, l: int, params: list[Tree], p: Tree, entered: Array) -> Tree:
         """f_l at p, of the minibatch that entered at that tick: whenever it runs, it draws the same."""
         key = None if self.key is None else jax.random.fold_in(self.key, entered)
         ids = self.exchange.samples.own(jnp.arange(self.samples))
@@ -174,27 +189,40 @@ class Turn(NamedTuple):
         self,
         l: int,
         params: list[Tree],
-        p: Array,
+        p: Tree,
         y: Tree,
-        v_next: Array | None,
+        v_next: Tree,  # None: of the last piece
         entered: Array,
-    ) -> tuple[Array, Seen, Callable[[], tuple[list[Tree], Tree]], Array]:
+        total: Array | None,
+    ) -> tuple[Tree, Seen, Callable[[], tuple[list[Tree], Tree]], Array]:
         """f_l at p, what is seen of the loss there, a function giving (g_W, g_p), and what the piece
         minimises: R or (alpha/2)|q - f|^2 of the samples here."""
-        run = lambda params, p: self._forward(l, params, p, entered)
-        if l == 0:  # the data has no gradient: leave its product out
-            f, vjp = jax.vjp(lambda params: run(params, p), params)
-        else:
-            f, vjp = jax.vjp(run, params, p)
+        given, others = partition(p)  # integers and booleans have no gradient
 
-        def pulled(g_f: Array) -> tuple[list[Tree], Tree]:
+        def run(params: list[Tree], given: Tree) -> tuple[Tree, Tree]:
+            return partition(self._forward(l, params, merge(given, others), entered))
+
+        if l == 0:  # the data has no gradient: leave its product out
+            f, vjp, rest = jax.vjp(lambda params: run(params, given), params, has_aux=True)
+        else:
+            f, vjp, rest = jax.vjp(run, params, given, has_aux=True)
+
+        def pulled(g_f: Tree) -> tuple[list[Tree], Tree]:
             gradients = vjp(g_f)
             return gradients if l > 0 else (*gradients, ())
 
+        dtype = float_dtype(p)
         if v_next is not None:
-            zero = jnp.zeros((), p.dtype)
-            own = self.penalties.alpha / 2 * squared(v_next)
-            return f, (zero, zero, zero), lambda: pulled(-self.penalties.alpha * v_next), own
-        weighing = weigh(self.pieces.loss, y, self.samples, self.exchange.samples.sum, p.dtype)
+            zero = jnp.zeros((), dtype)
+            alpha = self.penalties.alpha
+            pull = lambda: pulled(scaled(v_next, -alpha))
+            return merge(f, rest), (zero, zero, zero), pull, alpha / 2 * squared(v_next)
+        weighing = weighed(self.pieces.loss, y, self.samples, total)
         (own, seen), g_f = jax.value_and_grad(weighing.scaled, has_aux=True)(f)
         return f, tuple(seen), lambda: pulled(g_f), own
+
+
+def _shifted(origin: Tree, e: Tree) -> Tree:
+    """p = f + e: its floats differ from f's, all else is the same."""
+    floats, rest = partition(origin)
+    return merge(jax.tree.map(jnp.add, floats, e), rest)

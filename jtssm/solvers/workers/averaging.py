@@ -162,18 +162,18 @@ class _Averaged(NamedTuple):
         copies = jax.tree.map(lambda a: jnp.broadcast_to(a, (self.num, *a.shape)), params)
         return _first(params, self.trainer.fresh(copies, 0), key)
 
-    def step(self, meeting: Meeting, state: State, x: Array, y: Array) -> tuple[State, Info]:
+    def step(self, meeting: Meeting, state: State, x: Tree, y: Array) -> tuple[State, Info]:
         """Copy, train, average."""
         copies = meeting.copies(state.params)
         params, opt_state, info = self.trainer.round(meeting, state, copies, x, y)
         mean = self.trainer.averaged(meeting, state.params, params, self.trainer.frozen)
         return _next(state, mean, opt_state), info
 
-    def forward(self, meeting: Meeting, state: State, x: Array) -> Array:
+    def forward(self, meeting: Meeting, state: State, x: Tree) -> Array:
         """Outputs [b, ...] of the averaged network."""
         return self.trainer.predict(meeting, state.params, x)
 
-    def estimate(self, meeting: Meeting, state: State, x: Array) -> State:
+    def estimate(self, meeting: Meeting, state: State, x: Tree) -> State:
         """The state with the network's statistics of x."""
         return state._replace(params=self.trainer.estimated(meeting, state.params, x))
 
@@ -199,12 +199,12 @@ class _Apart(NamedTuple):
         """The first state."""
         return _first(params, self.trainer.fresh(params, 0), key)
 
-    def step(self, meeting: Meeting, state: State, x: Array, y: Array) -> tuple[State, Info]:
+    def step(self, meeting: Meeting, state: State, x: Tree, y: Array) -> tuple[State, Info]:
         """Train."""
         params, opt_state, info = self.trainer.round(meeting, state, state.params, x, y)
         return _next(state, params, opt_state), info
 
-    def forward(self, meeting: Meeting, state: State, x: Array) -> Array:
+    def forward(self, meeting: Meeting, state: State, x: Tree) -> Array:
         """The members' mean: of probabilities, as their logarithm, or of outputs."""
         outputs = jax.vmap(lambda p: self.trainer.predict(meeting, p, x))(state.params)
         if not self.trainer.loss.labels:
@@ -212,7 +212,7 @@ class _Apart(NamedTuple):
         tiny = jnp.finfo(outputs.dtype).tiny
         return jnp.log(jnp.maximum(meeting.mean(jax.nn.softmax(outputs)), tiny))
 
-    def estimate(self, meeting: Meeting, state: State, x: Array) -> State:
+    def estimate(self, meeting: Meeting, state: State, x: Tree) -> State:
         """The state with every member's statistics of x."""
         found = jax.vmap(lambda p: self.trainer.estimated(meeting, p, x))(state.params)
         return state._replace(params=found)

@@ -14,6 +14,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jtssm.arrays import AnyArray, Array, Shaped, Tree
+from jtssm.nn.boundary import float_dtype
 from jtssm.nn.network import Network, estimate_layers
 from jtssm.nn.norm import Statistics
 from jtssm.nn.ops import Products, entering, narrowed, widened
@@ -122,7 +123,7 @@ class DealtModel(NamedTuple):
         deals = self.deal(jax.random.fold_in(key, 0))
         params = self.pull(meeting, state, deals)
         opt_state = self.trainer.fresh(params, state.round)
-        own = self.own(meeting, x.dtype)
+        own = self.own(meeting, float_dtype(x))
         train_key = jax.random.fold_in(key, 1)
         params, _, sums = self.trainer.steps(
             meeting, params, opt_state, own, train_key, x, y, state.pace

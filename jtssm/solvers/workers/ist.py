@@ -33,6 +33,7 @@ from jax.typing import DTypeLike
 
 from jtssm import checks, losses
 from jtssm.nn.network import Network
+from jtssm.protocol import sample_checks
 from jtssm.protocol.arguments import documented
 from jtssm.protocol.declared import Declared
 from jtssm.protocol.method import Method
@@ -99,6 +100,7 @@ def ist(
       (40, 3)
     """
     checks.instance("net", net, Network, "jtssm.mlp([196, 512, 10])")
+    sample_checks.one_array(net, "ist")
     (subnets,) = checks.count(subnets=subnets)
     checks.one_of("deal", deal, DEALS)
     if scale is not None:

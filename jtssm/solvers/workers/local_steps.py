@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jtssm import checks, losses
 from jtssm.arrays import Array, Tree
 from jtssm.losses import Loss
+from jtssm.nn.boundary import float_dtype
 from jtssm.nn.network import Network, estimate_layers, keep_estimated, run_layers
 from jtssm.nn.ops import Products
 from jtssm.protocol.declared import LOSS, Declared, Move, Run
@@ -46,7 +47,7 @@ class Local(NamedTuple):
     local_steps: int  # R
     batch_size: int  # b
     # (params, x, own, products of a layer's index) -> outputs; own: what is this worker's alone
-    forward: Callable[[Tree, Array, Tree, Callable[[int], Products]], Array]
+    forward: Callable[[Tree, Tree, Tree, Callable[[int], Products]], Array]
     compute_dtype: np.dtype | None  # what its layers compute in; None: the dtype of the samples
 
     def steps(
@@ -56,7 +57,7 @@ class Local(NamedTuple):
         opt_state: Tree,
         own: Tree,
         key: Array,
-        x: Array,
+        x: Tree,
         y: Array,
         pace: Array,
     ) -> tuple[Tree, Tree, Sums]:
@@ -72,12 +73,12 @@ class Local(NamedTuple):
             return training(meeting.products, draw, i, ids)
 
         def of_worker(
-            params: Tree, opt_state: Tree, own: Tree, key: Array, x: Array, y: Array
+            params: Tree, opt_state: Tree, own: Tree, key: Array, x: Tree, y: Array
         ) -> tuple[Trained, Sums]:
             draws = jax.random.split(key, self.local_steps) if self.network.random else None
 
             def step(
-                carry: Trained, batch: tuple[Array, Array, Array | None]
+                carry: Trained, batch: tuple[Tree, Array, Array | None]
             ) -> tuple[Trained, Sums]:
                 (params, opt_state), (xb, yb, draw) = carry, batch
                 at = lambda i: products(draw, i)
@@ -111,8 +112,8 @@ class Local(NamedTuple):
         precision: str | None = None,
         *,
         step: Callable[..., tuple[Tree, Info]],
-        forward: Callable[[Meeting, Tree, Array], Array],
-        estimate: Callable[[Meeting, Tree, Array], Tree],
+        forward: Callable[[Meeting, Tree, Tree], Array],
+        estimate: Callable[[Meeting, Tree, Tree], Tree],
     ) -> WorkerProgram:
         """A method in which each of `num` workers trains the whole network.
 
@@ -141,7 +142,7 @@ class Local(NamedTuple):
         )
 
     def round(
-        self, meeting: Meeting, state: Tree, params: Tree, x: Array, y: Array
+        self, meeting: Meeting, state: Tree, params: Tree, x: Tree, y: Array
     ) -> tuple[Tree, Tree, Info]:
         """(params, opt_state, Info) of the workers here after a round from params [n, ...].
 
@@ -153,11 +154,11 @@ class Local(NamedTuple):
         )
         return params, opt_state, round_info(meeting, sums, self.samples(meeting))
 
-    def predict(self, meeting: Meeting, params: list[Tree], x: Array) -> Array:
+    def predict(self, meeting: Meeting, params: list[Tree], x: Tree) -> Array:
         """Outputs [b, ...] of the whole network for x [b, ...]."""
         return self.forward(params, x, None, lambda i: meeting.products)
 
-    def estimated(self, meeting: Meeting, params: list[Tree], x: Array) -> list[Tree]:
+    def estimated(self, meeting: Meeting, params: list[Tree], x: Tree) -> list[Tree]:
         """The parameters of the whole network with its statistics of x."""
         products = meeting.products.to_train()
         return estimate_layers(
@@ -217,13 +218,13 @@ class Local(NamedTuple):
         params: Tree,
         opt_state: Tree,
         own: Tree,
-        x: Array,
+        x: Tree,
         y: Array,
         products: Callable[[int], Products],
         pace: Array,
     ) -> tuple[Trained, Sums]:
         """One minibatch of one worker."""
-        weighing = weigh(self.loss, y, self.batch_size, meeting.sum_samples, x.dtype)
+        weighing = weigh(self.loss, y, self.batch_size, meeting.sum_samples, float_dtype(x))
 
         def mean_loss(params: Tree) -> tuple[Array, Sums]:
             outputs = self.forward(params, x, own, products)
@@ -232,10 +233,14 @@ class Local(NamedTuple):
 
         (loss, sums), gradient = jax.value_and_grad(mean_loss, has_aux=True)(params)
         told = {"value": meeting.sum_samples(loss)} if wants_loss(self.optimizer) else {}
-        updates, opt_state = self.optimizer.update(gradient, opt_state, params, **told)
+        updates, after = self.optimizer.update(gradient, opt_state, params, **told)
         moved = optax.apply_updates(params, paced(updates, pace))
-        new = keep_estimated(self.network.layers, moved, params)
-        return (new, opt_state), sums
+        new = keep_estimated(self.network.layers, moved, params), after
+        if weighing.counts is True:
+            return new, sums
+        # under vmap over workers a `cond` would be a select, too
+        pick = lambda a, old: jnp.where(weighing.counts, a, old)
+        return jax.tree.map(pick, new, (params, opt_state)), sums
 
     def fresh(self, params: Tree, rounds: int | Array) -> Tree:
         """Optimizer states [n, ...] for params [n, ...], with schedules after so many rounds."""
@@ -284,7 +289,7 @@ def composed(net: Network) -> Callable[..., Array]:
 
     def forward(
         params: Tree,
-        x: Array,
+        x: Tree,
         _: Tree,
         products: Callable[[int], Products],
         compute_dtype: DTypeLike | None,

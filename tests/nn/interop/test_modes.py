@@ -10,6 +10,7 @@ from flax import linen, nnx
 from jtssm import nn, solvers
 from jtssm.nn.interop import modes
 from jtssm.nn.ops import PLAIN
+from jtssm.solvers.pieces import training
 
 X = np.random.default_rng(0).normal(5, 3, (40, 8)).astype(np.float32)
 MEAN = X.mean(axis=0)
@@ -119,6 +120,57 @@ class Late(nnx.Module):
         return self.drop(x, rngs=rngs)
 
 
+class LateKey(nnx.Module):
+    """A key has to come with the call."""
+
+    def __init__(self):
+        self.drop = nnx.Dropout(0.5)
+
+    def __call__(self, x, key):
+        return self.drop(x, rngs=nnx.Rngs(dropout=key))
+
+
+class MayKey(nnx.Module):
+    """Drops by itself, where it is given a key."""
+
+    def __call__(self, x, key=None):
+        return x if key is None else 2 * x * jax.random.bernoulli(key, 0.5, x.shape)
+
+
+class LinenKey(linen.Module):
+    """The same of linen, beside a word that stands behind it."""
+
+    @linen.compact
+    def __call__(self, x, dropout_rng=None, train: bool = False):
+        return linen.Dropout(0.5, deterministic=not train)(x, rng=dropout_rng)
+
+
+class LinenRngs(linen.Module):
+    """Wants what apply takes."""
+
+    @linen.compact
+    def __call__(self, x, rngs=None):
+        return x
+
+
+class Attending(linen.Module):
+    """Has a key that is none of random numbers."""
+
+    @linen.compact
+    def __call__(self, query, key=None, value=None):
+        return query if key is None else query + key
+
+
+class Rematerialised(nnx.Module):
+    """Computes again in the backward pass what a static argument says."""
+
+    def __init__(self):
+        self.both = Both()
+
+    def __call__(self, x, train: bool = False):
+        return nnx.remat(Both.__call__, static_argnums=(2,))(self.both, x, train)
+
+
 def evaluating(module):
     module.eval()
     return module
@@ -152,6 +204,7 @@ REMAT = linen.remat(type(linen_argument("train")), static_argnums=(2,))
         lambda: of_linen(linen_argument("is_train"), {"is_train": True}),
         lambda: of_linen(linen_argument("enable_dropout"), {"enable_dropout": (True, False)}),
         lambda: of_linen(REMAT()),
+        lambda: of_nnx(Rematerialised()),
         lambda: of_linen(Fielded()),
         lambda: of_linen(Fielded(training=True)),
         lambda: of_linen(Fielded(), {"mine": True}),
@@ -213,12 +266,34 @@ def test_frozen_statistics_stay_in_a_fit_that_moves_the_rest():
         lambda: of_nnx(nnx.Dropout(0.5)),
         lambda: of_nnx(Late()),
         lambda: of_nnx(Off(), {"mine": True}),
+        lambda: of_nnx(MayKey()),
+        lambda: of_linen(LinenKey()),
     ],
 )
 def test_dropout_draws_wherever_its_random_numbers_come_from(make):
     net = make()
     assert net.random
+    params = net.init(jax.random.key(0))
+    np.testing.assert_array_equal(net.apply(params, X), X)
+    drawing = training(PLAIN, jax.random.key(1), 0, jnp.arange(40))
+    y = net.layers[0].apply(params[0], jnp.asarray(X), drawing)
+    assert 0.4 < float((y == 0).mean()) < 0.6
+    np.testing.assert_array_equal(y[y != 0], 2 * X[y != 0])
+    assert not np.array_equal(y[0] == 0, y[1] == 0)  # samples have masks of their own
+
+
+def test_a_key_that_a_module_must_have_comes_in_prediction_too():
+    net = of_nnx(LateKey())
+    y = net.layers[0].apply(
+        net.init(jax.random.key(0))[0],
+        jnp.asarray(X),
+        training(PLAIN, jax.random.key(1), 0, jnp.arange(40)),
+    )
+    assert 0.4 < float((y == 0).mean()) < 0.6
     np.testing.assert_array_equal(net.apply(net.init(jax.random.key(0)), X), X)
+    attending = of_linen(Attending())
+    assert not attending.random
+    np.testing.assert_array_equal(attending.apply(attending.init(jax.random.key(0)), X), X)
 
 
 class Constant(linen.Module):
@@ -260,6 +335,11 @@ def test_collections_that_nothing_moves_are_kept_as_drawn():
             r"batch statistics that training moves; got .* by mode=\{name",
         ),
         (lambda: of_nnx(Attribute("mine")), r"batch statistics that training moves"),
+        (lambda: of_linen(LinenRngs()), r"LinenRngs, with an argument 'rngs', which linen's apply"),
+        (
+            lambda: of_linen(linen.remat(type(linen_argument("train")))()),
+            r"(?s)module 0, CheckpointBlock, .*static_argnums",
+        ),
         (lambda: of_linen(Hidden(norm=False)), r"dropout that is on while training"),
         (lambda: of_nnx(Off()), r"dropout that is on while training"),
         (

@@ -13,7 +13,7 @@ from jax.interpreters import partial_eval
 
 import jtssm
 from jtssm import sharding, solvers
-from jtssm.nn import images
+from jtssm.nn import architectures, images
 from jtssm.planning.trials import traced_bytes
 from jtssm.sharding.cost import memory
 from jtssm.sharding.cost.bytes_moved import step_bytes
@@ -26,6 +26,7 @@ from jtssm.sharding.cost.seconds import (
     step_seconds,
 )
 from jtssm.sharding.count import hlo
+from tests.sharding.layers.traffic_cases import AS_WRITTEN
 
 ADAM = optax.adam(1e-3)
 NET = jtssm.mlp([24, 32, 48, 32, 8])
@@ -33,6 +34,8 @@ PLATEAU = optax.chain(ADAM, optax.contrib.reduce_on_plateau())
 PARTLY = optax.chain(PLATEAU, optax.masked(optax.set_to_zero(), [True, False, False, False]))
 IMAGES = images.convnet((16, 16, 3), 8, channels=(4, 8), hidden=(16,))
 DOMAIN = ("domain",) * 4 + ("model", "row")
+DECODER = architectures.decoder(1, width=8, heads=4, sequence=5, vocabulary=32)
+PAIRED = ("batch", "paired", "gathered", "gathered")
 BATCH = {"optimizer": ADAM, "batch_size": 16}
 ROUND = {"optimizer": ADAM, "batch_size": 8, "local_steps": 3}
 SAMPLES = 64  # of methods that keep them all
@@ -59,6 +62,10 @@ CASES = {
     "sgd": Case(solvers.sgd(NET, **BATCH), (1, 2, 4)),
     "sgd on pc": Case(solvers.sgd(IMAGES, **BATCH), (1, 1, 8)),
     "sgd on rows": Case(solvers.sgd(IMAGES, **BATCH), (1, 2, 2), DOMAIN),
+    "sgd on tokens": Case(solvers.sgd(DECODER, **BATCH), (1, 2, 2), PAIRED),
+    "gsadmm on tokens": Case(
+        solvers.gsadmm(DECODER, subnets=2, balance="memory", **BATCH), (2, 2, 2), PAIRED
+    ),
     "gsadmm": Case(solvers.gsadmm(NET, subnets=4, **BATCH), (4, 1, 2)),
     "gsadmm on three axes": Case(solvers.gsadmm(NET, subnets=4, **BATCH), (2, 2, 2)),
     "gsadmm on rows": Case(
@@ -123,6 +130,7 @@ RARE = (  # each has a sister that differs from it in its mesh or its network
     "ist, normalised",
     "ensemble",
     "gsadmm on three axes",
+    "gsadmm on tokens",
     "sgd",
 )
 NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in RARE else n for n in CASES]
@@ -135,7 +143,8 @@ def program(name):
     mesh = sharding.make_mesh(*case.sizes)
     placed, *given = memory.placed_step(case.method, case.sizes, case.forms, case.samples, mesh)
     state, samples = given
-    compiled = jax.jit(placed.step, donate_argnums=0).lower(state, *samples).compile()
+    lowered = jax.jit(placed.step, donate_argnums=0).lower(state, *samples)
+    compiled = lowered.compile(AS_WRITTEN if "gathered" in placed.forms or () else None)
     return compiled, placed, state, samples
 
 

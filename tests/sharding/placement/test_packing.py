@@ -53,7 +53,7 @@ def test_weights_split_over_pr_lie_on_their_devices_and_are_joined_again():
         {"W": np.zeros((2, 4))},
         {"b": np.zeros(4), "n": np.zeros(3, np.int32)},
     ]
-    layout = layout_of("weights", whole, local)
+    layout = layout_of("weights", whole, local, 2)
     assert layout.keys == ["float64", "float64/pr", "int32"]
     assert tuple(specs(layout, NAMES).rows["float64/pr"]) == ("subnet", "pr")
     mesh = sharding.make_mesh(3, 2, 1)
