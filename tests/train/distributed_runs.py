@@ -21,11 +21,13 @@ import numpy as np
 import optax
 
 import jtssm
-from jtssm import cli, sharding, solvers
+from jtssm import cli, losses, sharding, solvers
 from jtssm.data import synthetic
 from jtssm.nn import images, perceptrons
 from jtssm.nn.network import sequence
 from jtssm.train import agreement
+from jtssm.train.journal import Journal
+from jtssm.train.lock import Lock
 
 DEVICES = 8
 LOST_AFTER = 10  # seconds
@@ -221,6 +223,36 @@ def scaled(scale: float) -> Callable:
     return lambda outputs, y: scale * ((outputs - jax.nn.one_hot(y, 3)) ** 2).sum(axis=-1)
 
 
+def weighing(first: float) -> losses.Loss:
+    """A loss whose weights hold a number."""
+    return losses.cross_entropy()._replace(weight=lambda y: jnp.where(y == 0, first, 1.0))
+
+
+def folder_of_another(folder: Path) -> list[str]:
+    """What is said of a folder in use, and of one whose disk is full for process 0 at the second line."""
+    method, shape, _ = cases()["sgd"]
+    mesh, held, full = sharding.make_mesh(*shape), folder / "held", folder / "full"
+    run = lambda at: fitted(method, (X, Y), mesh, checkpoint=at)
+    held.mkdir(exist_ok=True)
+    lock = Lock(held / "lock")
+    found = [said(lambda: run(held))]
+    lock.release()
+    write, calls = Journal.write, iter(range(9))
+
+    def written(*args: Any) -> Any:
+        if jax.process_index() == 0 and next(calls):
+            raise OSError("no space left")
+        return write(*args)
+
+    Journal.write = written  # type: ignore[method-assign]
+    try:
+        run(full)
+    except OSError as error:
+        found += [str(error), str(len(error.result.history))]  # type: ignore[attr-defined]
+    Journal.write = write  # type: ignore[method-assign]
+    return found
+
+
 def disagreements(folder: Path) -> dict[str, str]:
     """What is said where process 1 is given something else than process 0."""
     agreement.SEEN_WITHIN = 0.2
@@ -250,6 +282,11 @@ def disagreements(folder: Path) -> dict[str, str]:
         "kind": (sgd(), sharding.ProcessSamples(X, Y) if this else data, {}),
         "epochs": (sgd(), data, {"epochs": 2 + this}),
         "validation": (sgd(), data, {"validation": None if this else HELD_OUT}),
+        "dropout": (sgd(jtssm.mlp([4, 16, 3], dropout=0.1 + 0.4 * this)), data, {}),
+        "weights": (sgd(loss=weighing(1.0 + this)), data, {}),
+        "resume": (sgd(), data, {"checkpoint": folder / "one", "resume": [None, "anyway"][this]}),
+        "estimate": (sgd(), data, {"estimate": [None, False][this]}),
+        "address": (sgd(), data, {"checkpoint": Path("gs://bucket/run")}),
         "metrics": (sgd(), data, {"metrics": {} if this else {"size": lambda f, y: f.sum(-1)}}),
         "params": (sgd(), data, {"params": start}),
         "checkpoint": (sgd(), data, {"checkpoint": None if this else folder / "one"}),
@@ -402,6 +439,7 @@ PROGRAMS: dict[str, Callable[[Path], Any]] = {
         "refused": refusals(),
         "disagree": disagreements(folder),
         "of one": of_one_process(),
+        "folder": folder_of_another(folder),
         "kept": kept(folder, 1, one_case),
     },
     "long": lambda folder: {

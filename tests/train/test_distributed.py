@@ -197,6 +197,11 @@ DISAGREE = {
     "epochs": "^epochs: .* got 2 in process 0; 3 in process 1$",
     "validation": "^validation: .* in process 0; None in process 1$",
     "metrics": r"^metrics: .* got \['size'\] in process 0; \[\] in process 1$",
+    "dropout": r"^network: training \(digest\): |layers",
+    "weights": r"^loss \(digest\): ",
+    "resume": "^resume: .* got None in process 0; anyway in process 1$",
+    "estimate": "^estimate: .* got None in process 0; False in process 1$",
+    "address": "^checkpoint: expected a folder of this machine, .*; got 'gs:/bucket/run', an address$",
     "params": r"^params: \[0\]\['W'\]: ",
     "checkpoint": "checkpoint: .* got True in process 0; False in process 1",
     "folder": r"^checkpoint: expected a folder .* all processes share; got .*of [01], where process 0 does "
@@ -222,6 +227,17 @@ def test_a_callback_of_one_process_works_and_what_it_raises_ends_all(pair):
     said += "of_one_process.<locals>.log of processes 0 alone"
     assert one["of one"] == [[1, 2], said, 2]
     assert two["of one"] == [[], f"process 0 raised ValueError: {said}", 2]
+
+
+def test_a_folder_in_use_and_a_disk_that_is_full_for_one_process_end_all(pair):
+    _, (one, two), _ = pair
+    for found in (one, two):
+        used, full, lines = found["folder"]
+        assert "checkpoint: expected a folder that no other run uses; got " in used
+        assert re.search("could not be written to .*, at step .*no space left", full)
+        assert lines == "2"
+    assert two["folder"][0] == f"process 0 raised ValueError: {one['folder'][0]}"
+    assert "process 0 raised OSError: no space left" in two["folder"][1]
 
 
 def met(*processes: tuple, seconds: float = 5.0) -> list:

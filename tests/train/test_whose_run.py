@@ -13,8 +13,9 @@ import pytest
 
 import jtssm
 from jtssm import losses, nn, solvers
+from jtssm.nn.residual import Residual
 from jtssm.train import document as documents
-from jtssm.train.fingerprint import abstract_state, differences, fingerprint, samples
+from jtssm.train.fingerprint import _layer, abstract_state, differences, fingerprint, samples
 from tests.train.killed import same
 from tests.train.short_runs import KEY, NET, X, Y, adam, complete, fit, sgd, steps_in, stopping
 
@@ -186,6 +187,47 @@ def test_weights_and_states_that_a_run_starts_from_are_seen_wherever_they_lie():
     there = jtssm.sharding.place(how, jtssm.sharding.make_mesh(1, 2, 2)).spread(state)
     assert differences(told(how, start=state), told(how, start=there)) == {}
     assert set(differences(told(how, start=state), told(how, start=less))) == {"start"}
+
+
+def trees(slope):
+    """A layer of trees, and one that takes an array out of them."""
+    inner = lambda p, x: {"h": jnp.tanh(slope * x["h"] @ p["W"]), "at": x["at"]}
+    weights = {"W": np.full((4, 4), 0.5, np.float32)}
+    sample = {"h": np.zeros((1, 4), np.float32), "at": np.zeros(1, np.int32)}
+    return nn.layers([(weights, inner), lambda x: x["h"] * (1 + x["at"][:, None])], sample)
+
+
+class Times(nn.Layer):
+    """Somebody's own layer, within one of ours."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def init(self, key, shape, dtype):
+        return {}
+
+    def apply(self, params, x, products):
+        return self.number * x
+
+    def shape(self, shape):
+        return shape
+
+    def cost(self, shape):
+        return 0
+
+
+def within(number):
+    path = (nn.dense(4), Times(number))
+    return nn.sequence([Residual("a block", path, (), jnp.tanh)], (4,))
+
+
+@pytest.mark.parametrize("make", [trees, within])
+def test_modules_of_trees_and_layers_within_layers_are_known_by_what_they_do(make):
+    layers = lambda net: json.loads(json.dumps(list(map(_layer, net.layers, net.shapes))))
+    one, again, other = (dict(enumerate(layers(make(a)))) for a in (1.0, 1.0, 1.1))
+    assert differences(one, again) == {}
+    assert set(differences(one, other)) == {0}
+    assert "on the same inputs" in differences(one, other)[0]
 
 
 def test_rounding_of_another_machine_is_no_difference():
