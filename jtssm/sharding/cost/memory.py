@@ -119,10 +119,13 @@ def step_memory(
 
 def activation_bytes(demand: Demand) -> float:
     """What the passes of a step hold beside the weights: an upper bound."""
-    words = lambda task: (
-        task.held * (task.activations + task.between) + WITH_GRADIENT * task.gathered
+    tasks = demand.tasks
+    words = sum(
+        task.held * task.activations + task.between + WITH_GRADIENT * task.gathered
+        for task in tasks
     )
-    return WORD * sum(map(words, demand.tasks))
+    # the gradients of what lies within a layer, and copies, are of one layer at a time
+    return WORD * (words + max(((task.held - 1) * task.between for task in tasks), default=0.0))
 
 
 def halo_bytes(demand: Demand) -> float:
