@@ -7,6 +7,7 @@ from jtssm.planning.sweeps import sweep
 from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method
 from jtssm.train.evaluation import evaluate
+from jtssm.train.loading import load_params
 from jtssm.train.loop import fit
 from jtssm.train.result import Result
 
@@ -17,6 +18,7 @@ __all__ = [
     "data",
     "evaluate",
     "fit",
+    "load_params",
     "losses",
     "mlp",
     "nn",

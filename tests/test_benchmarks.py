@@ -1,6 +1,7 @@
 """Benchmarks run end to end with small settings, and write nothing then."""
 
 import json
+import subprocess
 
 import jax
 import pytest
@@ -15,6 +16,7 @@ from benchmarks import (
     pdadmm_speed,
     planner_measured,
     planner_paper,
+    process_faults,
     published_figures,
     record,
     tssm_modelled,
@@ -244,3 +246,24 @@ def test_users_networks_runs_small(monkeypatch, capsys):
     lines = [line.split("  ")[0] for line in smoke(monkeypatch, capsys, users_networks)]
     lines = [line for line in lines if "seed" not in line]  # those are of single runs
     assert lines == [f"{name}, n = {n}" for name in ("transformer", "residual") for n in (1, 2)]
+
+
+@pytest.mark.slow
+def test_process_faults_runs_small_and_nothing_is_wrong_in_silence(monkeypatch, capsys):
+    *rows, counts = map(json.loads, smoke(monkeypatch, capsys, process_faults))
+    assert counts["tried"] == len(rows) >= 6
+    assert (counts["hangs"], counts["wrong in silence"]) == (0, 0)
+    found = {row["fault"]: row for row in rows}
+    never, late, key, callback, stopped = list(found.values())[:5]
+    assert "process 1 did not come" in never["says"]["0"]
+    assert never["seconds"]["0"] < 10 + 20
+    assert late["outcome"] == stopped["outcome"] == "goes on"
+    for row in (key, callback):
+        assert row["outcome"] == "ends"
+        assert row["others"] == [0, 1]
+        assert 0 not in row["codes"].values()
+    assert "key: expected the same in every process" in key["says"]["1"]
+    assert "process 1 raised KeyError" in callback["says"]["0"]
+    assert found["process 1 killed"]["gone_on_from"] > 0
+    left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False)
+    assert "jtssm-" not in left.stdout

@@ -391,6 +391,34 @@ def ist_speed(found: dict) -> str:
     return markdown(head, rows)
 
 
+@draws("process_faults", "process_faults")
+def process_faults(found: dict) -> str:
+    """What the others do when a process or the network fails."""
+    rows = [(row["fault"], *_fault_cells(row)) for row in found["faults"]]
+    return markdown(("fault", "what the others do", "after, s", "how to go on"), rows)
+
+
+def _fault_cells(row: dict) -> tuple[str, str, str]:
+    if row["outcome"] == "goes on":
+        return "wait, and go on with the same numbers", "–", "nothing to do"
+    if row["outcome"] == "hangs":
+        return "**hang**", "–", "end them"
+    who = sorted(row["says"])
+    said = [
+        f"process {i} ends with code {row['codes'][i]}: `{_in_a_cell(row['says'][i])}`" for i in who
+    ]
+    after = " and ".join(dict.fromkeys(f"{row['seconds'][i]:.0f}" for i in who))
+    go_on = "mend it, start all again"
+    if row.get("gone_on_from"):
+        go_on = f"start again: went on from epoch {row['gone_on_from']} of its checkpoints"
+    return "; ".join(said), after, go_on
+
+
+def _in_a_cell(text: str) -> str:
+    text = re.sub(r"[|`]", "'", text)
+    return text if len(text) <= 120 else f"{text[:120]}..."
+
+
 FORMS = ("batch", "gathered", "model", "scattered", "paired", "domain")
 
 

@@ -12,6 +12,7 @@ from jtssm.cli import samples
 from jtssm.cli.constructors import add_options, prose, summary, takes
 from jtssm.cli.parsers import Parser, group, words
 from jtssm.cli.readers import (
+    either,
     forms,
     integer,
     integers,
@@ -26,8 +27,9 @@ from jtssm.nn.architectures import ARCHITECTURES
 from jtssm.nn.norm import NORMALISATIONS
 from jtssm.planning.builders import LOCAL_STEPS, workers_argument
 from jtssm.sharding.cost.machines import MACHINES
-from jtssm.sharding.distributed import LOST_AFTER
+from jtssm.sharding.meeting import LOST_AFTER
 from jtssm.train import history
+from jtssm.train.checkpoint import ANYWAY
 
 OPTIMIZERS = ("adam", "adamw", "adagrad", "lion", "nadam", "radam", "rmsprop", "sgd")
 BATCH_SIZE = 110
@@ -225,7 +227,7 @@ def _processes() -> Parser:
         "--lost-after",
         type=integer,
         default=LOST_AFTER,
-        help=f"seconds until a dead process ends the others; default: {LOST_AFTER}",
+        help=f"seconds until one that does not come, or dies, ends the others; default: {LOST_AFTER}",
     )
     return shared
 
@@ -245,7 +247,12 @@ def _checkpoints() -> Parser:
     add(
         "--every", type=integer, help="steps between checkpoints; default: each line of the history"
     )
-    add("--resume", type=integer, help="go on from that checkpoint; default: the newest")
+    add(
+        "--resume",
+        type=either(integer, one_of([ANYWAY])),
+        help="the checkpoint that the first start goes on from (the same command then goes on from what "
+        f"it has written), or {ANYWAY!r}: from the newest of another run; default: the newest",
+    )
     return shared
 
 

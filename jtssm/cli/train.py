@@ -17,7 +17,8 @@ from jtssm.nn.network import Network
 from jtssm.planning.builders import workers_argument
 from jtssm.protocol.method import Method
 from jtssm.protocol.optimizers import told
-from jtssm.train.checkpoint import need_orbax
+from jtssm.train.checkpoint import local
+from jtssm.train.stored import need_orbax
 
 HIDDEN = {"mlp": [512] * 3, "convnet": [128]}  # unless given
 CHANNELS = [16, 32]
@@ -48,6 +49,7 @@ def complete(arguments: argparse.Namespace) -> None:
         )
     if arguments.checkpoint is not None:
         need_orbax()
+        local(arguments.checkpoint)
     arguments.hidden = arguments.hidden or HIDDEN.get(arguments.net)
     if arguments.net == "convnet":
         arguments.channels = arguments.channels or CHANNELS

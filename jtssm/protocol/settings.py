@@ -64,6 +64,19 @@ class Settings:
         arguments = {name: plain(value) for name, value in self.arguments.items()}
         return {"method": self.constructor, "arguments": arguments}
 
+    def closures(self) -> dict[str, Callable | optax.GradientTransformation]:
+        """Functions and further optimizers among the arguments, whose numbers no document tells.
+
+        The optimizer of the method and its loss are its program's.
+        """
+        others = {n: a for n, a in self.arguments.items() if n not in ("optimizer", "loss")}
+        kinds = optax.GradientTransformation
+        return {
+            name: value
+            for name, value in others.items()
+            if isinstance(value, kinds) or (callable(value) and not isinstance(value, type))
+        }
+
     def remade(self, net: Network) -> Method:
         """The method with the same arguments on another network.
 

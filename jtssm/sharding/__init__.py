@@ -12,8 +12,9 @@ from jtssm.sharding.cost import (
     step_seconds,
 )
 from jtssm.sharding.count import Route, count_bytes, ring_bytes
-from jtssm.sharding.distributed import ProcessBatches, ProcessSamples, connect
+from jtssm.sharding.distributed import ProcessBatches, ProcessSamples
 from jtssm.sharding.layers import FORMS, Slabs, misfit, whole_grid
+from jtssm.sharding.meeting import connect
 from jtssm.sharding.mesh import AXES, AxisNames, make_mesh, put
 from jtssm.sharding.placement import batch_sharding, num_splits, place
 from jtssm.sharding.placement.on_host import gathered

@@ -19,63 +19,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from jtssm import checks
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import Array, Tree, crc
 from jtssm.nn.boundary import num_samples
-
-LOST_AFTER = 60  # seconds
-
-
-def connect(
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-    *,
-    lost_after: int = LOST_AFTER,
-) -> None:
-    """Meet the other processes, before anything else of jax: `jax.distributed.initialize` with our times.
-
-    Args:
-      coordinator: host:port of process 0, which all of them can reach.
-      num_processes: how many there are. All three None: jax finds them by itself, under SLURM, on Cloud
-        TPU, under Open MPI and Kubernetes.
-      process_id: which of them this is, from 0.
-      lost_after: seconds after which a process that gives no sign of life counts as lost. The others then
-        end with jax's message and a code that is not 0. They do so too when one ends of itself and they
-        have not come to their own end this much later.
-
-    Raises:
-      ValueError: only some of the three are given, or no host:port, or no such process.
-    """
-    given = (coordinator, num_processes, process_id)
-    checks.count(lost_after=lost_after)
-    if any(a is not None for a in given):
-        _check_given(*given)
-    jax.distributed.initialize(
-        coordinator,
-        num_processes,
-        process_id,
-        heartbeat_timeout_seconds=lost_after,
-        shutdown_timeout_seconds=lost_after,
-    )
-
-
-def _check_given(
-    coordinator: str | None, num_processes: int | None, process_id: int | None
-) -> None:
-    if coordinator is None or num_processes is None or process_id is None:
-        raise ValueError(
-            f"coordinator, num_processes, process_id: expected all three, e.g. 'host:1234', 2 and 0, or "
-            f"none of them; got {coordinator!r}, {num_processes} and {process_id}"
-        )
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"coordinator: expected host:port, e.g. 'host:1234'; got {coordinator!r}")
-    checks.count(num_processes=num_processes)
-    if not 0 <= process_id < num_processes:
-        raise ValueError(
-            f"process_id: expected one of 0..{num_processes - 1}, one for each process; got {process_id}"
-        )
 
 
 def is_first() -> bool:
@@ -101,7 +46,8 @@ def told_by_all(value: Any) -> list[Any]:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.asarray(len(text))).reshape(-1)
-    padded = np.zeros(int(lengths.max()), np.uint8)
+    # of few lengths, each of which compiles a program
+    padded = np.zeros(max(256, 1 << (int(lengths.max()) - 1).bit_length()), np.uint8)
     padded[: len(text)] = text
     said = multihost_utils.process_allgather(padded)
     return [json.loads(a[:n].tobytes()) for a, n in zip(said, lengths, strict=True)]
@@ -241,14 +187,13 @@ def check_shares(owners: Sequence[int], samples: ProcessSamples, check: Callable
     Raises:
       ValueError: whatever `check` says; or the shares do not fit together.
     """
-    x, y = jax.tree.map(np.ascontiguousarray, tuple(samples))
-    refused, digest = None, 0
+    x, y = jax.tree.map(np.asarray, tuple(samples))
+    refused = None
     try:
         check(x, y)
     except ValueError as error:
         refused = error
-    for a in jax.tree.leaves((x, y)):
-        digest = zlib.crc32(a.data, digest)
+    digest = crc((x, y))
     mine = np.asarray([refused is not None, num_samples(x), digest], np.uint32)
     said = multihost_utils.process_allgather(mine).reshape(-1, 3)
     if refused is not None:

@@ -17,6 +17,7 @@ from jtssm.nn.boundary import num_samples
 from jtssm.nn.inputs import check_samples, on_host
 from jtssm.protocol import sample_checks
 from jtssm.protocol.method import Method
+from jtssm.sharding.agreement import check_all_ask
 from jtssm.sharding.placement.on_host import gathered
 
 ROWS = 1024  # most samples of a forward pass, unless told
@@ -62,6 +63,8 @@ def evaluate(
       >>> sorted(jtssm.evaluate(method, state, {"train": (x, y)}))
       ['train_accuracy', 'train_loss']
     """
+    if method.mesh is not None:
+        check_all_ask("evaluate")
     if batch_size is None:
         batch_size = _rows(method)
     (batch_size,) = checks.count(batch_size=batch_size)
@@ -179,6 +182,8 @@ def outputs(method: Method, state: Tree, x: Tree) -> np.ndarray:
 
     Every process must ask, with the same samples, and gets all of them.
     """
+    if method.mesh is not None:
+        check_all_ask("predict")
     predict, whole = jax.jit(method.predict), on_host(method.network, x)
     check_samples(method.network, whole)
     num = num_samples(whole)

@@ -1,24 +1,30 @@
-"""What a run is, and what its arrays are, in a few words and numbers that another process can compare."""
+"""What a run is, in a few words and numbers that another process can compare."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
-from types import ModuleType
-from typing import Any, TypeVar
+from dataclasses import fields, is_dataclass
+from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.typing import ArrayLike
+import optax
 
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import Array, Tree, crc
+from jtssm.nn.adapted import Adapted
+from jtssm.nn.boundary import Sample
+from jtssm.nn.layer import Layer, Shape
 from jtssm.protocol.method import Method
+from jtssm.protocol.settings import plain
+from jtssm.sharding.placement.comparing import key_words, words
+from jtssm.sharding.placement.on_host import gathered
+from jtssm.train import behaviour
+from jtssm.train.checksums import checksums
 from jtssm.train.record import Document
 
-Words = TypeVar("Words", Array, np.ndarray)
-PRIME = np.uint32(2654435761)
+# what must be the same for a state and its place among samples to mean anything, whoever wants it
+NEEDED = ("state", "samples", "batch")
+ALIKE = 1e-4  # how far numbers of the same closure lie apart, on whatever machine
 
 
 def abstract_state(method: Method, key: Array, x: Tree, y: Array | np.ndarray) -> Tree:
@@ -35,21 +41,39 @@ def fingerprint(
     used: int,
     key: Array,
     params: Sequence[Tree] | None,
+    start: Tree = None,
+    y: Array | np.ndarray | None = None,
 ) -> Document:
     """What must be the same for a run to go on from a checkpoint; numbers and names that JSON holds.
+
+    Closures (optimizers, losses, activations, somebody's layers) are in it by what they do on small fixed
+    arrays: `jtssm.train.behaviour`.
 
     Args:
       state: shapes of its unplaced state.
       train: `samples` or `stream`.  used: of the samples at hand, how many the method sees.
-      params: weights that the run starts from, or None.
+      params: weights that the run starts from, or None.  start: or a state; every process must ask.
+      y: labels or targets, for their shape and dtype.
     """
-    impl = str(jax.random.key_impl(key))
+    stages = method.program.stages
     return {
         **method.program.identity(),
+        "precision": getattr(jax.config, "jax_default_matmul_precision", None),
+        "compute_dtype": stages.compute_dtype and str(stages.compute_dtype),
+        "functions": _functions(method),
+        "optimizer": behaviour.of_optimizers(stages),
+        "network": [
+            _layer(layer, shape)
+            for layer, shape in zip(stages.network.layers, stages.network.shapes, strict=False)
+        ],
+        "values of the loss": None
+        if y is None
+        else behaviour.of_loss(stages.loss, stages.network.outputs, y),
         "samples": used,
         "train": train,
-        "key": [impl, np.asarray(jax.random.key_data(key)).tolist()],
-        "params": None if params is None else _crc(jax.tree.leaves(params)),
+        "key": key_words(key),
+        "params": None if params is None else crc(params),
+        "start": None if start is None else crc_of_state(start),
         "state": {
             jax.tree_util.keystr(path).lstrip("."): f"{a.dtype}{list(a.shape)}"
             for path, a in jax.tree_util.tree_leaves_with_path(state)
@@ -57,10 +81,57 @@ def fingerprint(
     }
 
 
+def crc_of_state(state: Tree) -> int:
+    """Of a state, placed or not, the same number."""
+    return crc([np.asarray(checksums([a]), np.uint32) for a in jax.tree.leaves(gathered(state))])
+
+
+def _functions(method: Method) -> Document:
+    """Functions and further optimizers among the arguments of a method, by what they do."""
+    made = {} if method.settings is None else method.settings.closures()
+    told = {name: _function(a, method) for name, a in made.items()}
+    return {name: a for name, a in told.items() if a is not None}
+
+
+def _function(value: Any, method: Method) -> Any:
+    if isinstance(value, optax.GradientTransformation):
+        return behaviour.of_optimizer(value, method.network.parameter_shapes())
+    return behaviour.of_function(value)
+
+
+def _layer(layer: Layer, shape: Sample) -> Document:
+    """A layer of ours by its fields, somebody's by what it does."""
+    own = is_dataclass(layer) and type(layer).__module__.startswith("jtssm.nn.")
+    if not own or isinstance(layer, Adapted):
+        return {"name": layer.name} | behaviour.of_layer(layer, shape)
+    assert is_dataclass(layer)
+    told = {field.name: _field(getattr(layer, field.name), shape) for field in fields(layer)}
+    return {"kind": type(layer).__name__} | told
+
+
+def _field(value: Any, shape: Sample) -> Any:
+    """What a field of a layer says: numbers and words, or a function's values, or layers.
+
+    Args:
+      shape: of one sample of the layer's inputs; layers in a row hand on others.
+    """
+    if isinstance(value, Layer):
+        return _layer(value, shape)
+    if isinstance(value, (tuple, list)):
+        told = []
+        for each in value:
+            told.append(_field(each, shape))
+            shape = each.shape(cast(Shape, shape)) if isinstance(each, Layer) else shape
+        return told
+    if callable(value):
+        return behaviour.of_function(value) or plain(value)
+    return plain(value)
+
+
 def samples(train: Tree, shares: int | None = None) -> str:
     """What (x, y) are, in words; shares: of `ProcessSamples` a checksum of all processes' samples."""
-    crc = lambda a: _crc([a]) if shares is None else f"{shares} of all shares"
-    return ", ".join(f"{a.dtype}{list(a.shape)} of checksum {crc(a)}" for a in _leaves(train))
+    all_of = lambda a: f"{a.dtype}{list(a.shape)} of checksum {shares} of all shares"
+    return ", ".join(map(words if shares is None else all_of, _leaves(train)))
 
 
 def stream(first: Tree, steps_per_epoch: int | None) -> str:
@@ -74,60 +145,48 @@ def _leaves(pair: Tree) -> list[np.ndarray]:
     return jax.tree.leaves(tuple(pair))
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What differs, in words; empty where nothing does."""
-    found = []
-    for name in [*here, *(set(there) - set(here))]:
-        a, b = there.get(name), here.get(name)
-        if a != b and isinstance(a, Mapping) and isinstance(b, Mapping):
-            found.append(f"{name}: {differences(a, b).split('; ')[0]}")
-        elif a != b:
-            found.append(f"{name}: {a} there, {b} here")
-    return "; ".join(found)
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, str]:
+    """What differs, in words by name; empty where nothing does."""
+    names = [*here, *(name for name in there if name not in here)]
+    told = {name: _difference(there.get(name), here.get(name)) for name in names}
+    return {name: text for name, text in told.items() if text}
 
 
-def _crc(arrays: Sequence[ArrayLike]) -> int:
-    crc = 0
-    for a in arrays:
-        crc = zlib.crc32(np.ascontiguousarray(a).view(np.uint8).data, crc)
-    return crc
+def _difference(a: Any, b: Any) -> str:
+    """What differs first between two values; "" where nothing does."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        if "does" in a and "does" in b:
+            return _by_numbers(a, b)
+        inner = differences(a, b)
+        return next((f"{name}: {text}" for name, text in inner.items()), "")
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        parts = ((i, _difference(*pair)) for i, pair in enumerate(zip(a, b, strict=True)))
+        plainly = not any(isinstance(each, (Mapping, list)) for each in (*a, *b))
+        first = next(((i, text) for i, text in parts if text), None)
+        if first is None:
+            return ""
+        return f"{a} there, {b} here" if plainly else f"number {first[0]}: {first[1]}"
+    return "" if a == b else f"{_shown(a)} there, {_shown(b)} here"
 
 
-def checksums(leaves: Sequence[Array | np.ndarray]) -> list[int]:
-    """One number an array, the same on any mesh and on the host; a changed number changes it."""
-    numbers = [jax.random.key_data(a) if is_key(a) else a for a in leaves]
-    placed = iter(_on_devices([a for a in numbers if not isinstance(a, np.ndarray)]))
-    found = (_checksum(a, np) if isinstance(a, np.ndarray) else next(placed) for a in numbers)
-    return [int(number) for number in found]
+def _by_numbers(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    """Whether what something does is another thing."""
+    rest = [{name: value for name, value in one.items() if name != "does"} for one in (a, b)]
+    if text := next((f"{n}: {t}" for n, t in differences(*rest).items()), ""):
+        return text
+    one, other = (np.asarray(each["does"]) for each in (a, b))
+    if one.shape == other.shape:
+        near = np.isclose(one, other, rtol=ALIKE, atol=1e-6 * np.abs(one).max(initial=0.0))
+        if near.all():
+            return ""
+        one, other = one[~near], other[~near]
+    return f"values {one[:1].tolist()} there, {other[:1].tolist()} here, on the same inputs"
 
 
-def is_key(a: Array | np.ndarray | jax.ShapeDtypeStruct) -> bool:
-    """Whether it is an array of typed keys."""
-    return jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
-
-
-@jax.jit
-def _on_devices(leaves: list[Array]) -> list[Array]:
-    return [_checksum(a, jnp) for a in leaves]
-
-
-def _checksum(a: Words, xp: ModuleType) -> Words:
-    """The sum of all words, each times an odd number that its place decides, modulo 2^32."""
-    a = a.reshape(1) if a.ndim == 0 else a
-    words, odd = _words(a, xp), xp.zeros((1,) * a.ndim, np.uint32)
-    for d, n in enumerate(a.shape):
-        places = xp.arange(n, dtype=np.uint32).reshape([n if i == d else 1 for i in range(a.ndim)])
-        odd = (odd + places) * PRIME
-    return xp.sum(words * (odd * np.uint32(2) + np.uint32(1)), dtype=np.uint32)
-
-
-def _words(a: Words, xp: ModuleType) -> Words:
-    """The bits of an array as uint32, those of 64 folded."""
-    if a.dtype == bool:
-        return a.astype(np.uint32)
-    kind = np.dtype(f"uint{8 * a.dtype.itemsize}")
-    bits: Any = a.view(kind) if xp is np else lax.bitcast_convert_type(a, kind)
-    if kind.itemsize == 8:
-        bits = bits ^ (bits >> np.uint64(32))
-        return (bits & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-    return bits.astype(np.uint32)
+def _shown(value: Any) -> str:
+    """A value as a message shows it."""
+    return (
+        f"values {value['does'][:1]}"
+        if isinstance(value, Mapping) and "does" in value
+        else f"{value}"
+    )

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import jax
 import numpy as np
 
 from jtssm import checks
 from jtssm.protocol.info import Info
+from jtssm.sharding.agreement import end_all
 from jtssm.train.divergence import Divergence
 from jtssm.train.result import Epoch
 
 if TYPE_CHECKING:
     from jtssm.train.trainer import Trainer
 
+T = TypeVar("T")
+
 
 class Hook:
     """What is called when, with what; a hook overrides the moments that it wants.
 
     The trainer calls all hooks in the order of their list, every process at the same moments; what one
-    of them raises ends the training, and carries its result. `fit` has a hook each for halving, the
-    bar, the user's callbacks, signals and checkpoints, and takes others among its callbacks.
+    of them raises ends the training, in every process, and carries its result. A process may have hooks
+    that others lack; these must ask nothing that all processes must ask. `fit` has a hook each for
+    halving, the bar, the user's callbacks, signals and checkpoints, and takes others among its callbacks.
 
     Examples:
       >>> import jax, jtssm, optax
@@ -92,6 +97,24 @@ def as_hooks(callbacks: Sequence[Callable[[Epoch], object] | Hook]) -> Sequence[
             f"callbacks: expected a list of functions, e.g. [print]; got {checks.shown(callbacks)}"
         )
     return [call if isinstance(call, Hook) else Callback(call) for call in callbacks]
+
+
+def ask(hooks: Sequence[Hook], moment: Callable[[Hook], T]) -> list[T]:
+    """What each hook says at a moment.
+
+    What one raises in one of several processes ends all: those after it are still called, for they may
+    wait for the other processes, and then every process raises.
+    """
+    if jax.process_count() == 1:
+        return [moment(hook) for hook in hooks]
+    said, wrong = [], None
+    for hook in hooks:
+        try:
+            said.append(moment(hook))
+        except BaseException as error:
+            wrong = wrong or error
+    end_all(wrong)
+    return said
 
 
 def is_true(returned: Any) -> bool:

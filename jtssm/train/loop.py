@@ -15,13 +15,16 @@ from jtssm.arrays import Array, Tree
 from jtssm.losses import Metric
 from jtssm.nn.boundary import num_samples
 from jtssm.protocol.method import Method
+from jtssm.sharding.agreement import ending_all
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.distributed import ProcessBatches, ProcessSamples, introduce
 from jtssm.sharding.placement.packing import is_rows
 from jtssm.train import fingerprint
+from jtssm.train.agreement import Ways, agree, share
 from jtssm.train.batches import Minibatches, Resident
-from jtssm.train.checkpoint import Folder, need_orbax
+from jtssm.train.checkpoint import ANYWAY, Folder, local
 from jtssm.train.divergence import not_finite
+from jtssm.train.document import check_order
 from jtssm.train.evaluation import as_metric, evaluate
 from jtssm.train.feed import Feed, check_shared
 from jtssm.train.halving import Halving
@@ -34,6 +37,7 @@ from jtssm.train.result import Epoch, Result
 from jtssm.train.samples import Given, Pair, evaluated, in_memory
 from jtssm.train.saving import Saving
 from jtssm.train.signals import noted
+from jtssm.train.stored import need_orbax
 from jtssm.train.stream import Stream, check_streams, is_stream
 from jtssm.train.trainer import Trainer
 
@@ -60,7 +64,7 @@ def fit(
     checkpoint: str | Path | None = None,
     every: int | None = None,
     keep: int = 3,
-    resume: int | None = None,
+    resume: int | str | None = None,
     on_divergence: str = "stop",
     halvings: int = 5,
     steps_per_epoch: int | None = None,
@@ -112,21 +116,30 @@ def fit(
       progress: show a bar; None: where there is a terminal.
       evaluate_every: epochs between two lines of the history, with their evaluations and callbacks.
         A resident method runs that many steps in one dispatch.
-      checkpoint: a folder. A run that has checkpoints there goes on from the newest, with the numbers it
-        would have had (`params` and `state` are then not used); one that was complete, or that a callback
-        stopped, returns at once. Mesh, forms, callbacks, validation, `estimate`, `evaluate_every` and the
-        arguments below may change, and `epochs` may grow; anything else that can be seen may not: the
-        method's arguments are compared, of an optimizer the structure of its state, or its arguments
-        where it is a `solvers.optimizer`. A stream must give the same batches again, or its iterator have
+      checkpoint: a folder of this machine or mounted there, which one run uses at a time. A run that
+        has checkpoints there goes on from the newest, with the numbers it would have had; `params` and
+        `state` are then not used again. One that was complete, or that a callback stopped, returns at
+        once, and a UserWarning says that nothing was trained. Mesh, forms, callbacks, validation,
+        `estimate`, `evaluate_every` and the arguments below may change, and `epochs` may grow; anything
+        else that can be seen may not, and the error names it: the method's arguments, the network, the
+        key, the samples, the weights or the state that it starts from, precision. Functions (optimizers,
+        schedules, losses, activations, somebody's modules) are compared by what they do on small fixed
+        inputs: an optimizer, e.g., by its updates at steps 0 to 100, and where it counts its steps at
+        1000, 10 000 and 100 000. A stream must give the same batches again, or its iterator have
         `get_state` and `set_state` (`jtssm.train.stream_reader`); a UserWarning says if it does not.
-        On one mesh and CPU the results are the same bits; on a GPU with
-        XLA_FLAGS=--xla_gpu_deterministic_ops=true; on another mesh they agree up to rounding.
-        SIGTERM and Ctrl-C let the chunk of steps end (at most 50, of a resident method `evaluate_every`,
-        at most 65 536), write a checkpoint and return; a second Ctrl-C gives up at once.
+        On one mesh and CPU, of as many cores (a UserWarning says where not), the results are the same
+        bits; on a GPU with XLA_FLAGS=--xla_gpu_deterministic_ops=true; on another mesh they agree up to
+        rounding. SIGTERM and Ctrl-C let the chunk of steps end (at most 50, of a resident method
+        `evaluate_every`, at most 65 536), write a checkpoint and return; a second Ctrl-C gives up at
+        once.
+        `jtssm.load_params` reads the weights.
       every: least number of steps between two checkpoints, which lie at ends of chunks; None: one at
         every line of the history.
       keep: how many of the newest stay.
-      resume: the checkpoint to go on from, by its number in the folder; None: the newest.
+      resume: None: from the newest checkpoint. A number: where the first start with it begins; the same
+        call again goes on from what that start has written since. "anyway": from the newest, though the
+        run in the folder is another (a UserWarning says what differs), as long as shapes of the state,
+        the number of samples and the minibatches are the same.
       on_divergence: "stop", or "halve": go back to the last line of the history whose loss was not over
         twice the least so far, nor twice that of its own first step, and on from there with half the
         steps (`jtssm.Method` says which), at most `halvings` times. One state more is kept in
@@ -140,7 +153,7 @@ def fit(
 
     Raises:
       ValueError: bad samples, fewer than one minibatch, or bad arguments; a checkpoint that is damaged
-        (it says which is before it) or of another run (it says what differs).
+        (it says which is before it) or of another run (it says what differs), or in another's use.
       OSError: checkpoints cannot be written: before training, or later (full disk), with `result`.
       ImportError: `checkpoint` without orbax-checkpoint.
 
@@ -150,9 +163,13 @@ def fit(
 
     With several processes (`sharding.connect`) all of them call this, and the functions of the result,
     with the same arguments on a mesh that has devices of each; all get the same (but for `seconds`).
-    Process 0 shows the bar. Callbacks run in every process, and training stops in all where one of them
-    stops it; so does a signal to one of them, with a checkpoint. Without one Ctrl-C, and always an
-    exception in one process, ends that process; jax then ends the others.
+    Before anything is drawn they compare versions, method, network, samples, key, mesh and arguments:
+    ValueError in every process says what differs. Process 0 shows the bar. Callbacks run where they were
+    given, in some of the processes too (but ask nothing there that all must ask); training stops in all
+    where one stops it, and what one raises ends all: the others raise an error of the same kind
+    (ValueError, OSError, ImportError, else RuntimeError) that names the process, with `result`. A signal
+    to one process ends all, with a checkpoint; without one Ctrl-C, and always an exception that is no
+    callback's, ends that process; jax then ends the others.
 
     Examples:
       >>> import jax, jtssm, optax
@@ -167,35 +184,54 @@ def fit(
       >>> result.predict(x).shape
       (100, 3)
     """
-    checks.instance("method", method, Method, "solvers.sgd(net, ...)")
-    epochs, evaluate_every = checks.count(epochs=epochs, evaluate_every=evaluate_every)
-    key, given = checks.key(key), as_hooks(callbacks)
-    _check_ways(checkpoint, every, keep, resume, on_divergence, halvings)
-    held = None if is_stream(train) else in_memory(method.network, train, steps_per_epoch)
-    if held is None:
-        check_streams(method, train, steps_per_epoch)
-    method = on_mesh(method, mesh, forms, machine, 0 if held is None else num_samples(held[0]))
+    with ending_all():  # nothing before its end waits for another process
+        checks.instance("method", method, Method, "solvers.sgd(net, ...)")
+        epochs, evaluate_every = checks.count(epochs=epochs, evaluate_every=evaluate_every)
+        key, given = checks.key(key), as_hooks(callbacks)
+        _check_ways(checkpoint, every, keep, resume, on_divergence, halvings)
+        held = None if is_stream(train) else in_memory(method.network, train, steps_per_epoch)
+        if held is None:
+            check_streams(method, train, steps_per_epoch)
+        method = on_mesh(method, mesh, forms, machine, 0 if held is None else num_samples(held[0]))
+        sets = evaluated(method, validation)
+        found = {name: as_metric(name, given) for name, given in (metrics or {}).items()}
+        ways = Ways(
+            epochs=epochs,
+            evaluate_every=evaluate_every,
+            steps_per_epoch=steps_per_epoch,
+            checkpoint=checkpoint is not None,
+            every=every,
+            keep=keep,
+            resume=resume,
+            on_divergence=on_divergence,
+            halvings=halvings,
+            estimate=estimate,
+        )
+    samples = train if held is None else held
+    given = agree(method, samples, key, ways, sets, found, (params, state), given)
+    share(checkpoint)
     introduce(method.mesh)
     init_key, order_key = jax.random.split(key)
     if held is None:
         feed, told = _streamed(method, train, steps_per_epoch, checkpoint is not None)
     else:
         feed, told = _held(method, held, order_key, epochs)
-    sets = evaluated(method, validation)
-    found = {name: as_metric(name, given) for name, given in (metrics or {}).items()}
     _check_start(method, params, state, feed)
     lines = Lines(evaluate_every, epochs)
     with contextlib.ExitStack() as stack:
         folder = begun = None
         if checkpoint is not None:
             shapes = fingerprint.abstract_state(method, init_key, feed.x, feed.y)
-            run = fingerprint.fingerprint(method, shapes, told, num_samples(feed.x), key, params)
+            run = fingerprint.fingerprint(
+                method, shapes, told, num_samples(feed.x), key, params, state, feed.y
+            )
             folder = Folder(checkpoint, keep, run)
             stack.callback(folder.close)
             begun = folder.load(method, shapes, resume)
         if begun is None:
             begun = _begin(method, feed, init_key, params, state)
         else:
+            check_order(begun.position.order, feed.order())
             feed.resume(begun.position.order)
         _check_epochs(epochs, begun.position)
         hooks: list[Hook] = [Halving(halvings, begun.sound)] if on_divergence == "halve" else []
@@ -205,7 +241,10 @@ def fit(
             hooks += [stack.enter_context(noted()), Saving(folder, every)]
         anew = estimates(method.network, params, estimate)
         score = lambda state: evaluate(method, state, sets, metrics=found)
-        return Trainer(begun, method, feed, lines, score, hooks, estimated=anew).train()
+        trainer = Trainer(begun, method, feed, lines, score, hooks, estimated=anew)
+        if folder is not None and trainer.complete:
+            folder.tell_complete()
+        return trainer.train()
 
 
 def _streamed(
@@ -291,7 +330,7 @@ def _check_ways(
     checkpoint: str | Path | None,
     every: int | None,
     keep: int,
-    resume: int | None,
+    resume: int | str | None,
     on_divergence: str,
     halvings: int,
 ) -> None:
@@ -299,9 +338,14 @@ def _check_ways(
     checks.one_of("on_divergence", on_divergence, DIVERGED)
     if checkpoint is not None:
         need_orbax()
+        local(checkpoint)
     checks.count(keep=keep, halvings=halvings)
     if every is not None:
         checks.count(every=every)
+    if resume is not None and resume != ANYWAY and not checks.is_integer(resume):
+        raise ValueError(
+            f"resume: expected None, a checkpoint's number or {ANYWAY!r}; got {checks.shown(resume)}"
+        )
     for name, value in (("every", every), ("resume", resume)):
         if checkpoint is None and value is not None:
             raise ValueError(f"{name}: expected None without a checkpoint; got {value!r}")

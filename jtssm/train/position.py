@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-import jax
-import numpy as np
+from typing import NamedTuple
 
 from jtssm.arrays import Tree
 from jtssm.protocol.info import Info
@@ -34,30 +30,18 @@ class Position(NamedTuple):
     steps: int  # of the run done
     lines: int  # of the history written
     order: Document  # of samples, as it was at the line before: `feeding`
-    infos: Info | None = None  # of every step since the line before, on the host
+    # of every step since the line before, on the host, chunk by chunk; None: at a line
+    infos: tuple[Info, ...] | None = None
     seconds: float = 0.0  # since the line before
 
     def document(self) -> Document:
-        """As JSON holds it, every bit of its numbers."""
-        tell = lambda a: [str(a.dtype), a.tolist()]
-        infos = self.infos and jax.tree.map(tell, self.infos._asdict())
-        return self._asdict() | {"infos": infos}
+        """As JSON holds it, but for the infos, which `jtssm.train.journal` keeps."""
+        return self._asdict() | {"infos": self.infos is not None}
 
     @classmethod
-    def of(cls, document: Document) -> Position:
+    def of(cls, document: Document, infos: tuple[Info, ...]) -> Position:
         """The position that a document tells of."""
-        infos = None if document["infos"] is None else _infos(**document["infos"])
-        return cls(**{**document, "infos": infos})
-
-
-def _infos(shown: Mapping[str, list], **told: list) -> Info:
-    """What `Position.document` tells of infos."""
-
-    def read(dtype: str, numbers: list) -> Any:  # Info is of jax's arrays, here of numpy's
-        return np.asarray(numbers, dtype)
-
-    measured = {name: read(*a) for name, a in told.items()}
-    return Info(**measured, shown={name: read(*a) for name, a in shown.items()})
+        return cls(**{**document, "infos": infos if document["infos"] else None})
 
 
 class Sound(NamedTuple):

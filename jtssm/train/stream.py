@@ -17,15 +17,16 @@ import jax
 import numpy as np
 
 from jtssm import checks
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import Array, Tree, crc
 from jtssm.protocol.method import Method
+from jtssm.sharding.agreement import ending_all
 from jtssm.sharding.distributed import ProcessBatches, put_rows, told_by_all
 from jtssm.sharding.placement import batch_sharding
 from jtssm.train.batches import CHUNK, CHUNK_SAMPLES
 from jtssm.train.divergence import Guard, Outcome
 from jtssm.train.feed import SEEN, Feed, shares_of
 from jtssm.train.record import Document
-from jtssm.train.stream_reader import Reader, checksum, is_pair
+from jtssm.train.stream_reader import Reader, is_pair
 
 CHUNK_BYTES = 2**27  # most of a chunk's samples, unless one step takes more
 
@@ -90,7 +91,8 @@ class Stream(Feed[int]):
         self.shares = shares_of(batch_sharding(method), self.shape, self.shared)
         self.size = self.shares.size
         self.sharding = batch_sharding(method, stacked=True)
-        self._reader = Reader(method, batches, steps_per_epoch is not None, placed)
+        with ending_all():
+            self._reader = Reader(method, batches, steps_per_epoch is not None, placed)
         self.x, self.y = self._reader.first
         self._check_processes()
         self._most = max(1, min(CHUNK, CHUNK_SAMPLES // self.size, self._steps_in(CHUNK_BYTES)))
@@ -111,7 +113,7 @@ class Stream(Feed[int]):
         """The first batches of all processes are alike; not of shares, the very same."""
         arrays = jax.tree.leaves(self._reader.first)
         first = [f"{a.dtype} of {a.shape[1:]}" for a in arrays]
-        said = told_by_all([first, [] if self.shared else [checksum(a) for a in arrays]])
+        said = told_by_all([first, [] if self.shared else [crc([a]) for a in arrays]])
         if any(other != said[0] for other in said):
             raise ValueError(
                 f"train: expected the same batches in each process, or ProcessBatches of alike samples; "

@@ -4,6 +4,10 @@ A place is the batch of a pass, and the row in it, where the first sample stands
 yet. To go there in another process the batches before it in its pass are read again and dropped; an
 iterator that has `get_state` and `set_state` (grain's) is put there at once. `set_epoch` of the
 iterable, where it has one, is told the number of each pass before it begins, from 0.
+
+Other data are noticed by checksums: of the very first batch, of the batches of the pass before the place
+where they are read again, of the batch in which the place lies, and of a list, which costs no reading,
+of the whole pass before.
 """
 
 from __future__ import annotations
@@ -12,14 +16,15 @@ import base64
 import json
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
 from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import numpy as np
 
 from jtssm import checks
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import Array, Tree, crc
 from jtssm.nn.inputs import entries
 from jtssm.protocol.method import Method
 from jtssm.train.record import Document
@@ -32,6 +37,7 @@ class _Batch(NamedTuple):
     place: Document  # where it begins
     size: int
     left: int  # samples that no step has taken
+    crc: int  # of its samples
 
 
 class Reader:
@@ -52,6 +58,7 @@ class Reader:
         self.ended = False  # whether `take` came to the end of a pass
         self._at_hand: deque[_Batch] = deque()
         self._open: Iterator | None = None
+        self._last: list[int] | None = None  # batches, samples and checksum of the pass before
         self._begin_pass()
         self.again = self._open is not batches  # whether `iter` starts anew
         if not self.again and not counted:
@@ -61,6 +68,7 @@ class Reader:
             )
         self._like: Pair | None = None
         self._rest = self._next() or self._none()
+        self._begins = self._at_hand[0].crc
         self.first = self._like = _copied(self._rest, slice(1))
 
     def ahead(self, num: int) -> Pair:
@@ -102,24 +110,29 @@ class Reader:
 
     def place(self) -> Document:
         """Where the first sample stands that was not taken; JSON holds it."""
+        known = {"passes": self.passes, "first": self._begins, "last": self._last}
         if self._at_hand:
-            place, size, left = self._at_hand[0]
-            return place | {"row": size - left, "passes": self.passes}
-        return self._here() | {"row": 0, "passes": self.passes}
+            place, size, left, crc = self._at_hand[0]
+            return place | known | {"row": size - left, "next": crc}
+        return self._here() | known | {"row": 0, "next": None}
 
     def go_to(self, place: Document) -> None:
         """Stand at a place, of this stream in another process.
 
         Warns:
-          UserWarning: the batches before it are not those that they were.
+          UserWarning: the batches there and before it are not those that they were.
         """
+        same = place["first"] == self._begins and self._same_list(place)
         if self.again:
             self._leave_pass()
             self.passes = place["pass"]
             self._rest = _cut(self._rest, slice(0))
             self._at_hand.clear()
             self._begin_pass()
-        if not (self._set_state(place) or self._reread(place)):
+        same &= self._set_state(place) or self._reread(place)
+        same &= self._stand(place)
+        self._last = place["last"]
+        if not same:
             checks.warn(
                 "train: expected the batches that were read before the checkpoint; got others: the run "
                 "goes on with what comes, not as it would have"
@@ -139,8 +152,23 @@ class Reader:
         self._batch, self._passed, self._crc = (place[name] for name in ("batch", "passed", "crc"))
         self._rest = _cut(self._rest, slice(0))
         self._at_hand.clear()
-        self._drop(place["row"])
         return True
+
+    def _same_list(self, place: Document) -> bool:
+        """Whether the batches of a list, all in memory, are those of the pass before."""
+        if place["last"] is None or not isinstance(self.batches, Sequence):
+            return True
+        pairs = [self._checked(batch) for batch in self.batches]
+        chain = reduce(_chained, (crc(pair) for pair in pairs if len(pair[1])), 0)
+        return [len(pairs), sum(len(y) for _, y in pairs), chain] == place["last"]
+
+    def _stand(self, place: Document) -> bool:
+        """Drop what was taken of the batch at a place; whether the batch is the one that it was."""
+        if place["next"] is not None and not self._at_hand and (batch := self._next()) is not None:
+            self._rest = _joined(self._rest, batch)
+        same = place["next"] in (None, self._at_hand[0].crc if self._at_hand else -1)
+        self._drop(place["row"])
+        return same
 
     def _reread(self, place: Document) -> bool:
         """Read up to there, and drop it; whether that was what it had been."""
@@ -149,7 +177,6 @@ class Reader:
             self._drop_before(place["batch"])
         self._drop_before(place["batch"])
         here = self._at_hand[0].place if self._at_hand else self._here()
-        self._drop(place["row"])
         return all(here[name] == place[name] for name in ("batch", "passed", "crc"))
 
     def _drop_before(self, batch: int) -> None:
@@ -167,10 +194,10 @@ class Reader:
     def _used(self, num: int) -> None:
         """So many of the samples at hand are no longer there."""
         while num:
-            place, size, left = self._at_hand.popleft()
-            if left > num:
-                self._at_hand.appendleft(_Batch(place, size, left - num))
-            num = max(0, num - left)
+            batch = self._at_hand.popleft()
+            if batch.left > num:
+                self._at_hand.appendleft(batch._replace(left=batch.left - num))
+            num = max(0, num - batch.left)
 
     def _here(self) -> Document:
         """Where the next batch begins."""
@@ -194,6 +221,7 @@ class Reader:
         self._open, self._batch, self._passed, self._crc = None, 0, 0, 0
 
     def _end_pass(self) -> None:
+        self._last = [self._batch, self._passed, self._crc]
         self._leave_pass()
         self.passes += 1
 
@@ -247,9 +275,9 @@ class Reader:
             self._batch += 1
             if len(y):
                 self._passed += len(y)
-                for a in jax.tree.leaves((x, y)) if self.placed else ():
-                    self._crc = checksum(a, self._crc)
-                self._at_hand.append(_Batch(place, len(y), len(y)))
+                told = crc((x, y)) if self.placed else 0
+                self._crc = _chained(self._crc, told)
+                self._at_hand.append(_Batch(place, len(y), len(y), told))
                 return x, y
 
     def _checked(self, batch: object) -> Pair:
@@ -309,9 +337,9 @@ def _named(method: Method, pair: Pair) -> list[tuple[str, Any]]:
     return [*entries(method.network, "x", pair[0]), ("y", pair[1])]
 
 
-def checksum(a: np.ndarray, crc: int = 0) -> int:
-    """Of an array, going on from that of what stands before it."""
-    return zlib.crc32(np.ascontiguousarray(a).reshape(-1).view(np.uint8).data, crc)
+def _chained(before: int, batch: int) -> int:
+    """The checksum of batches with one more, of which the crc is known."""
+    return zlib.crc32(batch.to_bytes(4, "big"), before)
 
 
 def _told(iterator: Iterator | None) -> Document | None:

@@ -12,10 +12,10 @@ from jtssm import checks
 from jtssm.arrays import Tree
 from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method
-from jtssm.sharding.distributed import largest
+from jtssm.sharding.distributed import largest, told_by_all
 from jtssm.train.divergence import Divergence, Guard
 from jtssm.train.feed import Feed
-from jtssm.train.hooks import Hook, is_true
+from jtssm.train.hooks import Hook, ask, is_true
 from jtssm.train.position import Checkpoint, Lines, Position, Sound
 from jtssm.train.record import HELD, certificate, folded, joined, make_plain, means
 from jtssm.train.result import Epoch, Result
@@ -94,8 +94,7 @@ class Trainer:
         return self._result(self.settled, interrupted or self.signal is not None)
 
     def _run(self) -> None:
-        for hook in self.hooks:
-            hook.on_begin(self)
+        ask(self.hooks, lambda hook: hook.on_begin(self))
         if self.complete:
             self.settled = self.drain(self.state)
         while not self.complete and self.signal is None and self.divergence is None:
@@ -104,15 +103,14 @@ class Trainer:
                 self._diverged(divergence)
             elif self.signal is None:
                 self._line()
-        for hook in self.hooks:
-            hook.on_end(self)
+        ask(self.hooks, lambda hook: hook.on_end(self))
 
     def _chunks(self) -> Divergence | None:
         """Steps up to the next line; a signal ends them early, and so does a divergence."""
         at, feed = self.at, self.feed
         chunks = feed.draw(at.end - at.start)
         begun = time.perf_counter() - at.seconds
-        self._seen = [] if at.infos is None else [at.infos]
+        self._seen = list(at.infos or ())
         self._held = sum(len(infos.loss) for infos in self._seen)
         for outcome in feed.run(self.guard, self.state, chunks[at.chunks :]):
             if outcome.infos is None:
@@ -124,7 +122,7 @@ class Trainer:
             self._chunk(outcome.infos, done < len(chunks))
             if self.signal is not None:
                 return None
-        self.at = self.at._replace(infos=joined(self._seen), seconds=time.perf_counter() - begun)
+        self.at = self.at._replace(infos=tuple(self._seen), seconds=time.perf_counter() - begun)
         return None
 
     def _see(self, infos: Info) -> None:
@@ -137,29 +135,31 @@ class Trainer:
 
     def _chunk(self, infos: Info, more: bool) -> None:
         """Tell the hooks of a chunk, and of the place behind it if no line is due there."""
-        for hook in self.hooks:
-            hook.on_chunk(self, infos)
+        ask(self.hooks, lambda hook: hook.on_chunk(self, infos))
         if more or self.signal is not None:
             self._place()
 
     def _place(self) -> None:
-        for hook in self.hooks:
-            hook.on_place(self)
+        ask(self.hooks, lambda hook: hook.on_place(self))
 
     def _diverged(self, divergence: Divergence) -> None:
         """Go on where a hook went back, or else end."""
-        back = [hook.on_divergence(self, divergence) for hook in self.hooks]
+        back = told_by_all(any(ask(self.hooks, lambda hook: hook.on_divergence(self, divergence))))
+        if len(set(back)) > 1:
+            raise RuntimeError(
+                f"on_divergence: expected hooks that go back in every process or none; got {back}"
+            )
         if not any(back):
             self.divergence, self.settled = divergence, self.guard.latest
 
     def _line(self) -> None:
         """A line of the history: evaluate, ask the hooks, and stop where one of them wants it."""
         at, seconds = self.at, self._settle()
-        self.infos = at.infos or joined([])
+        self.infos = joined(at.infos or ())
         self.history.append(self._record(at.end, seconds))
         self.at = Position(at.end, at.end, 0, at.steps, len(self.history), self.feed.order())
         epoch = Epoch(self.history[-1], self.settled, self.method, self.history)
-        stops = [self._stops(hook, epoch) for hook in self.hooks]
+        stops = ask(self.hooks, lambda hook: self._stops(hook, epoch))
         if largest(any(stops)):  # all processes, or none
             self.stopped = self.lines.last
             self.settled = self.drain(self.settled)
@@ -200,9 +200,8 @@ class Trainer:
     def checkpoint(self) -> Checkpoint:
         """What another process needs to go on from here; every process must ask, at a place."""
         if self.at.chunks:
-            self._seen = [joined(self._seen)]
             order = self.feed.within(self.at.order)
-            self.at = self.at._replace(infos=self._seen[0], order=order)
+            self.at = self.at._replace(infos=tuple(self._seen), order=order)
         return Checkpoint(
             state=self.state,
             position=self.at,

@@ -11,6 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from jtssm import cli, sharding, solvers
 from jtssm.data import synthetic
 from jtssm.nn import images, perceptrons
 from jtssm.nn.network import sequence
+from jtssm.train import agreement
 
 DEVICES = 8
 LOST_AFTER = 10  # seconds
@@ -200,6 +202,106 @@ def refusals() -> dict[str, str]:
     return said
 
 
+def said(run: Callable[[], Any]) -> str:
+    """What a run is refused with; "" if it is not."""
+    try:
+        run()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def sgd(net: Any = NET, rate: float = 1e-2, batch_size: int = 16, **options: Any) -> Any:
+    """A method with an optimizer and a loss that tell no numbers."""
+    return solvers.sgd(net, optimizer=optax.adam(rate), batch_size=batch_size, **options)
+
+
+def scaled(scale: float) -> Callable:
+    """A loss that holds a number."""
+    return lambda outputs, y: scale * ((outputs - jax.nn.one_hot(y, 3)) ** 2).sum(axis=-1)
+
+
+def disagreements(folder: Path) -> dict[str, str]:
+    """What is said where process 1 is given something else than process 0."""
+    agreement.SEEN_WITHIN = 0.2
+    this = jax.process_index()
+    mesh, turned = sharding.make_mesh(1, 1, DEVICES), X.copy()
+    turned[:2] *= 1 - 2 * this  # an even number of signs
+    data, start = (X, Y), NET.init(jax.random.key(this), np.float64)
+    bend = jnp.tanh if this else jnp.sin
+    bent = sequence([perceptrons.dense(16, activation=bend), perceptrons.dense(3)], (4,))
+    other = jax.sharding.Mesh(mesh.devices[..., :: 1 - 2 * this], mesh.axis_names)
+    fits: dict[str, tuple] = {
+        "key": (sgd(), data, {"key": jax.random.key(this)}),
+        "method": (sgd(batch_size=16 + 16 * this), data, {}),
+        "rate": (sgd(rate=1e-2 + 1e-3 * this), data, {}),
+        "loss": (sgd(loss=scaled(1.0 + this)), data, {}),
+        "network": (sgd(bent), data, {}),
+        "mesh": (sgd(), data, {"mesh": other}),
+        "forms": (
+            sgd(DEEP),
+            data,
+            {
+                "mesh": sharding.make_mesh(1, 4, 2),
+                "forms": [("model", "row")[this], "batch", "batch"],
+            },
+        ),
+        "train": (sgd(), (turned, Y), {}),
+        "kind": (sgd(), sharding.ProcessSamples(X, Y) if this else data, {}),
+        "epochs": (sgd(), data, {"epochs": 2 + this}),
+        "validation": (sgd(), data, {"validation": None if this else HELD_OUT}),
+        "metrics": (sgd(), data, {"metrics": {} if this else {"size": lambda f, y: f.sum(-1)}}),
+        "params": (sgd(), data, {"params": start}),
+        "checkpoint": (sgd(), data, {"checkpoint": None if this else folder / "one"}),
+        "folder": (sgd(), data, {"checkpoint": folder / f"of {this}"}),
+        "refused": (sgd(), (X, Y + 3 * this), {"evaluate_every": 1 - this}),
+    }
+    plain = {"epochs": 2, "key": jax.random.key(0), "mesh": mesh}
+    found = {
+        name: said(partial(jtssm.fit, method, train, **(plain | ways)))
+        for name, (method, train, ways) in fits.items()
+    }
+    placed = sharding.place(sgd(), mesh)
+    found["init"] = said(lambda: placed.init(jax.random.key(this), X, Y))
+    assert not list(folder.glob("of */*"))
+    return found
+
+
+def of_one_process() -> list:
+    """What ends a run whose process 0 alone has a callback, and the lines of its result.
+
+    The callback works at the first line, at the second it wants what takes all processes.
+    """
+    seen = []
+
+    def log(epoch: Any) -> None:
+        seen.append(epoch.record["epoch"])
+        if len(seen) == 2:
+            jtssm.evaluate(epoch.method, epoch.state, HELD_OUT)
+
+    method, shape, _ = cases()["sgd"]
+    calls, mesh = [] if jax.process_index() else [log], sharding.make_mesh(*shape)
+    try:
+        jtssm.fit(method, (X, Y), epochs=3, key=jax.random.key(0), mesh=mesh, callbacks=calls)
+    except ValueError as error:
+        return [seen, str(error), len(error.result.history)]
+    raise AssertionError("nothing was raised")
+
+
+def own_loop() -> dict[str, Any]:
+    """Parameters that a loop of one's own comes to, without `fit`, on meshes with groups of all kinds."""
+    found = {}
+    for name, (method, shape, forms) in few_cases().items():
+        placed = sharding.place(method, sharding.make_mesh(*shape), forms=forms)
+        state, step = placed.init(jax.random.key(0), X, Y), jax.jit(placed.step)
+        lead = placed.batch_shape or (len(X),)
+        for i in range(3):
+            rows = np.roll(np.arange(len(X)), 16 * i)[: np.prod(lead)].reshape(lead)
+            state, _ = step(state, X[rows], Y[rows])
+        found[name] = {"params": [a.tolist() for a in jax.tree.leaves(placed.params(state))]}
+    return found
+
+
 def stopped() -> int:
     """Epochs of a run that the last process alone wants to stop after the second."""
     last = jax.process_index() == jax.process_count() - 1
@@ -298,6 +400,8 @@ PROGRAMS: dict[str, Callable[[Path], Any]] = {
         "cases": run_cases(few_cases),
         "shares": run_shares("sgd"),
         "refused": refusals(),
+        "disagree": disagreements(folder),
+        "of one": of_one_process(),
         "kept": kept(folder, 1, one_case),
     },
     "long": lambda folder: {
@@ -313,6 +417,7 @@ PROGRAMS: dict[str, Callable[[Path], Any]] = {
     "begin": lambda folder: kept(folder, 1),
     "go on": lambda folder: kept(folder, 2),
     "endless": endless,
+    "loop": lambda folder: own_loop(),
 }
 
 

@@ -1,5 +1,6 @@
 """Short runs with checkpoints, and ways in which they end, for the tests of checkpoints and signals."""
 
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -16,8 +17,11 @@ X, Y = synthetic.separable(0, 120, 4, 4, np.float64)
 KEY = jax.random.key(0)
 
 
+adam = cache(optax.adam)  # one object a rate: what it does is found out once
+
+
 def sgd(rate=0.1, net=NET, **options):
-    return solvers.sgd(net, **{"optimizer": optax.adam(rate), "batch_size": 20} | options)
+    return solvers.sgd(net, **{"optimizer": adam(rate), "batch_size": 20} | options)
 
 
 def fit(folder=None, how=None, epochs=3, **options):
@@ -38,7 +42,18 @@ def broken_off(folder, after=2, **options):
     """A run that an exception ends, its checkpoints in the folder."""
     with pytest.raises(OSError, match="broken off"):
         fit(folder, callbacks=[stopping(after + 1, fail)], **{"epochs": after + 2} | options)
-    return sorted(int(path.name) for path in Path(folder).iterdir())
+    return steps_in(folder)
+
+
+def steps_in(folder):
+    """The checkpoints in a folder."""
+    return sorted(int(path.name) for path in (Path(folder) / "steps").iterdir())
+
+
+def complete(folder, *args, **options):
+    """What a complete run returns, which says that nothing was trained."""
+    with pytest.warns(UserWarning, match=r"checkpoint: complete in .*, nothing trained"):
+        return fit(folder, *args, **options)
 
 
 SMALL = ["--method", "sgd", "--hidden", "16", "--epochs", "3", "--batch-size", "60"]

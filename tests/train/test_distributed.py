@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -16,6 +18,7 @@ import pytest
 import jtssm
 from jtssm import data, sharding
 from jtssm.cli import main
+from jtssm.sharding import meeting
 from tests.train import distributed_runs as runs
 
 ROOT = Path(__file__).parents[2]
@@ -181,6 +184,101 @@ def test_what_cannot_work_is_refused_in_every_process(pair):
     assert one["refused"] == two["refused"]
 
 
+DISAGREE = {
+    "key": r"key: .*; got .*\[0, 0\]\] in process 0; .*\[0, 1\]\] in process 1",
+    "method": "method: arguments: batch_size: .* got 16 in process 0; 32 in process 1",
+    "rate": r"^optimizer \(digest\): expected the same in every process; got \[\d+\] in process 0; ",
+    "loss": r"^loss \(digest\): ",
+    "network": r"network: layers \(digest\): ",
+    "mesh": "^mesh: devices: .*in process 0; ",
+    "forms": r"^forms: .* got \['model', 'batch', 'batch'\] in process 0; \['row', ",
+    "train": r"^train: .*float64\[96, 4\] of checksum .* in process 1$",
+    "kind": "^train: .*in process 0; \\['ProcessSamples', ",
+    "epochs": "^epochs: .* got 2 in process 0; 3 in process 1$",
+    "validation": "^validation: .* in process 0; None in process 1$",
+    "metrics": r"^metrics: .* got \['size'\] in process 0; \[\] in process 1$",
+    "params": r"^params: \[0\]\['W'\]: ",
+    "checkpoint": "checkpoint: .* got True in process 0; False in process 1",
+    "folder": r"^checkpoint: expected a folder .* all processes share; got .*of [01], where process 0 does "
+    r"not see what \[1\] wrote; where process 1 does not see what \[0\] wrote$",
+    "init": "^key: ",
+}
+
+
+def test_processes_that_were_given_other_things_are_refused_and_told_what(pair):
+    _, (one, two), _ = pair
+    assert one["disagree"].keys() == DISAGREE.keys() | {"refused"}
+    for name, message in DISAGREE.items():
+        for found in (one, two):
+            assert re.search(message, found["disagree"][name]), (name, found["disagree"][name])
+    mine = "evaluate_every: expected an integer of at least 1; got 0"
+    assert two["disagree"]["refused"] == mine
+    assert one["disagree"]["refused"] == f"process 1 raised ValueError: {mine}"
+
+
+def test_a_callback_of_one_process_works_and_what_it_raises_ends_all(pair):
+    _, (one, two), _ = pair
+    said = "evaluate: expected to be asked in every process, which it takes; got it asked in the callback "
+    said += "of_one_process.<locals>.log of processes 0 alone"
+    assert one["of one"] == [[1, 2], said, 2]
+    assert two["of one"] == [[], f"process 0 raised ValueError: {said}", 2]
+
+
+def met(*processes: tuple, seconds: float = 5.0) -> list:
+    """What `meet` says in each of the threads that stand for processes, given by number and of how many."""
+    at = f"localhost:{free_port()}"
+
+    def come(this: int, num: int) -> object:
+        try:
+            return meeting.meet(at, at, num, this, seconds)
+        except (ValueError, OSError) as error:
+            return error
+
+    with ThreadPoolExecutor(len(processes)) as pool:
+        return list(pool.map(lambda process: come(*process), processes))
+
+
+@pytest.fixture
+def no_jax(monkeypatch):
+    """Nobody listens after the meeting."""
+    monkeypatch.setattr(meeting, "_await_jax", lambda *_: None)
+
+
+def test_processes_meet(no_jax):
+    assert met((0, 3), (1, 3), (2, 3)) == [None] * 3
+    assert met((0, 1)) == [None]
+
+
+def test_who_does_not_come_is_named_in_all_that_came(no_jax):
+    one, two = met((0, 4), (2, 4), seconds=0.5)
+    assert str(one) == str(two)
+    assert isinstance(two, TimeoutError)
+    assert "expected 4 processes at localhost:" in str(one)
+    assert str(one).endswith("within 0.5 s (lost_after); processes 1, 3 did not come")
+    (alone,) = met((1, 2), seconds=0.3)
+    assert re.search("expected process 0 at .* within 0.3 s .*; process 0 did not come", str(alone))
+
+
+def test_processes_of_one_number_or_of_other_numbers_are_refused_in_all_that_came(no_jax):
+    twice = set(map(str, met((0, 3), (1, 3), (1, 3))))
+    assert twice == {"process_id: expected each of 0..2 once; got 1 twice"}
+    other = set(map(str, met((0, 3), (1, 2))))
+    assert other == {
+        "num_processes: expected the same in every process; got 3 in process 0, 2 in process 1"
+    }
+
+
+def test_an_address_of_another_machine_and_a_taken_port_are_named():
+    with pytest.raises(
+        OSError, match=r"address of process 0's machine with a free port; got 192\.0\.2\.1:"
+    ):
+        meeting.meet("192.0.2.1:80", "192.0.2.1:80", 2, 0, 1.0)
+    with socket.create_server(("localhost", 0)) as taken:
+        at = f"localhost:{taken.getsockname()[1]}"
+        with pytest.raises(OSError, match="JAX_COORDINATOR_BIND_ADDRESS"):
+            meeting.meet(at, at, 2, 0, 1.0)
+
+
 def test_the_command_line_trains_with_several_processes_and_the_first_one_writes(pair):
     folder, _, _ = pair
     names = {"history.csv", "history.png", "params.npz", "result.json"}
@@ -329,3 +427,18 @@ def test_when_one_process_is_lost_the_other_ends_and_the_run_goes_on_in_one(tmp_
     assert [line["epoch"] for line in resumed.history] == list(range(1, epochs + 1))
     assert resumed.history[0]["seconds"] != whole.history[0]["seconds"]
     agree({"params": runs.numbers(resumed)["params"]}, {"params": runs.numbers(whole)["params"]})
+
+
+@pytest.mark.slow
+def test_a_loop_of_ones_own_needs_nothing_of_fit(tmp_path):
+    """The first programs of the two begin with other groups of devices."""
+    found = together(tmp_path, 2, "loop")
+    assert found[0] == found[1]
+    for name, (method, _, _) in runs.few_cases().items():
+        state, step = method.init(jax.random.key(0), runs.X, runs.Y), jax.jit(method.step)
+        lead = method.batch_shape or (len(runs.X),)
+        for i in range(3):
+            rows = np.roll(np.arange(len(runs.X)), 16 * i)[: np.prod(lead)].reshape(lead)
+            state, _ = step(state, runs.X[rows], runs.Y[rows])
+        params = [a.tolist() for a in jax.tree.leaves(method.params(state))]
+        agree({name: found[0][name]}, {name: {"params": params}})

@@ -14,7 +14,7 @@ from jtssm.train.history import HistoryFile
 from jtssm.train.hooks import Hook
 from jtssm.train.position import Sound
 from tests.train.killed import same
-from tests.train.short_runs import KEY, NET, X, Y, fail, fit
+from tests.train.short_runs import KEY, NET, X, Y, fail, fit, steps_in
 
 
 class Noting(Hook):
@@ -177,7 +177,7 @@ def test_a_pipeline_that_fills_is_no_divergence_and_is_gone_on_from(tmp_path, mo
     ways = {"how": how, "epochs": 4, "evaluate_every": 2, "on_divergence": "halve"}
     with pytest.raises(OSError, match="broken off"):
         fit(tmp_path, every=2, callbacks=[Ending(6)], **ways)
-    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 4]
+    assert steps_in(tmp_path) == [2, 4]
     whole, on = fit(**ways), fit(tmp_path, every=2, **ways)
     assert same(whole, on)
     assert whole.halvings == ()

@@ -12,7 +12,7 @@ import jtssm
 from jtssm.cli import main
 from jtssm.train import history
 from tests.train.killed import same
-from tests.train.short_runs import SMALL, X, Y, fail, fit, stopping
+from tests.train.short_runs import SMALL, X, Y, complete, fail, fit, steps_in, stopping
 
 # where reading or writing fails, tensorstore calls an event loop that orbax has closed already
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -37,7 +37,7 @@ def test_a_signal_ends_the_chunk_writes_a_checkpoint_and_returns(number, tmp_pat
     assert result.signal == number
     assert len(result.history) == 1
     assert next(left) == 5  # no chunk was begun after it
-    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [6, 10]
+    assert steps_in(tmp_path) == [6, 10]
     on = fit(tmp_path)
     assert not on.interrupted
     assert same(on, fit())
@@ -51,7 +51,7 @@ def test_a_second_ctrl_c_gives_up_at_once(tmp_path):
     result = fit(tmp_path, callbacks=[stopping(2, twice)])
     assert result.interrupted
     assert len(result.history) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["6"]
+    assert steps_in(tmp_path) == [6]
 
 
 def test_in_another_thread_no_handler_is_set(tmp_path):
@@ -83,7 +83,7 @@ def test_a_history_file_holds_each_epoch_once_over_several_lives(suffix, tmp_pat
     else:
         assert [json.loads(line) for line in lines] == result.history
     file.write_text("of another run")
-    fit(tmp_path / "run", epochs=4, callbacks=[history.HistoryFile(file)])
+    complete(tmp_path / "run", epochs=4, callbacks=[history.HistoryFile(file)])
     assert file.read_text().splitlines() == lines  # complete: at once
     history.HistoryFile(file)  # which begins no training
     assert file.read_text().splitlines() == lines
@@ -123,3 +123,16 @@ def test_the_command_line_exits_by_signal_and_goes_on(number, code, tmp_path, ca
     assert [line.split(",")[0] for line in lines] == ["epoch", "1", "2", "3"]
     assert main([*command[:-2], "--every", "3", "--overwrite"]) == 2
     assert "every: expected None without a checkpoint" in capsys.readouterr().err
+    written = (tmp_path / "run" / "result.json").read_text()
+    # settings that did not train what is there
+    assert main([*command, "--learning-rate", "0.5", "--overwrite"]) == 2
+    assert "is of another: arguments: optimizer: learning_rate: " in capsys.readouterr().err
+    assert main([*command[:6], "4", *command[7:], "--overwrite"]) == 2  # a cosine of more steps
+    given = ["--learning-rate", "0.5", "--overwrite", "--resume", "anyway"]
+    with pytest.warns(UserWarning, match="another run: arguments: optimizer"):
+        assert main([*command, *given]) == 2
+    assert "a run that is not complete, or more epochs" in capsys.readouterr().err
+    assert (tmp_path / "run" / "result.json").read_text() == written
+    with pytest.warns(UserWarning, match="checkpoint: complete in .*kept, nothing trained"):
+        assert main([*command, "--overwrite", "--resume", "anyway"]) == 0
+    assert (tmp_path / "run" / "history.csv").read_text().splitlines() == lines

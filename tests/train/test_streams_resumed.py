@@ -186,3 +186,57 @@ def test_with_other_processes_each_starts_its_batches_again():
     with pytest.warns(UserWarning, match="expected the 2 processes of the checkpoint; got 1"):
         begun.resume(order)
     assert begun.order()["places"] == make().order()["places"]
+
+
+def pairs_of(seed):
+    return synthetic.separable(seed, 130, 4, 3, np.float64)
+
+
+def resumed(make, steps, old, new):
+    """Where the reader of other data is put that a run on the old ones has left, after some steps."""
+    method, counted = METHODS["sgd"](), steps is not None
+    there = Reader(method, make(*old), counted=counted, placed=True)
+    for _ in range(steps or 2):
+        there.take(10, 13, False)  # of a pass that is an epoch, all of it: the place is between two
+    Reader(method, make(*new), counted=counted, placed=True).go_to(there.place())
+
+
+def end_changed(x, y):
+    """The same data but for one number near the end."""
+    x = x.copy()
+    x[100, 0] += 1e-9
+    return x, y
+
+
+def grain_of(x, y):
+    grain = pytest.importorskip("grain")
+    pipe = grain.MapDataset.source(list(zip(x, y, strict=True))).shuffle(seed=3).repeat().batch(26)
+    return iter(pipe.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+
+class Anew:
+    """An iterable that is no list."""
+
+    def __init__(self, *pair):
+        self.pair = pair
+
+    def __iter__(self):
+        return iter(batches(33, *self.pair))
+
+
+@pytest.mark.parametrize(
+    ("make", "steps", "other"),
+    [
+        (lambda x, y: batches(33, x, y), None, pairs_of(1)),
+        (lambda x, y: batches(33, x, y), None, end_changed(*pairs_of(0))),
+        (Anew, None, pairs_of(1)),
+        (grain_of, 4, pairs_of(1)),
+        (lambda x, y: iter(batches(33, x, y)), 1, pairs_of(1)),
+    ],
+    ids=["list", "the end of a list", "iterable", "grain", "iterator"],
+)
+def test_other_data_are_noticed_between_passes_and_where_no_batch_is_read_again(make, steps, other):
+    same = pairs_of(0)
+    resumed(make, steps, same, same)
+    with pytest.warns(UserWarning, match="expected the batches that were read before"):
+        resumed(make, steps, same, other)

@@ -16,6 +16,7 @@ from jtssm.protocol.workers import WorkerProgram
 from jtssm.sharding.distributed import check_present
 from jtssm.sharding.layers.choose import program_forms
 from jtssm.sharding.mesh import AxisNames, axis_names, axis_size
+from jtssm.sharding.placement.comparing import agreed
 from jtssm.sharding.placement.pieces import Placing, check_elementwise
 from jtssm.sharding.placement.switch import Place
 from jtssm.sharding.placement.whole import place_whole
@@ -52,6 +53,9 @@ def place(
         them, pr * pc (both split samples) does not divide their batch. Several processes: one of them
         has no devices in the mesh.
 
+    With several processes all of them call `init` and `spread` of the placed method; `init` raises
+    ValueError in every process where method, mesh, forms, key or versions are not the same in all.
+
     Where "subnet" does not divide the number of pieces n, every device has ceil(n / subnet) slots, the
     last of which stay empty: a step takes as long, and a device holds as much, as with full slots.
 
@@ -70,7 +74,7 @@ def place(
     checks.instance("method", method, Method, "solvers.sgd(net, ...)")
     checks.instance("mesh", mesh, (Mesh, AbstractMesh), "sharding.make_mesh(pc=2)")
     check_present(mesh)
-    return _placed(method.program, mesh, axis_names(mesh, axes), forms)
+    return agreed(_placed(method.program, mesh, axis_names(mesh, axes), forms))
 
 
 @singledispatch

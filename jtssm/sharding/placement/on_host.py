@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jtssm.arrays import AnyArray, Array, Tree
 from jtssm.protocol.exchange import Kind
+from jtssm.sharding.agreement import check_all_ask
 from jtssm.sharding.layers.stored import FLAT, WHOLE, in_a_row, out_of_a_row
 from jtssm.sharding.mesh import AxisNames
 from jtssm.sharding.placement.flat import Flat, is_flat
@@ -148,5 +149,6 @@ def _numbers(a: Array | np.ndarray) -> np.ndarray:
     if not isinstance(a, jax.Array):
         return a
     if not a.is_fully_addressable and not a.is_fully_replicated:
+        check_all_ask("gathered")
         return multihost_utils.process_allgather(a, tiled=True)
     return np.asarray(a)
