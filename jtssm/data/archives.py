@@ -67,16 +67,17 @@ def arrays(
     names: Sequence[str],
     expected: str,
     hint: str = "fetch it again",
-    most: int = MOST,
+    most: int | None = None,
 ) -> list[np.ndarray]:
     """Arrays of an npz archive, by name.
 
-    most: bytes of the file, and of an array.
+    most: bytes of the file, and of an array; None: of a data set of ours.
 
     Raises:
       ValueError: no such archive, damaged, or without one of them; arrays of Python objects, which would
         be unpickled; an array of another size than its header says. `expected` says what should be there.
     """
+    most = MOST if most is None else most
     with _archive(path, expected, hint, most) as archive:
         return [_array(archive, f"{name}.npy", most) for name in names]
 

@@ -38,8 +38,8 @@ def from_npz(
       FileNotFoundError: no such file.
     """
     path, memory = checks.path("path", path), _memory()
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: expected an npz file with x and y; it is not there")
+    _regular(path)
+    _fits(path, path.stat().st_size, memory)
     sizes = archives.sizes(path, EXPECTED, AGAIN, memory)
     chosen = _chosen(path, names, list(sizes))
     _fits(path, sum(sizes[name] for name in chosen.values()), memory)
@@ -78,6 +78,13 @@ def _chosen(path: Path, names: Mapping[str, str] | None, there: Sequence[str]) -
 def _other(word: str) -> str:
     """x_test of y_test, and the other way round."""
     return {"x": "y", "y": "x"}[word[0]] + word[1:]
+
+
+def _regular(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: expected an npz file with x and y; it is not there")
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"{path}: expected an npz file with x and y; got no regular file")
 
 
 def _memory() -> int:

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jtssm import checks
 from jtssm.arrays import Array, Tree
 from jtssm.nn.adapted import Adapted, Together
-from jtssm.nn.boundary import Sample, SampleTree, described, of_arrays, sample_of, stacked
+from jtssm.nn.boundary import Sample, SampleTree, described, sample_of, stacked
 from jtssm.nn.inputs import as_input
 from jtssm.nn.layer import Layer, Shape
 from jtssm.nn.norm import Statistics
@@ -206,7 +206,9 @@ def sequence(layers: Sequence[Layer], in_shape: Sequence[int] | Tree) -> Network
 
 
 def _first(in_shape: Sequence[int] | Tree) -> Sample:
-    if isinstance(in_shape, (SampleTree, jax.ShapeDtypeStruct)) or of_arrays(in_shape):
+    leaves = jax.tree.leaves(in_shape)
+    described = leaves and all(isinstance(a, jax.ShapeDtypeStruct) for a in leaves)
+    if isinstance(in_shape, SampleTree) or described:
         tree = in_shape.tree if isinstance(in_shape, SampleTree) else in_shape
         return sample_of(stacked(tree, 1))
     return checks.counts("in_shape", in_shape, "(28, 28, 1)")

@@ -127,7 +127,7 @@ def test_a_killed_run_is_gone_on_from_by_its_own_command_alone(tmp_path, capsys,
 
 
 def test_what_is_needed_is_asked_for_before_the_data(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("jtssm.cli.runs._splits", lambda arguments: 1 / 0)
+    monkeypatch.setattr("jtssm.cli.samples.load", lambda arguments: 1 / 0)
     monkeypatch.setitem(sys.modules, "orbax", None)
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     assert main([*TRAIN, "--checkpoint", str(tmp_path / "kept")]) == 2

@@ -178,7 +178,7 @@ def test_forms_that_a_decoder_has():
     params, forms = NET.parameter_shapes(), sharding.layers.forms.FORMS
     have = [[f for f in forms if not misfit(NET, i, params[i], f, 2)] for i in range(4)]
     half = ["batch", "gathered", "paired"]
-    assert have == [["batch"], half, half, ["batch", "gathered"]]
+    assert have == [["batch", "gathered"], half, half, ["batch", "gathered"]]
 
 
 def test_it_is_planned_by_its_name():

@@ -119,9 +119,14 @@ def step_memory(
 
 def activation_bytes(demand: Demand) -> float:
     """What the passes of a step hold beside the weights: an upper bound."""
-    words = lambda task: (
-        task.held * (task.activations + task.between) + WITH_GRADIENT * task.gathered
-    )
+    # the gradients of what lies within a layer, and copies, are of one layer at a time
+    inner = max(((task.held - 1) * task.between for task in demand.tasks), default=0.0)
+    return kept_bytes(demand) + WORD * inner
+
+
+def kept_bytes(demand: Demand) -> float:
+    """Of `activation_bytes` what adds up from layer to layer."""
+    words = lambda task: task.held * task.activations + task.between + WITH_GRADIENT * task.gathered
     return WORD * sum(map(words, demand.tasks))
 
 

@@ -30,7 +30,7 @@ class Task(NamedTuple):
     # of the activations, how often a device may hold them at a time: with gradients and copies that a
     # convolution is made of; a declared product's stand for themselves, one after another
     held: float = 3.0
-    between: float = 0.0  # words within the layer, held as often as its activations
+    between: float = 0.0  # words within the layer, held once, and more of one layer at a time
 
     @property
     def words(self) -> float:

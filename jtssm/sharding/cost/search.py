@@ -20,7 +20,7 @@ from jtssm.protocol.declared import WORD
 from jtssm.protocol.method import Method
 from jtssm.sharding.cost.demand_of_pieces import Layered, layered_of, step_samples
 from jtssm.sharding.cost.machines import Machine
-from jtssm.sharding.cost.memory import GRADIENTS, activation_bytes, optimizer_words
+from jtssm.sharding.cost.memory import GRADIENTS, kept_bytes, optimizer_words
 from jtssm.sharding.cost.messages import Demand, Sizes
 from jtssm.sharding.cost.products import stored_words
 from jtssm.sharding.cost.refusals import NoRoomError
@@ -276,7 +276,7 @@ class Chain:
         words = stored_words(grid, self.layered.params[i], i)
         kept = 1 + self.kept[self.layered.piece(i)]
         weights = WORD * words * (GRADIENTS + (1 + self.copies) * kept)
-        return self._priced(demand, weights + activation_bytes(demand))
+        return self._priced(demand, weights + kept_bytes(demand))
 
     def _priced(self, demand: Demand, held: float) -> Step:
         """The gradients without latency: those of all layers go together."""

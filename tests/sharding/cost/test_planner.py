@@ -205,8 +205,8 @@ def test_a_transformer_of_96_blocks_takes_less_than_five_seconds():
     assert takes_less(lambda: run(memory_limit=1e15), 5.0)
     assert len(found[-1].forms) == 2 * 96 + 2
     # where whole weights do not fit, they are split
-    assert takes_less(run, 5.0)
-    assert found[-1].memory.total <= V5E.capacity
+    assert takes_less(lambda: run(memory_limit=2e10), 5.0)
+    assert found[-1].memory.total <= 2e10 < found[0].memory.total
 
 
 def test_what_is_planned_is_what_place_takes():

@@ -144,7 +144,7 @@ def program(name):
     placed, *given = memory.placed_step(case.method, case.sizes, case.forms, case.samples, mesh)
     state, samples = given
     lowered = jax.jit(placed.step, donate_argnums=0).lower(state, *samples)
-    compiled = lowered.compile(AS_WRITTEN if "gathered" in placed.forms or () else None)
+    compiled = lowered.compile(AS_WRITTEN if "gathered" in (placed.forms or ()) else None)
     return compiled, placed, state, samples
 
 

@@ -13,11 +13,14 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 import jtssm
 from jtssm import nn, sharding, solvers
+from jtssm.nn.network import run_layers
+from jtssm.nn.ops import PLAIN, Hops
 from jtssm.planning.trials import traced_bytes
 from jtssm.protocol.device_memory import held
 from jtssm.sharding import cost
 from jtssm.sharding.cost import memory
 from jtssm.sharding.cost.planner import propose
+from jtssm.sharding.layers.regathered import regathering
 from jtssm.sharding.layers.stored import FLAT, WHOLE, dimension_of, in_a_row, out_of_a_row
 from jtssm.sharding.placement.flat import is_flat
 from jtssm.train.checkpoint import Folder
@@ -83,6 +86,7 @@ TEXT = of(Embedding(), Block(), Normed(), TIED, jnp.tanh, TIED, Head())
 BARE = of(Embedding(), Block(), Head())
 SHORT = of(Embedding(), Normed(), Head())
 UNNORMED = of(Embedding(), Block(), linen.Dense(9), TIED, jnp.tanh, TIED, Head())
+COLUMNS = PartitionSpec(None, "pr")
 ODD = jtssm.mlp([7, 12, 9, 3], jnp.tanh)
 
 
@@ -192,7 +196,7 @@ def test_optimizers_see_every_array_in_its_own_shape(shape):
     _, state, end = assert_same("sgd", shape, ODD, MIXING, tol=1e-9)
     for each in (state, end):
         assert any(map(is_flat, jax.tree.leaves(each.weights[0].params, is_leaf=is_flat)))
-        assert each.weights[0].params[0]["W"].sharding.spec == PartitionSpec(None, "pr")
+        assert shape[1] != 4 or each.weights[0].params[0]["W"].sharding.spec == COLUMNS
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of orbax
@@ -252,32 +256,21 @@ def test_a_device_of_eight_holds_an_eighth():
     assert found.temp_size_in_bytes <= told.temporaries <= 4 * found.temp_size_in_bytes
 
 
-@pytest.mark.slow
 def test_no_layer_keeps_its_whole_parameters_for_its_backward_pass():
-    """Where the compiler keeps the order that the program asks for, as those for accelerators do."""
-    options = {
-        "xla_disable_hlo_passes": "cse_barrier_expander",
-        "xla_cpu_enable_concurrency_optimized_scheduler": False,
-    }
-    sizes = []
-    for layers in (4, 12):
-        net = wide(layers, 128)
-        plain, forms = method("sgd", net, optax.sgd(0.1), 8), ["gathered"] * len(net.layers)
-        with jax.enable_x64(False):
-            placed, state, given = memory.placed_step(
-                plain, (1, 8, 1), forms, None, sharding.make_mesh(pr=8)
-            )
-            step = jax.jit(placed.step, donate_argnums=0).lower(state, *given)
-            found = step.compile(compiler_options=options).memory_analysis()
-        sizes.append(
-            (
-                found.temp_size_in_bytes,
-                4 * sum(a.size for a in jax.tree.leaves(net.parameter_shapes()[1])),
-            )
-        )
-    (few, block), (many, _) = sizes
-    # eight blocks more: of each a part of the gradient and what it keeps of 8 samples, not its weights
-    assert (many - few) / 8 < 0.5 * block
+    """What a block keeps are its parts, its inputs and what products gave."""
+    layer, params = wide().layers[1], wide().parameter_shapes()[1]
+    parts = jax.tree.map(lambda a: jnp.ones((a.shape[0] // 2, *a.shape[1:]), a.dtype), params)
+    both = lambda parts: jax.tree.map(lambda a: jnp.concatenate([a, a]), parts)
+    x = jnp.ones((3, LENGTH, 48), jnp.float32)
+
+    def kept(again):
+        given = PLAIN.to_train()._replace(hops=Hops(whole=both, again=again))
+        run = lambda parts, x: run_layers([layer], [parts], x, lambda _: given)
+        return {a.shape for a in jax.tree.leaves(jax.vjp(run, parts, x)[1])}
+
+    wholes = {a.shape for a in jax.tree.leaves(params) if len(a.shape) > 1}
+    assert wholes & kept(lambda run: run)
+    assert not wholes & kept(regathering)
 
 
 @pytest.mark.parametrize(
