@@ -122,7 +122,8 @@ def test_a_killed_run_is_gone_on_from_by_its_own_command_alone(tmp_path, capsys,
     assert [line.split(",")[0] for line in whole.splitlines()] == ["epoch", "1", "2"]
     capsys.readouterr()
     refused(command, out, capsys, "holds one")
-    assert main([*command, "--out", str(tmp_path / "fresh")]) == 0
+    with pytest.warns(UserWarning, match="complete in .*, nothing trained"):
+        assert main([*command, "--out", str(tmp_path / "fresh")]) == 0
     assert (tmp_path / "fresh" / "history.csv").read_text() == whole
 
 

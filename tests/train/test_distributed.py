@@ -197,7 +197,7 @@ DISAGREE = {
     "epochs": "^epochs: .* got 2 in process 0; 3 in process 1$",
     "validation": "^validation: .* in process 0; None in process 1$",
     "metrics": r"^metrics: .* got \['size'\] in process 0; \[\] in process 1$",
-    "dropout": r"^network: training \(digest\): |layers",
+    "dropout": r"^method: layers: .*dropout 0.1.*; network: training \(digest\): ",
     "weights": r"^loss \(digest\): ",
     "resume": "^resume: .* got None in process 0; anyway in process 1$",
     "estimate": "^estimate: .* got None in process 0; False in process 1$",
