@@ -64,7 +64,8 @@ def test_notebooks_import_what_ships_from_where_it_is_public(path):
     assert ours <= PUBLIC
 
 
-# what the kernel's own packages do with their sockets at exit is not ours to judge
+# what the kernel's own packages do with their sockets at exit is not ours to judge; `make docs` runs it too
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_tunable_splitting_runs_and_shows_the_curve(small):
     notebook, shown = executed("01_tunable_splitting", small)

@@ -101,6 +101,7 @@ def test_without_rich_and_matplotlib_a_run_is_whole(tmp_path, capsys, monkeypatc
     assert "gsadmm" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_gone_on_from_by_its_own_command_alone(tmp_path, capsys, monkeypatch):
     """And the history of a complete one stands in another folder at once."""
     out, kept = tmp_path / "run", tmp_path / "kept"

@@ -161,7 +161,7 @@ def test_the_command_writes_a_table_csv_json_and_a_figure(tmp_path, capsys):
     assert all(line["agrees"] == "True" for line in lines if not line["error"])
     assert (out / "sweep.png").stat().st_size > 5000
     assert main(["sweep", *SHAPE, "--method", "gsadmm", "--out", str(out)]) == 2
-    assert "add --resume or --overwrite" in capsys.readouterr().err
+    assert "add --overwrite, or --resume" in capsys.readouterr().err
 
 
 def test_plan_prints_python_that_builds_the_answer(capsys):

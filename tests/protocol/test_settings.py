@@ -59,6 +59,7 @@ def test_a_document_has_no_addresses_and_every_kind_of_value():
             "batch_size": 6,
             "subnets": 2,
             "cuts": None,
+            "balance": "forward",
             "rho": 0.5,
             "alpha": 1.0,
             "eta": None,

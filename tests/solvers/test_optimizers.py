@@ -1,5 +1,7 @@
 """What optimizers see: the layers of the network whatever n is, and the loss that their piece minimises."""
 
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,7 +152,9 @@ MESHES = {
 }
 
 
-@pytest.mark.parametrize("how", ["a tree of labels", "labels by a function"])
+@pytest.mark.parametrize(
+    "how", ["a tree of labels", pytest.param("labels by a function", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("kind", MESHES)
 def test_on_a_mesh_too(kind, how):
     method = made(kind, FREEZING[how])
@@ -260,8 +264,14 @@ BRANCHING = {
 }
 
 
-@pytest.mark.parametrize("name", BRANCHING)
-@pytest.mark.parametrize("kind", ["sgd", "gsadmm, n = 2", "gsadmm, stored", "local_sgd"])
+FAST = [("gsadmm, n = 2", "plateau"), ("sgd", "several steps"), ("sgd", "finite")]
+ALL = product(["sgd", "gsadmm, n = 2", "gsadmm, stored", "local_sgd"], BRANCHING)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [pytest.param(*c, marks=[] if c in FAST else pytest.mark.slow) for c in ALL],
+)
 def test_optimizers_that_branch_give_the_numbers_of_one_device_on_a_mesh(kind, name):
     method = made(kind, BRANCHING[name])
     placed = sharding.place(method, sharding.make_mesh(*MESHES[kind]))

@@ -93,7 +93,10 @@ IN_PIECES = {
 }
 
 
-@pytest.mark.parametrize("name", IN_PIECES)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("gsadmm", "sgd") else pytest.param(n, marks=pytest.mark.slow) for n in IN_PIECES],
+)
 def test_bytes_and_numbers_on_a_mesh(name):
     method, shape = IN_PIECES[name]
     mesh = sharding.make_mesh(*shape)
@@ -122,6 +125,7 @@ def test_a_cut_network_takes_the_step_of_plain_training_where_nothing_is_delayed
         np.testing.assert_allclose(a, b - 0.1 * g, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_pdadmm_leaves_samples_without_weight_where_they_are():
     net, rng = jtssm.mlp([5, 8, V]), np.random.default_rng(1)
     x, y = rng.normal(size=(24, 5)), rng.integers(0, V, 24)

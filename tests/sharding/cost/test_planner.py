@@ -198,6 +198,7 @@ def test_4096_devices_and_alexnet_take_less_than_a_second():
     assert takes_less(run, 1.0)
 
 
+@pytest.mark.slow
 def test_a_transformer_of_96_blocks_takes_less_than_five_seconds():
     net = architectures.transformer(96, width=1024, heads=16, sequence=512)
     found = []

@@ -193,7 +193,9 @@ def test_optimizers_see_the_whole_network(optimizer):
     assert_same(net, (1, 2, 4), forms, 8, optimizer=optimizer, tol=1e-9)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit]
+)
 def test_on_a_users_mesh_muon_too(kind):
     net = jtssm.mlp([8, 8, 16, 8], jnp.tanh)
     mesh = jax.make_mesh((4, 2), ("model", "data"), axis_types=(kind,) * 2)
