@@ -18,15 +18,15 @@ from jtssm.protocol.method import Method
 from jtssm.sharding.agreement import ending_all
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.distributed import ProcessBatches, ProcessSamples, introduce
-from jtssm.sharding.placement.packing import is_rows
 from jtssm.train import fingerprint
 from jtssm.train.agreement import Ways, agree, share
 from jtssm.train.batches import Minibatches, Resident
-from jtssm.train.checkpoint import ANYWAY, Folder, local
+from jtssm.train.checkpoint import Folder
 from jtssm.train.divergence import not_finite
 from jtssm.train.document import check_order
 from jtssm.train.evaluation import as_metric, evaluate
 from jtssm.train.feed import Feed, check_shared
+from jtssm.train.front_door import check_epochs, check_start, check_ways
 from jtssm.train.halving import Halving
 from jtssm.train.hooks import Hook, as_hooks
 from jtssm.train.placing import on_mesh
@@ -37,11 +37,8 @@ from jtssm.train.result import Epoch, Result
 from jtssm.train.samples import Given, Pair, evaluated, in_memory
 from jtssm.train.saving import Saving
 from jtssm.train.signals import noted
-from jtssm.train.stored import need_orbax
 from jtssm.train.stream import Stream, check_streams, is_stream
 from jtssm.train.trainer import Trainer
-
-DIVERGED = ("stop", "halve")
 
 
 def fit(
@@ -188,7 +185,7 @@ def fit(
         checks.instance("method", method, Method, "solvers.sgd(net, ...)")
         epochs, evaluate_every = checks.count(epochs=epochs, evaluate_every=evaluate_every)
         key, given = checks.key(key), as_hooks(callbacks)
-        _check_ways(checkpoint, every, keep, resume, on_divergence, halvings)
+        check_ways(checkpoint, every, keep, resume, on_divergence, halvings)
         held = None if is_stream(train) else in_memory(method.network, train, steps_per_epoch)
         if held is None:
             check_streams(method, train, steps_per_epoch)
@@ -216,7 +213,7 @@ def fit(
         feed, told = _streamed(method, train, steps_per_epoch, checkpoint is not None)
     else:
         feed, told = _held(method, held, order_key, epochs)
-    _check_start(method, params, state, feed)
+    check_start(method, params, state, feed)
     lines = Lines(evaluate_every, epochs)
     with contextlib.ExitStack() as stack:
         folder = begun = None
@@ -233,7 +230,7 @@ def fit(
         else:
             check_order(begun.position.order, feed.order())
             feed.resume(begun.position.order)
-        _check_epochs(epochs, begun.position)
+        check_epochs(epochs, begun.position)
         hooks: list[Hook] = [Halving(halvings, begun.sound)] if on_divergence == "halve" else []
         hooks.append(stack.enter_context(Bar(feed.steps(epochs), begun.position.steps, progress)))
         hooks += given
@@ -271,43 +268,6 @@ def _held(
     return kind(method, x, y, rng, epochs, shared), fingerprint.samples(train, crc)
 
 
-def _check_start(method: Method, params: Sequence[Tree] | None, state: Tree, feed: Feed) -> None:
-    """A run starts from weights or from a state of the samples that this process knows all of."""
-    if state is not None and params is not None:
-        raise ValueError("params: expected None with a state, which has its own; got both")
-    if state is not None and not (isinstance(feed, Stream) or feed.shared):
-        _check_state(method, state, feed.x, feed.y)
-    if state is not None:
-        _check_numbers(method, state)
-
-
-def _check_numbers(method: Method, state: Tree) -> None:
-    """A given state is of finite numbers, but for what an optimizer keeps, e.g. a best loss."""
-    packed = any(is_rows(getattr(state, name)) for name in state._fields)
-    whole = method.params(state) if packed else state
-    named = jax.tree_util.tree_leaves_with_path(whole)
-    bad = int(not_finite([a for path, a in named if "opt_state" not in jax.tree_util.keystr(path)]))
-    if bad:
-        raise ValueError(f"state: expected finite numbers; got {bad} that are NaN or infinite")
-
-
-def _check_state(method: Method, state: Tree, x: Tree, y: Array | np.ndarray) -> None:
-    """The state is one of this method, of these samples where it keeps them."""
-    like = jax.eval_shape(method.program.on_one_device().init, jax.random.key(0), x, y)
-    if type(state) is not type(like):
-        raise ValueError(
-            f"state: expected one of {method.name}, as its init or fit return it; got "
-            f"{checks.shown(state)}"
-        )
-    rows = any(is_rows(getattr(state, name)) for name in state._fields)
-    wanted, got = (jax.tree.map(np.shape, a) for a in (like, state)) if not rows else ((), ())
-    if wanted != got:
-        raise ValueError(
-            f"state: expected arrays of shapes {checks.shown(wanted)}, of this network, optimizer and "
-            f"samples; got {checks.shown(got)}"
-        )
-
-
 def _begin(
     method: Method, feed: Feed, key: Array, params: Sequence[Tree] | None, state: Tree
 ) -> Checkpoint:
@@ -315,37 +275,3 @@ def _begin(
     state = method.init(key, feed.x, feed.y, params) if state is None else method.spread(state)
     at = Position(0, 0, 0, 0, 0, feed.order())
     return Checkpoint(state, at, None, [], (), int(not_finite(state)), 0)
-
-
-def _check_epochs(epochs: int, at: Position) -> None:
-    """As many epochs are asked for as the checkpoint has begun."""
-    least = at.start if at.infos is None else at.end
-    if epochs < least:
-        raise ValueError(
-            f"epochs: expected at least {least}, which the checkpoint has begun; got {epochs}"
-        )
-
-
-def _check_ways(
-    checkpoint: str | Path | None,
-    every: int | None,
-    keep: int,
-    resume: int | str | None,
-    on_divergence: str,
-    halvings: int,
-) -> None:
-    """The arguments that say how a run is kept fit together."""
-    checks.one_of("on_divergence", on_divergence, DIVERGED)
-    if checkpoint is not None:
-        need_orbax()
-        local(checkpoint)
-    checks.count(keep=keep, halvings=halvings)
-    if every is not None:
-        checks.count(every=every)
-    if resume is not None and resume != ANYWAY and not checks.is_integer(resume):
-        raise ValueError(
-            f"resume: expected None, a checkpoint's number or {ANYWAY!r}; got {checks.shown(resume)}"
-        )
-    for name, value in (("every", every), ("resume", resume)):
-        if checkpoint is None and value is not None:
-            raise ValueError(f"{name}: expected None without a checkpoint; got {value!r}")
