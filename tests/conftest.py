@@ -1,6 +1,5 @@
 """8 virtual CPU devices, float64 where x is float64, no silent rank promotion."""
 
-import gc
 import os
 from pathlib import Path
 
@@ -31,12 +30,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid in listed:
             item.add_marker(pytest.mark.slow)
-
-
-def pytest_sessionfinish() -> None:
-    """Garbage is collected once: pytest does so five times over, 10 s each with all that jax keeps."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")
