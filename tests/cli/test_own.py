@@ -24,9 +24,9 @@ def file(tmp_path_factory):
     return path
 
 
-def run(file, out, *options):
+def run(file, out, method, *options):
     words = ["--data", str(file), "--out", str(out), "--epochs", "2", "--batch-size", "8"]
-    assert main(["train", *options, *words]) == 0
+    assert main(["train", method, *words, *options]) == 0
     return json.loads((out / "result.json").read_text())
 
 
