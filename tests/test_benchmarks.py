@@ -260,7 +260,7 @@ def test_process_faults_runs_small_and_nothing_is_wrong_in_silence(monkeypatch, 
     assert late["outcome"] == stopped["outcome"] == "goes on"
     for row in (key, callback):
         assert row["outcome"] == "ends"
-        assert row["others"] == [0, 1]
+        assert sorted(row["others"]) == [0, 1]  # whoever ends first
         assert 0 not in row["codes"].values()
     assert "key: expected the same in every process" in key["says"]["1"]
     assert "process 1 raised KeyError" in callback["says"]["0"]
