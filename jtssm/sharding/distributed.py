@@ -28,11 +28,6 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def as_first(value: bool) -> bool:
-    """What the first process says; all processes must ask."""
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
-
-
 def largest(value: int) -> int:
     """The largest number that a process has; all processes must ask."""
     if jax.process_count() == 1:

@@ -26,7 +26,8 @@ from jtssm.train.batches import CHUNK, CHUNK_SAMPLES
 from jtssm.train.divergence import Guard, Outcome
 from jtssm.train.feed import SEEN, Feed, shares_of
 from jtssm.train.record import Document
-from jtssm.train.stream_reader import Reader, is_pair
+from jtssm.train.stream_batches import is_pair
+from jtssm.train.stream_reader import Reader
 
 CHUNK_BYTES = 2**27  # most of a chunk's samples, unless one step takes more
 

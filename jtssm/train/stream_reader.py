@@ -18,17 +18,17 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jtssm import checks
-from jtssm.arrays import Array, Tree, crc
-from jtssm.nn.inputs import entries
+from jtssm.arrays import crc
 from jtssm.protocol.method import Method
 from jtssm.train.record import Document
 from jtssm.train.samples import Pair
+from jtssm.train.stream_batches import checked, copied, cut, joined
 
 
 class _Batch(NamedTuple):
@@ -69,7 +69,7 @@ class Reader:
         self._like: Pair | None = None
         self._rest = self._next() or self._none()
         self._begins = self._at_hand[0].crc
-        self.first = self._like = _copied(self._rest, slice(1))
+        self.first = self._like = copied(self._rest, slice(1))
 
     def ahead(self, num: int) -> Pair:
         """x and y of the first samples at hand, `num` or all that the pass has: they are not taken."""
@@ -78,14 +78,14 @@ class Reader:
             batches.append(batch)
             have += len(batch[1])
         self._rest = jax.tree.map(lambda *a: np.concatenate(a), *batches)
-        return _copied(self._rest, slice(num))
+        return copied(self._rest, slice(num))
 
     def restart(self) -> None:
         """Drop what is at hand: the next pass begins."""
         if self.again:
             self.passes += self._open is not None
             self._leave_pass()
-            self._rest = _cut(self._rest, slice(0))
+            self._rest = cut(self._rest, slice(0))
             self._at_hand.clear()
 
     def take(self, steps: int, size: int, keep: bool) -> Pair:
@@ -100,13 +100,13 @@ class Reader:
             num = min(len(self._rest[1]), room - have)
             for a, rest in zip(jax.tree.leaves(pair), jax.tree.leaves(self._rest), strict=True):
                 a[have : have + num] = rest[:num]
-            self._rest = _cut(self._rest, slice(num, None))
+            self._rest = cut(self._rest, slice(num, None))
             have += num
         used = have // size * size
         if self.ended:
-            self._rest = _copied(pair, slice(used, have if keep else used))
+            self._rest = copied(pair, slice(used, have if keep else used))
         self._used(have if self.ended and not keep else used)
-        return _cut(pair, slice(used))
+        return cut(pair, slice(used))
 
     def place(self) -> Document:
         """Where the first sample stands that was not taken; JSON holds it."""
@@ -126,7 +126,7 @@ class Reader:
         if self.again:
             self._leave_pass()
             self.passes = place["pass"]
-            self._rest = _cut(self._rest, slice(0))
+            self._rest = cut(self._rest, slice(0))
             self._at_hand.clear()
             self._begin_pass()
         same &= self._set_state(place) or self._reread(place)
@@ -142,7 +142,7 @@ class Reader:
             if batch is None:
                 self._end_pass()
             else:
-                self._rest = _joined(self._rest, batch)
+                self._rest = joined(self._rest, batch)
 
     def _set_state(self, place: Document) -> bool:
         """Whether the iterator could be put there by its own state."""
@@ -150,7 +150,7 @@ class Reader:
             return False
         self._open.set_state(_state_of(place["iterator"]))  # type: ignore[union-attr]
         self._batch, self._passed, self._crc = (place[name] for name in ("batch", "passed", "crc"))
-        self._rest = _cut(self._rest, slice(0))
+        self._rest = cut(self._rest, slice(0))
         self._at_hand.clear()
         return True
 
@@ -158,14 +158,14 @@ class Reader:
         """Whether the batches of a list, all in memory, are those of the pass before."""
         if place["last"] is None or not isinstance(self.batches, Sequence):
             return True
-        pairs = [self._checked(batch) for batch in self.batches]
+        pairs = [checked(self.method, batch, self._batch, self._like) for batch in self.batches]
         chain = reduce(_chained, (crc(pair) for pair in pairs if len(pair[1])), 0)
         return [len(pairs), sum(len(y) for _, y in pairs), chain] == place["last"]
 
     def _stand(self, place: Document) -> bool:
         """Drop what was taken of the batch at a place; whether the batch is the one that it was."""
         if place["next"] is not None and not self._at_hand and (batch := self._next()) is not None:
-            self._rest = _joined(self._rest, batch)
+            self._rest = joined(self._rest, batch)
         same = place["next"] in (None, self._at_hand[0].crc if self._at_hand else -1)
         self._drop(place["row"])
         return same
@@ -173,7 +173,7 @@ class Reader:
     def _reread(self, place: Document) -> bool:
         """Read up to there, and drop it; whether that was what it had been."""
         while self._batch < place["batch"] and (batch := self._next()) is not None:
-            self._rest = _joined(self._rest, batch)
+            self._rest = joined(self._rest, batch)
             self._drop_before(place["batch"])
         self._drop_before(place["batch"])
         here = self._at_hand[0].place if self._at_hand else self._here()
@@ -186,9 +186,9 @@ class Reader:
     def _drop(self, num: int) -> None:
         """Samples that were taken in another process."""
         if num > len(self._rest[1]) and (batch := self._next()) is not None:
-            self._rest = _joined(self._rest, batch)
+            self._rest = joined(self._rest, batch)
         num = min(num, len(self._rest[1]))
-        self._rest = _cut(self._rest, slice(num, None))
+        self._rest = cut(self._rest, slice(num, None))
         self._used(num)
 
     def _used(self, num: int) -> None:
@@ -271,7 +271,7 @@ class Reader:
                 batch = next(self._open)  # type: ignore[arg-type]
             except StopIteration:
                 return None
-            x, y = self._checked(batch)
+            x, y = checked(self.method, batch, self._batch, self._like)
             self._batch += 1
             if len(y):
                 self._passed += len(y)
@@ -279,62 +279,6 @@ class Reader:
                 self._crc = _chained(self._crc, told)
                 self._at_hand.append(_Batch(place, len(y), len(y), told))
                 return x, y
-
-    def _checked(self, batch: object) -> Pair:
-        name = f"train, batch {self._batch}"
-        if not is_pair(batch):
-            inside = f" of {[type(a).__name__ for a in batch]}" if isinstance(batch, tuple) else ""
-            raise ValueError(
-                f"{name}: expected a pair (x, y) of numpy arrays; got {type(batch).__name__}{inside}"
-            )
-        x, y = jax.tree.map(np.asarray, tuple(batch))
-        arrays = jax.tree.leaves((x, y))
-        if strange := [str(a.dtype) for a in arrays if a.dtype.kind in "OSUmM"]:
-            raise ValueError(f"{name}: expected arrays of numbers; got one of {strange[0]}")
-        if all(a.shape[:1] == (0,) for a in arrays):
-            return x, y
-        try:
-            self.method.program.check(x, y, "values")
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        named, known = (_named(self.method, pair) for pair in ((x, y), self._like or (x, y)))
-        for (what, a), (_, like) in zip(named, known, strict=True):
-            if (a.dtype, a.shape[1:]) != (like.dtype, like.shape[1:]):
-                raise ValueError(
-                    f"{name}: {what}: expected {like.dtype} samples of shape {like.shape[1:]}, as in the "
-                    f"first batch; got {a.dtype} of {a.shape[1:]}"
-                )
-        return x, y
-
-
-def is_pair(batch: object) -> TypeGuard[tuple[Tree, Array | np.ndarray]]:
-    """Whether this is a batch: (x, y), both arrays, or x a tree of them."""
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        return False
-    arrays = jax.tree.leaves(batch[0])
-    return bool(arrays) and all(map(_is_array, (*arrays, batch[1])))
-
-
-def _is_array(a: object) -> bool:
-    return hasattr(a, "__array__") and hasattr(a, "shape")
-
-
-def _joined(one: Pair, other: Pair) -> Pair:
-    return jax.tree.map(lambda a, b: np.concatenate((a, b)) if len(a) else b, one, other)
-
-
-def _cut(pair: Pair, rows: slice) -> Pair:
-    """Some of the samples, where they lie."""
-    return jax.tree.map(lambda a: a[rows], pair)
-
-
-def _copied(pair: Pair, rows: slice) -> Pair:
-    return jax.tree.map(lambda a: a[rows].copy(), pair)
-
-
-def _named(method: Method, pair: Pair) -> list[tuple[str, Any]]:
-    """The arrays of a batch, each with what a message calls it."""
-    return [*entries(method.network, "x", pair[0]), ("y", pair[1])]
 
 
 def _chained(before: int, batch: int) -> int:
