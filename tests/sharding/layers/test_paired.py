@@ -1,6 +1,7 @@
 """Residual blocks on a grid: pairs of products split by heads and by hidden neurons, gathered kernels."""
 
 import functools
+from collections import Counter
 from itertools import product
 
 import jax
@@ -54,7 +55,7 @@ def assert_same(of, grid, forms, batch=8):
     state = placed.spread(state)
     step = jax.jit(placed.step).lower(state, x, y).compile(AS_WRITTEN)
     assert sharding.count_bytes(placed.step, state, x, y) == moved
-    assert hlo.moved(step.as_text(), mesh) == without_equal(moved, net, mesh)
+    assert hlo.moved(step.as_text(), mesh) == without_equal(moved, forms, net, mesh)
     for weights, info in expected:
         state, got = step(state, x, y)
         jax.tree.map(
@@ -64,13 +65,23 @@ def assert_same(of, grid, forms, batch=8):
         )
 
 
-def without_equal(moved, net, mesh):
+def without_equal(moved, forms, net, mesh):
     """Of two betas that are added, as at the end of a widened block, XLA sums the equal gradients once."""
     widened = [
-        s[-1] for s, a in zip(net.shapes[1:], net.layers, strict=True) if len(a.statistics) == 4
+        (s[-1], form)
+        for s, a, form in zip(net.shapes[1:], net.layers, forms, strict=True)
+        if len(a.statistics) == 4
     ]
-    route = Route("all_reduce", tuple(name for name in ("pr", "pc") if mesh.shape[name] > 1))
-    return moved | ({route: moved[route] - 8 * sum(widened)} if widened else {})
+    pr, whole = mesh.shape["pr"], tuple(name for name in ("pr", "pc") if mesh.shape[name] > 1)
+    less = Counter()
+    for size, form in widened:
+        if form != "gathered":
+            less[Route("all_reduce", whole)] += 8 * size
+            continue
+        less[Route("reduce_scatter", ("pr",))] += 8 * size
+        if mesh.shape["pc"] > 1:
+            less[Route("all_reduce", ("pc",))] += 8 * size // pr
+    return {route: size - less[route] for route, size in moved.items()}
 
 
 EVERY = [
