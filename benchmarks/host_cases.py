@@ -49,7 +49,7 @@ class Trained(NamedTuple):
         return build(self.network(), **given)
 
 
-BOTH: dict[str, Case] = {  # for every network
+EVERY: dict[str, Case] = {  # of all but pdADMM's
     PLAIN: Case("sgd"),
     "one host, gsADMM, n = 2": Case("gsadmm", {"subnets": 2}),
     "data parallel": Case("sgd", {}, (1, 1, 2)),
@@ -57,8 +57,8 @@ BOTH: dict[str, Case] = {  # for every network
     "gsADMM, n = 2, cut by work": Case("gsadmm", {"subnets": 2, "balance": "work"}, (2, 1, 1)),
     "local SGD, R = 20": Case("local_sgd", {"workers": 2, "local_steps": ROUND}, (2, 1, 1)),
 }
-GRID: dict[str, Case] = {"grid, pr = 2": Case("sgd", {}, (1, 2, 1))}
-DEALT: dict[str, Case] = {
+DENSE: dict[str, Case] = {  # of dense layers, which are split and dealt
+    "grid, pr = 2": Case("sgd", {}, (1, 2, 1)),
     "IST, R = 20": Case("ist", {"subnets": 2, "local_steps": ROUND}, (2, 1, 1)),
 }
 
@@ -84,17 +84,17 @@ def layered() -> dict[str, Case]:
 
 NETWORKS = {
     "mlp": Trained(
-        lambda: jtssm.mlp([784, *[1024] * 6, 10]), 128, BOTH | GRID | DEALT | placing(1, 2, 7)
+        lambda: jtssm.mlp([784, *[1024] * 6, 10]), 128, EVERY | DENSE | placing(1, 2, 7)
     ),
     "layers": Trained(lambda: jtssm.mlp([784, *[512] * 8, 10]), 4096, layered()),
     "transformer": Trained(
-        lambda: nn.transformer(8, width=256, heads=8, sequence=32, classes=10), 32, BOTH | GRID
+        lambda: nn.transformer(8, width=256, heads=8, sequence=32, classes=10), 32, EVERY
     ),
-    "language": Trained(language_model.network, 64, BOTH),
+    "language": Trained(language_model.network, 64, EVERY),
 }
 SMOKE = {
     "smoke": Trained(
-        lambda: jtssm.mlp([64, 256, 256, 8]), 128, {n: BOTH[n] for n in (PLAIN, "gsADMM, n = 2")}
+        lambda: jtssm.mlp([64, 256, 256, 8]), 128, {n: EVERY[n] for n in (PLAIN, "gsADMM, n = 2")}
     )
 }
 TITLES = {

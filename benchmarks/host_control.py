@@ -98,7 +98,7 @@ class Hosts:
           TimeoutError: one sends nothing for so long.
           RuntimeError: one has ended, with the last line that it said.
         """
-        end, found = time.monotonic() + seconds, {}
+        end, found = time.monotonic() + seconds, dict[Connection, Any]()
         while missing := [c for c in self.connections if c not in found]:
             ready = wait(missing, max(0.0, end - time.monotonic()))
             if not ready:

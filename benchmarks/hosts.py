@@ -9,9 +9,9 @@ in one process, its latency measured by all-reduces of two processes, its link's
 A step that does not end is told and left. Other work on the machine should rest meanwhile.
 
     python -m benchmarks.hosts [--networks mlp,transformer] [--links free,1gbit] [--cases PATTERN]
-                               [--steps 20] [--seconds 6] [--smoke]
+                               [--steps 20] [--seconds 6] [--realtime] [--smoke]
 
-Needs root, ip, tc and taskset.
+Needs root, ip, tc and taskset. Only the whole table is written.
 
 Fifteen minutes on 2 cores. Last result: benchmarks/results/hosts.json and .png, in docs/which-method.md.
 """
@@ -66,7 +66,7 @@ def main() -> None:
     agreement = agreements(rows, given.links)
     for name, found in agreement.items():
         print(name, "  ".join(f"{k} {a:.2f}" for k, a in found.items() if a is not None))
-    if not given.smoke:
+    if given.whole:
         content = {"titles": TITLES, "machines": {k: asdict(m) for k, m in machines.items()}}
         content |= {"rows": rows, "predicted": agreement}
         path = record.write("hosts", "benchmarks.hosts", content)
@@ -87,6 +87,8 @@ def _arguments() -> argparse.Namespace:
     add("--seconds", type=float, default=6.0, help="about the most that one measurement takes")
     add("--realtime", action="store_true", help="keep other work off the hosts' cores (chrt -f 10)")
     given = parse.parse_args()
+    whole = ("smoke", "networks", "links", "cases")
+    given.whole = all(getattr(given, name) == parse.get_default(name) for name in whole)
     given.networks, given.links = given.networks.split(","), given.links.split(",")
     if given.smoke:
         given.networks, given.links = list(SMOKE), ["100mbit"]
@@ -142,8 +144,6 @@ def measured(
     about: Row = {"network": network, "case": name, "against": case.against, "link": links[0]}
     about["samples"] = prod(method.batch_shape or (trained.batch,))
     mesh = AbstractMesh(case.mesh or (1, 1, 1), sharding.AXES)
-    handed_in = sharding.step_bytes(method, mesh, samples=resident)
-    about["bytes_by_formula"] = sharding.ring_bytes(handed_in, mesh.shape)
     words = ("trained", network, name)
     link.limit(None)
     try:
@@ -152,25 +152,35 @@ def measured(
             for at in links:
                 about["link"] = at
                 machine = machines.get(at) or next(iter(machines.values()))
-                predicted = predicted_seconds(method, machine, mesh, resident)
+                about |= expected(method, machine, mesh, resident)
                 link.limit(at if RATES.get(at) else None)
-                yield about | timed(link, hosts, predicted, given)
+                yield about | timed(link, hosts, about["predicted_seconds"], given)
     except (TimeoutError, RuntimeError) as error:
         yield about | {"error": str(error)}
 
 
-def predicted_seconds(
+def expected(
     method: jtssm.Method, machine: sharding.Machine, mesh: AbstractMesh, samples: int | None
-) -> float:
-    """What the planner says of a step; samples: that a resident method keeps."""
+) -> Row:
+    """Bytes that a host sends in a step by the formula, and seconds; None of what has no formula.
+
+    samples: that a resident method keeps.
+    """
     subnet, pr, pc = mesh.axis_sizes
+    try:
+        handed_in = sharding.step_bytes(method, mesh, samples=samples)
+    except ValueError:  # of slots that stay empty on a host the model knows nothing
+        return {"bytes_by_formula": None, "predicted_seconds": None}
     found = sharding.step_seconds(method, machine, subnet=subnet, pr=pr, pc=pc, samples=samples)
-    return found.total
+    sent = sharding.ring_bytes(handed_in, mesh.shape)
+    return {"bytes_by_formula": sent, "predicted_seconds": found.total}
 
 
-def timed(link: namespaces.Link, hosts: Hosts, predicted: float, given: argparse.Namespace) -> Row:
+def timed(
+    link: namespaces.Link, hosts: Hosts, predicted: float | None, given: argparse.Namespace
+) -> Row:
     """Seconds of a step and bytes that crossed, the one after the link's rate was set left out."""
-    wait = LEAST_WAIT + 10 * predicted
+    wait = LEAST_WAIT + 10 * (predicted or LEAST_WAIT)
     (first,) = hosts.run(1, wait)
     steps = max(1, min(given.steps, int(given.seconds / first)))
     before = link.sent()
@@ -179,7 +189,6 @@ def timed(link: namespaces.Link, hosts: Hosts, predicted: float, given: argparse
     return {
         "steps": steps,
         "step_seconds": record.spread(seconds),
-        "predicted_seconds": predicted,
         "bytes_crossed": max(crossed) if hosts.num > 1 else 0.0,
         "bytes_each_way": crossed,
     }
@@ -203,7 +212,7 @@ def ratio(row: Row, rows: list[Row]) -> float | None:
 def agreements(rows: list[Row], links: list[str]) -> dict[str, dict[str, float | None]]:
     """How well predictions rank the cases of a network on a link, with what runs on one host."""
     found = {}
-    done = [row for row in rows if "error" not in row]
+    done = [row for row in rows if row.get("predicted_seconds") and "error" not in row]
     for network in dict.fromkeys(row["network"] for row in done):
         for link in links:
             here = [a for a in done if a["network"] == network and a["link"] in (link, NO_LINK)]
@@ -218,16 +227,18 @@ def shown(row: Row) -> str:
     start = f"{row['network']:12} {row['case']:34} {row['link']:8}"
     if "error" in row:
         return f"{start} {row['error']}"
-    step, predicted = row["step_seconds"]["median"], row["predicted_seconds"]
+    step = row["step_seconds"]["median"]
     parts = [f"{1e3 * step:10.2f} ms a step {1e6 * seconds_a_sample(row):9.1f} us a sample"]
     if row["ratio"] is not None:
         parts.append(f"{row['ratio']:6.2f} x {row['against']}")
-    if row["bytes_by_formula"]:
-        share = row["bytes_crossed"] / row["bytes_by_formula"]
-        parts.append(f"{row['bytes_crossed'] / 1e6:.3f} MB ({share:.3f} x formula)")
-    parts.append(
-        f"predicted {1e3 * predicted:.2f} ms (measured / predicted {step / predicted:.2f})"
-    )
+    if row["bytes_crossed"]:
+        formula = row["bytes_by_formula"]
+        share = f" ({row['bytes_crossed'] / formula:.3f} x formula)" if formula else ""
+        parts.append(f"{row['bytes_crossed'] / 1e6:.3f} MB{share}")
+    if (predicted := row["predicted_seconds"]) is not None:
+        parts.append(
+            f"predicted {1e3 * predicted:.2f} ms, measured {step / predicted:.2f} times that"
+        )
     return f"{start} {'  '.join(parts)}"
 
 

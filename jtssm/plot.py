@@ -183,6 +183,8 @@ def on_links(path: str | Path, panels: Mapping[str, Mapping[str, Mapping[str, fl
         axes.axhline(1, color="black", lw=0.8)
         axes.set(yscale="log", xlabel="link", ylabel="seconds a sample, times one host")
         axes.set_title(title, fontsize="small", wrap=True)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12))
     figure.savefig(path, dpi=120)
