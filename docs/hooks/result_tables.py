@@ -25,10 +25,11 @@ def load(name: str) -> dict[str, Any]:
 
 
 def draws(name: str, source: str) -> Callable:
-    """Enters a function of a result among the tables."""
+    """Enters a function of a result among the tables, once there is such a result."""
 
     def enter(table: Callable[[dict], str]) -> Callable:
-        TABLES[name] = lambda: table(load(source))
+        if (RESULTS / f"{source}.json").exists():
+            TABLES[name] = lambda: table(load(source))
         return table
 
     return enter
