@@ -9,7 +9,7 @@ in one process, its latency measured by all-reduces of two processes, its link's
 A step that does not end is told and left. Other work on the machine should rest meanwhile.
 
     python -m benchmarks.hosts [--networks mlp,transformer] [--links free,1gbit] [--cases PATTERN]
-                               [--steps 20] [--seconds 6] [--realtime] [--smoke]
+                               [--steps 20] [--seconds 4] [--realtime] [--smoke]
 
 Needs root, ip, tc and taskset. Only the whole table is written.
 
@@ -84,7 +84,7 @@ def _arguments() -> argparse.Namespace:
     add("--links", default=",".join(RATES), help="their rates, in tc's words")
     add("--cases", default="", help="regular expression: which lines of the tables")
     add("--steps", type=int, default=20, help="most steps that are measured")
-    add("--seconds", type=float, default=6.0, help="about the most that one measurement takes")
+    add("--seconds", type=float, default=4.0, help="about the most that one measurement takes")
     add("--realtime", action="store_true", help="keep other work off the hosts' cores (chrt -f 10)")
     given = parse.parse_args()
     whole = ("smoke", "networks", "links", "cases")
@@ -179,15 +179,16 @@ def expected(
 def timed(
     link: namespaces.Link, hosts: Hosts, predicted: float | None, given: argparse.Namespace
 ) -> Row:
-    """Seconds of a step and bytes that crossed, the one after the link's rate was set left out."""
+    """Seconds of a step and bytes that crossed; a first step is left out, unless it fills the time."""
     wait = LEAST_WAIT + 10 * (predicted or LEAST_WAIT)
-    (first,) = hosts.run(1, wait)
-    steps = max(1, min(given.steps, int(given.seconds / first)))
     before = link.sent()
-    seconds = hosts.run(steps, wait * steps)
-    crossed = [(b - a) / steps for a, b in zip(before, link.sent(), strict=True)]
+    seconds = hosts.run(1, wait)
+    if seconds[0] < given.seconds:
+        before, steps = link.sent(), min(given.steps, int(given.seconds / seconds[0]))
+        seconds = hosts.run(steps, wait * steps)
+    crossed = [(b - a) / len(seconds) for a, b in zip(before, link.sent(), strict=True)]
     return {
-        "steps": steps,
+        "steps": len(seconds),
         "step_seconds": record.spread(seconds),
         "bytes_crossed": max(crossed) if hosts.num > 1 else 0.0,
         "bytes_each_way": crossed,
