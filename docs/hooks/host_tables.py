@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from result_tables import draws, markdown
+from result_tables import agreement, draws, markdown
 
 NONE = "none"  # the link of what runs on one host
 PLAIN = "one host, SGD"
@@ -99,7 +99,7 @@ def hosts_predicted(found: dict) -> str:
         (
             name,
             f"{a['least_ratio']:.2f} to {a['largest_ratio']:.2f}",
-            "–" if a["spearman"] is None else f"{a['spearman']:.2f}",
+            agreement(a["spearman"]),
             f"{a['planned_to_fastest']:.2f}",
         )
         for name, a in found["predicted"].items()

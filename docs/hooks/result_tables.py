@@ -63,6 +63,11 @@ def quartiles(found: dict, scale: float, digits: int) -> str:
     return extent(found["quartiles"], lambda a: f"{scale * a:.{digits}f}")
 
 
+def agreement(value: float | None) -> str:
+    """Of ranks; a dash where all are predicted alike."""
+    return "–" if value is None else f"{value:.2f}"
+
+
 def about(name: str) -> str:
     """Command, date, commit, versions and device of a result, in a sentence."""
     found = load(name)
@@ -512,7 +517,7 @@ def planner_measured(found: dict) -> str:
             name,
             len(a["shapes"]),
             f"{a['least_ratio']:.1f} to {a['largest_ratio']:.1f}",
-            f"{a['spearman']:.2f}",
+            agreement(a["spearman"]),
             f"{a['planned_to_fastest']:.2f}",
             f"{a['slowest_to_fastest']:.2f}",
         )
