@@ -168,6 +168,10 @@ class Exchange(Protocol):
         """What piece l sent is what piece l - 1 receives; the last piece receives ()."""
         ...
 
+    def swap(self, ahead: Carried, behind: Carried) -> tuple[Carried, Carried]:
+        """(`to_next` of ahead, `to_previous` of behind), which may travel at once."""
+        ...
+
     def chain(
         self, fn: Callable[..., Tree], *carried: Carried, x: Tree, keep: bool = False
     ) -> tuple[Tree, ...]:
@@ -277,6 +281,10 @@ class ByIndex:
     def to_previous(self, sent: Trees) -> Trees:
         """By index."""
         return (*sent[1:], ())
+
+    def swap(self, ahead: Trees, behind: Trees) -> tuple[Trees, Trees]:
+        """By index."""
+        return self.to_next(ahead), self.to_previous(behind)
 
     def chain(
         self, fn: Callable[..., Tree], *carried: Trees, x: Tree, keep: bool = False

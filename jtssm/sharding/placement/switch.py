@@ -35,6 +35,7 @@ class Place(NamedTuple):
     names: AxisNames
     sizes: tuple[int, int, int]  # of subnet, pr, pc
     alike: tuple[int, ...]  # for each piece the first one that does the same on the same shapes
+    one_way: bool = False  # whether permutes between two devices of subnet take turns
     weights: AnyLayout | None = None  # of the weights, where no carried argument tells (in init)
 
     @property

@@ -207,11 +207,12 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Tick:
             state.key,
         )
         weights, entry, made, sums = _sweeps(turn, exchange, state, t)
-        forward, backward, kept = made
+        ahead, behind, kept = made
+        forward, backward = exchange.swap(ahead, behind)
         state = State(
             weights,
-            exchange.to_next(forward),
-            exchange.to_previous(backward),
+            forward,
+            backward,
             exchange.ring.store(state.inputs, entry, t),
             exchange.ring.store(state.kept, kept, t),
             labels,
