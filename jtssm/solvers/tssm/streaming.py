@@ -39,6 +39,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
@@ -51,6 +52,7 @@ from jtssm.protocol.info import Info, measured
 from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
 from jtssm.solvers.pieces import Pieces
+from jtssm.solvers.quantise import Crossing, rounded
 from jtssm.solvers.tssm.turn import Kept, Rule, Turn
 from jtssm.solvers.tssm.updates import Penalties
 from jtssm.solvers.weighing import total_weight
@@ -95,29 +97,31 @@ def method(
     penalties: Penalties,
     sweeps: int,
     precision: str | None,
+    crossing: Crossing,
 ) -> Method:
     """The streaming schedule; arguments are checked by `jtssm.solvers.tssm`."""
 
-    tick = _tick(rule, pieces, sweeps)
+    tick = _tick(rule, pieces, sweeps, crossing)
     samples = dict.fromkeys(("forward", "backward"), "samples")
     lines = dict.fromkeys(("inputs", "kept"), "line")
     return pieces.program(
         rule.name,
         {"weights": "weights", **samples, **lines, "labels": (None, "pc")},
-        _declared(rule, pieces, sweeps),
+        _declared(rule, pieces, sweeps, crossing),
         Batch(batch_size, (batch_size,)),
         precision,
-        init=_init(rule, pieces, batch_size, penalties, sweeps),
+        init=_init(rule, pieces, batch_size, penalties, sweeps, crossing),
         step=lambda exchange, state, x, y: tick(exchange, state, x, y, True),
         drain=_drain(tick, pieces),
         estimate=pieces.estimate,
     ).on_one_device()
 
 
-def _declared(rule: Rule, pieces: Pieces, sweeps: int) -> Declared:
+def _declared(rule: Rule, pieces: Pieces, sweeps: int, crossing: Crossing) -> Declared:
     def moves(samples: int) -> tuple[Move, ...]:
-        crossing = pieces.boundary_moves(samples, sweeps, forward="f", backward=rule.sends)
-        return (*crossing, *pieces.gradient_moves(sweeps), *pieces.loss_moves(sweeps))
+        ends = {"forward": "f", "backward": rule.sends}
+        crossed = pieces.boundary_moves(samples, sweeps, **ends, crossing=crossing)
+        return (*crossed, *pieces.gradient_moves(sweeps), *pieces.loss_moves(sweeps))
 
     def work(l: int, samples: int) -> tuple[Run]:
         # all but the last piece run forward once more, on the minibatch that comes in
@@ -129,7 +133,12 @@ def _declared(rule: Rule, pieces: Pieces, sweeps: int) -> Declared:
 
 
 def _init(
-    rule: Rule, pieces: Pieces, batch_size: int, penalties: Penalties, sweeps: int
+    rule: Rule,
+    pieces: Pieces,
+    batch_size: int,
+    penalties: Penalties,
+    sweeps: int,
+    crossing: Crossing,
 ) -> Callable[..., State]:
     n = pieces.num
 
@@ -147,9 +156,14 @@ def _init(
             kept = (
                 Kept((), e, e if rule.dual else (), labels) if inner else Kept(own, (), (), labels)
             )
-            forward = tuple(blank(l) for _ in range(sweeps)) if inner else ()
-            backward = () if last else tuple(floats_of(blank(l + 1)) for _ in range(sweeps))
-            waiting = () if last else blank(l, 2 * (n - 1 - l))
+            came = rounded(crossing.forward, blank(l)) if inner else blank(l)
+            forward = (came,) * sweeps if inner else ()
+            backward: tuple[Tree, ...] = ()
+            if not last:
+                backward = (rounded(crossing.backward, floats_of(blank(l + 1))),) * sweeps
+            # of minibatches that never entered: any numbers will do
+            line = lambda a: jnp.zeros((2 * (n - 1 - l), *a.shape), a.dtype)
+            waiting = () if last else jax.tree.map(line, came)
             return forward, backward, waiting, (kept,) * (sweeps - 1)
 
         weights = pieces.weights(exchange, key, dtype, params)
@@ -176,7 +190,7 @@ def _init(
     return init
 
 
-def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Tick:
+def _tick(rule: Rule, pieces: Pieces, sweeps: int, crossing: Crossing) -> Tick:
     def tick(
         exchange: Exchange, state: State, x: Tree, y: Array, entering: bool
     ) -> tuple[State, Info]:
@@ -203,6 +217,7 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Tick:
             sweeps,
             samples,
             state.key,
+            crossing,
         )
         weights, forward, backward, entry, kept, sums = exchange.each(
             turn.take,

@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jtssm.arrays import Array, Scalar, Tree
 from jtssm.nn.boundary import float_dtype, floats_of, merge, partition
 from jtssm.protocol.exchange import Exchange
 from jtssm.solvers.pieces import Pieces, Weights, training
+from jtssm.solvers.quantise import UNROUNDED, Crossing, restored, rounded
 from jtssm.solvers.tssm.updates import (
     Penalties,
     difference,
@@ -104,6 +106,7 @@ class Turn(NamedTuple):
     sweeps: int
     samples: int  # of a minibatch, all devices together
     key: Array | None  # of dropout
+    crossing: Crossing = UNROUNDED  # what f and v are rounded to
 
     def take(
         self,
@@ -114,31 +117,48 @@ class Turn(NamedTuple):
         waiting: Tree,
         kept: tuple[Kept, ...],
     ) -> tuple[Weights, Tree, Tree, Tree, Tree, Seen]:
-        """The tick of piece l (from 0): a forward pass, then one turn in each sweep."""
+        """The tick of piece l (from 0): a forward pass, then one turn in each sweep.
+
+        What awaits its turn stays as it arrived, rounded or not.
+        """
         first, last = l == 0, l == self.pieces.num - 1
-        fresh = self.x if first else forward[0]
+        arrived = self.x if first else forward[0]
+        fresh = self._came(l, arrived)
         ahead: tuple[Tree, ...] = (
-            () if last else (self._forward(l, weights.params, fresh, self.tick - l),)
+            () if last else (self._sent(self._forward(l, weights.params, fresh, self.tick - l)),)
         )
         behind: tuple[Tree, ...] = ()
         keep: tuple[Kept, ...] = ()
         sums: Tree = None
         for s in range(self.sweeps):
             if s == 0:
-                start = fresh if last else waiting
+                start = fresh if last else self._came(l, waiting)
                 origin, e = start, jax.tree.map(jnp.zeros_like, floats_of(start))
                 was = Kept(start, e, e if self.rule.dual else (), self.y)
             else:
                 was = kept[s - 1]
-                origin = was.x if first else forward[s]
-            v_next = None if last else backward[s]
+                origin = was.x if first else self._came(l, forward[s])
+            v_next = None if last else restored(self.crossing.backward, backward[s], self._dtype)
             weights, f, v, now, seen = self.sweep(l, s, weights, origin, was, v_next)
             sums = seen if sums is None else jax.tree.map(jnp.add, sums, seen)
             if s + 1 < self.sweeps:
-                ahead += () if last else (f,)
+                ahead += () if last else (self._sent(f),)
                 keep += (now,)
-            behind += () if first else (v,)
-        return weights, ahead, behind, () if last else fresh, keep, sums
+            behind += () if first else (rounded(self.crossing.backward, v),)
+        return weights, ahead, behind, () if last else arrived, keep, sums
+
+    def _sent(self, f: Tree) -> Tree:
+        """f_l as it goes to the next piece."""
+        return rounded(self.crossing.forward, f)
+
+    def _came(self, l: int, sent: Tree) -> Tree:
+        """The f_{l-1} that was sent; of the first piece the data, which nobody has rounded."""
+        return sent if l == 0 else restored(self.crossing.forward, sent, self._dtype)
+
+    @property
+    def _dtype(self) -> np.dtype:
+        """Of the variables."""
+        return jnp.result_type(self.penalties.alpha)
 
     def sweep(
         self, l: int, s: int, weights: Weights, origin: Tree, was: Kept, v_next: Tree
