@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from math import prod
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from jax.sharding import Mesh, PartitionSpec
-from jax.tree_util import PyTreeDef
 from jax.typing import DTypeLike
 
 from jtssm import checks
@@ -30,80 +25,6 @@ from jtssm.sharding.placement.exchange import by_collectives, own_part
 from jtssm.sharding.placement.on_host import gathered, lay_out, shapes, spread
 from jtssm.sharding.placement.packing import Layout, Rows, is_rows, layout_of, specs
 from jtssm.sharding.placement.switch import Place
-
-
-def check_elementwise(
-    at: Place, l: int, optimizer: optax.GradientTransformation, shapes: list[Tree]
-) -> None:
-    """Run the optimizer on a toy of piece l, whole and as two halves: the numbers must agree.
-
-    And of its state as it will be, arrays must be split as parameters are: moments of rows are not, which
-    some keep of large ones alone.
-    """
-    half = at._replace(sizes=(at.sizes[0], 2, at.sizes[2]))
-    layers = shapes[at.starts[l] : at.starts[l + 1]]
-    size = lambda a: tuple(4 for _ in a.shape)
-    toy = jax.tree.map(lambda a: np.linspace(0.5, 1.5, 4 ** len(a.shape)).reshape(size(a)), layers)
-    own = jax.eval_shape(lambda toy: own_part(half, l, toy, rank=1), toy)
-    leaves, structure = jax.tree.flatten(toy)
-    told = (a.shape for a in (*leaves, *jax.tree.leaves(own)))
-    takes = optax.with_extra_args_support(optimizer)
-    same = _agree(takes.init, takes.update, _Toy(structure, tuple(told), half, l, toy))
-    if not (same and _split_alike(at, l, takes, layers)):
-        raise ValueError(
-            f"optimizer: expected an elementwise one (sgd, adam, adamw, ...) for subnetwork {l}, "
-            f"which is split over pr={at.sizes[1]}: clipping by the global norm, lamb or muon would "
-            f"see a part of the weights only; got {optimizer!r}; use pr=1"
-        )
-
-
-@dataclass(frozen=True)
-class _Toy:
-    """A toy of a piece; two are equal whose arrays, and halves of arrays, are."""
-
-    structure: PyTreeDef
-    told: tuple[tuple[int, ...], ...]  # shapes of the whole arrays and of a half's
-    half: Place = field(compare=False)
-    l: int = field(compare=False)
-    params: list[Tree] = field(compare=False)
-
-
-@lru_cache(maxsize=64)
-def _agree(init: Callable, update: Callable, toy: _Toy) -> bool:
-    """Whether an optimizer does the same with whole arrays as with halves; a planner asks often."""
-    optimizer = optax.GradientTransformationExtraArgs(init, update)
-
-    def both(params: list[Tree]) -> tuple[list[Tree], list[Tree]]:
-        whole = own_part(toy.half, toy.l, _two_steps(optimizer, params), rank=1)
-        return whole, _two_steps(optimizer, own_part(toy.half, toy.l, params, rank=1))
-
-    try:
-        whole, part = both(toy.params)
-    except (ValueError, TypeError, NotImplementedError):
-        return False
-    return all(map(np.allclose, jax.tree.leaves(whole), jax.tree.leaves(part)))
-
-
-def _split_alike(
-    at: Place, l: int, optimizer: optax.GradientTransformation, params: list[Tree]
-) -> bool:
-    """Whether each array of the optimizer's state has a parameter's shape, whole and on a device."""
-    local = jax.eval_shape(lambda p: own_part(at, l, p, rank=0), params)
-    states = [jax.eval_shape(optimizer.init, p) for p in (params, local)]
-    pairs = [
-        {(a.shape, b.shape) for a, b in zip(*map(jax.tree.leaves, trees), strict=True)}
-        for trees in ((params, local), states)
-    ]
-    return all(pair in pairs[0] or prod(pair[0]) <= 1 for pair in pairs[1])
-
-
-def _two_steps(optimizer: optax.GradientTransformationExtraArgs, params: Tree) -> Tree:
-    state = optimizer.init(params)
-    for scale in (3.0, 1.0):
-        gradient = jax.tree.map(lambda a, scale=scale: scale * (a - 0.9) ** 3, params)
-        updates, state = optimizer.update(gradient, state, params, value=jnp.asarray(scale))
-        params = optax.apply_updates(params, updates)
-    return params
 
 
 class Placing:
