@@ -24,6 +24,7 @@ from jtssm.sharding.mesh import check_split, devices_of, predicted, put, put_sam
 from jtssm.sharding.placement.exchange import by_collectives, own_part
 from jtssm.sharding.placement.on_host import gathered, lay_out, shapes, spread
 from jtssm.sharding.placement.packing import Layout, Rows, is_rows, layout_of, specs
+from jtssm.sharding.placement.starts import Starts
 from jtssm.sharding.placement.switch import Place
 
 
@@ -33,6 +34,7 @@ class Placing:
     def __init__(self, program: StageProgram, mesh: Mesh, at: Place):
         self.program, self.mesh, self.at, self.names = program, mesh, at, at.names
         self.exchange = by_collectives(at)
+        self.starts = Starts()
 
     def method(self) -> Method:
         """The placed method."""
@@ -85,7 +87,7 @@ class Placing:
         )
         key = put(key, self.mesh, PartitionSpec())
         x, y = put_samples((x, y), self.mesh, samples)
-        return jax.jit(start)(key, x, y, rows)
+        return self.starts.run(start, key, x, y, rows)
 
     def spread(self, state: Tree) -> Tree:
         """An unplaced state (of one device, or gathered) on the mesh; a placed one as it is.
