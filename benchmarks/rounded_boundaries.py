@@ -1,16 +1,16 @@
 """What do 8- and 16-bit boundaries cost in accuracy? gsADMM with rounded f and q - f beside floats.
 
-Two networks, streaming, cut into n = 2 and 3 subnetworks, each trained from the same weights on the
-same minibatches with floats, 16 and 8 bits across its boundaries: a perceptron of five hidden layers of
-256 on MNIST 14 x 14 (3 epochs of batch 110; accuracy on the held-out last 5 000 training images, the
-test images are not read), and the byte-level transformer of `examples.language_model` (one pass over
-its text, batch 32; bits a byte on its held-out end). One sweep, with which gsAM is the same method; Adam,
-a tenth of warm-up, then a cosine to zero, the peak rate that `tssm_tradeoff` chose for the float's.
-Bytes are what crosses all boundaries in a step, both ways, by `Method.moves`.
+Two networks, streaming, cut into n = 2 and 3 subnetworks, each trained with floats, 16 and 8 bits across
+its boundaries, from the same weights on the same minibatches: a perceptron of five hidden layers of 256
+on MNIST 14 x 14 (3 epochs of batch 110; accuracy on the held-out last 5 000 training images, the test
+images are not read), and the byte-level transformer of `examples.language_model` (one pass over its
+text, batch 32; bits a byte of the text's last 1 000 rows). One sweep, with which gsAM is the same
+method; Adam, a tenth of warm-up, then a cosine to zero, the same peak for all of a network. Bytes are
+what crosses all boundaries in a step, both ways, by `Method.moves`.
 
     JTSSM_DATA=FOLDER python -m benchmarks.rounded_boundaries [--workers 2] [--smoke]
 
-About six minutes on 2 cores. Last result: benchmarks/results/rounded_boundaries.json.
+About seven minutes on 2 cores. Last result: benchmarks/results/rounded_boundaries.json.
 """
 
 from __future__ import annotations
