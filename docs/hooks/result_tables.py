@@ -184,6 +184,23 @@ def tssm_tradeoff(found: dict) -> str:
     return markdown(head, rows)
 
 
+@draws("rounded_boundaries", "rounded_boundaries")
+def rounded_boundaries(found: dict) -> str:
+    """Accuracy of rounded boundaries beside the float's."""
+    rows, floats = [], {}
+    for line in found["results"].values():
+        task, n, grid = line["run"]
+        show = accuracy if task == "MNIST" else lambda a: f"{a:.4f} bits"
+        whole = floats.setdefault((task, n), line["bytes"])
+        size = (
+            line["bytes"] if grid == "floats" else f"{line['bytes']} ({line['bytes'] / whole:.3f})"
+        )
+        mean_of, seeds = show(line["mean"]), extent(line["held_out"], show)
+        rows.append((task, n, grid, mean_of, seeds, size))
+    head = ("network", "n", "boundaries", "held out", "range", "bytes a step (share)")
+    return markdown(head, rows)
+
+
 @draws("tssm_one_device", "tssm_speed")
 def tssm_one_device(found: dict) -> str:
     """What a step costs on one device."""

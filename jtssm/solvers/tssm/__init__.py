@@ -28,6 +28,7 @@ Departs from the paper:
   then M u_paper.
 - The schedule "streaming" is ours; see `jtssm.solvers.tssm.streaming`. "stored" is the paper's: see
   `jtssm.solvers.tssm.stored_gsadmm` (gsADMM) and `jtssm.solvers.tssm.stored_gsam` (gsAM).
+- `grid` (streaming): what crosses a boundary is rounded, and its integers cross.
 - `delay_power` (streaming): updates of W_l are scaled by (1 + delay of l)^-delay_power, since steps
   that suit a fresh gradient diverge on an old one. The paper's updates: 0.
 """

@@ -28,6 +28,9 @@ Departs from the paper:
   neighbour's newest variables; the paper updates all of them from the previous iteration's.
 - Where subnetworks hand each other trees of arrays, p, q and u are of their floats. Integers and
   booleans go forward with f_l as they are.
+- With `grid` f_l and v_l cross as integers (`jtssm.solvers.quantise`). The neighbour's f_{l-1} and v_l
+  are then the nearest values of the grid: p_l is counted from the f_{l-1} that arrived. Who sends keeps
+  what it did not round. Integers that await their turn are stored as such.
 - With one sweep u never acts, and with the default eta (1/alpha + 1/rho for gsADMM, 1/alpha for
   gsAM) v_l is -1/alpha times the back-propagated gradient: this *is* training with delayed
   gradients, those of subnetwork l being `delays(n)[l - 1]` = 2(n - l) minibatches old. gsADMM and
