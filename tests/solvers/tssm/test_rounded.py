@@ -150,3 +150,22 @@ def test_the_cost_model_knows_the_fewer_bytes():
             seconds = step_seconds(method, machine, subnet=2).permute
             messages = {None: 2, 16: 4, 8: 4}.get(grid, 3)
             np.testing.assert_allclose(seconds, messages * 1e-3 + size / 1e6, rtol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [None, (3, 1, 2)])
+def test_integers_in_flight_stand_in_a_checkpoint(shape, tmp_path):
+    """A run that ends after half of its epochs and goes on ends with the bits of one at a stretch."""
+    x, y = (np.concatenate(a) for a in zip(*batches(8), strict=True))
+    mesh = None if shape is None else sharding.make_mesh(*shape)
+    method = rounding(solvers.gsadmm, 3, 2, 8)
+    ways = {"key": jax.random.key(0), "mesh": mesh}
+    whole = jtssm.fit(method, (x, y), epochs=2, **ways)
+    for epochs in (1, 2):
+        rest = jtssm.fit(method, (x, y), epochs=epochs, checkpoint=tmp_path / "kept", **ways)
+    assert_close(rest.params, whole.params, atol=0)
+    if mesh is not None:  # a state of one device goes on there
+        alone = jtssm.fit(method, (x, y), epochs=1, key=ways["key"])
+        spread = jtssm.fit(method, (x, y), epochs=1, state=alone.state, **ways)
+        again = jtssm.fit(method, (x, y), epochs=1, state=alone.state, key=ways["key"])
+        assert_close(spread.params, again.params, atol=1e-10)
