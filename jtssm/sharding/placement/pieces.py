@@ -16,14 +16,16 @@ from jtssm.nn.boundary import first, float_dtype
 from jtssm.nn.inputs import as_input
 from jtssm.nn.ops import varying
 from jtssm.protocol import device_memory
-from jtssm.protocol.exchange import by_index
+from jtssm.protocol.exchange import Kind, by_index
 from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method, Placement
 from jtssm.protocol.stages import StageProgram, whole_params
 from jtssm.sharding.mesh import check_split, devices_of, predicted, put, put_samples
 from jtssm.sharding.placement.exchange import by_collectives, own_part
 from jtssm.sharding.placement.on_host import gathered, lay_out, shapes, spread
-from jtssm.sharding.placement.packing import Layout, Rows, is_rows, layout_of, specs
+from jtssm.sharding.placement.packing import layout_of
+from jtssm.sharding.placement.rows import AnyLayout, Rows, is_rows, specs
+from jtssm.sharding.placement.slotted import slotted
 from jtssm.sharding.placement.starts import Starts
 from jtssm.sharding.placement.switch import Place
 
@@ -104,12 +106,12 @@ class Placing:
         def laid_out(name: str, value: Tree) -> Tree:
             kind = self.program.kinds.get(name, ())
             if abstract and isinstance(kind, str):
-                layout = weights if kind == "weights" else layout_of(kind, value)
+                layout = weights if kind == "weights" else self._layout(kind, value)
                 return shapes(layout, value, self.mesh, self.names, pr, slots)
             if kind == "weights":
                 return lay_out(weights, value, self.mesh, self.names, pr, slots)
             if isinstance(kind, str):
-                return spread(layout_of(kind, value), value, self.mesh, self.names, slots)
+                return spread(self._layout(kind, value), value, self.mesh, self.names, slots)
             return jax.tree.map(lambda a: put(a, self.mesh, self.names.spec(*kind)), value)
 
         return state._replace(
@@ -161,7 +163,7 @@ class Placing:
         """Samples differ from piece to piece: no gradient of theirs may be summed over subnet."""
         return varying(x, self.names.present("subnet", "pc"))
 
-    def _weights_layout(self, dtype: DTypeLike) -> Layout:
+    def _weights_layout(self, dtype: DTypeLike) -> AnyLayout:
         """Of all pieces' weights and optimizer states, from shapes alone."""
         net = self.program.network
         params = jax.eval_shape(lambda: net.init(jax.random.key(0), dtype))
@@ -169,7 +171,18 @@ class Placing:
         start = lambda l, p: jax.eval_shape(lambda p: self.program.start(l, p), p)
         whole = [start(l, p) for l, p in pieces]
         local = [start(l, self._part(l, p)) for l, p in pieces]
-        return layout_of("weights", whole, local, self.at.sizes[1])
+        return self._weights(whole, local)
+
+    def _weights(self, whole: Sequence[Tree], local: Sequence[Tree]) -> AnyLayout:
+        """Leaf by leaf, but of a method that batches pieces in rows."""
+        rows = layout_of("weights", whole, local, self.at.sizes[1])
+        batched = self.at.alike != tuple(range(self.at.num))
+        return rows if batched else slotted(rows, self.at.local)
+
+    def _layout(self, kind: str, trees: Sequence[Tree]) -> AnyLayout:
+        """Of what is not weights."""
+        rows = layout_of(kind, trees)
+        return slotted(rows, self.at.local) if rows.kind is Kind.LINE else rows
 
     def _part(self, l: int, params: Tree) -> Tree:
         """Shapes of what one device holds of piece l's parameters."""
@@ -179,13 +192,13 @@ class Placing:
         """Given parameters as rows on the mesh."""
         local, pr = [self._part(l, p) for l, p in enumerate(given)], self.at.sizes[1]
         slots = self.at.local * self.at.sizes[0]
-        layout = layout_of("weights", given, local, pr)
+        layout = self._weights(given, local)
         return lay_out(layout, given, self.mesh, self.names, pr, slots)
 
-    def _rows(self, whole: Tree, weights: Layout) -> Tree:
+    def _rows(self, whole: Tree, weights: AnyLayout) -> Tree:
         """The state with Rows (of nothing but their layout) where the pieces' trees stood."""
         layouts = {
-            name: weights if kind == "weights" else layout_of(kind, getattr(whole, name))
+            name: weights if kind == "weights" else self._layout(kind, getattr(whole, name))
             for name, kind in self.program.kinds.items()
             if isinstance(kind, str)
         }
