@@ -190,13 +190,13 @@ def rounded_boundaries(found: dict) -> str:
     rows, floats = [], {}
     for line in found["results"].values():
         task, n, grid = line["run"]
-        show = accuracy if task == "MNIST" else lambda a: f"{a:.4f} bits"
+        unit = "accuracy" if task == "MNIST" else "bits a byte"
         whole = floats.setdefault((task, n), line["bytes"])
         size = (
             line["bytes"] if grid == "floats" else f"{line['bytes']} ({line['bytes'] / whole:.3f})"
         )
-        mean_of, seeds = show(line["mean"]), extent(line["held_out"], show)
-        rows.append((task, n, grid, mean_of, seeds, size))
+        seen = accuracy(line["mean"]), extent(line["held_out"])
+        rows.append((f"{task}, {unit}", n, grid, *seen, size))
     head = ("network", "n", "boundaries", "held out", "range", "bytes a step (share)")
     return markdown(head, rows)
 
