@@ -45,7 +45,7 @@ def rounding(build, n, sweeps, grid, **more):
                 (solvers.gsadmm, 3, 2, 8, (3, 1, 2)),
                 (solvers.gsadmm, 4, 1, 16, (2, 1, 2)),
                 (solvers.gsadmm, 2, 3, "values", (2, 2, 1)),
-                (solvers.gsam, 2, 1, 8, (2, 2, 2)),
+                (solvers.gsam, 2, 1, 8, (2, 2, 1)),
                 (solvers.gsam, 3, 2, "values", (3, 1, 1)),
             )
         ),
