@@ -1,6 +1,7 @@
 """Benchmarks run end to end with small settings, and write nothing then."""
 
 import json
+import os
 import subprocess
 
 import jax
@@ -277,4 +278,4 @@ def test_process_faults_runs_small_and_nothing_is_wrong_in_silence(monkeypatch, 
     assert "process 1 raised KeyError" in callback["says"]["0"]
     assert found["process 1 killed"]["gone_on_from"] > 0
     left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False)
-    assert "jtssm-" not in left.stdout
+    assert f"jtssm-{os.getpid()}-" not in left.stdout

@@ -25,10 +25,11 @@ def load(name: str) -> dict[str, Any]:
 
 
 def draws(name: str, source: str) -> Callable:
-    """Enters a function of a result among the tables."""
+    """Enters a function of a result among the tables, once there is such a result."""
 
     def enter(table: Callable[[dict], str]) -> Callable:
-        TABLES[name] = lambda: table(load(source))
+        if (RESULTS / f"{source}.json").exists():
+            TABLES[name] = lambda: table(load(source))
         return table
 
     return enter
@@ -60,6 +61,11 @@ def points(value: float, baseline: float) -> str:
 def quartiles(found: dict, scale: float, digits: int) -> str:
     """The quartiles of a measurement."""
     return extent(found["quartiles"], lambda a: f"{scale * a:.{digits}f}")
+
+
+def agreement(value: float | None) -> str:
+    """Of ranks; a dash where all are predicted alike."""
+    return "–" if value is None else f"{value:.2f}"
 
 
 def about(name: str) -> str:
@@ -528,7 +534,7 @@ def planner_measured(found: dict) -> str:
             name,
             len(a["shapes"]),
             f"{a['least_ratio']:.1f} to {a['largest_ratio']:.1f}",
-            f"{a['spearman']:.2f}",
+            agreement(a["spearman"]),
             f"{a['planned_to_fastest']:.2f}",
             f"{a['slowest_to_fastest']:.2f}",
         )

@@ -21,6 +21,7 @@ from jtssm.protocol.exchange import Carried, Exchange, Kind
 from jtssm.sharding import collectives
 from jtssm.sharding.layers.stored import FLAT, WHOLE, in_a_row
 from jtssm.sharding.placement.packing import Layout, layout_of
+from jtssm.sharding.placement.renewal import renew
 from jtssm.sharding.placement.rows import Rows, axes_of, dtype_of
 from jtssm.sharding.placement.switch import Place, each, take
 
@@ -49,6 +50,17 @@ class ByCollectives:
         """In the branches of a switch; see `jtssm.sharding.placement.switch.each`."""
         return each(self.at, fn, *carried, kinds=kinds, batched=batched)
 
+    def renew(
+        self,
+        fn: Callable[..., Tree],
+        weights: Rows,
+        *carried: Rows,
+        where: Array,
+        after: Sequence[Rows] = (),
+    ) -> Rows:
+        """In place, in conditionals behind the switch of `each`."""
+        return renew(self.at, fn, weights, *carried, where=where, after=after)
+
     def to_next(self, sent: Rows) -> Rows:
         """By a permute between devices, one a dtype and width of a boundary."""
         return _move(self.at, sent, 1)
@@ -66,13 +78,14 @@ class ByCollectives:
 
 def _move(at: Place, sent: Rows, step: int) -> Rows:
     """Every piece's rows one piece on: inside a device by index, between devices by a permute."""
-    layout = sent.layout.moved(step)
+    assert isinstance(sent.layout, Layout), "weights and lines are not sent"
+    was, layout = sent.layout, sent.layout.moved(step)
     cut = [at.boundary(device) for device in range(at.sizes[0] - 1)]
     senders = [l if l is None or step == 1 else l + 1 for l in cut]
 
     def moved(key: str) -> Array:
         rows, size = sent.rows[key], layout.size(key)
-        widths = [0 if l is None else sent.layout.width(l, key) for l in senders]
+        widths = [0 if l is None else was.width(l, key) for l in senders]
         edge = rows[-1] if step == 1 else rows[0]
         arrived = collectives.shift(edge, at.names.subnet, widths, step)[None]
         order = (arrived, rows[:-1]) if step == 1 else (rows[1:], arrived)

@@ -12,7 +12,7 @@ from jtssm.arrays import Array, Tree
 from jtssm.nn.ops import varying
 from jtssm.protocol.exchange import Kind
 from jtssm.sharding.mesh import AxisNames
-from jtssm.sharding.placement.packing import Layout, layout_of
+from jtssm.sharding.placement.packing import Layout, Leaf, layout_of
 from jtssm.sharding.placement.rows import AnyLayout, Rows, axes_of, dtype_of
 from jtssm.sharding.placement.slotted import Slotted, slotted
 
@@ -136,7 +136,7 @@ def result_of(kind: Kind, shapes: Sequence[Tree], weights: AnyLayout | None, loc
     Args:
       kind: of the result.
       shapes: what each piece gives, as shapes.
-      weights: the layout of results of kind "weights".
+      weights: the layout of results of kind "weights"; what tells how "gradients" are split.
       local: slots a device.
 
     Raises:
@@ -144,15 +144,34 @@ def result_of(kind: Kind, shapes: Sequence[Tree], weights: AnyLayout | None, loc
     """
     if kind is Kind.SUMS:
         return SumsResult(_same_sums(shapes))
-    if kind is Kind.WEIGHTS:
+    if kind in {Kind.WEIGHTS, Kind.GRADIENTS}:
         if weights is None:
             raise ValueError(f"carried: expected weights, as {kind} are given back; got none")
-        apart = isinstance(weights, Slotted)
-        return SlottedResult(weights, ()) if apart else RowsResult(weights, (1,))
+        if kind is Kind.GRADIENTS:
+            weights = gradients_of(weights, shapes, local)
+        if isinstance(weights, Slotted):
+            return SlottedResult(weights, ())
+        return RowsResult(weights, (1,))
     layout, leaves = layout_of(kind, shapes), jax.tree.leaves(list(shapes))
     if kind is Kind.SAMPLES:
         return RowsResult(layout, tuple(leaves[0].shape[:1]) if leaves else ())
     return SlottedResult(slotted(layout, local), tuple(leaves[0].shape[1:2]) if leaves else ())
+
+
+def gradients_of(weights: AnyLayout, shapes: Sequence[Tree], local: int) -> Slotted:
+    """The layout of gradients, split as the first leaves of the weights are: the parameters.
+
+    shapes: one tree a piece, (gradient, scalars).
+    """
+
+    def split(l: int, tree: Tree) -> tuple[Leaf, ...]:
+        own, rest = (layout_of(Kind.WEIGHTS, [part]).leaves[0] for part in tree)
+        pairs = zip(own, weights.leaves[l], strict=False)
+        return (*(of._replace(dtype=leaf.dtype) for leaf, of in pairs), *rest)
+
+    treedefs = tuple(jax.tree.structure(tree) for tree in shapes)
+    leaves = tuple(split(l, tree) for l, tree in enumerate(shapes))
+    return slotted(Layout(Kind.WEIGHTS, treedefs, leaves), local)
 
 
 def _same_sums(shapes: Sequence[Tree]) -> Tree:

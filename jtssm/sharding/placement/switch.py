@@ -131,7 +131,7 @@ class _Work(NamedTuple):
 
     @property
     def weights(self) -> AnyLayout | None:
-        """The layout of results that are weights."""
+        """The layout of results that are weights, or gradients."""
         carried = (a for a in self.layouts if a.kind is Kind.WEIGHTS)
         return self.at.weights or next(carried, None)
 

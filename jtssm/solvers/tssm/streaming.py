@@ -40,6 +40,7 @@ Departs from the paper:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -222,15 +223,8 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int, crossing: Crossing) -> Tick:
             state.key,
             crossing,
         )
-        weights, forward, backward, entry, kept, sums = exchange.each(
-            turn.take,
-            state.weights,
-            state.forward,
-            state.backward,
-            exchange.ring.recall(state.inputs, t),
-            exchange.ring.recall(state.kept, t),
-            kinds=("weights", "samples", "samples", "samples", "samples", "sums"),
-        )
+        weights, entry, made, sums = _sweeps(turn, exchange, state, t)
+        forward, backward, kept = made
         state = State(
             weights,
             exchange.to_next(forward),
@@ -247,6 +241,32 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int, crossing: Crossing) -> Tick:
         return state, _info(rule, exchange.samples.total(sums), samples)
 
     return tick
+
+
+def _sweeps(
+    turn: Turn, exchange: Exchange, state: State, t: Array
+) -> tuple[Carried, Carried, tuple[Carried, ...], Carried]:
+    """(weights, what entered, (f_l, v, `Kept`) of all sweeps, sums) at the end of a tick."""
+    arrived = (
+        state.forward,
+        state.backward,
+        exchange.ring.recall(state.inputs, t),
+        exchange.ring.recall(state.kept, t),
+    )
+    weights, entry, sums = state.weights, None, None
+    made: list[Carried] = []
+    for s in range(turn.sweeps):
+        gradient, fresh, *made, seen = exchange.each(
+            partial(turn.take, s),
+            weights,
+            *arrived,
+            *made,
+            kinds=("gradients", *("samples",) * 4, "sums"),
+        )
+        entry = fresh if entry is None else entry
+        weights = exchange.renew(turn.descend, weights, gradient, where=turn.lives(s), after=made)
+        sums = seen if sums is None else jax.tree.map(jnp.add, sums, seen)
+    return weights, entry, tuple(made), sums
 
 
 def _weight(pieces: Pieces, exchange: Exchange, y: Array, dtype: DTypeLike) -> Array | bool:

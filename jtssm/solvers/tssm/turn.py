@@ -37,6 +37,9 @@ class Kept(NamedTuple):
 
 # (e, u, v, squares of what is shown) at the input of a piece; () is none
 Renewed = tuple[Tree, Tree, Tree, tuple[Array, ...]]
+Gradient = tuple[
+    list[Tree], Tree
+]  # g_W / samples; the loss, for an optimizer that wants it, else ()
 Seen = tuple[Array, ...]  # sums over a minibatch: loss, number right, samples; then squares
 
 
@@ -110,42 +113,41 @@ class Turn(NamedTuple):
 
     def take(
         self,
+        s: int,
         l: int,
         weights: Weights,
         forward: tuple[Tree, ...],
         backward: tuple[Tree, ...],
         waiting: Tree,
         kept: tuple[Kept, ...],
-    ) -> tuple[Weights, Tree, Tree, Tree, Tree, Seen]:
-        """The tick of piece l (from 0): a forward pass, then one turn in each sweep.
+        *made: tuple,
+    ) -> tuple[Gradient, Tree, tuple[Tree, ...], tuple[Tree, ...], tuple[Kept, ...], Seen]:
+        """Sweep s of the tick of piece l (both from 0), before its weights change; first a forward pass.
 
         What awaits its turn stays as it arrived, rounded or not.
+
+        made: f_l, v and `Kept` of the sweeps before, each one a sweep, which this one's are put to.
         """
         first, last = l == 0, l == self.pieces.num - 1
         arrived = self.x if first else forward[0]
-        fresh = self._came(l, arrived)
-        ahead: tuple[Tree, ...] = (
-            () if last else (self._sent(self._forward(l, weights.params, fresh, self.tick - l)),)
-        )
-        behind: tuple[Tree, ...] = ()
-        keep: tuple[Kept, ...] = ()
-        sums: Tree = None
-        for s in range(self.sweeps):
-            if s == 0:
-                start = fresh if last else self._came(l, waiting)
-                origin, e = start, jax.tree.map(jnp.zeros_like, floats_of(start))
-                was = Kept(start, e, e if self.rule.dual else (), self.y)
-            else:
-                was = kept[s - 1]
-                origin = was.x if first else self._came(l, forward[s])
-            v_next = None if last else restored(self.crossing.backward, backward[s], self._dtype)
-            weights, f, v, now, seen = self.sweep(l, s, weights, origin, was, v_next)
-            sums = seen if sums is None else jax.tree.map(jnp.add, sums, seen)
-            if s + 1 < self.sweeps:
-                ahead += () if last else (self._sent(f),)
-                keep += (now,)
-            behind += () if first else (rounded(self.crossing.backward, v),)
-        return weights, ahead, behind, () if last else arrived, keep, sums
+        ahead, behind, keep = made or ((), (), ())
+        if s == 0:
+            fresh = self._came(l, arrived)
+            if not last:
+                ahead = (self._sent(self._forward(l, weights.params, fresh, self.tick - l)),)
+            start = fresh if last else self._came(l, waiting)
+            origin, e = start, jax.tree.map(jnp.zeros_like, floats_of(start))
+            was = Kept(start, e, e if self.rule.dual else (), self.y)
+        else:
+            was = kept[s - 1]
+            origin = was.x if first else self._came(l, forward[s])
+        v_next = None if last else restored(self.crossing.backward, backward[s], self._dtype)
+        gradient, f, v, now, seen = self.sweep(l, s, weights, origin, was, v_next)
+        if s + 1 < self.sweeps:
+            ahead += () if last else (self._sent(f),)
+            keep += (now,)
+        behind += () if first else (rounded(self.crossing.backward, v),)
+        return gradient, () if last else arrived, ahead, behind, keep, seen
 
     def _sent(self, f: Tree) -> Tree:
         """f_l as it goes to the next piece."""
@@ -162,10 +164,9 @@ class Turn(NamedTuple):
 
     def sweep(
         self, l: int, s: int, weights: Weights, origin: Tree, was: Kept, v_next: Tree
-    ) -> tuple[Weights, Tree, Tree, Kept, Seen]:
+    ) -> tuple[Gradient, Tree, Tree, Kept, Seen]:
         """Turn of piece l in sweep s on a minibatch whose f_{l-1} is `origin`."""
         total = self._total(l, s)
-        live = self.live[self._age(l, s)] if total is None else total > 0
         p = origin if l == 0 else _shifted(origin, was.e)
         entered = self.tick - self._delay(l, s)
         f, seen, pull, own = self._linearised(l, weights.params, p, was.y, v_next, entered, total)
@@ -173,8 +174,7 @@ class Turn(NamedTuple):
         g_W = jax.tree.map(lambda g: g / self.samples, g_W)
         # what the piece minimises, the mean over the whole minibatch
         wants = self.pieces.wants_loss(l)
-        loss = self.exchange.samples.sum(own) / self.samples if wants else None
-        weights = self.pieces.descend(l, weights, g_W, live, self.pace, loss)
+        loss = self.exchange.samples.sum(own) / self.samples if wants else ()
         if l == 0:
             e, u, v = (), (), ()
             # a single piece has no boundary, and nothing to sum
@@ -182,9 +182,23 @@ class Turn(NamedTuple):
             residuals = (jnp.zeros((), float_dtype(p)),) * (several * len(self.rule.shows))
         else:
             e, u, v, residuals = self.rule.boundary(was, g_p, self.penalties)
+        live = self._live(l, s)
         seen = jax.tree.map(lambda a: jnp.where(live, a, 0), (*seen, *residuals))
         now = Kept(() if l else p, e, u, was.y if v_next is None else ())
-        return weights, f, v, now, seen
+        return (g_W, loss), f, v, now, seen
+
+    def descend(self, l: int, weights: Weights, gradient: Gradient) -> Weights:
+        """The step of piece l that a minibatch causes."""
+        g_W, loss = gradient
+        return self.pieces.descend(l, weights, g_W, True, self.pace, loss)
+
+    def lives(self, s: int) -> Array:
+        """[n] for which pieces a minibatch that entered comes to its turn in sweep s."""
+        return jnp.stack([self._live(l, s) for l in range(self.pieces.num)])
+
+    def _live(self, l: int, s: int) -> Array:
+        total = self._total(l, s)
+        return self.live[self._age(l, s)] if total is None else total > 0
 
     def _age(self, l: int, s: int) -> Array:
         """Where `live` tells of the minibatch that piece l meets in sweep s."""
