@@ -20,6 +20,7 @@ from benchmarks import (
     process_faults,
     published_figures,
     record,
+    rounded_boundaries,
     tssm_modelled,
     tssm_speed,
     tssm_tradeoff,
@@ -240,6 +241,16 @@ def test_ranks_of_predictions_are_scored():
     assert found["mean_ratio"] == pytest.approx(6 ** (1 / 3))
     assert (found["planned_to_fastest"], found["slowest_to_fastest"]) == (3.0, 3.0)
     assert planner_measured.ranked([1.0, 1.0], [2.0, 3.0])["spearman"] is None
+
+
+@pytest.mark.slow
+def test_rounded_boundaries_runs_small(monkeypatch, capsys):
+    few = ["--subnets", "2", "--grids", "floats", "8 bits"]
+    lines = smoke(monkeypatch, capsys, rounded_boundaries, *few)
+    sizes = [int(line.split()[-4]) for line in lines if line.endswith("bytes a step")]
+    batch, width = 110, 16
+    assert sizes[:2] == [2 * 4 * batch * width, 2 * batch * (width + 8)]
+    assert len(sizes) == 4
 
 
 @pytest.mark.slow

@@ -190,6 +190,23 @@ def tssm_tradeoff(found: dict) -> str:
     return markdown(head, rows)
 
 
+@draws("rounded_boundaries", "rounded_boundaries")
+def rounded_boundaries(found: dict) -> str:
+    """Accuracy of rounded boundaries beside the float's."""
+    rows, floats = [], {}
+    for line in found["results"].values():
+        task, n, grid = line["run"]
+        unit = "accuracy" if task == "MNIST" else "bits a byte"
+        whole = floats.setdefault((task, n), line["bytes"])
+        size = (
+            line["bytes"] if grid == "floats" else f"{line['bytes']} ({line['bytes'] / whole:.3f})"
+        )
+        seen = accuracy(line["mean"]), extent(line["held_out"])
+        rows.append((f"{task}, {unit}", n, grid, *seen, size))
+    head = ("network", "n", "boundaries", "held out", "range", "bytes a step (share)")
+    return markdown(head, rows)
+
+
 @draws("tssm_one_device", "tssm_speed")
 def tssm_one_device(found: dict) -> str:
     """What a step costs on one device."""

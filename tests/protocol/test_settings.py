@@ -64,6 +64,7 @@ def test_a_document_has_no_addresses_and_every_kind_of_value():
             "alpha": 1.0,
             "eta": None,
             "schedule": {"kind": "Streaming", "sweeps": 1, "delay_power": 1.0},
+            "grid": None,
             "loss": "cross_entropy",
             "precision": None,
             "compute_dtype": "bfloat16",

@@ -28,6 +28,7 @@ Departs from the paper:
   then M u_paper.
 - The schedule "streaming" is ours; see `jtssm.solvers.tssm.streaming`. "stored" is the paper's: see
   `jtssm.solvers.tssm.stored_gsadmm` (gsADMM) and `jtssm.solvers.tssm.stored_gsam` (gsAM).
+- `grid` (streaming): what crosses a boundary is rounded, and its integers cross.
 - `delay_power` (streaming): updates of W_l are scaled by (1 + delay of l)^-delay_power, since steps
   that suit a fresh gradient diverge on an old one. The paper's updates: 0.
 """
@@ -54,6 +55,7 @@ from jtssm.protocol.piece_optimizers import of_pieces
 from jtssm.protocol.settings import recorded
 from jtssm.protocol.stages import StageProgram
 from jtssm.solvers.pieces import Pieces, Weights
+from jtssm.solvers.quantise import Crossing
 from jtssm.solvers.tssm import schedules, stored, stored_gsadmm, stored_gsam, streaming, turn
 from jtssm.solvers.tssm.schedules import Stored, Streaming
 from jtssm.solvers.tssm.streaming import delays
@@ -83,6 +85,12 @@ TEXTS = {
         "are kept (resident: `step` takes all samples); these with their defaults, or a "
         "`solvers.Streaming` or `solvers.Stored` with other settings."
     ),
+    "grid": (
+        "streaming only: what goes over a boundary is rounded, and crosses as integers of 8 or 16 bits. "
+        "8 or 16: to 2^8 or 2^16 values between the least and the largest of each sample and array; "
+        "a list of rising numbers: f to the nearest of them, q - f (gsAM: p - f) to such values of as "
+        "many bits. None: floats are exchanged."
+    ),
 }
 
 
@@ -100,6 +108,7 @@ def gsadmm(
     alpha: float = 1.0,
     eta: float | None = None,
     schedule: str | Streaming | Stored = "streaming",
+    grid: int | Sequence[float] | None = None,
     loss: str | losses.Loss = "cross_entropy",
     precision: str | None = None,
     compute_dtype: DTypeLike | None = None,
@@ -133,9 +142,10 @@ def gsadmm(
     penalties = Penalties(checks.positive(rho=rho)[0], *_numbers(alpha, eta))
     found = schedules.find(schedule)
     schedules.check_for("gsadmm", found)
+    crossing = schedules.crossing(grid, found)
     pieces = _pieces(net, subnets, cuts, balance, optimizer, found, loss, compute_dtype)
     rules = Rules(turn.GSADMM, stored_gsadmm.GSADMM)
-    return _method(found, rules, pieces, batch_size, penalties, precision)
+    return _method(found, rules, pieces, batch_size, penalties, precision, crossing)
 
 
 @recorded(schedule=schedules.find)
@@ -151,6 +161,7 @@ def gsam(
     alpha: float = 1.0,
     eta: float | None = None,
     schedule: str | Streaming | Stored = "streaming",
+    grid: int | Sequence[float] | None = None,
     loss: str | losses.Loss = "cross_entropy",
     precision: str | None = None,
     compute_dtype: DTypeLike | None = None,
@@ -181,10 +192,11 @@ def gsam(
     """
     penalties = Penalties(None, *_numbers(alpha, eta))
     found = schedules.find(schedule)
+    crossing = schedules.crossing(grid, found)
     pieces = _pieces(net, subnets, cuts, balance, optimizer, found, loss, compute_dtype)
     order = found.order if isinstance(found, Stored) else None
     rules = Rules(turn.GSAM, stored_gsam.ORDERS[order or "sequential"])
-    return _method(found, rules, pieces, batch_size, penalties, precision)
+    return _method(found, rules, pieces, batch_size, penalties, precision, crossing)
 
 
 class Rules(NamedTuple):
@@ -229,13 +241,15 @@ def _method(
     batch_size: int,
     penalties: Penalties,
     precision: str | None,
+    crossing: Crossing,
 ) -> Method:
     """The method that works by the schedule's rule."""
     (batch_size,) = checks.count(batch_size=batch_size)
     checks.precision(precision)
     sweeps = schedule.sweeps
     if isinstance(schedule, Streaming):
-        return streaming.method(rules.streaming, pieces, batch_size, penalties, sweeps, precision)
+        ways = (sweeps, precision, crossing)
+        return streaming.method(rules.streaming, pieces, batch_size, penalties, *ways)
     return stored.method(
         rules.stored, pieces, batch_size, penalties, sweeps, precision, schedule.weight_steps
     )

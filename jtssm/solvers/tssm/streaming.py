@@ -28,6 +28,9 @@ Departs from the paper:
   neighbour's newest variables; the paper updates all of them from the previous iteration's.
 - Where subnetworks hand each other trees of arrays, p, q and u are of their floats. Integers and
   booleans go forward with f_l as they are.
+- With `grid` f_l and v_l cross as integers (`jtssm.solvers.quantise`). The neighbour's f_{l-1} and v_l
+  are then the nearest values of the grid: p_l is counted from the f_{l-1} that arrived. Who sends keeps
+  what it did not round. Integers that await their turn are stored as such.
 - With one sweep u never acts, and with the default eta (1/alpha + 1/rho for gsADMM, 1/alpha for
   gsAM) v_l is -1/alpha times the back-propagated gradient: this *is* training with delayed
   gradients, those of subnetwork l being `delays(n)[l - 1]` = 2(n - l) minibatches old. gsADMM and
@@ -53,6 +56,7 @@ from jtssm.protocol.info import Info, measured
 from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
 from jtssm.solvers.pieces import Pieces
+from jtssm.solvers.quantise import Crossing, rounded
 from jtssm.solvers.tssm.turn import Kept, Rule, Turn
 from jtssm.solvers.tssm.updates import Penalties
 from jtssm.solvers.weighing import total_weight
@@ -97,29 +101,31 @@ def method(
     penalties: Penalties,
     sweeps: int,
     precision: str | None,
+    crossing: Crossing,
 ) -> Method:
     """The streaming schedule; arguments are checked by `jtssm.solvers.tssm`."""
 
-    tick = _tick(rule, pieces, sweeps)
+    tick = _tick(rule, pieces, sweeps, crossing)
     samples = dict.fromkeys(("forward", "backward"), "samples")
     lines = dict.fromkeys(("inputs", "kept"), "line")
     return pieces.program(
         rule.name,
         {"weights": "weights", **samples, **lines, "labels": (None, "pc")},
-        _declared(rule, pieces, sweeps),
+        _declared(rule, pieces, sweeps, crossing),
         Batch(batch_size, (batch_size,)),
         precision,
-        init=_init(rule, pieces, batch_size, penalties, sweeps),
+        init=_init(rule, pieces, batch_size, penalties, sweeps, crossing),
         step=lambda exchange, state, x, y: tick(exchange, state, x, y, True),
         drain=_drain(tick, pieces),
         estimate=pieces.estimate,
     ).on_one_device()
 
 
-def _declared(rule: Rule, pieces: Pieces, sweeps: int) -> Declared:
+def _declared(rule: Rule, pieces: Pieces, sweeps: int, crossing: Crossing) -> Declared:
     def moves(samples: int) -> tuple[Move, ...]:
-        crossing = pieces.boundary_moves(samples, sweeps, forward="f", backward=rule.sends)
-        return (*crossing, *pieces.gradient_moves(sweeps), *pieces.loss_moves(sweeps))
+        ends = {"forward": "f", "backward": rule.sends}
+        crossed = pieces.boundary_moves(samples, sweeps, **ends, crossing=crossing)
+        return (*crossed, *pieces.gradient_moves(sweeps), *pieces.loss_moves(sweeps))
 
     def work(l: int, samples: int) -> tuple[Run]:
         # all but the last piece run forward once more, on the minibatch that comes in
@@ -131,7 +137,12 @@ def _declared(rule: Rule, pieces: Pieces, sweeps: int) -> Declared:
 
 
 def _init(
-    rule: Rule, pieces: Pieces, batch_size: int, penalties: Penalties, sweeps: int
+    rule: Rule,
+    pieces: Pieces,
+    batch_size: int,
+    penalties: Penalties,
+    sweeps: int,
+    crossing: Crossing,
 ) -> Callable[..., State]:
     n = pieces.num
 
@@ -149,9 +160,14 @@ def _init(
             kept = (
                 Kept((), e, e if rule.dual else (), labels) if inner else Kept(own, (), (), labels)
             )
-            forward = tuple(blank(l) for _ in range(sweeps)) if inner else ()
-            backward = () if last else tuple(floats_of(blank(l + 1)) for _ in range(sweeps))
-            waiting = () if last else blank(l, 2 * (n - 1 - l))
+            came = rounded(crossing.forward, blank(l)) if inner else blank(l)
+            forward = (came,) * sweeps if inner else ()
+            backward: tuple[Tree, ...] = ()
+            if not last:
+                backward = (rounded(crossing.backward, floats_of(blank(l + 1))),) * sweeps
+            # of minibatches that never entered: any numbers will do
+            line = lambda a: jnp.zeros((2 * (n - 1 - l), *a.shape), a.dtype)
+            waiting = () if last else jax.tree.map(line, came)
             return forward, backward, waiting, (kept,) * (sweeps - 1)
 
         weights = pieces.weights(exchange, key, dtype, params)
@@ -178,7 +194,7 @@ def _init(
     return init
 
 
-def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Tick:
+def _tick(rule: Rule, pieces: Pieces, sweeps: int, crossing: Crossing) -> Tick:
     def tick(
         exchange: Exchange, state: State, x: Tree, y: Array, entering: bool
     ) -> tuple[State, Info]:
@@ -205,6 +221,7 @@ def _tick(rule: Rule, pieces: Pieces, sweeps: int) -> Tick:
             sweeps,
             samples,
             state.key,
+            crossing,
         )
         weights, entry, made, sums = _sweeps(turn, exchange, state, t)
         ahead, behind, kept = made

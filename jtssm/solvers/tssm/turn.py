@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jtssm.arrays import Array, Scalar, Tree
 from jtssm.nn.boundary import float_dtype, floats_of, merge, partition
 from jtssm.protocol.exchange import Exchange
 from jtssm.solvers.pieces import Pieces, Weights, training
+from jtssm.solvers.quantise import UNROUNDED, Crossing, restored, rounded
 from jtssm.solvers.tssm.updates import (
     Penalties,
     difference,
@@ -107,6 +109,7 @@ class Turn(NamedTuple):
     sweeps: int
     samples: int  # of a minibatch, all devices together
     key: Array | None  # of dropout
+    crossing: Crossing = UNROUNDED  # what f and v are rounded to
 
     def take(
         self,
@@ -121,27 +124,43 @@ class Turn(NamedTuple):
     ) -> tuple[Gradient, Tree, tuple[Tree, ...], tuple[Tree, ...], tuple[Kept, ...], Seen]:
         """Sweep s of the tick of piece l (both from 0), before its weights change; first a forward pass.
 
+        What awaits its turn stays as it arrived, rounded or not.
+
         made: f_l, v and `Kept` of the sweeps before, each one a sweep, which this one's are put to.
         """
         first, last = l == 0, l == self.pieces.num - 1
-        fresh = self.x if first else forward[0]
+        arrived = self.x if first else forward[0]
         ahead, behind, keep = made or ((), (), ())
         if s == 0:
+            fresh = self._came(l, arrived)
             if not last:
-                ahead = (self._forward(l, weights.params, fresh, self.tick - l),)
-            start = fresh if last else waiting
+                ahead = (self._sent(self._forward(l, weights.params, fresh, self.tick - l)),)
+            start = fresh if last else self._came(l, waiting)
             origin, e = start, jax.tree.map(jnp.zeros_like, floats_of(start))
             was = Kept(start, e, e if self.rule.dual else (), self.y)
         else:
             was = kept[s - 1]
-            origin = was.x if first else forward[s]
-        v_next = None if last else backward[s]
+            origin = was.x if first else self._came(l, forward[s])
+        v_next = None if last else restored(self.crossing.backward, backward[s], self._dtype)
         gradient, f, v, now, seen = self.sweep(l, s, weights, origin, was, v_next)
         if s + 1 < self.sweeps:
-            ahead += () if last else (f,)
+            ahead += () if last else (self._sent(f),)
             keep += (now,)
-        behind += () if first else (v,)
-        return gradient, () if last else fresh, ahead, behind, keep, seen
+        behind += () if first else (rounded(self.crossing.backward, v),)
+        return gradient, () if last else arrived, ahead, behind, keep, seen
+
+    def _sent(self, f: Tree) -> Tree:
+        """f_l as it goes to the next piece."""
+        return rounded(self.crossing.forward, f)
+
+    def _came(self, l: int, sent: Tree) -> Tree:
+        """The f_{l-1} that was sent; of the first piece the data, which nobody has rounded."""
+        return sent if l == 0 else restored(self.crossing.forward, sent, self._dtype)
+
+    @property
+    def _dtype(self) -> np.dtype:
+        """Of the variables."""
+        return jnp.result_type(self.penalties.alpha)
 
     def sweep(
         self, l: int, s: int, weights: Weights, origin: Tree, was: Kept, v_next: Tree

@@ -82,6 +82,7 @@ CASES = {
     "gsam": Case(
         solvers.gsam(NET, subnets=4, schedule=solvers.Streaming(sweeps=2), **BATCH), (4, 2, 1)
     ),
+    "gsadmm, 8 bits": Case(solvers.gsadmm(NET, subnets=4, grid=8, **BATCH), (4, 1, 2)),
     "gsadmm, stored": Case(solvers.gsadmm(NET, subnets=4, schedule="stored", **BATCH), (4, 1, 2)),
     "gsam, stored": Case(solvers.gsam(NET, subnets=4, schedule="stored", **BATCH), (2, 1, 4)),
     "gsadmm, stored, on three axes": Case(
@@ -119,6 +120,7 @@ CASES = {
 RARE = (  # each has a sister that differs from it in its mesh or its network
     "sgd on pc",
     "gsadmm in one piece",
+    "gsadmm, 8 bits",
     "gsadmm on one device of subnet",
     "gsam, stored",
     "gsam, parallel",
