@@ -97,7 +97,9 @@ CASES = {
     "gsam, parallel": Case(
         solvers.gsam(NET, subnets=2, schedule=solvers.Stored(order="parallel"), **BATCH), (2, 1, 2)
     ),
+    "gsadmm, a device with fewer": Case(solvers.gsadmm(NET, subnets=4, **BATCH), (3, 2, 1)),
     "pdadmm": Case(solvers.pdadmm(NET), (4, 1, 2)),
+    "pdadmm, a device with fewer": Case(solvers.pdadmm(NET), (3, 1, 1)),
     "pdadmm on pc": Case(solvers.pdadmm(NET, steps="gradient"), (1, 1, 8)),
     "pdadmm, 8 bits": Case(solvers.pdadmm(NET, grid=8), (4, 1, 1)),
     "ist": Case(solvers.ist(NET, subnets=4, **ROUND), (4, 1, 2)),
@@ -128,6 +130,7 @@ RARE = (  # each has a sister that differs from it in its mesh or its network
     "gsadmm, stored, on rows",
     "pdadmm on pc",
     "pdadmm, 8 bits",
+    "pdadmm, a device with fewer",
     "ist on three axes",
     "ist, normalised",
     "ensemble",
