@@ -14,6 +14,7 @@ from jtssm import checks
 from jtssm.arrays import Array, Tree
 from jtssm.nn.adapted import Adapted, Together
 from jtssm.nn.boundary import Sample, SampleTree, described, sample_of, stacked
+from jtssm.nn.drawing import drawn
 from jtssm.nn.inputs import as_input
 from jtssm.nn.layer import Layer, Shape
 from jtssm.nn.norm import Statistics
@@ -34,11 +35,14 @@ class Network(NamedTuple):
 
     def init(self, key: Array, dtype: DTypeLike = jnp.float32) -> list[Tree]:
         """Random parameters, one tree a layer; layer i draws from fold_in(key, i)."""
-        return [self.init_layer(i, key, dtype) for i in range(len(self.layers))]
+        return self.init_layers(range(len(self.layers)), key, dtype)
 
-    def init_layer(self, i: int, key: Array, dtype: DTypeLike = jnp.float32) -> Tree:
-        """Random parameters of layer i: the same, whichever device draws them."""
-        return self.layers[i].init(jax.random.fold_in(key, i), self._taken(i), dtype)
+    def init_layers(
+        self, layers: Sequence[int], key: Array, dtype: DTypeLike = jnp.float32
+    ) -> list[Tree]:
+        """Random parameters of some layers: the same, whichever device draws them."""
+        draw = lambda i: lambda key: self.layers[i].init(key, self._taken(i), dtype)
+        return drawn([draw(i) for i in layers], [jax.random.fold_in(key, i) for i in layers])
 
     @property
     def boundaries(self) -> tuple[Tree, ...]:

@@ -52,7 +52,7 @@ class Pieces(Stages):
     def draw(self, exchange: Exchange, l: int, key: Array, dtype: DTypeLike) -> list[Tree]:
         """Random parameters of piece l, as much of them as this device stores."""
         layers = range(self.starts[l], self.starts[l + 1])
-        return exchange.layers.own(l, [self.network.init_layer(i, key, dtype) for i in layers])
+        return exchange.layers.own(l, self.network.init_layers(layers, key, dtype))
 
     def start(self, l: int, params: list[Tree]) -> Weights:
         """Parameters of piece l with a fresh optimizer state.
