@@ -41,6 +41,7 @@ READERS: Mapping[str, Reader] = MappingProxyType(
         "loss": losses.find,
         "compute_dtype": checks.compute_dtype,
         "optimizer": _transformations,
+        "outer_optimizer": _transformations,
     }
 )
 

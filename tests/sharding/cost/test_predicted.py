@@ -32,6 +32,7 @@ ADAM = optax.adam(1e-3)
 NET = jtssm.mlp([24, 32, 48, 32, 8])
 PLATEAU = optax.chain(ADAM, optax.contrib.reduce_on_plateau())
 PARTLY = optax.chain(PLATEAU, optax.masked(optax.set_to_zero(), [True, False, False, False]))
+NESTEROV = optax.sgd(0.7, momentum=0.9, nesterov=True)
 IMAGES = images.convnet((16, 16, 3), 8, channels=(4, 8), hidden=(16,))
 DOMAIN = ("domain",) * 4 + ("model", "row")
 DECODER = architectures.decoder(1, width=8, heads=4, sequence=5, vocabulary=32)
@@ -109,8 +110,11 @@ CASES = {
     "gsadmm, told the loss": Case(
         solvers.gsadmm(NET, subnets=2, optimizer=PLATEAU, batch_size=16), (2, 1, 2)
     ),
-    "local_sgd, told the loss, with a frozen layer": Case(
-        solvers.local_sgd(NET, workers=4, **ROUND | {"optimizer": PARTLY}), (4, 1, 2)
+    "local_sgd, told the loss, with a frozen layer and an outer optimizer": Case(
+        solvers.local_sgd(
+            NET, workers=4, outer_optimizer=NESTEROV, **ROUND | {"optimizer": PARTLY}
+        ),
+        (4, 1, 2),
     ),
     "ensemble": Case(solvers.ensemble(IMAGES, members=4, **ROUND), (2, 1, 4)),
 }
