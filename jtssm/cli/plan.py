@@ -123,7 +123,7 @@ def _options(found: Proposal, arguments: argparse.Namespace) -> dict[str, object
         options |= {workers: num, "batch_size": arguments.batch // num}
         return {"local_steps": LOCAL_STEPS} | options
     if takes(make, "batch_size"):
-        options["batch_size"] = arguments.batch
+        options["batch_size"] = found.method.program.batch.size
     if takes(make, "cuts") and found.method.program.stages.cuts:
         for name in ("subnets", "balance"):
             options.pop(name, None)

@@ -216,6 +216,8 @@ def _zeros(jaxpr: Jaxpr) -> list[bool]:
             made = [zero(equation.invars[0])]
         elif equation.primitive.name in ("pjit", "jit"):
             made = _zeros(equation.params["jaxpr"].jaxpr)
+        elif equation.primitive.name == "mul":  # by a pace, a rate
+            made = [any(isinstance(a, Var) and a in found for a in equation.invars)]
         else:
             continue
         found |= {a for a, is_zero in zip(equation.outvars, made, strict=True) if is_zero}

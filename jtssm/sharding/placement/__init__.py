@@ -110,7 +110,7 @@ def _(program: WorkerProgram, mesh: Mesh, names: AxisNames, forms: str | Sequenc
 def _sizes(program: Program, mesh: Mesh, names: AxisNames) -> tuple[int, int, int]:
     """Of the three axes, which a program of pieces can be split over."""
     subnet, pr, pc = (axis_size(mesh, name) for name in names)
-    num, size = program.stages.num, program.batch.size
+    num, size, workers = program.stages.num, program.batch.size, program.batch.workers
     if subnet > num:
         raise ValueError(
             f"mesh: expected a 'subnet' axis of at most {num}, the number of pieces that "
@@ -120,7 +120,9 @@ def _sizes(program: Program, mesh: Mesh, names: AxisNames) -> tuple[int, int, in
         raise ValueError(
             f"mesh: expected pr=1, {program.name} does not split layers; got {pr}: use subnet or pc"
         )
-    if size is not None and size % pc:
+    if workers is not None and workers % pc:
+        raise ValueError(f"mesh: expected a 'pc' axis that divides workers={workers}; got {pc}")
+    if workers is None and size is not None and size % pc:
         raise ValueError(f"mesh: expected a 'pc' axis that divides batch_size={size}; got {pc}")
     return subnet, pr, pc
 

@@ -26,7 +26,8 @@ Departs from the paper:
 - Every term is a sum over samples, so that nothing depends on their number M. The paper's form (R
   and Omega means, penalties sums) is reached with rho = M rho_paper and eta = 1 / (M tau_2); u is
   then M u_paper.
-- The schedule "streaming" is ours; see `jtssm.solvers.tssm.streaming`. "stored" is the paper's: see
+- The schedule "streaming" is ours; see `jtssm.solvers.tssm.streaming`, with `workers`
+  `jtssm.solvers.tssm.rounds`. "stored" is the paper's: see
   `jtssm.solvers.tssm.stored_gsadmm` (gsADMM) and `jtssm.solvers.tssm.stored_gsam` (gsAM).
 - `delay_power` (streaming): updates of W_l are scaled by (1 + delay of l)^-delay_power, since steps
   that suit a fresh gradient diverge on an old one. The paper's updates: 0.
@@ -54,9 +55,19 @@ from jtssm.protocol.piece_optimizers import of_pieces
 from jtssm.protocol.settings import recorded
 from jtssm.protocol.stages import StageProgram
 from jtssm.solvers.pieces import Pieces, Weights
-from jtssm.solvers.tssm import schedules, stored, stored_gsadmm, stored_gsam, streaming, turn
+from jtssm.solvers.tssm import (
+    rounds,
+    schedules,
+    stored,
+    stored_gsadmm,
+    stored_gsam,
+    streaming,
+    turn,
+)
+from jtssm.solvers.tssm.crew import TEXTS as CREW
+from jtssm.solvers.tssm.crew import Crew, crew_of
 from jtssm.solvers.tssm.schedules import Stored, Streaming
-from jtssm.solvers.tssm.streaming import delays
+from jtssm.solvers.tssm.streaming import Flow, delays
 from jtssm.solvers.tssm.updates import Penalties
 
 # one for all subnetworks, or one each
@@ -70,7 +81,7 @@ TEXTS = {
         "whole network, the arrays of its subnetwork, and as `value` what that minimises; a norm is "
         "its subnetwork's: clipped at c, the network moves by up to sqrt(n) c (2 c for n = 4)."
     ),
-    "batch_size": "samples a gradient sees, all devices together.",
+    "batch_size": "samples a gradient sees, all devices together; with workers one worker's.",
     "subnets": "n, from 1 (plain training, None) to the number of layers; cut by `balance`.",
     "cuts": "instead of subnets, the first layer of every subnetwork but the first.",
     "balance": (
@@ -83,6 +94,7 @@ TEXTS = {
         "are kept (resident: `step` takes all samples); these with their defaults, or a "
         "`solvers.Streaming` or `solvers.Stored` with other settings."
     ),
+    **CREW,
 }
 
 
@@ -100,6 +112,9 @@ def gsadmm(
     alpha: float = 1.0,
     eta: float | None = None,
     schedule: str | Streaming | Stored = "streaming",
+    workers: int | None = None,
+    local_steps: int | None = None,
+    outer_optimizer: Optimizers | None = None,
     loss: str | losses.Loss = "cross_entropy",
     precision: str | None = None,
     compute_dtype: DTypeLike | None = None,
@@ -135,7 +150,8 @@ def gsadmm(
     schedules.check_for("gsadmm", found)
     pieces = _pieces(net, subnets, cuts, balance, optimizer, found, loss, compute_dtype)
     rules = Rules(turn.GSADMM, stored_gsadmm.GSADMM)
-    return _method(found, rules, pieces, batch_size, penalties, precision)
+    crew = crew_of(pieces, workers, local_steps, outer_optimizer)
+    return _method(found, rules, pieces, batch_size, penalties, precision, crew)
 
 
 @recorded(schedule=schedules.find)
@@ -151,6 +167,9 @@ def gsam(
     alpha: float = 1.0,
     eta: float | None = None,
     schedule: str | Streaming | Stored = "streaming",
+    workers: int | None = None,
+    local_steps: int | None = None,
+    outer_optimizer: Optimizers | None = None,
     loss: str | losses.Loss = "cross_entropy",
     precision: str | None = None,
     compute_dtype: DTypeLike | None = None,
@@ -184,7 +203,8 @@ def gsam(
     pieces = _pieces(net, subnets, cuts, balance, optimizer, found, loss, compute_dtype)
     order = found.order if isinstance(found, Stored) else None
     rules = Rules(turn.GSAM, stored_gsam.ORDERS[order or "sequential"])
-    return _method(found, rules, pieces, batch_size, penalties, precision)
+    crew = crew_of(pieces, workers, local_steps, outer_optimizer)
+    return _method(found, rules, pieces, batch_size, penalties, precision, crew)
 
 
 class Rules(NamedTuple):
@@ -229,13 +249,22 @@ def _method(
     batch_size: int,
     penalties: Penalties,
     precision: str | None,
+    crew: Crew | None,
 ) -> Method:
     """The method that works by the schedule's rule."""
     (batch_size,) = checks.count(batch_size=batch_size)
     checks.precision(precision)
     sweeps = schedule.sweeps
     if isinstance(schedule, Streaming):
-        return streaming.method(rules.streaming, pieces, batch_size, penalties, sweeps, precision)
+        flow = Flow(rules.streaming, pieces, sweeps, batch_size, crew)
+        if crew is None:
+            return streaming.method(flow, penalties, precision)
+        return rounds.method(flow, crew, penalties, precision)
+    if crew is not None:
+        raise ValueError(
+            f"workers: expected None with schedule='stored', whose variables of every sample stay where "
+            f"they are; got {crew.num}: use schedule='streaming'"
+        )
     return stored.method(
         rules.stored, pieces, batch_size, penalties, sweeps, precision, schedule.weight_steps
     )

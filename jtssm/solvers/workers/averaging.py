@@ -198,7 +198,7 @@ class _Averaged(NamedTuple):
         if self.outer is None:
             return _next(state, mean, opt_state), info
         counts = True if self.trainer.loss.weight is None else info.samples > 0
-        met, outer = self.outer.step(state.params, mean, state.outer_opt_state, info.loss, counts)
+        met, outer = self.outer.step(state.params, mean, state.outer_opt_state, counts, info.loss)
         return _next(state._replace(outer_opt_state=outer), met, opt_state), info
 
     def forward(self, meeting: Meeting, state: State, x: Tree) -> Array:

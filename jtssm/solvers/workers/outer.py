@@ -46,7 +46,12 @@ class Outer(NamedTuple):
         return self.optimizer.init(params)
 
     def step(
-        self, params: list[Tree], mean: list[Tree], state: Tree, loss: Array, counts: bool | Array
+        self,
+        params: list[Tree],
+        mean: list[Tree],
+        state: Tree,
+        counts: bool | Array,
+        loss: Array | None = None,
     ) -> tuple[list[Tree], Tree]:
         """(weights, state) after a meeting of workers that set out from `params`.
 
@@ -54,8 +59,8 @@ class Outer(NamedTuple):
 
         Args:
           mean: of the workers' weights.
-          loss: [] mean of the round, the `value` of an optimizer that wants it.
           counts: whether any worker took a step; otherwise nothing changes, no momentum carries on.
+          loss: [] mean of the round, the `value` of an optimizer that wants it.
         """
         gradient = jax.tree.map(jnp.subtract, params, mean)
         told = {"value": loss} if wants_loss(self.optimizer) else {}

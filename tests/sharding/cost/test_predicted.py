@@ -84,6 +84,13 @@ CASES = {
         solvers.gsam(NET, subnets=4, schedule=solvers.Streaming(sweeps=2), **BATCH), (4, 2, 1)
     ),
     "gsadmm, stored": Case(solvers.gsadmm(NET, subnets=4, schedule="stored", **BATCH), (4, 1, 2)),
+    "gsadmm, workers that meet": Case(
+        solvers.gsadmm(NET, subnets=2, workers=2, outer_optimizer=NESTEROV, **ROUND), (2, 1, 2)
+    ),
+    "gsadmm, two workers a device": Case(
+        solvers.gsadmm(NET, subnets=4, workers=4, **ROUND | {"optimizer": PLATEAU}), (2, 1, 2)
+    ),
+    "sgd, workers that meet": Case(solvers.sgd(IMAGES, workers=4, **ROUND), (1, 1, 4)),
     "gsam, stored": Case(solvers.gsam(NET, subnets=4, schedule="stored", **BATCH), (2, 1, 4)),
     "gsadmm, stored, on three axes": Case(
         solvers.gsadmm(NET, subnets=4, schedule="stored", **BATCH), (2, 2, 2)
@@ -121,6 +128,8 @@ CASES = {
 
 
 RARE = (  # each has a sister that differs from it in its mesh or its network
+    "gsadmm, two workers a device",
+    "sgd, workers that meet",
     "sgd on pc",
     "gsadmm in one piece",
     "gsadmm on one device of subnet",
@@ -253,6 +262,7 @@ FLAT = {
     "pdadmm, 8 bits": solvers.pdadmm(NET, grid=8),
     "ist": solvers.ist(NET, subnets=4, **ROUND),
     "local_sgd": solvers.local_sgd(NET, workers=2, **ROUND),
+    "gsadmm, workers": solvers.gsadmm(NET, subnets=3, workers=2, **ROUND),
 }
 
 
