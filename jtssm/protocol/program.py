@@ -152,6 +152,11 @@ class Program(abc.ABC):
         return self.stages.network
 
     @property
+    def called(self) -> str:
+        """Its name in messages: what some of its arguments make of it has other limits."""
+        return f"{self.name} with workers" if self.declared.apart else self.name
+
+    @property
     def loss(self) -> Loss:
         """What is minimised."""
         return self.stages.loss

@@ -78,6 +78,8 @@ def more_cases() -> dict[str, tuple]:
         "gsam, streaming": (solvers.gsam(DEEP, subnets=2, **SHARED), (2, 2, 2), "auto"),
         "statistics": (solvers.sgd(normal, **SHARED), (1, 1, 8), "auto"),
         "domain": (solvers.sgd(pictures, **SHARED), (1, 4, 2), ("domain", "domain", "batch")),
+        "gsadmm, workers": (solvers.gsadmm(DEEP, subnets=2, workers=4, **outer), (2, 1, 4), "auto"),
+        "sgd, workers": (solvers.sgd(NET, workers=8, **ROUND), (1, 1, 8), "auto"),
         "statistics of workers": (solvers.local_sgd(normal, workers=2, **outer), (2, 1, 4), "auto"),
     }
 

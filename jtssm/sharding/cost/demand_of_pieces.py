@@ -169,7 +169,7 @@ def layered_of(program: Program, sizes: Sizes, samples: int) -> Layered:
     """
     (subnet, pr, pc), stages, declared = sizes, program.stages, program.declared
     if pr > 1 and not declared.splits_layers:
-        raise ValueError(f"pr: expected 1, {program.name} does not split layers; got {pr}")
+        raise ValueError(f"pr: expected 1, {program.called} does not split layers; got {pr}")
     axis, samples_of = "pr" if pr > 1 else None, ("pc",) if pc > 1 and not declared.apart else ()
     grid = Grid(
         stages.network,

@@ -47,9 +47,9 @@ def place(
       are jitted by the caller, as ever.
 
     Raises:
-      ValueError: "subnet" is larger than the number of pieces; "pc" does not divide the batch, "pr" no
-        layer; an optimizer that is not elementwise where subnetworks are split over pr; unknown names;
-        forms that do not fit. A method of workers (ist, local_sgd, ensemble): "subnet" does not divide
+      ValueError: "subnet" is larger than the number of pieces; "pc" does not divide the batch, or the
+        workers that lie along it, "pr" no layer; an optimizer that is not elementwise where subnetworks
+        are split over pr; unknown names; forms that do not fit. A method of workers (ist, local_sgd, ensemble): "subnet" does not divide
         them, pr * pc (both split samples) does not divide their batch. Several processes: one of them
         has no devices in the mesh.
 
@@ -118,7 +118,7 @@ def _sizes(program: Program, mesh: Mesh, names: AxisNames) -> tuple[int, int, in
         )
     if pr > 1 and not program.declared.splits_layers:
         raise ValueError(
-            f"mesh: expected pr=1, {program.name} does not split layers; got {pr}: use subnet or pc"
+            f"mesh: expected pr=1, {program.called} does not split layers; got {pr}: use subnet or pc"
         )
     if workers is not None and workers % pc:
         raise ValueError(f"mesh: expected a 'pc' axis that divides workers={workers}; got {pc}")

@@ -38,7 +38,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
@@ -66,8 +65,9 @@ from jtssm.solvers.tssm import (
 )
 from jtssm.solvers.tssm.crew import TEXTS as CREW
 from jtssm.solvers.tssm.crew import Crew, crew_of
+from jtssm.solvers.tssm.delayed import slowed
 from jtssm.solvers.tssm.schedules import Stored, Streaming
-from jtssm.solvers.tssm.streaming import Flow, delays
+from jtssm.solvers.tssm.streaming import Flow
 from jtssm.solvers.tssm.updates import Penalties
 
 # one for all subnetworks, or one each
@@ -237,7 +237,7 @@ def _pieces(
     sample_checks.floats_cross(net, starts, "gsadmm and gsam")
     optimizers = checks.optimizers(optimizer, len(starts) - 1)
     if isinstance(schedule, Streaming):
-        optimizers = _slowed(optimizers, schedule.delay_power)
+        optimizers = slowed(optimizers, schedule.delay_power)
     each = of_pieces(optimizers, net, starts)
     return Pieces(net, starts, each, losses.find(loss), checks.compute_dtype(compute_dtype))
 
@@ -267,30 +267,6 @@ def _method(
         )
     return stored.method(
         rules.stored, pieces, batch_size, penalties, sweeps, precision, schedule.weight_steps
-    )
-
-
-def _slowed(
-    optimizers: Sequence[optax.GradientTransformation], power: float
-) -> tuple[optax.GradientTransformation, ...]:
-    """The optimizers of n subnetworks, their updates scaled by (1 + delay)^-power."""
-
-    def slow(optimizer: optax.GradientTransformation, scale: float) -> optax.GradientTransformation:
-        whole = optax.with_extra_args_support(optimizer)
-
-        def update(
-            gradient: Tree, state: Tree, params: Tree = None, **more: Array
-        ) -> tuple[Tree, Tree]:
-            updates, state = whole.update(gradient, state, params, **more)
-            return jax.tree.map(lambda a: scale * a, updates), state
-
-        # not optax.chain: the state stays what the user's optimizer makes it
-        return optax.GradientTransformationExtraArgs(optimizer.init, update)
-
-    scales = [(1 + delay) ** -power for delay in delays(len(optimizers))]
-    return tuple(
-        optimizer if scale == 1 else slow(optimizer, scale)
-        for optimizer, scale in zip(optimizers, scales, strict=True)
     )
 
 

@@ -58,15 +58,6 @@ from jtssm.solvers.tssm.updates import Penalties
 from jtssm.solvers.weighing import total_weight
 
 
-def delays(num: int) -> list[int]:
-    """How many minibatches old the gradients of each of `num` subnetworks are: 2(n - l), l = 1 .. n.
-
-    That is, how often the subnetwork steps between its forward pass on a minibatch and the step
-    that this minibatch causes, in the first of its sweeps.
-    """
-    return [2 * (num - 1 - l) for l in range(num)]
-
-
 class State(NamedTuple):
     """What the next tick needs; n pieces, b samples, K sweeps, `Carried` = one tree a piece."""
 

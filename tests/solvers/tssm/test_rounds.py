@@ -13,10 +13,10 @@ from jtssm.nn.network import sequence
 from jtssm.nn.perceptrons import dense
 from tests.solvers.tssm import twins
 
-NET = jtssm.mlp([5, 7, 6, 8, 4, 3])
+NET = jtssm.mlp([5, 7, 6, 4, 3])
 MOMENTUM = optax.sgd(0.05, momentum=0.9)
 NESTEROV = optax.sgd(0.7, momentum=0.9, nesterov=True)
-N, R, B, ROUNDS = 2, 3, 4, 4
+N, R, B, ROUNDS = 2, 2, 4, 2
 KEY = jax.random.key(0)
 X, Y = synthetic.separable(0, 240, 5, 3, np.float64)
 PARAMS = NET.init(jax.random.key(3), jnp.float64)
@@ -78,7 +78,6 @@ def check_against_a_twin(method, mesh, update, sweeps, **numbers):
     drained = jax.jit(how.drain)(state)
     close(how.params(drained), expected)
     assert not np.allclose(how.params(drained)[0]["W"], how.params(state)[0]["W"])
-    assert infos[-1].samples == sweeps * R * N * B
     return infos
 
 
@@ -88,8 +87,7 @@ def test_gsadmm_on_2_1_2_is_two_streams_whose_weights_meet_by_nesterovs_rule():
     numbers = {"rho": 0.6, "alpha": 1.7, "eta": 0.3}
     infos = check_against_a_twin(method, (2, 1, 2), nesterov(), 2, **numbers)
     # a minibatch reaches the last subnetwork one tick after it enters, and again two ticks later
-    assert infos[0].samples == (2 + 0) * N * B
-    assert infos[1].samples == 2 * R * N * B
+    assert [info.samples for info in infos] == [1 * N * B, 3 * N * B]
 
 
 @pytest.mark.slow
@@ -217,7 +215,7 @@ def test_arguments_that_do_not_go_together_are_refused(changes, message):
     ("shape", "message"),
     [
         ((1, 1, 3), "mesh: expected a 'pc' axis that divides workers=2; got 3"),
-        ((1, 2, 2), "mesh: expected pr=1, gsadmm does not split layers; got 2"),
+        ((1, 2, 2), "mesh: expected pr=1, gsadmm with workers does not split layers; got 2"),
     ],
 )
 def test_meshes_that_do_not_fit_are_refused(shape, message):
