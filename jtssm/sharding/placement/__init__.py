@@ -48,10 +48,10 @@ def place(
 
     Raises:
       ValueError: "subnet" is larger than the number of pieces; "pc" does not divide the batch, or the
-        workers that lie along it, "pr" no layer; an optimizer that is not elementwise where subnetworks
-        are split over pr; unknown names; forms that do not fit. A method of workers (ist, local_sgd, ensemble): "subnet" does not divide
-        them, pr * pc (both split samples) does not divide their batch. Several processes: one of them
-        has no devices in the mesh.
+        workers that lie along it, "pr" no layer; an optimizer that is not elementwise where
+        subnetworks are split over pr; unknown names; forms that do not fit. A method of workers (ist,
+        local_sgd, ensemble): "subnet" does not divide them, pr * pc (both split samples) does not
+        divide their batch. Several processes: one of them has no devices in the mesh.
 
     With several processes all of them call `init` and `spread` of the placed method; `init` raises
     ValueError in every process where method, mesh, forms, key or versions are not the same in all.

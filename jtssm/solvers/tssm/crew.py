@@ -48,9 +48,8 @@ class Crew(NamedTuple):
     num: int  # N
     local_steps: int  # R
     outer: tuple[Outer, ...] | None  # one a piece; None: the mean
-    frozen: tuple[
-        list[Tree], ...
-    ]  # of each piece's parameters, whether its optimizer never moves it
+    # of each piece's parameters, whether its optimizer never moves them
+    frozen: tuple[list[Tree], ...]
 
     def start(self, pieces: Pieces, l: int, params: list[Tree]) -> Weights:
         """The shared weights of piece l, with the outer optimizer's state; () without."""
