@@ -18,7 +18,7 @@ from jtssm.sharding.meeting import connect
 from jtssm.sharding.mesh import AXES, AxisNames, make_mesh, put
 from jtssm.sharding.placement import batch_sharding, num_splits, place
 from jtssm.sharding.placement.on_host import gathered
-from jtssm.sharding.placement.packing import Rows
+from jtssm.sharding.placement.rows import Rows
 from jtssm.sharding.placement.whole import CallSamples
 
 __all__ = [

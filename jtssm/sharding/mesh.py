@@ -66,6 +66,9 @@ def _devices(given: Sequence[jax.Device] | np.ndarray) -> list[jax.Device]:
 def axis_names(mesh: Mesh, axes: Mapping[str, str] | None = None) -> AxisNames:
     """How the mesh calls our axes: by the given map, else by their own names where it has them.
 
+    None for an axis of one device, too: along it nothing differs and nothing is to be summed. (A sum over
+    it would be in the program all the same, with a copy of what is summed.)
+
     Raises:
       ValueError: the map names an axis we or the mesh do not have, or nothing matches.
     """
@@ -85,7 +88,8 @@ def axis_names(mesh: Mesh, axes: Mapping[str, str] | None = None) -> AxisNames:
         )
     if len(set(axes.values())) < len(axes):
         raise ValueError(f"axes: expected different axes of the mesh; got {axes}")
-    return AxisNames(*(axes.get(axis) for axis in AXES))
+    along = {ours: theirs for ours, theirs in axes.items() if mesh.shape[theirs] > 1}
+    return AxisNames(*(along.get(axis) for axis in AXES))
 
 
 def axis_size(mesh: Mesh, name: str | tuple[str, ...] | None) -> int:

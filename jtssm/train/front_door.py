@@ -11,7 +11,7 @@ import numpy as np
 from jtssm import checks
 from jtssm.arrays import Array, Tree
 from jtssm.protocol.method import Method
-from jtssm.sharding.placement.packing import is_rows
+from jtssm.sharding.placement.rows import is_rows
 from jtssm.train.checkpoint import ANYWAY, local
 from jtssm.train.divergence import not_finite
 from jtssm.train.feed import Feed

@@ -17,7 +17,8 @@ from jtssm.sharding.distributed import check_present
 from jtssm.sharding.layers.choose import program_forms
 from jtssm.sharding.mesh import AxisNames, axis_names, axis_size
 from jtssm.sharding.placement.comparing import agreed
-from jtssm.sharding.placement.pieces import Placing, check_elementwise
+from jtssm.sharding.placement.elementwise import check_elementwise
+from jtssm.sharding.placement.pieces import Placing
 from jtssm.sharding.placement.switch import Place
 from jtssm.sharding.placement.whole import place_whole
 from jtssm.sharding.placement.workers import place_workers

@@ -20,7 +20,8 @@ from jtssm.nn.ops import Products, varying
 from jtssm.protocol.exchange import Carried, Exchange, Kind
 from jtssm.sharding import collectives
 from jtssm.sharding.layers.stored import FLAT, WHOLE, in_a_row
-from jtssm.sharding.placement.packing import Layout, Rows, axes_of, layout_of, pack, unpack
+from jtssm.sharding.placement.packing import Layout, layout_of
+from jtssm.sharding.placement.rows import Rows, axes_of, dtype_of
 from jtssm.sharding.placement.switch import Place, each, take
 
 
@@ -107,7 +108,7 @@ class _Chain:
             if at.boundary(device) is not None:
                 passed = passed._replace(last=self._sent(device, passed.last))
         last = {key: self._everywhere(mine, a) for key, a in passed.last.items()}
-        result = unpack(self.layout, at.num, last)
+        result = self.layout.unpack(at.num, last)
         if not keep:
             return (result,)
         taken, given = self.layout.between(0, at.num), self.layout.between(1, at.num + 1)
@@ -124,7 +125,7 @@ class _Chain:
     def _of_device(self, device: int, passed: _Passed) -> _Passed:
         """The pieces of a device, one after the other, on what arrived."""
         first = device * self.at.local
-        p = self.x if device == 0 else unpack(self.layout, first, passed.last)
+        p = self.x if device == 0 else self.layout.unpack(first, passed.last)
         taken, given = passed.taken, passed.given
         for slot, l in enumerate(self.at.pieces(device)):
             f = self.fn(l, *self._trees(l, slot), p)
@@ -133,11 +134,11 @@ class _Chain:
                 given = self._kept(given, slot, l + 1, f)
             p = f
         none = {key: jnp.zeros_like(a) for key, a in passed.last.items()}
-        last = none | pack(self.layout, first + len(self.at.pieces(device)), p)
+        last = none | self.layout.pack(first + len(self.at.pieces(device)), p)
         return varying(_Passed(last, taken, given), self.axes)
 
     def _kept(self, rows: dict[str, Array], slot: int, entry: int, tree: Tree) -> dict[str, Array]:
-        packed = pack(self.layout, entry, tree)
+        packed = self.layout.pack(entry, tree)
         return rows | {key: rows[key].at[slot].set(row) for key, row in packed.items()}
 
     def _sent(self, device: int, last: dict[str, Array]) -> dict[str, Array]:
@@ -172,7 +173,8 @@ class _Chain:
     def _of_shape(self, l: int, shapes: Tree) -> Tree:
         """What piece l gives on any samples of such shapes; its rows are those of a slot."""
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-        return self.fn(l, *self._trees(l, 0), varying(zeros, axes_of(Kind.SAMPLES, self.at.names)))
+        p = varying(zeros, axes_of(Kind.SAMPLES, self.at.names))
+        return self.fn(l, *self._trees(l, l % self.at.local), p)
 
 
 def _cut(rows: dict[str, Array], layout: Layout) -> Rows:
@@ -187,20 +189,21 @@ class _Ring(NamedTuple):
 
     def recall(self, line: Rows, tick: Array) -> Rows:
         """Each slot of the rows at its own place."""
-        slots = _slots(self.at, line, tick)
-        pick = lambda a: jnp.stack([a[j, slot] for j, slot in enumerate(slots)])
-        return Rows({key: pick(a) for key, a in line.rows.items()}, line.layout.entry())
+        places, layout = _places(self.at, line, tick), line.layout
+        pick = lambda key, a: a[0, places[layout.piece(key, 0)]][None]
+        return Rows({key: pick(key, a) for key, a in line.rows.items()}, layout.entry())
 
     def store(self, line: Rows, entry: Rows, tick: Array) -> Rows:
         """Each slot of the rows at its own place."""
-        rows = dict(line.rows)
-        for key, a in entry.rows.items():
-            for j, slot in enumerate(_slots(self.at, line, tick)):
-                rows[key] = rows[key].at[j, slot].set(a[j])
-        return Rows(rows, line.layout)
+        rows, layout = dict(line.rows), line.layout
+        for slot, place in enumerate(_places(self.at, line, tick)):
+            for key in layout.keys_of(slot):
+                a = entry.rows[dtype_of(key)][slot, :, : layout.tail(key)[0]]
+                rows[key] = rows[key].at[0, place].set(a)
+        return Rows(rows, layout)
 
 
-def _slots(at: Place, line: Rows, tick: Array) -> list[Array]:
+def _places(at: Place, line: Rows, tick: Array) -> list[Array]:
     """Where in its line each local piece stands; lines differ in length from piece to piece."""
     empty = [1] * (at.local * at.sizes[0] - at.num)
     lengths = [max(line.layout.ticks(l), 1) for l in range(at.num)]

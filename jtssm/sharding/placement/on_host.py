@@ -16,74 +16,76 @@ from jtssm.sharding.agreement import check_all_ask
 from jtssm.sharding.layers.stored import FLAT, WHOLE, in_a_row, out_of_a_row
 from jtssm.sharding.mesh import AxisNames
 from jtssm.sharding.placement.flat import Flat, is_flat
-from jtssm.sharding.placement.packing import Layout, Leaf, Rows, is_rows, pack, specs, unpack
+from jtssm.sharding.placement.packing import Leaf
+from jtssm.sharding.placement.rows import AnyLayout, Rows, dtype_of, is_rows, specs
+from jtssm.sharding.placement.slotted import Slotted
 
 
 def lay_out(
-    layout: Layout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, pr: int, slots: int
+    layout: AnyLayout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, pr: int, slots: int
 ) -> Rows:
     """Weights given on the host as rows [slots, ...] on the mesh; each device gets its own part only."""
     placed = specs(layout, names)
     parts = pr if any(key.endswith("/pr") for key in layout.keys) else 1
 
     def array(key: str) -> Array:
-        shape = (slots, parts if key.endswith("/pr") else 1, layout.size(key))
+        lead = (layout.num_rows(slots), parts if key.endswith("/pr") else 1)
+        shape = (*lead, *layout.tail(key))
 
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None  # only of an array that nothing splits
-            pieces, ranks = (range(*s.indices(d)) for s, d in zip(index, shape[:2], strict=False))
-            rows = [[_host_row(layout, l, trees, r, pr, key) for r in ranks] for l in pieces]
-            return np.asarray(rows)[..., index[2]]
+            rows, ranks = (range(*s.indices(d)) for s, d in zip(index, lead, strict=False))
+            pieces = [layout.piece(key, row) for row in rows]
+            whole = [[_host_row(layout, l, trees, r, pr, key) for r in ranks] for l in pieces]
+            return np.asarray(whole)
 
         return jax.make_array_from_callback(shape, NamedSharding(mesh, placed.rows[key]), shard)
 
     return Rows({key: array(key) for key in layout.keys}, layout)
 
 
-def spread(layout: Layout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, slots: int) -> Rows:
-    """Trees of kind "samples" or "line" given on the host as rows [slots, ...] on the mesh."""
+def spread(
+    layout: AnyLayout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, slots: int
+) -> Rows:
+    """Trees of kind "samples" or "line" given on the host as rows on the mesh."""
     host = jax.tree.map(np.asarray, list(trees))
-    packed = [pack(layout, l, tree, np) for l, tree in enumerate(host)]
-    placed = specs(layout, names)
+    placed = shapes(layout, host, mesh, names, 1, slots)
+    whole = {key: np.zeros(a.shape, a.dtype) for key, a in placed.rows.items()}
+    for l, tree in enumerate(host):
+        for key, row in layout.pack(l, tree, np).items():
+            part: tuple[int | slice, ...] = (layout.row(l), *(slice(n) for n in row.shape))
+            whole[key][part] = row
 
-    def array(key: str) -> Array:
-        have = [rows[key] for rows in packed if key in rows]
-        shape = np.max([row.shape for row in have], axis=0).tolist()
-        whole = np.zeros((slots, *shape), key)
-        for l, rows in enumerate(packed):
-            if key in rows:
-                part: tuple[int | slice, ...] = (l, *(slice(n) for n in rows[key].shape))
-                whole[part] = rows[key]
-        sharding = NamedSharding(mesh, placed.rows[key])
-        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+    def array(key: str, like: jax.ShapeDtypeStruct) -> Array:
+        return jax.make_array_from_callback(like.shape, like.sharding, lambda i: whole[key][i])
 
-    return Rows({key: array(key) for key in layout.keys}, layout)
+    return Rows({key: array(key, a) for key, a in placed.rows.items()}, layout)
 
 
 def shapes(
-    layout: Layout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, pr: int, slots: int
+    layout: AnyLayout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, pr: int, slots: int
 ) -> Rows:
     """The rows on the mesh as shapes with shardings; trees: shapes of the whole leaves."""
-    placed = specs(layout, names)
-    leading = layout.kind.leading
-    leaves = jax.tree.leaves(list(trees))
+    placed, leaves = specs(layout, names), jax.tree.leaves(list(trees))
 
     def array(key: str) -> jax.ShapeDtypeStruct:
         if layout.kind is Kind.WEIGHTS:
             lead: tuple[int, ...] = (pr if key.endswith("/pr") else 1,)
+        elif isinstance(layout, Slotted):
+            lead = (layout.slot_ticks(key), leaves[0].shape[1])
         else:
-            lead = tuple(max(a.shape[d] for a in leaves) for d in range(leading))
-        shape = (slots, *lead, layout.size(key))
+            lead = leaves[0].shape[:1]
+        shape = (layout.num_rows(slots), *lead, *layout.tail(key))
         sharding = NamedSharding(mesh, placed.rows[key])
-        return jax.ShapeDtypeStruct(shape, key.removesuffix("/pr"), sharding=sharding)
+        return jax.ShapeDtypeStruct(shape, dtype_of(key), sharding=sharding)
 
     return Rows({key: array(key) for key in layout.keys}, layout)
 
 
 def _host_row(
-    layout: Layout, piece: int, trees: Sequence[Tree], rank: int, pr: int, key: str
+    layout: AnyLayout, piece: int, trees: Sequence[Tree], rank: int, pr: int, key: str
 ) -> np.ndarray:
-    blank = np.zeros(layout.size(key), key.removesuffix("/pr"))
+    blank = np.zeros(layout.tail(key), dtype_of(key))
     if piece >= len(trees):
         return blank
 
@@ -94,7 +96,7 @@ def _host_row(
         return a if leaf.split == WHOLE else np.split(a, pr, axis=leaf.split)[rank]
 
     pairs = zip(layout.leaves[piece], jax.tree.leaves(trees[piece]), strict=True)
-    return np.asarray(pack(layout, piece, [part(*pair) for pair in pairs], np).get(key, blank))
+    return np.asarray(layout.pack(piece, [part(*pair) for pair in pairs], np).get(key, blank))
 
 
 def gathered(state: Tree) -> Tree:
@@ -118,12 +120,13 @@ def _trees(packed: Rows) -> tuple[Tree, ...]:
     return tuple(_tree(layout, l, rows) for l in range(len(layout.leaves)))
 
 
-def _tree(layout: Layout, piece: int, rows: dict[str, np.ndarray]) -> Tree:
+def _tree(layout: AnyLayout, piece: int, rows: dict[str, np.ndarray]) -> Tree:
+    row, own = layout.row(piece), {key: rows[key] for key in layout.keys_of(piece)}
     if layout.kind is not Kind.WEIGHTS:
-        return unpack(layout, piece, {key: a[piece] for key, a in rows.items()})
-    pr = max((a.shape[1] for a in rows.values()), default=1)
+        return layout.unpack(piece, {key: a[row] for key, a in own.items()})
+    pr = max((a.shape[1] for a in own.values()), default=1)
     ranks = [
-        unpack(layout, piece, {key: a[piece, min(r, a.shape[1] - 1)] for key, a in rows.items()})
+        layout.unpack(piece, {key: a[row, min(r, a.shape[1] - 1)] for key, a in own.items()})
         for r in range(pr)
     ]
     columns = zip(layout.leaves[piece], *map(jax.tree.leaves, ranks), strict=True)

@@ -13,10 +13,9 @@ in one tree. By kind, with size the length of that row:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from math import prod
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,8 @@ import numpy as np
 from jtssm.arrays import Array, Tree
 from jtssm.protocol.exchange import Kind
 from jtssm.sharding.layers.stored import FLAT, WHOLE
-from jtssm.sharding.mesh import AxisNames
+
+Row = Array | np.ndarray
 
 
 class Leaf(NamedTuple):
@@ -41,6 +41,11 @@ class Leaf(NamedTuple):
         """Which of the arrays it lies in."""
         return self.dtype if self.split == WHOLE else f"{self.dtype}/pr"
 
+    @property
+    def size(self) -> int:
+        """Its numbers, for one sample; of a line for all ticks."""
+        return prod(self.shape)
+
 
 class Layout(NamedTuple):
     """Where the leaves of all pieces lie in their rows."""
@@ -54,13 +59,9 @@ class Layout(NamedTuple):
         """The arrays there are."""
         return sorted({leaf.key for leaves in self.leaves for leaf in leaves})
 
-    def tail(self, leaf: Leaf) -> tuple[int, ...]:
-        """Shape of a leaf behind the leading dimensions of its row."""
-        return leaf.shape[1:] if self.kind is Kind.LINE else leaf.shape
-
     def width(self, piece: int, key: str) -> int:
         """Numbers of a piece in one of the arrays, for one sample and tick."""
-        return sum(prod(self.tail(leaf)) for leaf in self.leaves[piece] if leaf.key == key)
+        return sum(prod(self._tail(leaf)) for leaf in self.leaves[piece] if leaf.key == key)
 
     def size(self, key: str) -> int:
         """Length of the rows of one of the arrays."""
@@ -69,6 +70,61 @@ class Layout(NamedTuple):
     def ticks(self, piece: int) -> int:
         """Length of the line of a piece; 0 where it has none."""
         return max((leaf.shape[0] for leaf in self.leaves[piece]), default=0)
+
+    def tail(self, key: str) -> tuple[int, ...]:
+        """What a row of one of the arrays is of: numbers."""
+        return (self.size(key),)
+
+    def num_rows(self, slots: int) -> int:
+        """Of an array, for so many slots all together."""
+        return slots
+
+    def piece(self, key: str, row: int) -> int:
+        """Which piece a row of one of the arrays is of; there may be none of that number."""
+        return row
+
+    def row(self, piece: int) -> int:
+        """In which row of its arrays a piece lies."""
+        return piece
+
+    def keys_of(self, piece: int) -> list[str]:
+        """The arrays in which a piece lies."""
+        return self.keys
+
+    def slots(self, rows: Mapping[str, Array], first: int, count: int) -> dict[str, Array]:
+        """Of a device's rows those of some slots, [count, ...]."""
+        return {key: a[first : first + count] for key, a in rows.items()}
+
+    def pack(self, piece: int, tree: Tree, xp: ModuleType = jnp) -> dict[str, Row]:
+        """The tree of one piece as rows [*leading, size], leading: (), (samples,) or (ticks, samples).
+
+        Of the keys that the piece has leaves of; xp: numpy or jax.numpy.
+        """
+        leading = self.kind.leading
+        pairs = list(zip(self.leaves[piece], jax.tree.leaves(tree), strict=True))
+        rows = {}
+        for key in self.keys:
+            flat = [a.reshape(*a.shape[:leading], -1) for leaf, a in pairs if leaf.key == key]
+            if flat:
+                row = xp.concatenate(flat, axis=-1)
+                rows[key] = xp.pad(row, [(0, 0)] * leading + [(0, self.size(key) - row.shape[-1])])
+        return rows
+
+    def unpack(self, piece: int, rows: Mapping[str, Row]) -> Tree:
+        """The tree of one piece from its rows; the inverse of `pack`."""
+        taken = dict.fromkeys(self.keys, 0)
+        leaves = []
+        for leaf in self.leaves[piece]:
+            row, tail, start = rows[leaf.key], self._tail(leaf), taken[leaf.key]
+            taken[leaf.key] += prod(tail)
+            row = row[: leaf.shape[0]] if self.kind is Kind.LINE else row
+            flat = row[..., start : taken[leaf.key]]
+            leaves.append(flat.reshape(flat.shape[:-1] + tail))
+        return jax.tree.unflatten(self.treedefs[piece], leaves)
+
+    def _tail(self, leaf: Leaf) -> tuple[int, ...]:
+        """Shape of a leaf behind the leading dimensions of its row."""
+        return leaf.shape[1:] if self.kind is Kind.LINE else leaf.shape
 
     def between(self, first: int, after: int) -> Layout:
         """The layout of the pieces first .. after - 1 alone."""
@@ -85,15 +141,6 @@ class Layout(NamedTuple):
         """The layout of one tick of a line."""
         cut = tuple(tuple(a._replace(shape=a.shape[1:]) for a in leaves) for leaves in self.leaves)
         return Layout(Kind.SAMPLES, self.treedefs, cut)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Rows:
-    """The trees of all pieces as rows, one array a key; and where each leaf lies in them."""
-
-    rows: dict[str, Any]  # arrays; or what stands for them: shapes, PartitionSpecs
-    layout: Layout = field(metadata={"static": True})
 
 
 def layout_of(
@@ -172,56 +219,3 @@ def _split(whole: tuple[int, ...], local: tuple[int, ...], pr: int) -> int:
         f"optimizer: expected a state of arrays that are split over pr = {pr} as parameters are; got one "
         f"{list(whole)} that is {list(local)} on a device: use an elementwise optimizer, or pr=1"
     )
-
-
-def pack(layout: Layout, piece: int, tree: Tree, xp: ModuleType = jnp) -> dict[str, Array]:
-    """The tree of one piece as its rows [*leading, size], leading: (), (samples,) or (ticks, samples).
-
-    Of the keys that the piece has leaves of; xp: numpy or jax.numpy.
-    """
-    leading = layout.kind.leading
-    pairs = list(zip(layout.leaves[piece], jax.tree.leaves(tree), strict=True))
-    rows = {}
-    for key in layout.keys:
-        flat = [a.reshape(*a.shape[:leading], -1) for leaf, a in pairs if leaf.key == key]
-        if flat:
-            row = xp.concatenate(flat, axis=-1)
-            rows[key] = xp.pad(row, [(0, 0)] * leading + [(0, layout.size(key) - row.shape[-1])])
-    return rows
-
-
-def unpack(
-    layout: Layout, piece: int, rows: Mapping[str, Array] | Mapping[str, np.ndarray]
-) -> Tree:
-    """The tree of one piece from its rows; the inverse of `pack`."""
-    taken = dict.fromkeys(layout.keys, 0)
-    leaves = []
-    for leaf in layout.leaves[piece]:
-        row, tail, start = rows[leaf.key], layout.tail(leaf), taken[leaf.key]
-        taken[leaf.key] += prod(tail)
-        row = row[: leaf.shape[0]] if layout.kind is Kind.LINE else row
-        flat = row[..., start : taken[leaf.key]]
-        leaves.append(flat.reshape(flat.shape[:-1] + tail))
-    return jax.tree.unflatten(layout.treedefs[piece], leaves)
-
-
-def _axes(kind: Kind, key: str) -> tuple[str | None, ...]:
-    """Our names of the axes along the first dimensions of rows [slots, ...]."""
-    if kind is Kind.WEIGHTS:
-        return ("subnet", "pr") if key.endswith("/pr") else ("subnet",)
-    return ("subnet", None, "pc") if kind is Kind.LINE else ("subnet", "pc")
-
-
-def axes_of(kind: Kind, names: AxisNames, key: str = "") -> tuple[str, ...]:
-    """The mesh's names of the axes along which rows, or sums, of a kind differ."""
-    return names.present(*(axis for axis in _axes(kind, key) if axis))
-
-
-def specs(layout: Layout, names: AxisNames) -> Rows:
-    """How the rows of a layout lie on the mesh."""
-    return Rows({key: names.spec(*_axes(layout.kind, key)) for key in layout.keys}, layout)
-
-
-def is_rows(x: object) -> bool:
-    """Whether x is Rows; for tree maps that stop there."""
-    return isinstance(x, Rows)

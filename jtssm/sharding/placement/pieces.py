@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from math import prod
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from jax.sharding import Mesh, PartitionSpec
-from jax.tree_util import PyTreeDef
 from jax.typing import DTypeLike
 
 from jtssm import checks
@@ -21,89 +16,17 @@ from jtssm.nn.boundary import first, float_dtype
 from jtssm.nn.inputs import as_input
 from jtssm.nn.ops import varying
 from jtssm.protocol import device_memory
-from jtssm.protocol.exchange import by_index
+from jtssm.protocol.exchange import Kind, by_index
 from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method, Placement
 from jtssm.protocol.stages import StageProgram, whole_params
 from jtssm.sharding.mesh import check_split, devices_of, predicted, put, put_samples
 from jtssm.sharding.placement.exchange import by_collectives, own_part
 from jtssm.sharding.placement.on_host import gathered, lay_out, shapes, spread
-from jtssm.sharding.placement.packing import Layout, Rows, is_rows, layout_of, specs
+from jtssm.sharding.placement.packing import layout_of
+from jtssm.sharding.placement.rows import AnyLayout, Rows, is_rows, specs
+from jtssm.sharding.placement.slotted import slotted
 from jtssm.sharding.placement.switch import Place
-
-
-def check_elementwise(
-    at: Place, l: int, optimizer: optax.GradientTransformation, shapes: list[Tree]
-) -> None:
-    """Run the optimizer on a toy of piece l, whole and as two halves: the numbers must agree.
-
-    And of its state as it will be, arrays must be split as parameters are: moments of rows are not, which
-    some keep of large ones alone.
-    """
-    half = at._replace(sizes=(at.sizes[0], 2, at.sizes[2]))
-    layers = shapes[at.starts[l] : at.starts[l + 1]]
-    size = lambda a: tuple(4 for _ in a.shape)
-    toy = jax.tree.map(lambda a: np.linspace(0.5, 1.5, 4 ** len(a.shape)).reshape(size(a)), layers)
-    own = jax.eval_shape(lambda toy: own_part(half, l, toy, rank=1), toy)
-    leaves, structure = jax.tree.flatten(toy)
-    told = (a.shape for a in (*leaves, *jax.tree.leaves(own)))
-    takes = optax.with_extra_args_support(optimizer)
-    same = _agree(takes.init, takes.update, _Toy(structure, tuple(told), half, l, toy))
-    if not (same and _split_alike(at, l, takes, layers)):
-        raise ValueError(
-            f"optimizer: expected an elementwise one (sgd, adam, adamw, ...) for subnetwork {l}, "
-            f"which is split over pr={at.sizes[1]}: clipping by the global norm, lamb or muon would "
-            f"see a part of the weights only; got {optimizer!r}; use pr=1"
-        )
-
-
-@dataclass(frozen=True)
-class _Toy:
-    """A toy of a piece; two are equal whose arrays, and halves of arrays, are."""
-
-    structure: PyTreeDef
-    told: tuple[tuple[int, ...], ...]  # shapes of the whole arrays and of a half's
-    half: Place = field(compare=False)
-    l: int = field(compare=False)
-    params: list[Tree] = field(compare=False)
-
-
-@lru_cache(maxsize=64)
-def _agree(init: Callable, update: Callable, toy: _Toy) -> bool:
-    """Whether an optimizer does the same with whole arrays as with halves; a planner asks often."""
-    optimizer = optax.GradientTransformationExtraArgs(init, update)
-
-    def both(params: list[Tree]) -> tuple[list[Tree], list[Tree]]:
-        whole = own_part(toy.half, toy.l, _two_steps(optimizer, params), rank=1)
-        return whole, _two_steps(optimizer, own_part(toy.half, toy.l, params, rank=1))
-
-    try:
-        whole, part = both(toy.params)
-    except (ValueError, TypeError, NotImplementedError):
-        return False
-    return all(map(np.allclose, jax.tree.leaves(whole), jax.tree.leaves(part)))
-
-
-def _split_alike(
-    at: Place, l: int, optimizer: optax.GradientTransformation, params: list[Tree]
-) -> bool:
-    """Whether each array of the optimizer's state has a parameter's shape, whole and on a device."""
-    local = jax.eval_shape(lambda p: own_part(at, l, p, rank=0), params)
-    states = [jax.eval_shape(optimizer.init, p) for p in (params, local)]
-    pairs = [
-        {(a.shape, b.shape) for a, b in zip(*map(jax.tree.leaves, trees), strict=True)}
-        for trees in ((params, local), states)
-    ]
-    return all(pair in pairs[0] or prod(pair[0]) <= 1 for pair in pairs[1])
-
-
-def _two_steps(optimizer: optax.GradientTransformationExtraArgs, params: Tree) -> Tree:
-    state = optimizer.init(params)
-    for scale in (3.0, 1.0):
-        gradient = jax.tree.map(lambda a, scale=scale: scale * (a - 0.9) ** 3, params)
-        updates, state = optimizer.update(gradient, state, params, value=jnp.asarray(scale))
-        params = optax.apply_updates(params, updates)
-    return params
 
 
 class Placing:
@@ -181,12 +104,12 @@ class Placing:
         def laid_out(name: str, value: Tree) -> Tree:
             kind = self.program.kinds.get(name, ())
             if abstract and isinstance(kind, str):
-                layout = weights if kind == "weights" else layout_of(kind, value)
+                layout = weights if kind == "weights" else self._layout(kind, value)
                 return shapes(layout, value, self.mesh, self.names, pr, slots)
             if kind == "weights":
                 return lay_out(weights, value, self.mesh, self.names, pr, slots)
             if isinstance(kind, str):
-                return spread(layout_of(kind, value), value, self.mesh, self.names, slots)
+                return spread(self._layout(kind, value), value, self.mesh, self.names, slots)
             return jax.tree.map(lambda a: put(a, self.mesh, self.names.spec(*kind)), value)
 
         return state._replace(
@@ -238,7 +161,7 @@ class Placing:
         """Samples differ from piece to piece: no gradient of theirs may be summed over subnet."""
         return varying(x, self.names.present("subnet", "pc"))
 
-    def _weights_layout(self, dtype: DTypeLike) -> Layout:
+    def _weights_layout(self, dtype: DTypeLike) -> AnyLayout:
         """Of all pieces' weights and optimizer states, from shapes alone."""
         net = self.program.network
         params = jax.eval_shape(lambda: net.init(jax.random.key(0), dtype))
@@ -246,7 +169,18 @@ class Placing:
         start = lambda l, p: jax.eval_shape(lambda p: self.program.start(l, p), p)
         whole = [start(l, p) for l, p in pieces]
         local = [start(l, self._part(l, p)) for l, p in pieces]
-        return layout_of("weights", whole, local, self.at.sizes[1])
+        return self._weights(whole, local)
+
+    def _weights(self, whole: Sequence[Tree], local: Sequence[Tree]) -> AnyLayout:
+        """Leaf by leaf, but of a method that batches pieces in rows."""
+        rows = layout_of("weights", whole, local, self.at.sizes[1])
+        batched = self.at.alike != tuple(range(self.at.num))
+        return rows if batched else slotted(rows, self.at.local)
+
+    def _layout(self, kind: str, trees: Sequence[Tree]) -> AnyLayout:
+        """Of what is not weights."""
+        rows = layout_of(kind, trees)
+        return slotted(rows, self.at.local) if rows.kind is Kind.LINE else rows
 
     def _part(self, l: int, params: Tree) -> Tree:
         """Shapes of what one device holds of piece l's parameters."""
@@ -256,13 +190,13 @@ class Placing:
         """Given parameters as rows on the mesh."""
         local, pr = [self._part(l, p) for l, p in enumerate(given)], self.at.sizes[1]
         slots = self.at.local * self.at.sizes[0]
-        layout = layout_of("weights", given, local, pr)
+        layout = self._weights(given, local)
         return lay_out(layout, given, self.mesh, self.names, pr, slots)
 
-    def _rows(self, whole: Tree, weights: Layout) -> Tree:
+    def _rows(self, whole: Tree, weights: AnyLayout) -> Tree:
         """The state with Rows (of nothing but their layout) where the pieces' trees stood."""
         layouts = {
-            name: weights if kind == "weights" else layout_of(kind, getattr(whole, name))
+            name: weights if kind == "weights" else self._layout(kind, getattr(whole, name))
             for name, kind in self.program.kinds.items()
             if isinstance(kind, str)
         }

@@ -12,44 +12,87 @@ from jtssm.arrays import Array, Tree
 from jtssm.nn.ops import varying
 from jtssm.protocol.exchange import Kind
 from jtssm.sharding.mesh import AxisNames
-from jtssm.sharding.placement.packing import Layout, Rows, axes_of, layout_of, pack
+from jtssm.sharding.placement.packing import Layout, layout_of
+from jtssm.sharding.placement.rows import AnyLayout, Rows, axes_of, dtype_of
+from jtssm.sharding.placement.slotted import Slotted, slotted
+
+Base = (
+    dict[str, Array] | None
+)  # of a slot or a device, the arrays that results come in the place of
 
 
 class RowsResult(NamedTuple):
-    """A result of kind "weights", "samples" or "line": rows as long as the longest piece's."""
+    """A result of kind "weights" or "samples": rows as long as the longest piece's."""
 
     layout: Layout
     leading: tuple[int, ...]  # dimensions of a piece's row before its size
 
-    def row(self, l: int, tree: Tree) -> dict[str, Array]:
+    def row(self, l: int, tree: Tree, base: Base = None) -> dict[str, Array]:
         """The tree of piece l as its row [*leading, size] of every key."""
-        packed = pack(self.layout, l, tree)
+        packed = self.layout.pack(l, tree)
         return {key: self._padded(key, packed) for key in self.layout.keys}
 
     def _padded(self, key: str, rows: dict[str, Array]) -> Array:
         """Zeros where the piece has no leaf of that key, and after a shorter line."""
         shape = (*self.leading, self.layout.size(key))
         if key not in rows:
-            return jnp.zeros(shape, key.removesuffix("/pr"))
-        row = rows[key][None] if self.layout.kind is Kind.WEIGHTS else rows[key]
-        return jnp.pad(row, [(0, n - have) for n, have in zip(shape, row.shape, strict=True)])
+            return jnp.zeros(shape, dtype_of(key))
+        return _padded(shape, rows[key][None] if self.layout.kind is Kind.WEIGHTS else rows[key])
 
-    def none(self) -> dict[str, Array]:
-        """The rows of no piece at all, [0, *leading, size]."""
-        sizes = {key: self.layout.size(key) for key in self.layout.keys}
-        return {
-            key: jnp.zeros((0, *self.leading, size), key.removesuffix("/pr"))
-            for key, size in sizes.items()
+    def joined(
+        self, parts: Sequence[dict[str, Array]], slots: int, base: Base = None
+    ) -> dict[str, Array]:
+        """Rows of runs of pieces, [pieces of the run, ...] each, as [slots, ...]; zeros where none is."""
+        none = {
+            key: jnp.zeros((0, *self.leading, self.layout.size(key)), dtype_of(key))
+            for key in self.layout.keys
         }
+        return _stacked(parts or [none], slots)
 
     def marked(self, names: AxisNames, rows: dict[str, Array]) -> dict[str, Array]:
         """The rows as differing along the axes that they are sharded over."""
-        axes = {key: axes_of(self.layout.kind, names, key) for key in rows}
-        return {key: varying(a, axes[key]) for key, a in rows.items()}
+        return _marked(self.layout.kind, names, rows)
 
     def carried(self, rows: dict[str, Array]) -> Rows:
         """The rows [slots, *leading, size] as what an exchange carries."""
         return Rows(rows, self.layout)
+
+
+class SlottedResult(NamedTuple):
+    """Weights or lines, at each slot in arrays of their own: of a piece those of its slot."""
+
+    layout: Slotted
+    samples: tuple[int, ...]  # of a line: how many
+
+    def row(self, l: int, tree: Tree, base: Base = None) -> dict[str, Array]:
+        """The tree of piece l in the arrays that it uses; base: what weights held, the same arrays."""
+        held = None if base is None else {key: a[0] for key, a in base.items()}
+        packed = self.layout.pack(l, tree, base=held)
+        if self.layout.kind is Kind.WEIGHTS:
+            return {key: a[None] for key, a in packed.items()}
+        return {key: _padded(self._shape(key), a) for key, a in packed.items()}
+
+    def joined(
+        self, parts: Sequence[dict[str, Array]], slots: int, base: Base = None
+    ) -> dict[str, Array]:
+        """All arrays of a device, [1, ...]; what no piece uses stays as it was, at first zeros."""
+        blank = lambda key: jnp.zeros((1, *self._shape(key)), dtype_of(key))
+        start = {key: blank(key) for key in self.layout.keys} if base is None else base
+        return start | {key: a for part in parts for key, a in part.items()}
+
+    def marked(self, names: AxisNames, rows: dict[str, Array]) -> dict[str, Array]:
+        """The arrays as differing along the axes that they are sharded over."""
+        return _marked(self.layout.kind, names, rows)
+
+    def carried(self, rows: dict[str, Array]) -> Rows:
+        """The arrays as what an exchange carries."""
+        return Rows(rows, self.layout)
+
+    def _shape(self, key: str) -> tuple[int, ...]:
+        """Of one of the arrays at a slot."""
+        weights = self.layout.kind is Kind.WEIGHTS
+        lead = (1,) if weights else (self.layout.slot_ticks(key), *self.samples)
+        return (*lead, *self.layout.tail(key))
 
 
 class SumsResult(NamedTuple):
@@ -57,13 +100,14 @@ class SumsResult(NamedTuple):
 
     like: Tree  # shapes of a piece's
 
-    def row(self, l: int, tree: Tree) -> Tree:
+    def row(self, l: int, tree: Tree, base: Base = None) -> Tree:
         """The sums of piece l, as they are."""
         return tree
 
-    def none(self) -> Tree:
-        """The sums of no piece at all, [0, ...]."""
-        return jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), self.like)
+    def joined(self, parts: Sequence[Tree], slots: int, base: Base = None) -> Tree:
+        """Sums of runs of pieces as [slots, ...]; zeros where no piece is."""
+        none = jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), self.like)
+        return _stacked(parts or [none], slots)
 
     def marked(self, names: AxisNames, sums: Tree) -> Tree:
         """The sums as differing from piece to piece and over the samples."""
@@ -74,16 +118,26 @@ class SumsResult(NamedTuple):
         return sums
 
 
-Result = RowsResult | SumsResult
+def _padded(shape: Sequence[int], row: Array) -> Array:
+    """Zeros behind a row, up to the shape."""
+    return jnp.pad(row, [(0, n - have) for n, have in zip(shape, row.shape, strict=True)])
 
 
-def result_of(kind: Kind, shapes: Sequence[Tree], weights: Layout | None) -> Result:
+def _marked(kind: Kind, names: AxisNames, rows: dict[str, Array]) -> dict[str, Array]:
+    return {key: varying(a, axes_of(kind, names, key)) for key, a in rows.items()}
+
+
+Result = RowsResult | SlottedResult | SumsResult
+
+
+def result_of(kind: Kind, shapes: Sequence[Tree], weights: AnyLayout | None, local: int) -> Result:
     """What one result of the pieces' work looks like.
 
     Args:
       kind: of the result.
       shapes: what each piece gives, as shapes.
       weights: the layout of results of kind "weights".
+      local: slots a device.
 
     Raises:
       ValueError: weights whose layout nothing tells, sums that differ, or leaves `layout_of` refuses.
@@ -93,12 +147,12 @@ def result_of(kind: Kind, shapes: Sequence[Tree], weights: Layout | None) -> Res
     if kind is Kind.WEIGHTS:
         if weights is None:
             raise ValueError(f"carried: expected weights, as {kind} are given back; got none")
-        return RowsResult(weights, (1,))
+        apart = isinstance(weights, Slotted)
+        return SlottedResult(weights, ()) if apart else RowsResult(weights, (1,))
     layout, leaves = layout_of(kind, shapes), jax.tree.leaves(list(shapes))
     if kind is Kind.SAMPLES:
         return RowsResult(layout, tuple(leaves[0].shape[:1]) if leaves else ())
-    ticks = max(layout.ticks(l) for l in range(len(shapes)))
-    return RowsResult(layout, (ticks, *leaves[0].shape[1:2]) if leaves else ())
+    return SlottedResult(slotted(layout, local), tuple(leaves[0].shape[1:2]) if leaves else ())
 
 
 def _same_sums(shapes: Sequence[Tree]) -> Tree:
@@ -113,11 +167,8 @@ def _same_sums(shapes: Sequence[Tree]) -> Tree:
     return bare[0]
 
 
-def stacked(runs: Sequence[Tree], slots: int) -> Tree:
-    """Results of runs of pieces, leaves [pieces of the run, ...] each, as leaves [slots, ...].
-
-    Slots without a piece, the last ones, hold zeros.
-    """
+def _stacked(runs: Sequence[Tree], slots: int) -> Tree:
+    """Leaves [pieces of the run, ...] of several runs as leaves [slots, ...], zeros in the last ones."""
 
     def joined(*parts: Array) -> Array:
         whole = jnp.concatenate(parts) if len(parts) > 1 else parts[0]

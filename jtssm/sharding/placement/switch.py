@@ -22,8 +22,8 @@ from jtssm.nn.network import Network
 from jtssm.protocol.exchange import Carried, Kind
 from jtssm.sharding.layers.forms import Grid
 from jtssm.sharding.mesh import AxisNames
-from jtssm.sharding.placement.packing import Layout, Rows, unpack
-from jtssm.sharding.placement.results import Result, result_of, stacked
+from jtssm.sharding.placement.results import Result, SlottedResult, result_of
+from jtssm.sharding.placement.rows import AnyLayout, Rows
 
 
 class Place(NamedTuple):
@@ -35,7 +35,7 @@ class Place(NamedTuple):
     names: AxisNames
     sizes: tuple[int, int, int]  # of subnet, pr, pc
     alike: tuple[int, ...]  # for each piece the first one that does the same on the same shapes
-    weights: Layout | None = None  # of the weights, where no carried argument tells (in init)
+    weights: AnyLayout | None = None  # of the weights, where no carried argument tells (in init)
 
     @property
     def num(self) -> int:
@@ -88,9 +88,10 @@ def each(
       may. A permute never: it waits for every device, those of other branches too, whatever its axis.
       So what pieces tell each other is sent outside, by `to_next` and `to_previous`.
     - A switch gives the same arrays from every branch. So rows are as long as the longest piece's, and
-      lines as long as the longest: shorter ones are padded with zeros, and keys that a piece has no
-      leaves of are zeros throughout. "sums" are not packed: every piece gives the same tree of shapes.
-      "weights" keep the layout of those that are carried (in init: that of the `Place`).
+      lines as long as the longest at their slot: shorter ones are padded with zeros, and keys that a
+      piece has no leaves of are zeros throughout. "sums" are not packed: every piece gives the same
+      tree of shapes. "weights" keep the layout of those that are carried (in init: that of the `Place`);
+      what a piece does not use of their arrays stays as it is.
     - `batched`: fn does the same on the same shapes for pieces with one number in `Place.alike`. Those
       that lie side by side on a device run as one vmap, under the l of the first piece alike; devices
       whose pieces are alike share a branch. Otherwise every piece is traced under its own l.
@@ -114,8 +115,9 @@ def each(
     rows = [c.rows for c in carried]
     shapes = work.shapes(rows)
     columns = zip(kinds, zip(*shapes, strict=True), strict=True)
-    results = [result_of(Kind(kind), column, work.weights) for kind, column in columns]
-    out = _switched(at, alike, lambda pieces: partial(work.of_device, results, pieces), rows)
+    results = [result_of(Kind(kind), column, work.weights, at.local) for kind, column in columns]
+    branch = lambda pieces: partial(work.of_device, results, pieces)
+    out = _switched(at, work.alike, branch, rows)
     return tuple(result.carried(a) for result, a in zip(results, out, strict=True))
 
 
@@ -124,20 +126,24 @@ class _Work(NamedTuple):
 
     at: Place
     fn: Callable[..., tuple]
-    layouts: tuple[Layout, ...]  # of what is carried
+    layouts: tuple[AnyLayout, ...]  # of what is carried
     alike: tuple[int, ...]  # for each piece the first one that fn does the same for
 
     @property
-    def weights(self) -> Layout | None:
+    def weights(self) -> AnyLayout | None:
         """The layout of results that are weights."""
         carried = (a for a in self.layouts if a.kind is Kind.WEIGHTS)
         return self.at.weights or next(carried, None)
 
     def shapes(self, rows: list[dict[str, Array]]) -> list[tuple]:
         """What every piece gives, as shapes; alike pieces are traced once."""
-        slot = _slot(rows, 0)
-        found = {l: jax.eval_shape(partial(self.of_piece, l), slot) for l in set(self.alike)}
-        return [found[l] for l in self.alike]
+
+        def found(l: int) -> tuple:
+            slot = self._slots(rows, l % self.at.local, 1)
+            return jax.eval_shape(partial(self.of_piece, l), _first(slot))
+
+        each = {l: found(l) for l in set(self.alike)}
+        return [each[l] for l in self.alike]
 
     def of_piece(self, l: int, rows: list[dict[str, Array]]) -> tuple:
         """fn for piece l, on the rows of its slot."""
@@ -149,13 +155,16 @@ class _Work(NamedTuple):
         """fn for the pieces of a device, on its rows: results with leaves [slots, ...]."""
         runs, first = [], 0
         for l, group in groupby(pieces, key=lambda l: self.alike[l]):
-            after = first + len(list(group))
-            runs.append(self._of_run(results, l, _slot(rows, slice(first, after)), after - first))
-            first = after
-        runs = runs or [[result.none() for result in results]]
-        pairs = zip(results, zip(*runs, strict=True), strict=True)
+            count = len(list(group))
+            runs.append(self._of_run(results, l, self._slots(rows, first, count), count))
+            first += count
+        columns: list[tuple] = list(zip(*runs, strict=True)) or [()] * len(results)
+        pairs = zip(results, columns, strict=True)
         return [
-            result.marked(self.at.names, stacked(parts, self.at.local)) for result, parts in pairs
+            result.marked(
+                self.at.names, result.joined(parts, self.at.local, self._base(result, rows))
+            )
+            for result, parts in pairs
         ]
 
     def _of_run(
@@ -165,16 +174,29 @@ class _Work(NamedTuple):
 
         def of_slot(rows: list[dict[str, Array]]) -> list[Tree]:
             given = zip(results, self.of_piece(l, rows), strict=True)
-            return [result.row(l, tree) for result, tree in given]
+            return [result.row(l, tree, self._base(result, rows)) for result, tree in given]
 
         if count > 1:
             return jax.vmap(of_slot)(rows)
-        return jax.tree.map(lambda a: a[None], of_slot(_slot(rows, 0)))
+        return jax.tree.map(lambda a: a[None], of_slot(_first(rows)))
+
+    def _slots(
+        self, rows: list[dict[str, Array]], first: int, count: int
+    ) -> list[dict[str, Array]]:
+        pairs = zip(self.layouts, rows, strict=True)
+        return [layout.slots(each, first, count) for layout, each in pairs]
+
+    def _base(self, result: Result, rows: list[dict[str, Array]]) -> dict[str, Array] | None:
+        """The carried rows in whose place the result comes; None: there are none."""
+        if not isinstance(result, SlottedResult):
+            return None
+        pairs = zip(self.layouts, rows, strict=True)
+        return next((each for layout, each in pairs if layout == result.layout), None)
 
 
-def _slot(rows: Tree, which: int | slice) -> Tree:
-    """One slot of rows [slots, ...], or some."""
-    return jax.tree.map(lambda a: a[which], rows)
+def _first(rows: Tree) -> Tree:
+    """The first slot of rows [slots, ...]."""
+    return jax.tree.map(lambda a: a[0], rows)
 
 
 def _switched(
@@ -191,12 +213,12 @@ def _switched(
     return lax.switch(which[lax.axis_index(at.names.subnet)], branches, rows)
 
 
-def _tree(layout: Layout, rows: dict[str, Array], piece: int) -> Tree:
+def _tree(layout: AnyLayout, rows: dict[str, Array], piece: int) -> Tree:
     """The tree of a piece from the rows of its slot."""
-    own = {key: a[0] for key, a in rows.items()} if layout.kind is Kind.WEIGHTS else rows
-    return unpack(layout, piece, own)
+    own = _first(rows) if layout.kind is Kind.WEIGHTS else rows
+    return layout.unpack(piece, own)
 
 
-def take(layout: Layout, l: int, slot: int, rows: dict[str, Array]) -> Tree:
+def take(layout: AnyLayout, l: int, slot: int, rows: dict[str, Array]) -> Tree:
     """The tree of piece l from the rows [slots, ...] of this device."""
-    return _tree(layout, _slot(rows, slot), l)
+    return _tree(layout, _first(layout.slots(rows, slot, 1)), l)

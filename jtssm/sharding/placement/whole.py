@@ -31,6 +31,7 @@ from jtssm.sharding import collectives
 from jtssm.sharding.layers.forms import Grid, whole_grid
 from jtssm.sharding.mesh import AxisNames, axis_size, check_split, devices_of, put, put_samples
 from jtssm.sharding.placement import flat
+from jtssm.sharding.placement.elementwise import works_on_rows
 from jtssm.sharding.placement.on_host import gathered
 from jtssm.sharding.placement.storage import Storage
 
@@ -61,6 +62,8 @@ class _Whole:
         pc = names.pc if isinstance(names.pc, str) else None  # several: of workers alone
         self.grid = whole_grid(program.network, forms, self.pr, self.pc, (names.pr, pc))
         self.storage = Storage(self.grid)
+        shapes, stages = program.network.parameter_shapes(), program.stages
+        self.in_rows = works_on_rows(stages.optimizers[0], self.storage.given((shapes,))[0])
 
     def init(self, key: Array, x: Tree, y: AnyArray, params: Sequence[Tree] | None = None) -> Tree:
         """The state, laid out on the mesh: no device ever holds another's weights."""
@@ -110,13 +113,18 @@ class _Whole:
         return self._descended(state, gradient, info), info
 
     def _descended(self, state: Tree, gradient: tuple[Tree], info: Info) -> Tree:
-        """After the optimizer, which sees every array in its own shape: norms, masks by rank, kernels."""
+        """After the optimizer, which sees every array in its own shape: norms, masks by rank, kernels.
+
+        One that works number by number takes what is stored flat as it is: nothing moves for it.
+        """
         laid_out = self._shardings(state)
         params = tuple(w.params for w in state.weights)
+        taken = flat.rows if self.in_rows else flat.unflattened
 
         def descend(state: Tree, gradient: tuple[Tree], info: Info) -> Tree:
-            own = flat.unflattened(flat.like(params, gradient))
-            return self.storage.stored(self.program.descend(flat.unflattened(state), own, info))
+            gradient = taken(flat.like(params, gradient))
+            found = self.program.descend(taken(state), gradient, info)
+            return flat.like(state, found) if self.in_rows else self.storage.stored(found)
 
         if AxisType.Explicit in self.mesh.axis_types:
             return jax.sharding.auto_axes(descend, out_sharding=laid_out)(state, gradient, info)

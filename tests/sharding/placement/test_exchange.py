@@ -16,7 +16,7 @@ from jtssm.sharding.count import hlo
 from jtssm.sharding.mesh import AxisNames
 from jtssm.sharding.placement.exchange import by_collectives
 from jtssm.sharding.placement.on_host import gathered
-from jtssm.sharding.placement.packing import Rows
+from jtssm.sharding.placement.rows import Rows
 from jtssm.sharding.placement.switch import Place
 
 NAMES = AxisNames("subnet", "pr", "pc")

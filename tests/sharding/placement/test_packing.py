@@ -1,14 +1,18 @@
 """Unequal trees in equal rows, and back."""
 
+from math import prod
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jtssm import sharding
-from jtssm.sharding.mesh import AxisNames
+from jtssm.sharding.mesh import AxisNames, axis_names
 from jtssm.sharding.placement.on_host import gathered, lay_out, spread
-from jtssm.sharding.placement.packing import layout_of, pack, specs, unpack
+from jtssm.sharding.placement.packing import layout_of
+from jtssm.sharding.placement.rows import specs
+from jtssm.sharding.placement.slotted import slotted
 
 NAMES = AxisNames("subnet", "pr", "pc")
 
@@ -28,9 +32,9 @@ def test_every_tree_comes_back_from_its_row():
     assert layout.keys == ["float64", "int32"]
     assert (layout.size("float64"), layout.size("int32")) == (16, 3)
     for l, tree in enumerate(trees()):
-        rows = pack(layout, l, tree)
+        rows = layout.pack(l, tree)
         assert all(row.shape == (layout.size(key),) for key, row in rows.items())
-        jax.tree.map(np.testing.assert_array_equal, unpack(layout, l, rows), tree)
+        jax.tree.map(np.testing.assert_array_equal, layout.unpack(l, rows), tree)
 
 
 @pytest.mark.parametrize("kind", ["samples", "line"])
@@ -38,10 +42,10 @@ def test_rows_of_samples_keep_the_samples_apart(kind):
     lead = {"samples": (5,), "line": (2, 5)}[kind]
     tree = (np.arange(np.prod(lead) * 6.0).reshape(*lead, 3, 2), np.ones((*lead, 4)))
     layout = layout_of(kind, [tree, ()])
-    rows = pack(layout, 0, tree)
+    rows = layout.pack(0, tree)
     assert rows["float64"].shape == (*lead, 10)
-    jax.tree.map(np.testing.assert_array_equal, unpack(layout, 0, rows), tree)
-    assert unpack(layout, 1, rows) == ()
+    jax.tree.map(np.testing.assert_array_equal, layout.unpack(0, rows), tree)
+    assert layout.unpack(1, rows) == ()
     if kind == "line":
         assert [layout.ticks(l) for l in (0, 1)] == [2, 0]
 
@@ -87,9 +91,54 @@ def test_samples_and_lines_are_spread_and_come_back_from_padded_slots():
     for kind, lead in (("samples", (4,)), ("line", (3, 4))):
         trees = [(rng.normal(size=(*lead, 2)),), (), (rng.normal(size=(*lead, 5)),)]
         layout = layout_of(kind, trees)
+        # of lines each slot of a device has its own array: the second one none at all
+        layout, key, slots = {
+            "samples": (layout, "float64", 4),
+            "line": (slotted(layout, 2), "00/float64", 2),
+        }[kind]
         rows = spread(layout, trees, mesh, names, slots=4)
-        array = rows.rows["float64"]
-        assert array.shape == (4, *lead, 5)
-        expected = (2, *lead[:-1], 2, 5)
+        assert list(rows.rows) == [key]
+        array = rows.rows[key]
+        assert array.shape == (slots, *lead, 5)
+        expected = (slots // 2, *lead[:-1], 2, 5)
         assert array.sharding.shard_shape(array.shape) == expected
         jax.tree.map(np.testing.assert_array_equal, gathered(rows), tuple(trees))
+
+
+def numbers(layout):
+    """So many a device holds in all arrays."""
+    return sum(prod(layout.tail(key)) for key in layout.keys)
+
+
+def test_weights_lie_leaf_by_leaf_in_no_more_than_the_longest_row_takes():
+    rng = np.random.default_rng(2)
+    draw = lambda *shapes: [
+        {"W": rng.normal(size=shape), "b": rng.normal(size=shape[1])} for shape in shapes
+    ]
+    trees = [draw((9, 4), (4, 4), (4, 4)), draw((4, 4), (4, 4)), draw((4, 4), (4, 3))]
+    layout = layout_of("weights", trees)
+    leaves = slotted(layout, 1)  # a device each
+    for l, tree in enumerate(trees):
+        rows = leaves.pack(l, tree)
+        jax.tree.map(np.testing.assert_array_equal, leaves.unpack(l, rows), tree)
+        # what lies alone is stored as it is: nothing is put together
+        assert any(row is tree[0]["b"] for row in rows.values())
+    # (4,) and (4, 4) are everywhere; then the largest goes with the largest
+    assert [leaves.tail(key) for key in leaves.keys] == [(4,), (4, 4), (36,), (16,), (4,), (4,)]
+    assert numbers(leaves) == layout.size("float64") == 80
+    # of one device each leaf of every piece has its own array, in its own shape
+    alone = slotted(layout, 3)
+    assert numbers(alone) == sum(a.size for a in jax.tree.leaves(trees))
+    for layout, subnet in ((leaves, 3), (alone, 1)):
+        names = axis_names(sharding.make_mesh(subnet))
+        rows = lay_out(layout, trees, sharding.make_mesh(subnet), names, 1, slots=3)
+        jax.tree.map(np.testing.assert_array_equal, gathered(rows), tuple(trees))
+
+
+def test_rows_that_a_shorter_piece_shares_are_written_in_place():
+    trees = [{"W": np.arange(6.0).reshape(2, 3)}, {"W": np.arange(4.0).reshape(2, 2)}]
+    layout = slotted(layout_of("weights", trees), 1)
+    (key,) = layout.keys
+    assert layout.tail(key) == (6,)
+    row = layout.pack(1, jax.tree.map(jnp.asarray, trees[1]), base={key: jnp.full(6, 7.0)})[key]
+    np.testing.assert_array_equal(row, [0, 1, 2, 3, 7, 7])
