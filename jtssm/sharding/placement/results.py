@@ -68,7 +68,7 @@ class SlottedResult(NamedTuple):
         """The tree of piece l in the arrays that it uses; base: what weights held, the same arrays."""
         held = None if base is None else {key: a[0] for key, a in base.items()}
         packed = self.layout.pack(l, tree, base=held)
-        if self.layout.kind is Kind.WEIGHTS:
+        if self.layout.kind.trained:
             return {key: a[None] for key, a in packed.items()}
         return {key: _padded(self._shape(key), a) for key, a in packed.items()}
 
@@ -90,8 +90,7 @@ class SlottedResult(NamedTuple):
 
     def _shape(self, key: str) -> tuple[int, ...]:
         """Of one of the arrays at a slot."""
-        weights = self.layout.kind is Kind.WEIGHTS
-        lead = (1,) if weights else (self.layout.slot_ticks(key), *self.samples)
+        lead = (1,) if self.layout.kind.trained else (self.layout.slot_ticks(key), *self.samples)
         return (*lead, *self.layout.tail(key))
 
 
@@ -130,13 +129,13 @@ def _marked(kind: Kind, names: AxisNames, rows: dict[str, Array]) -> dict[str, A
 Result = RowsResult | SlottedResult | SumsResult
 
 
-def result_of(kind: Kind, shapes: Sequence[Tree], weights: AnyLayout | None, local: int) -> Result:
+def result_of(kind: Kind, shapes: Sequence[Tree], kept: AnyLayout | None, local: int) -> Result:
     """What one result of the pieces' work looks like.
 
     Args:
       kind: of the result.
       shapes: what each piece gives, as shapes.
-      weights: the layout of results of kind "weights".
+      kept: the layout of results of kind "weights", or of "copies"; None: of these a new one.
       local: slots a device.
 
     Raises:
@@ -144,11 +143,11 @@ def result_of(kind: Kind, shapes: Sequence[Tree], weights: AnyLayout | None, loc
     """
     if kind is Kind.SUMS:
         return SumsResult(_same_sums(shapes))
-    if kind is Kind.WEIGHTS:
-        if weights is None:
-            raise ValueError(f"carried: expected weights, as {kind} are given back; got none")
-        apart = isinstance(weights, Slotted)
-        return SlottedResult(weights, ()) if apart else RowsResult(weights, (1,))
+    if kind is Kind.WEIGHTS and kept is None:
+        raise ValueError(f"carried: expected weights, as {kind} are given back; got none")
+    if kind.trained:
+        kept = kept or slotted(layout_of(kind, shapes), local)
+        return SlottedResult(kept, ()) if isinstance(kept, Slotted) else RowsResult(kept, (1,))
     layout, leaves = layout_of(kind, shapes), jax.tree.leaves(list(shapes))
     if kind is Kind.SAMPLES:
         return RowsResult(layout, tuple(leaves[0].shape[:1]) if leaves else ())

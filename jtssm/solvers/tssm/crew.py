@@ -1,8 +1,8 @@
 """Workers along "pc" that train a cut network: copies of its weights, turns of their own, a meeting.
 
 To the exchange a worker is what a sample is to other methods: what every worker has of its own has leaves
-[N, ...] of the kind "samples", split over pc. The shared weights stand once, with the state of the outer
-optimizer, as "weights".
+[N, ...] of the kind "samples", split over pc; within a round, weights that train are "copies". The shared
+weights stand once, with the state of the outer optimizer, as "weights".
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Crew(NamedTuple):
         def copied(l: int, weights: Weights, opt_state: Tree) -> tuple[Weights]:
             return (Weights(self._copied(exchange, weights.params), opt_state),)
 
-        return exchange.each(copied, weights, opt_states, kinds=("samples",))[0]
+        return exchange.each(copied, weights, opt_states, kinds=("copies",))[0]
 
     def take(self, turn: Turn, exchange: Exchange) -> Callable[..., tuple]:
         """`Turn.take` of every worker here: leaves [N, ...], and sums over the workers.

@@ -135,7 +135,7 @@ class Flow(NamedTuple):
         )
         kind, take = Kind.WEIGHTS, turn.take
         if self.crew is not None:  # every worker here has its own
-            kind, take = Kind.SAMPLES, self.crew.take(turn, exchange)
+            kind, take = Kind.COPIES, self.crew.take(turn, exchange)
         weights, forward, backward, entry, kept, sums = exchange.each(
             take,
             state.weights,
