@@ -19,14 +19,12 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,7 @@ import numpy as np
 import optax
 
 import jtssm
-from benchmarks import record
+from benchmarks import namespaces, record
 from jtssm import sharding, solvers
 from jtssm.data import synthetic
 from jtssm.sharding import meeting
@@ -106,7 +104,7 @@ class Run:
 
     folder: Path
     lost_after: int
-    spaces: tuple[str, str] | None  # network namespaces
+    link: namespaces.Link | None  # between two network namespaces
     port: int
     started: dict[int, subprocess.Popen] = field(default_factory=dict)
     gone: dict[int, float] = field(default_factory=dict)  # process -> when it ended
@@ -116,8 +114,8 @@ class Run:
 
     def start(self, this: int, seed: int = 0, raises: bool = False) -> None:
         """Start a process."""
-        at = f"{address(0) if self.spaces else 'localhost'}:{self.port}"
-        enter = ["ip", "netns", "exec", self.spaces[this]] if self.spaces else []
+        at = f"{namespaces.address(0) if self.link else 'localhost'}:{self.port}"
+        enter = self.link.enter(this) if self.link else []
         words = [self.folder, at, this, self.lost_after, seed, int(raises)]
         command = [*enter, sys.executable, "-m", "benchmarks.process_faults", "--child"]
         with (self.folder / f"said-{this}").open("w") as said:
@@ -180,12 +178,12 @@ class Run:
 
     def down(self, seconds: float | None) -> None:
         """The link is down, and up some seconds later; None: never."""
-        assert self.spaces is not None
-        ip("-n", self.spaces[1], "link", "set", "link1", "down")
+        assert self.link is not None
+        self.link.turn("down")
         self.now()
         if seconds is not None:
             self.wait(seconds)
-            ip("-n", self.spaces[1], "link", "set", "link1", "up")
+            self.link.turn("up")
             self.healed = time.monotonic()
 
     def wait(self, seconds: float) -> None:
@@ -229,56 +227,6 @@ class Run:
         found = [line for line in lines if re.match(r"[\w.]+Error: |F\d+ .*Terminating", line)]
         text = re.sub(r"^F\d+ .*absl::Status: ", "jax: ", found[0]) if found else ""
         return text.replace(str(self.folder), "FOLDER")[:300]
-
-
-def address(this: int) -> str:
-    """Of a process in its namespace: addresses of a network that documents use."""
-    return f"192.0.2.{this + 1}"
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=20)
-
-
-@contextlib.contextmanager
-def namespaces() -> Iterator[tuple[str, str] | None]:
-    """Two network namespaces with a link; None where they cannot be made. Always removed."""
-    if os.geteuid() or not shutil.which("ip"):
-        yield None
-        return
-    names = (f"jtssm-{os.getpid()}-0", f"jtssm-{os.getpid()}-1")
-    hosts = [Path("/etc/netns") / name for name in names]
-    try:
-        for this, name in enumerate(names):
-            ip("netns", "add", name)
-            hosts[this].mkdir(parents=True)
-            # gloo looks for the interface of the host's name
-            own = f"127.0.0.1 localhost\n{address(this)} {socket.gethostname()}\n"
-            (hosts[this] / "hosts").write_text(own)
-        ip(
-            "link",
-            "add",
-            "link0",
-            "netns",
-            names[0],
-            "type",
-            "veth",
-            "peer",
-            "link1",
-            "netns",
-            names[1],
-        )
-        for this, name in enumerate(names):
-            ip("-n", name, "addr", "add", f"{address(this)}/24", "dev", f"link{this}")
-            ip("-n", name, "link", "set", f"link{this}", "up")
-            ip("-n", name, "link", "set", "lo", "up")
-        yield names
-    finally:
-        for this, name in enumerate(names):
-            subprocess.run(
-                ["ip", "netns", "del", name], check=False, capture_output=True, timeout=20
-            )
-            shutil.rmtree(hosts[this], ignore_errors=True)
 
 
 def never(run: Run) -> None:
@@ -347,17 +295,17 @@ def faults(smoke: bool) -> dict[str, Callable[[Run], None]]:
     return quick if smoke else quick | slow
 
 
-def tried(name: str, make: Callable, lost_after: int, spaces: tuple[str, str] | None) -> dict:
+def tried(name: str, make: Callable, lost_after: int, link: namespaces.Link | None) -> dict:
     """A fault, what came of it, and whether what came to an end is right."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder), lost_after, spaces, free_port())
+        run = Run(Path(folder), lost_after, link, namespaces.free_port())
         try:
             make(run)
             outcome = run.watch()
         finally:
             run.end()
-            if spaces is not None:
-                ip("-n", spaces[1], "link", "set", "link1", "up")
+            if link is not None:
+                link.turn("up")
         others = [i for i in run.gone if run.started[i].returncode != -signal.SIGKILL]
         return {
             "fault": name,
@@ -395,12 +343,6 @@ def is_right(found: list) -> bool:
     return all(np.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in pairs)
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
-
-
 def main() -> None:
     """Make every fault and write the JSON."""
     parse = argparse.ArgumentParser(
@@ -417,10 +359,11 @@ def main() -> None:
         return
     jax.config.update("jax_enable_x64", True)
     lost_after, rows = 10 if given.smoke else meeting.LOST_AFTER, []
-    with namespaces() as spaces:
+    apart = contextlib.nullcontext() if namespaces.lacking("ip") else namespaces.joined()
+    with apart as link:
         for name, make in faults(given.smoke).items():
-            if given.only in name and (spaces or "link" not in name):
-                rows.append(tried(name, make, lost_after, spaces))
+            if given.only in name and (link or "link" not in name):
+                rows.append(tried(name, make, lost_after, link))
                 print(json.dumps(rows[-1]), flush=True)
     counts = {
         word: sum(row["outcome"] == word for row in rows) for word in ("goes on", "ends", "hangs")
@@ -430,7 +373,7 @@ def main() -> None:
     if not given.smoke and not given.only:
         content = {
             "lost_after": lost_after,
-            "namespaces": bool(spaces),
+            "namespaces": bool(link),
             "counts": counts,
             "faults": rows,
         }

@@ -165,6 +165,31 @@ def shapes(path: str | Path, records: Sequence[Mapping[str, Any]], title: str) -
     figure.savefig(path, dpi=120)
 
 
+def on_links(path: str | Path, panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Seconds a sample on several hosts, times those of one, by the rate of their link.
+
+    Args:
+      path: the file; its suffix is the format.
+      panels: title -> case -> rate -> the ratio.
+
+    Raises:
+      ImportError: matplotlib is not there.
+    """
+    figure = _figure((4.6 * max(1, len(panels)), 5.6))
+    for i, (title, cases) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        for name, ratios in cases.items():
+            axes.plot(list(ratios), list(ratios.values()), "o-", label=name)
+        axes.axhline(1, color="black", lw=0.8)
+        axes.set(yscale="log", xlabel="link", ylabel="seconds a sample, times one host")
+        axes.set_title(title, fontsize="small", wrap=True)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    figure.savefig(path, dpi=120)
+
+
 def _figure(size: tuple[float, float]) -> Figure:
     try:
         from matplotlib.figure import Figure

@@ -42,6 +42,11 @@ X, Y = np.ones((12, 4)), np.zeros(12, np.int32)
         ({"precision": "exact"}, r"precision: expected None, 'highest'.*got 'exact'"),
         ({"optimizer": "adam"}, r"optimizer: expected an optax optimizer.*got 'adam'"),
         ({"optimizer": [optax.sgd(0.1)]}, r"optimizer: expected .* list of 2"),
+        ({"grid": 7}, r"grid: expected 8 or 16 bits, or a list of values; got 7"),
+        (
+            {"grid": 8, "schedule": "stored"},
+            r"grid: expected None with schedule='stored'.*got 8; use schedule='streaming'",
+        ),
     ],
 )
 def test_gsadmm_refuses(changes, message):

@@ -1,6 +1,7 @@
 """Benchmarks run end to end with small settings, and write nothing then."""
 
 import json
+import os
 import subprocess
 
 import jax
@@ -19,6 +20,7 @@ from benchmarks import (
     process_faults,
     published_figures,
     record,
+    rounded_boundaries,
     tssm_modelled,
     tssm_speed,
     tssm_tradeoff,
@@ -242,6 +244,16 @@ def test_ranks_of_predictions_are_scored():
 
 
 @pytest.mark.slow
+def test_rounded_boundaries_runs_small(monkeypatch, capsys):
+    few = ["--subnets", "2", "--grids", "floats", "8 bits"]
+    lines = smoke(monkeypatch, capsys, rounded_boundaries, *few)
+    sizes = [int(line.split()[-4]) for line in lines if line.endswith("bytes a step")]
+    batch, width = 110, 16
+    assert sizes[:2] == [2 * 4 * batch * width, 2 * batch * (width + 8)]
+    assert len(sizes) == 4
+
+
+@pytest.mark.slow
 def test_users_networks_runs_small(monkeypatch, capsys):
     lines = [line.split("  ")[0] for line in smoke(monkeypatch, capsys, users_networks)]
     lines = [line for line in lines if "seed" not in line]  # those are of single runs
@@ -266,4 +278,4 @@ def test_process_faults_runs_small_and_nothing_is_wrong_in_silence(monkeypatch, 
     assert "process 1 raised KeyError" in callback["says"]["0"]
     assert found["process 1 killed"]["gone_on_from"] > 0
     left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False)
-    assert "jtssm-" not in left.stdout
+    assert f"jtssm-{os.getpid()}-" not in left.stdout

@@ -35,3 +35,13 @@ def test_a_run_has_curves_of_what_it_shows_and_gaps_where_nothing_was_measured(f
 def test_a_run_of_which_nothing_was_measured_has_no_curve_of_residuals(figures, tmp_path):
     plot.histories(tmp_path / "a.png", {"gsADMM": FILLING[:1]})
     assert not figures[0].axes[2].lines
+
+
+def test_hosts_are_lines_over_the_rates_of_their_link_with_one_host_across(figures, tmp_path):
+    plot.on_links(tmp_path / "a.png", {"mlp": {"gsADMM": {"free": 0.6, "10mbit": 6.0}}})
+    (axes,) = figures[0].axes
+    line, one = axes.lines
+    assert line.get_label() == "gsADMM"
+    np.testing.assert_array_equal(line.get_ydata(), [0.6, 6.0])
+    assert set(one.get_ydata()) == {1}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["free", "10mbit"]

@@ -25,10 +25,11 @@ def load(name: str) -> dict[str, Any]:
 
 
 def draws(name: str, source: str) -> Callable:
-    """Enters a function of a result among the tables."""
+    """Enters a function of a result among the tables, once there is such a result."""
 
     def enter(table: Callable[[dict], str]) -> Callable:
-        TABLES[name] = lambda: table(load(source))
+        if (RESULTS / f"{source}.json").exists():
+            TABLES[name] = lambda: table(load(source))
         return table
 
     return enter
@@ -60,6 +61,11 @@ def points(value: float, baseline: float) -> str:
 def quartiles(found: dict, scale: float, digits: int) -> str:
     """The quartiles of a measurement."""
     return extent(found["quartiles"], lambda a: f"{scale * a:.{digits}f}")
+
+
+def agreement(value: float | None) -> str:
+    """Of ranks; a dash where all are predicted alike."""
+    return "–" if value is None else f"{value:.2f}"
 
 
 def about(name: str) -> str:
@@ -181,6 +187,23 @@ def tssm_tradeoff(found: dict) -> str:
         coupling, seeds = f"{line.get('coupling', 0):.2g}", len(seen)
         rows.append((method, n, accuracy(mean(seen)), extent(seen), seeds, behind, coupling))
     head = ("method", "n", "test accuracy", "range", "seeds", "behind Adam, points", "coupling")
+    return markdown(head, rows)
+
+
+@draws("rounded_boundaries", "rounded_boundaries")
+def rounded_boundaries(found: dict) -> str:
+    """Accuracy of rounded boundaries beside the float's."""
+    rows, floats = [], {}
+    for line in found["results"].values():
+        task, n, grid = line["run"]
+        unit = "accuracy" if task == "MNIST" else "bits a byte"
+        whole = floats.setdefault((task, n), line["bytes"])
+        size = (
+            line["bytes"] if grid == "floats" else f"{line['bytes']} ({line['bytes'] / whole:.3f})"
+        )
+        seen = accuracy(line["mean"]), extent(line["held_out"])
+        rows.append((f"{task}, {unit}", n, grid, *seen, size))
+    head = ("network", "n", "boundaries", "held out", "range", "bytes a step (share)")
     return markdown(head, rows)
 
 
@@ -511,7 +534,7 @@ def planner_measured(found: dict) -> str:
             name,
             len(a["shapes"]),
             f"{a['least_ratio']:.1f} to {a['largest_ratio']:.1f}",
-            f"{a['spearman']:.2f}",
+            agreement(a["spearman"]),
             f"{a['planned_to_fastest']:.2f}",
             f"{a['slowest_to_fastest']:.2f}",
         )

@@ -256,6 +256,8 @@ def _checkpoints() -> Parser:
         help="the checkpoint that the first start goes on from (the same command then goes on from what "
         f"it has written), or {ANYWAY!r}: from the newest of another run; default: the newest",
     )
+    told = "folder of compiled programs, which the next run reads instead of compiling"
+    add("--compilation-cache", type=path, help=told)
     return shared
 
 

@@ -152,6 +152,7 @@ def _stage(
         validation=_evaluated(parts, "valid"),
         callbacks=[Mark(out, arguments.checkpoint), history, *lines(arguments.epochs)],
         checkpoint=folder,
+        compilation_cache=arguments.compilation_cache,
         every=arguments.every,
         resume=arguments.resume,
         on_divergence=arguments.on_divergence,

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from jtssm import checks
 from jtssm.arrays import Tree
+from jtssm.protocol.method import Method
 from jtssm.sharding.cost.memory import placed_step
 from jtssm.sharding.cost.messages import Sizes
 from jtssm.sharding.cost.planner import Proposal
@@ -74,26 +75,34 @@ def traced_bytes(step: Callable, *given: Tree) -> dict[Route, int]:
 
 def measured(found: Proposal, mesh: Mesh, samples: int | None, repeats: int = 5) -> float:
     """Median seconds of a step on present devices, after one that compiles; random samples."""
-    method, net = found.method, found.method.network
-    program = method.program
-    placed = place(method, mesh, forms=found.forms or "auto")
-    lead: tuple = method.batch_shape or (samples,)
-    rng, classes = np.random.default_rng(0), net.shapes[-1][-1]
-    # integers that any network takes: tokens 0 and 1
-    drawn = lambda a, most=2: (
-        rng.normal(size=a.shape) if a.dtype == np.float32 else rng.integers(0, most, a.shape)
-    ).astype(a.dtype)
-    like = program.samples_like(lead)
-    x, y = jax.tree.map(drawn, like[0]), drawn(like[1], classes)
-    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(lead) :]), (x, y))
+    placed = place(found.method, mesh, forms=found.forms or "auto")
+    flat, drawn = drawn_samples(found.method, samples)
     state = placed.init(jax.random.key(0), *flat)
     step, seconds = jax.jit(placed.step, donate_argnums=0), []
-    given = jax.device_put((x, y), batch_sharding(placed))
+    given = jax.device_put(drawn, batch_sharding(placed))
     for _ in range(repeats + 1):
         start = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, *given))
         seconds.append(time.perf_counter() - start)
     return median(seconds[1:])
+
+
+def drawn_samples(
+    method: Method, samples: int | None = None
+) -> tuple[tuple[Tree, np.ndarray], tuple[Tree, np.ndarray]]:
+    """Random (x, y) that `init` takes, [samples, ...], and the same as a step takes them.
+
+    samples: that a resident method keeps.
+    """
+    lead: tuple = method.batch_shape or (samples,)
+    rng, classes = np.random.default_rng(0), method.network.shapes[-1][-1]
+    # integers that any network takes: tokens 0 and 1
+    drawn = lambda a, most=2: (
+        rng.normal(size=a.shape) if a.dtype == np.float32 else rng.integers(0, most, a.shape)
+    ).astype(a.dtype)
+    like = method.program.samples_like(lead)
+    given = jax.tree.map(drawn, like[0]), drawn(like[1], classes)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(lead) :]), given), given
 
 
 def topology_devices(name: str) -> Sequence[jax.Device]:

@@ -99,7 +99,7 @@ def sgd(
     pieces = Pieces(net, starts, of_pieces(optimizer, net, starts), losses.find(loss), dtype)
     crew = crew_of(pieces, workers, local_steps, outer_optimizer)
     if crew is not None:  # a stream through a single piece: nothing is ever in flight
-        flow = Flow(SGD, pieces, 1, batch_size, crew)
+        flow = Flow(SGD, pieces, 1, batch_size, crew=crew)
         return rounds.method(flow, crew, Penalties(None, 1.0, None), precision)
 
     def forward(exchange: Exchange, l: int, weights: Weights, x: Tree) -> Array:

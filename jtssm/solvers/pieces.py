@@ -14,7 +14,15 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from jtssm.arrays import Array, Scalar, Tree
-from jtssm.nn.boundary import SampleTree, by_dtype, cast, float_dtype, num_samples
+from jtssm.nn.boundary import (
+    SampleTree,
+    by_dtype,
+    cast,
+    described,
+    float_dtype,
+    floating,
+    num_samples,
+)
 from jtssm.nn.network import estimate_layers, keep_estimated, run_layers
 from jtssm.nn.ops import Products
 from jtssm.protocol import sample_checks
@@ -24,6 +32,7 @@ from jtssm.protocol.info import Info
 from jtssm.protocol.piece_optimizers import check_state, wants_loss
 from jtssm.protocol.program import Batch, Stages
 from jtssm.protocol.stages import StageProgram
+from jtssm.solvers.quantise import UNROUNDED, Crossing, RoundingGrid
 
 Found = TypeVar("Found")
 
@@ -140,23 +149,37 @@ class Pieces(Stages):
         return state._replace(weights=weights)
 
     def boundary_moves(
-        self, samples: int, times: int, *, forward: str, backward: str
+        self,
+        samples: int,
+        times: int,
+        *,
+        forward: str,
+        backward: str,
+        crossing: Crossing = UNROUNDED,
     ) -> tuple[Move, ...]:
         """The two matrices [samples, ...] that cross every boundary, `times` a step.
 
-        Of trees of arrays: forward a matrix for each dtype, backward one for the floats.
+        Of trees of arrays: forward a matrix for each dtype, backward one for the floats. crossing: what
+        floats are rounded to, whose codes cross in their place.
         """
-        moves = []
+        moves: list[Move] = []
         for l in range(self.num - 1):
+            floats = self._floats(l + 1)
             for shape, dtype in self._crossing(l + 1):
                 whole = (samples, *shape)
                 if dtype is None:
-                    moves.append(Move(forward, whole, "subnet", l, l + 1, times))
-                    moves.append(Move(backward, whole, "subnet", l + 1, l, times))
+                    ahead = Move(forward, whole, "subnet", l, l + 1, times)
+                    behind = Move(backward, whole, "subnet", l + 1, l, times)
+                    moves += _on_grid(crossing.forward, ahead, floats)
+                    moves += _on_grid(crossing.backward, behind, floats)
                 else:
                     what, size = f"{forward} of {dtype}", dtype.itemsize
                     moves.append(Move(what, whole, "subnet", l, l + 1, times, size))
         return tuple(moves)
+
+    def _floats(self, l: int) -> int:
+        """How many arrays of floats piece l gets."""
+        return sum(map(floating, jax.tree.leaves(described(self.inputs(l)))))
 
     def _crossing(self, l: int) -> list[tuple[tuple[int, ...], np.dtype | None]]:
         """The matrices that piece l gets of a sample: shapes, and dtypes but for floats."""
@@ -222,6 +245,10 @@ class Pieces(Stages):
             estimate=estimate,
             weight_fields=weight_fields,
         )
+
+
+def _on_grid(grid: RoundingGrid | None, floats: Move, arrays: int) -> tuple[Move, ...]:
+    return (floats,) if grid is None else grid.moves(floats, arrays)
 
 
 def paced(updates: Tree, pace: Scalar) -> Tree:

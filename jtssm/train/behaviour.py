@@ -48,10 +48,9 @@ def of_optimizers(stages: Stages) -> list[Any]:
 
 def of_optimizer(optimizer: optax.GradientTransformation, trees: Sequence[Tree]) -> Document | None:
     """An optimizer by its updates of such trees, with short sides; None: it cannot be tried."""
-    one = optax.with_extra_args_support(optimizer)
     leaves, structure = jax.tree.flatten(list(trees))
     shapes = tuple(tuple(min(n, TWO) for n in a.shape) for a in leaves)
-    return _of_optimizer(one.init, one.update, shapes, structure)
+    return _of_optimizer(optimizer, shapes, structure)
 
 
 def of_loss(loss: Loss, outputs: Shape, y: Shaped) -> Document | None:
@@ -147,15 +146,16 @@ def _digest(a: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)  # of those seen last: a program of their own each
 def _of_optimizer(
-    init: Callable, update: Callable, shapes: tuple[Shape, ...], structure: PyTreeDef
+    optimizer: optax.GradientTransformation, shapes: tuple[Shape, ...], structure: PyTreeDef
 ) -> Document | None:
+    one = optax.with_extra_args_support(optimizer)
     size = sum(int(np.prod(shape)) for shape in shapes)
     if not size:
         return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it says of numbers, it says in training
-            trace = jax.jit(functools.partial(_updates, init, update, shapes, structure))
+            trace = jax.jit(functools.partial(_updates, one.init, one.update, shapes, structure))
             found = np.asarray(trace(*_gradients(size), _counts()))
     except Exception:  # made for certain shapes
         return None

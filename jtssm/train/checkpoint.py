@@ -248,15 +248,15 @@ def _writable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def local(path: str | Path) -> Path:
-    """A folder of this file system.
+def local(path: str | Path, argument: str = "checkpoint") -> Path:
+    """A folder of this file system, given as that argument.
 
     Raises:
       ValueError: an address elsewhere, gs://... or s3://...
     """
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):  # a Path has one slash of two left
         raise ValueError(
-            f"checkpoint: expected a folder of this machine, or one that is mounted there, e.g. "
+            f"{argument}: expected a folder of this machine, or one that is mounted there, e.g. "
             f"'run/kept'; got {str(path)!r}, an address"
         )
     return Path(path).absolute()

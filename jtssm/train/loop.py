@@ -22,6 +22,7 @@ from jtssm.train import fingerprint
 from jtssm.train.agreement import Ways, agree, share
 from jtssm.train.batches import Minibatches, Resident
 from jtssm.train.checkpoint import Folder
+from jtssm.train.compilation import check_cache, kept_in
 from jtssm.train.divergence import not_finite
 from jtssm.train.document import check_order
 from jtssm.train.evaluation import as_metric, evaluate
@@ -65,6 +66,7 @@ def fit(
     on_divergence: str = "stop",
     halvings: int = 5,
     steps_per_epoch: int | None = None,
+    compilation_cache: str | Path | None = None,
 ) -> Result:
     """Train a method and keep a history.
 
@@ -141,6 +143,10 @@ def fit(
         twice the least so far, nor twice that of its own first step, and on from there with half the
         steps (`jtssm.Method` says which), at most `halvings` times. One state more is kept in
         memory, and in those checkpoints that do not lie at such a line.
+      compilation_cache: a folder of this machine or mounted there in which jax keeps what it compiles
+        in this call, for other processes on the same devices with the same versions (those who can
+        write there can make them run what they like). None: as jax is set. In one process a method that
+        trains again, on the same mesh with samples of the same shapes, compiles nothing anyway.
 
     Returns:
       A `Result`. History: epoch, step, seconds (training only, since the line before; the first
@@ -186,6 +192,7 @@ def fit(
         epochs, evaluate_every = checks.count(epochs=epochs, evaluate_every=evaluate_every)
         key, given = checks.key(key), as_hooks(callbacks)
         check_ways(checkpoint, every, keep, resume, on_divergence, halvings)
+        compiled = check_cache(compilation_cache)
         held = None if is_stream(train) else in_memory(method.network, train, steps_per_epoch)
         if held is None:
             check_streams(method, train, steps_per_epoch)
@@ -216,6 +223,7 @@ def fit(
     check_start(method, params, state, feed)
     lines = Lines(evaluate_every, epochs)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(kept_in(compiled))
         folder = begun = None
         if checkpoint is not None:
             shapes = fingerprint.abstract_state(method, init_key, feed.x, feed.y)

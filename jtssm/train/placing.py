@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import jax
 from jax.sharding import Mesh
@@ -26,7 +27,7 @@ def on_mesh(
 ) -> Method:
     """The method on the user's mesh, or on the one that the cost model finds fastest; None: as it is."""
     if isinstance(mesh, Mesh):
-        return place(method, mesh, forms=forms)
+        return _placed(method, mesh, forms if isinstance(forms, str) else tuple(forms))
     own = not isinstance(forms, str) or forms != "auto"
     if mesh is None and not own:
         return method
@@ -36,7 +37,13 @@ def on_mesh(
             f"{checks.shown(mesh)}, forms {checks.shown(forms)}"
         )
     best = _fastest(method, machine or present_machine(), samples)
-    return place(method, make_mesh(*best.shape), forms=best.forms or "auto")
+    return _placed(method, make_mesh(*best.shape), best.forms or "auto")
+
+
+@lru_cache(maxsize=8)
+def _placed(method: Method, mesh: Mesh, forms: str | tuple[str, ...]) -> Method:
+    """`place`, whose programs are compiled with it: a method that trains again there compiles nothing."""
+    return place(method, mesh, forms=forms)
 
 
 def _fastest(method: Method, machine: Machine | str, samples: int) -> planner.Proposal:

@@ -77,9 +77,13 @@ def test_gsam_takes_its_own_options(tmp_path):
     out = str(tmp_path / "run")
     options = ["gsam", "--subnets", "3", *SMALL, "--out", out, "--overwrite"]
     assert main(["train", *options, "--schedule", "stored", "--order", "parallel"]) == 0
-    assert main(["train", *options, "--delay-power", "0.5", "--rates", "constant"]) == 0
+    programs = ["--compilation-cache", str(tmp_path / "programs")]
+    own = ["--delay-power", "0.5", "--grid", "8", "--rates", "constant", *programs]
+    assert main(["train", *options, *own]) == 0
     settings = json.loads((tmp_path / "run/result.json").read_text())["settings"]
-    assert (settings["delay_power"], settings["rates"]) == ("0.5", "constant")
+    told = settings["delay_power"], settings["grid"], settings["rates"]
+    assert told == ("0.5", "8", "constant")
+    assert any((tmp_path / "programs").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,29 @@ def test_every_result_is_in_some_page(tables):
         assert f"<!-- about: {name} -->" in text
 
 
+def test_hosts_stand_by_link_with_what_they_are_times_one_host(tables):
+    """Of a made-up result: two hosts that end on one link, and not on another."""
+    row = {"network": "mlp", "against": "one host, SGD", "samples": 128, "bytes_by_formula": 2e6}
+    row |= {"predicted_seconds": 0.05, "ratio": 1.0, "bytes_crossed": 0.0}
+    timed = lambda seconds: {"step_seconds": {"median": seconds}}
+    two = row | {"case": "grid", "bytes_crossed": 2.04e6}
+    lines = [
+        row | timed(0.064) | {"case": "one host, SGD", "link": "none"},
+        two | timed(0.032) | {"link": "free", "ratio": 0.5},
+        two | timed(0.128) | {"link": "100mbit", "ratio": 2.0},
+        two | {"link": "10mbit", "ratio": None, "error": "no answer within 60 s"},
+    ]
+    host_tables = sys.modules["host_tables"]
+    shown = rows(host_tables.hosts_table({"rows": lines}, "mlp", "one host, SGD"))[2:]
+    assert shown == [
+        ["one host, SGD", "500", "–", "–", "–", "–"],
+        ["grid", "–", "250 (0.50)", "–", "1000 (2.00)", "**no end**"],
+    ]
+    (line,) = rows(host_tables.hosts_bytes({"rows": lines}))[2:]
+    shares = ["1.020", "–", "1.020", "**no end**"]
+    assert line == ["mlp", "grid", "2.000", *shares, "0.64", "–", "2.56", "**no end**"]
+
+
 def test_about_says_command_date_and_versions(tables):
     seen, shown = result("ist_speed"), tables.drawn("about", "ist_speed")
     for part in (

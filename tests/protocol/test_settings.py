@@ -67,6 +67,7 @@ def test_a_document_has_no_addresses_and_every_kind_of_value():
             "workers": None,
             "local_steps": None,
             "outer_optimizer": None,
+            "grid": None,
             "loss": "cross_entropy",
             "precision": None,
             "compute_dtype": "bfloat16",

@@ -205,22 +205,24 @@ def test_p_q_and_u_of_trees_are_those_of_their_floats(name, build, n, sweeps, nu
 
 
 @pytest.mark.parametrize(
-    ("name", "sweeps", "shape"),
+    ("name", "sweeps", "shape", "grid"),
     [
-        ("encoder", 1, (2, 1, 2)),
-        pytest.param("encoder", 2, (2, 1, 2), marks=pytest.mark.slow),
-        pytest.param("unet", 1, (2, 2, 1), marks=pytest.mark.slow),
-        pytest.param("encoder", 1, (3, 2, 1), marks=pytest.mark.slow),
-        pytest.param("unet", 2, (3, 1, 2), marks=pytest.mark.slow),
+        ("encoder", 1, (2, 1, 2), None),
+        pytest.param("encoder", 2, (2, 1, 2), None, marks=pytest.mark.slow),
+        pytest.param("unet", 1, (2, 2, 1), None, marks=pytest.mark.slow),
+        pytest.param("encoder", 1, (3, 2, 1), None, marks=pytest.mark.slow),
+        pytest.param("unet", 2, (3, 1, 2), None, marks=pytest.mark.slow),
+        pytest.param("encoder", 2, (2, 1, 2), 8, marks=pytest.mark.slow),
+        pytest.param("unet", 2, (3, 1, 2), 16, marks=pytest.mark.slow),
     ],
 )
 def test_pieces_on_a_mesh_have_the_numbers_of_one_device_and_send_what_they_declare(
-    name, sweeps, shape
+    name, sweeps, shape, grid
 ):
     n, given, start = shape[0], batches(name, 4), weights(name)
     schedule = solvers.Streaming(sweeps=sweeps)
     ways = {"optimizer": ADAM, "batch_size": BATCH, "rho": 0.6, "schedule": schedule}
-    method = solvers.gsadmm(network(name), subnets=n, **ways)
+    method = solvers.gsadmm(network(name), subnets=n, grid=grid, **ways)
     mesh = sharding.make_mesh(*shape)
     placed = sharding.place(method, mesh)
     state, infos = trained(method, given, start)

@@ -32,9 +32,10 @@ def step_bytes(
 
     Equal to `jtssm.sharding.count_bytes` of the placed step, to the byte, for elementwise optimizers.
     The loss and other scalars that a step shows are among them. With a `compute_dtype` what layers send
-    is counted in it; sums of gradients and statistics, boundaries and deals stay words. A TPU in its
-    default precision sends what only products read as bfloat16: there it is an upper bound. A CPU's
-    compiler sends float32 for bfloat16: there only the traced program has these bytes.
+    is counted in it; sums of gradients and statistics, boundaries and deals stay words, and boundaries
+    with a `grid` the integers that cross. A TPU in its default precision sends what only products read as
+    bfloat16: there it is an upper bound. A CPU's compiler sends float32 for bfloat16: there only the
+    traced program has these bytes.
 
     Args:
       method: unplaced.

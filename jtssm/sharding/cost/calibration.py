@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from jtssm import checks
@@ -39,6 +39,7 @@ from jtssm.protocol.declared import WORD
 from jtssm.sharding.cost.machine_files import json_path, write_machine
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.count.routes import ring_share
+from jtssm.sharding.mesh import put
 
 Run = Callable[[int], Array]  # a number of passes -> what they come to
 _REPEATS = 5
@@ -90,7 +91,8 @@ def calibrate(
         kernel = _start(share)
     link, latency, how = memory, kernel, "one device: link is memory, latency is kernel"
     if len(devices) > 1:
-        times = [_all_reduce(devices, numbers, share) for numbers in sizes.messages]
+        runs = [all_reduces(devices, numbers) for numbers in sizes.messages]
+        times = [seconds_a_pass(run, share) for run in runs]
         link, latency = ring(len(devices), [WORD * numbers for numbers in sizes.messages], times)
         how = "all-reduce of {} and {} bytes as a ring".format(*(WORD * n for n in sizes.messages))
     machine = Machine(
@@ -199,12 +201,11 @@ def _start(budget: float) -> float:
     return seconds_a_pass(_loop(body, x, w), budget) / _CHAIN
 
 
-def _all_reduce(devices: Sequence[jax.Device], numbers: int, budget: float) -> float:
-    """Seconds of the sum over the devices of arrays of that many numbers each."""
+def all_reduces(devices: Sequence[jax.Device], numbers: int) -> Run:
+    """run(n): n sums over the devices, of one process or several, of arrays of that many numbers each."""
     mesh = Mesh(np.array(devices), ("all",), axis_types=(AxisType.Auto,))
-    x = jax.device_put(
-        np.zeros(len(devices) * numbers, np.float32), NamedSharding(mesh, P("all"))
-    )  # zeros stay zeros under sums
+    zeros = np.zeros(len(devices) * numbers, np.float32)  # they stay zeros under sums
+    x = put(zeros, mesh, P("all"))
     body = lambda _, x: lax.pcast(lax.psum(x, "all"), "all", to="varying")
     passes = jax.shard_map(
         lambda n, x: lax.fori_loop(0, n, body, x),
@@ -212,7 +213,7 @@ def _all_reduce(devices: Sequence[jax.Device], numbers: int, budget: float) -> f
         in_specs=(P(), P("all")),
         out_specs=P("all"),
     )
-    return seconds_a_pass(_going_on(passes, x), budget)
+    return _going_on(passes, x)
 
 
 def _one_kind(devices: list[jax.Device]) -> list[jax.Device]:

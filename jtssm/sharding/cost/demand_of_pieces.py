@@ -28,7 +28,7 @@ def of_stages(
     """Of pieces that pass samples on."""
     samples = step_samples(program, samples)
     layered, grid = _on_grid(program, sizes, forms, samples)
-    local = program.stages.num // sizes[0]
+    local = slots(program, sizes[0])
     moves = program.declared.moves(samples)
     weighed = weighing(program, samples, layered.grid.samples)
     by_all, of_last = (weighed, ()) if program.declared.weighed_first else ((), weighed)
@@ -56,7 +56,6 @@ def _on_grid(
     program: Program, sizes: Sizes, forms: Sequence[str], samples: int
 ) -> tuple[Layered, Grid]:
     """The pieces, and the grid with the forms of their layers."""
-    checks.divides("subnet", sizes[0], program.stages.num, "subnetworks")
     check_pc(program, sizes[2], samples)
     layered = layered_of(program, sizes, samples)
     return layered, layered.grid._replace(forms=tuple(forms))
@@ -71,6 +70,18 @@ def check_pc(program: Program, pc: int, samples: int) -> None:
     workers = program.batch.workers
     of = (samples, "samples of a step") if workers is None else (workers, "workers")
     checks.divides("pc", pc, *of)
+
+
+def slots(program: Program, subnet: int) -> int:
+    """Pieces a device; the last devices along "subnet" may have fewer, or none.
+
+    Raises:
+      ValueError: more devices than pieces.
+    """
+    num = program.stages.num
+    if subnet > num:
+        raise ValueError(f"subnet: expected at most {num}, the subnetworks there are; got {subnet}")
+    return -(-num // subnet)
 
 
 def step_samples(program: Program, samples: int | None) -> int:

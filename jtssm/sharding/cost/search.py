@@ -15,10 +15,15 @@ from operator import itemgetter
 
 import jax
 
-from jtssm import checks
 from jtssm.protocol.declared import WORD
 from jtssm.protocol.method import Method
-from jtssm.sharding.cost.demand_of_pieces import Layered, check_pc, layered_of, step_samples
+from jtssm.sharding.cost.demand_of_pieces import (
+    Layered,
+    check_pc,
+    layered_of,
+    slots,
+    step_samples,
+)
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.memory import GRADIENTS, kept_bytes, optimizer_words
 from jtssm.sharding.cost.messages import Demand, Sizes
@@ -88,7 +93,6 @@ def _of_chain(
         return ()
     subnet, pr, pc = sizes
     samples = step_samples(program, samples)
-    checks.divides("subnet", subnet, program.stages.num, "subnetworks")
     check_pc(program, pc, samples)
     if pr == 1:
         return ("batch",) * len(program.network.layers)
@@ -111,8 +115,9 @@ def held_bytes(
 
 def _of_devices(method: Method, subnet: int) -> list[range]:
     """The layers of each device along subnet."""
-    starts = method.program.stages.starts
-    return [range(a, b) for a, b in pairwise(starts[:: (len(starts) - 1) // subnet])]
+    *starts, after = method.program.stages.starts
+    first = [*starts[:: slots(method.program, subnet)], after]
+    return [range(a, b) for a, b in pairwise(first)]
 
 
 class Chain:

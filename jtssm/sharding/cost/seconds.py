@@ -193,7 +193,7 @@ def step_seconds(
 
     Args:
       method: unplaced or placed.
-      subnet: divides its subnetworks or workers.
+      subnet: at most its subnetworks; divides its workers.
       pr: of its layers' grid; workers split their samples over it.
       pc: divides its batch.
       forms: as in `jtssm.sharding.place`.

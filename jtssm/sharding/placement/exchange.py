@@ -20,7 +20,9 @@ from jtssm.nn.ops import Products, varying
 from jtssm.protocol.exchange import Carried, Exchange, Kind
 from jtssm.sharding import collectives
 from jtssm.sharding.layers.stored import FLAT, WHOLE, in_a_row
+from jtssm.sharding.placement.neighbours import move, swap
 from jtssm.sharding.placement.packing import Layout, layout_of
+from jtssm.sharding.placement.renewal import renew
 from jtssm.sharding.placement.rows import Rows, axes_of, dtype_of
 from jtssm.sharding.placement.switch import Place, each, take
 
@@ -49,36 +51,34 @@ class ByCollectives:
         """In the branches of a switch; see `jtssm.sharding.placement.switch.each`."""
         return each(self.at, fn, *carried, kinds=kinds, batched=batched)
 
+    def renew(
+        self,
+        fn: Callable[..., Tree],
+        weights: Rows,
+        *carried: Rows,
+        where: Array,
+        after: Sequence[Rows] = (),
+    ) -> Rows:
+        """In place, in conditionals behind the switch of `each`."""
+        return renew(self.at, fn, weights, *carried, where=where, after=after)
+
     def to_next(self, sent: Rows) -> Rows:
         """By a permute between devices, one a dtype and width of a boundary."""
-        return _move(self.at, sent, 1)
+        return move(self.at, sent, 1)
 
     def to_previous(self, sent: Rows) -> Rows:
         """By a permute between devices, one a dtype and width of a boundary."""
-        return _move(self.at, sent, -1)
+        return move(self.at, sent, -1)
+
+    def swap(self, ahead: Rows, behind: Rows) -> tuple[Rows, Rows]:
+        """Both at once between two processes on CPUs, as `jtssm.sharding.placement.neighbours` says."""
+        return swap(self.at, ahead, behind)
 
     def chain(
         self, fn: Callable[..., Tree], *carried: Rows, x: Tree, keep: bool = False
     ) -> tuple[Carried, ...]:
         """Device after device; the others wait. As in a forward pass."""
         return _Chain(self.at, fn, carried, x).run(keep)
-
-
-def _move(at: Place, sent: Rows, step: int) -> Rows:
-    """Every piece's rows one piece on: inside a device by index, between devices by a permute."""
-    layout = sent.layout.moved(step)
-    cut = [at.boundary(device) for device in range(at.sizes[0] - 1)]
-    senders = [l if l is None or step == 1 else l + 1 for l in cut]
-
-    def moved(key: str) -> Array:
-        rows, size = sent.rows[key], layout.size(key)
-        widths = [0 if l is None else sent.layout.width(l, key) for l in senders]
-        edge = rows[-1] if step == 1 else rows[0]
-        arrived = collectives.shift(edge, at.names.subnet, widths, step)[None]
-        order = (arrived, rows[:-1]) if step == 1 else (rows[1:], arrived)
-        return jnp.concatenate(order)[..., :size]
-
-    return Rows({key: moved(key) for key in layout.keys}, layout)
 
 
 class _Passed(NamedTuple):

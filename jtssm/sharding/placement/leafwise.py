@@ -21,9 +21,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jtssm.arrays import Tree
+from jtssm.arrays import AnyArray, Array, Tree
 from jtssm.protocol.exchange import Kind
-from jtssm.sharding.placement.packing import Layout, Leaf, Row
+from jtssm.sharding.placement.packing import Layout, Leaf
 
 
 class Shelf(NamedTuple):
@@ -37,7 +37,9 @@ class Spot(NamedTuple):
     """Where a leaf lies."""
 
     shelf: int
-    start: int | None  # in a row that is shared; None: it is all of the array
+    start: (
+        int | None
+    )  # among the numbers of an array of another shape; None: it is all of the array
 
 
 class Leafwise(NamedTuple):
@@ -67,10 +69,10 @@ class Leafwise(NamedTuple):
         piece: int,
         tree: Tree,
         xp: ModuleType = jnp,
-        base: Mapping[str, Row] | None = None,
-    ) -> dict[str, Row]:
+        base: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
         """As `Layout.pack`; base: rows to write in where an array is longer than what the piece has."""
-        parts: dict[int, list[Row]] = {}
+        parts: dict[int, list[Array]] = {}
         pairs = zip(self.spots[piece], jax.tree.leaves(tree), strict=True)
         for spot, a in sorted(pairs, key=lambda pair: pair[0].start or 0):
             parts.setdefault(spot.shelf, []).append(a if spot.start is None else a.reshape(-1))
@@ -86,10 +88,10 @@ class Leafwise(NamedTuple):
                 rows[key] = base[key].at[: row.size].set(row)
         return rows
 
-    def unpack(self, piece: int, rows: Mapping[str, Row]) -> Tree:
+    def unpack(self, piece: int, rows: Mapping[str, AnyArray]) -> Tree:
         """As `Layout.unpack`."""
 
-        def leaf(leaf: Leaf, spot: Spot) -> Row:
+        def leaf(leaf: Leaf, spot: Spot) -> AnyArray:
             row = rows[self._key(spot.shelf)]
             if spot.start is None:
                 return row
@@ -138,8 +140,7 @@ def _shelves(held: Sequence[Held]) -> Iterator[tuple[tuple[int, ...], list[list[
     alone = _number_alone([[prod(shape) for _, shape in of] for of in rest])
     for i in range(alone):
         shapes = [of[i][1] for of in rest if i < len(of)]
-        same = len(set(shapes)) == 1
-        row = shapes[0] if same else (max(map(prod, shapes)),)
+        row = shapes[0] if len(set(shapes)) == 1 else (max(map(prod, shapes)),)
         yield row, [[of[i][0]] if i < len(of) else [] for of in rest]
     last = [of[alone:] for of in rest]
     if any(last):

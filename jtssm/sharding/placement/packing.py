@@ -19,13 +19,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import AnyArray, Array, Tree
 from jtssm.protocol.exchange import Kind
 from jtssm.sharding.layers.stored import FLAT, WHOLE
-
-Row = Array | np.ndarray
 
 
 class Leaf(NamedTuple):
@@ -95,7 +92,7 @@ class Layout(NamedTuple):
         """Of a device's rows those of some slots, [count, ...]."""
         return {key: a[first : first + count] for key, a in rows.items()}
 
-    def pack(self, piece: int, tree: Tree, xp: ModuleType = jnp) -> dict[str, Row]:
+    def pack(self, piece: int, tree: Tree, xp: ModuleType = jnp) -> dict[str, Array]:
         """The tree of one piece as rows [*leading, size], leading: (), (samples,) or (ticks, samples).
 
         Of the keys that the piece has leaves of; xp: numpy or jax.numpy.
@@ -110,7 +107,7 @@ class Layout(NamedTuple):
                 rows[key] = xp.pad(row, [(0, 0)] * leading + [(0, self.size(key) - row.shape[-1])])
         return rows
 
-    def unpack(self, piece: int, rows: Mapping[str, Row]) -> Tree:
+    def unpack(self, piece: int, rows: Mapping[str, AnyArray]) -> Tree:
         """The tree of one piece from its rows; the inverse of `pack`."""
         taken = dict.fromkeys(self.keys, 0)
         leaves = []

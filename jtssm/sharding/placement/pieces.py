@@ -26,6 +26,7 @@ from jtssm.sharding.placement.on_host import gathered, lay_out, shapes, spread
 from jtssm.sharding.placement.packing import layout_of
 from jtssm.sharding.placement.rows import AnyLayout, Rows, is_rows, specs
 from jtssm.sharding.placement.slotted import slotted
+from jtssm.sharding.placement.starts import Starts
 from jtssm.sharding.placement.switch import Place
 
 
@@ -35,6 +36,7 @@ class Placing:
     def __init__(self, program: StageProgram, mesh: Mesh, at: Place):
         self.program, self.mesh, self.at, self.names = program, mesh, at, at.names
         self.exchange = by_collectives(at)
+        self.starts = Starts()
 
     def method(self) -> Method:
         """The placed method."""
@@ -87,7 +89,7 @@ class Placing:
         )
         key = put(key, self.mesh, PartitionSpec())
         x, y = put_samples((x, y), self.mesh, samples)
-        return jax.jit(start)(key, x, y, rows)
+        return self.starts.run(start, key, x, y, rows)
 
     def spread(self, state: Tree) -> Tree:
         """An unplaced state (of one device, or gathered) on the mesh; a placed one as it is.

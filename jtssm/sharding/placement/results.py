@@ -12,7 +12,7 @@ from jtssm.arrays import Array, Tree
 from jtssm.nn.ops import varying
 from jtssm.protocol.exchange import Kind
 from jtssm.sharding.mesh import AxisNames
-from jtssm.sharding.placement.packing import Layout, layout_of
+from jtssm.sharding.placement.packing import Layout, Leaf, layout_of
 from jtssm.sharding.placement.rows import AnyLayout, Rows, axes_of, dtype_of
 from jtssm.sharding.placement.slotted import Slotted, slotted
 
@@ -135,7 +135,8 @@ def result_of(kind: Kind, shapes: Sequence[Tree], kept: AnyLayout | None, local:
     Args:
       kind: of the result.
       shapes: what each piece gives, as shapes.
-      kept: the layout of results of kind "weights", or of "copies"; None: of these a new one.
+      kept: the layout of results of kind "weights", or "copies" (None: a new one); what tells how
+        "gradients" are split.
       local: slots a device.
 
     Raises:
@@ -143,8 +144,10 @@ def result_of(kind: Kind, shapes: Sequence[Tree], kept: AnyLayout | None, local:
     """
     if kind is Kind.SUMS:
         return SumsResult(_same_sums(shapes))
-    if kind is Kind.WEIGHTS and kept is None:
+    if kept is None and kind in {Kind.WEIGHTS, Kind.GRADIENTS}:
         raise ValueError(f"carried: expected weights, as {kind} are given back; got none")
+    if kept is not None and kind is Kind.GRADIENTS:
+        return SlottedResult(gradients_of(kept, shapes, local), ())
     if kind.trained:
         kept = kept or slotted(layout_of(kind, shapes), local)
         return SlottedResult(kept, ()) if isinstance(kept, Slotted) else RowsResult(kept, (1,))
@@ -152,6 +155,22 @@ def result_of(kind: Kind, shapes: Sequence[Tree], kept: AnyLayout | None, local:
     if kind is Kind.SAMPLES:
         return RowsResult(layout, tuple(leaves[0].shape[:1]) if leaves else ())
     return SlottedResult(slotted(layout, local), tuple(leaves[0].shape[1:2]) if leaves else ())
+
+
+def gradients_of(weights: AnyLayout, shapes: Sequence[Tree], local: int) -> Slotted:
+    """The layout of gradients, split as the first leaves of the weights are: the parameters.
+
+    shapes: one tree a piece, (gradient, scalars).
+    """
+
+    def split(l: int, tree: Tree) -> tuple[Leaf, ...]:
+        own, rest = (layout_of(Kind.WEIGHTS, [part]).leaves[0] for part in tree)
+        pairs = zip(own, weights.leaves[l], strict=False)
+        return (*(of._replace(dtype=leaf.dtype) for leaf, of in pairs), *rest)
+
+    treedefs = tuple(jax.tree.structure(tree) for tree in shapes)
+    leaves = tuple(split(l, tree) for l, tree in enumerate(shapes))
+    return slotted(Layout(weights.kind, treedefs, leaves), local)
 
 
 def _same_sums(shapes: Sequence[Tree]) -> Tree:

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jtssm.arrays import Array, Tree
+from jtssm.arrays import AnyArray, Array, Tree
 from jtssm.protocol.exchange import Kind
 from jtssm.sharding.placement.leafwise import Leafwise, leafwise
-from jtssm.sharding.placement.packing import Layout, Leaf, Row
+from jtssm.sharding.placement.packing import Layout, Leaf
 
 
 class Slotted(NamedTuple):
@@ -90,8 +90,8 @@ class Slotted(NamedTuple):
         piece: int,
         tree: Tree,
         xp: ModuleType = jnp,
-        base: Mapping[str, Row] | None = None,
-    ) -> dict[str, Row]:
+        base: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
         """As `Layout.pack`; base: the piece's rows as they were, of weights."""
         of, slot = self._of(piece), piece % self.local
         if isinstance(of, Leafwise):
@@ -101,7 +101,7 @@ class Slotted(NamedTuple):
             rows = of.pack(piece // self.local, tree, xp)
         return {_joined(slot, key): a for key, a in rows.items()}
 
-    def unpack(self, piece: int, rows: Mapping[str, Row]) -> Tree:
+    def unpack(self, piece: int, rows: Mapping[str, AnyArray]) -> Tree:
         """As `Layout.unpack`."""
         own = {_parted(key)[1]: a for key, a in rows.items()}
         return self._of(piece).unpack(piece // self.local, own)

@@ -35,6 +35,7 @@ class Place(NamedTuple):
     names: AxisNames
     sizes: tuple[int, int, int]  # of subnet, pr, pc
     alike: tuple[int, ...]  # for each piece the first one that does the same on the same shapes
+    one_way: bool = False  # whether permutes between two devices of subnet take turns
     weights: AnyLayout | None = None  # of the weights, where no carried argument tells (in init)
 
     @property
@@ -132,8 +133,9 @@ class _Work(NamedTuple):
     alike: tuple[int, ...]  # for each piece the first one that fn does the same for
 
     def kept(self, kind: Kind) -> AnyLayout | None:
-        """The layout that results of weights, or of copies of them, keep; None: no such are carried."""
-        carried = next((a for a in self.layouts if a.kind is kind), None)
+        """The layout of weights that results of that kind keep, or go with; None: none are carried."""
+        of = (lambda a: a.trained) if kind is Kind.GRADIENTS else (lambda a: a is kind)
+        carried = next((a for a in self.layouts if of(a.kind)), None)
         return self.at.weights or carried if kind is Kind.WEIGHTS else carried
 
     def shapes(self, rows: list[dict[str, Array]]) -> list[tuple]:

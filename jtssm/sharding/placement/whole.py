@@ -33,6 +33,7 @@ from jtssm.sharding.mesh import AxisNames, axis_size, check_split, devices_of, p
 from jtssm.sharding.placement import flat
 from jtssm.sharding.placement.elementwise import works_on_rows
 from jtssm.sharding.placement.on_host import gathered
+from jtssm.sharding.placement.starts import Starts
 from jtssm.sharding.placement.storage import Storage
 
 
@@ -61,7 +62,7 @@ class _Whole:
         self.pr, self.pc = axis_size(mesh, names.pr), axis_size(mesh, names.pc)
         pc = names.pc if isinstance(names.pc, str) else None  # several: of workers alone
         self.grid = whole_grid(program.network, forms, self.pr, self.pc, (names.pr, pc))
-        self.storage = Storage(self.grid)
+        self.storage, self.starts = Storage(self.grid), Starts()
         shapes, stages = program.network.parameter_shapes(), program.stages
         self.in_rows = works_on_rows(stages.optimizers[0], self.storage.given((shapes,))[0])
 
@@ -88,7 +89,7 @@ class _Whole:
             given = self.storage.given(given)
             given = jax.tree.map(lambda a, s: put(a, self.mesh, s.spec), given, to)
         key = put(key, self.mesh, PartitionSpec())
-        return jax.jit(start, out_shardings=laid_out)(key, given)
+        return self.starts.run(start, key, given, told=(x, y), out_shardings=laid_out)
 
     def spread(self, state: Tree) -> Tree:
         """A state of one device, or gathered, on the mesh; a placed one as it is.

@@ -35,6 +35,7 @@ from jtssm.sharding.mesh import (
     put_samples,
 )
 from jtssm.sharding.placement.on_host import gathered
+from jtssm.sharding.placement.starts import Starts
 
 
 def by_collectives(num: int, names: AxisNames) -> Meeting:
@@ -134,6 +135,7 @@ class _Crew:
 
     def __init__(self, program: WorkerProgram, mesh: Mesh, names: AxisNames):
         self.program, self.mesh, self.names = program, mesh, names
+        self.starts = Starts()
 
     def init(self, key: Array, x: Tree, y: AnyArray, params: Sequence[Tree] | None = None) -> Tree:
         """The state, laid out on the mesh: no device ever holds the whole of what is split.
@@ -151,7 +153,8 @@ class _Crew:
         shardings = self._shardings(shapes)
         if params is None:
             start = partial(program.first_state, dtype=dtype)
-            return jax.jit(start, out_shardings=shardings)(key)
+            one = jax.ShapeDtypeStruct((), dtype)
+            return self.starts.run(start, key, told=one, out_shardings=shardings)
         given = jax.tree.map(np.asarray, given_trees(program.model.draw, params, dtype))
         laid = program.model.lay_out(np, given)
         on_mesh = {
@@ -160,7 +163,8 @@ class _Crew:
             )
             for name, a in laid.items()
         }
-        return jax.jit(program.model.start, out_shardings=shardings)(key, **on_mesh)
+        with_given = lambda key, given: program.model.start(key, **given)
+        return self.starts.run(with_given, key, on_mesh, out_shardings=shardings)
 
     def spread(self, state: Tree) -> Tree:
         """An unplaced state on the mesh; a placed one as it is."""

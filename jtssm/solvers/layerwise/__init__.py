@@ -57,7 +57,6 @@ from jtssm.solvers.layerwise import activations
 from jtssm.solvers.layerwise.growing import grow
 from jtssm.solvers.layerwise.iteration import STEPS, Layered
 from jtssm.solvers.layerwise.objective import lagrangian
-from jtssm.solvers.layerwise.quantise import Message, RoundingGrid, grid_of
 from jtssm.solvers.layerwise.updates import (
     minimise_p,
     minimise_W,
@@ -71,6 +70,7 @@ from jtssm.solvers.layerwise.updates import (
 )
 from jtssm.solvers.layerwise.variables import Inbox, Numbers, State
 from jtssm.solvers.pieces import Pieces
+from jtssm.solvers.quantise import Message, RoundingGrid, grid_of
 
 __all__ = [
     "Inbox",

@@ -22,9 +22,9 @@ from jtssm.protocol.program import Batch
 from jtssm.protocol.stages import StageProgram
 from jtssm.solvers.layerwise.activations import Activation
 from jtssm.solvers.layerwise.layer_turn import SHOWS, LayerTurn
-from jtssm.solvers.layerwise.quantise import RoundingGrid
 from jtssm.solvers.layerwise.variables import Inbox, Numbers, State, flat
 from jtssm.solvers.pieces import Pieces, Weights
+from jtssm.solvers.quantise import RoundingGrid
 
 STEPS = ("damped", "gradient", "exact")
 
@@ -109,23 +109,14 @@ class Layered(NamedTuple):
         return (*self._boundary_moves(samples), *self.pieces.gradient_moves(1), *self._sum_moves())
 
     def _boundary_moves(self, samples: int) -> list[Move]:
-        moves = []
+        moves: list[Move] = []
         for l in range(self.pieces.num - 1):
             width = self.pieces.inputs(l + 1)[0]
-            ends = (
-                ("p", l + 1, l, self.grid),
-                ("q", l, l + 1, self.grid if self.rounds_q else None),
-            )
-            for what, source, target, grid in ends:
-                if grid is None:
-                    name = "u - rho q" if what == "q" else what
-                    moves.append(Move(name, (samples, width), "subnet", source, target, 1))
-                    continue
-                codes = Move(f"codes of {what}", (samples, width), "subnet", source, target, 1)
-                moves.append(codes._replace(itemsize=grid.bits // 8))
-                if grid.values is None:
-                    ends_of = f"ends of {what}'s grids"
-                    moves.append(Move(ends_of, (samples, 2), "subnet", source, target, 1))
+            send = partial(Move, shape=(samples, width), axis="subnet", times=1)
+            backward = send("p", source=l + 1, target=l)
+            forward = send("q" if self.rounds_q else "u - rho q", source=l, target=l + 1)
+            moves += [backward] if self.grid is None else self.grid.moves(backward)
+            moves += self.grid.moves(forward) if self.grid and self.rounds_q else [forward]
         return moves
 
     def _sum_moves(self) -> list[Move]:

@@ -29,6 +29,7 @@ Departs from the paper:
 - The schedule "streaming" is ours; see `jtssm.solvers.tssm.streaming`, with `workers`
   `jtssm.solvers.tssm.rounds`. "stored" is the paper's: see
   `jtssm.solvers.tssm.stored_gsadmm` (gsADMM) and `jtssm.solvers.tssm.stored_gsam` (gsAM).
+- `grid` (streaming): what crosses a boundary is rounded, and its integers cross.
 - `delay_power` (streaming): updates of W_l are scaled by (1 + delay of l)^-delay_power, since steps
   that suit a fresh gradient diverge on an old one. The paper's updates: 0.
 """
@@ -54,6 +55,7 @@ from jtssm.protocol.piece_optimizers import of_pieces
 from jtssm.protocol.settings import recorded
 from jtssm.protocol.stages import StageProgram
 from jtssm.solvers.pieces import Pieces, Weights
+from jtssm.solvers.quantise import Crossing
 from jtssm.solvers.tssm import (
     rounds,
     schedules,
@@ -94,6 +96,12 @@ TEXTS = {
         "are kept (resident: `step` takes all samples); these with their defaults, or a "
         "`solvers.Streaming` or `solvers.Stored` with other settings."
     ),
+    "grid": (
+        "streaming only: what goes over a boundary is rounded, and crosses as integers of 8 or 16 bits. "
+        "8 or 16: to 2^8 or 2^16 values between the least and the largest of each sample and array; "
+        "a list of rising numbers: f to the nearest of them, q - f (gsAM: p - f) to such values of as "
+        "many bits. None: floats are exchanged."
+    ),
     **CREW,
 }
 
@@ -112,6 +120,7 @@ def gsadmm(
     alpha: float = 1.0,
     eta: float | None = None,
     schedule: str | Streaming | Stored = "streaming",
+    grid: int | Sequence[float] | None = None,
     workers: int | None = None,
     local_steps: int | None = None,
     outer_optimizer: Optimizers | None = None,
@@ -148,10 +157,11 @@ def gsadmm(
     penalties = Penalties(checks.positive(rho=rho)[0], *_numbers(alpha, eta))
     found = schedules.find(schedule)
     schedules.check_for("gsadmm", found)
+    crossing = schedules.crossing(grid, found)
     pieces = _pieces(net, subnets, cuts, balance, optimizer, found, loss, compute_dtype)
     rules = Rules(turn.GSADMM, stored_gsadmm.GSADMM)
     crew = crew_of(pieces, workers, local_steps, outer_optimizer)
-    return _method(found, rules, pieces, batch_size, penalties, precision, crew)
+    return _method(found, rules, pieces, batch_size, penalties, precision, crossing, crew)
 
 
 @recorded(schedule=schedules.find)
@@ -167,6 +177,7 @@ def gsam(
     alpha: float = 1.0,
     eta: float | None = None,
     schedule: str | Streaming | Stored = "streaming",
+    grid: int | Sequence[float] | None = None,
     workers: int | None = None,
     local_steps: int | None = None,
     outer_optimizer: Optimizers | None = None,
@@ -200,11 +211,12 @@ def gsam(
     """
     penalties = Penalties(None, *_numbers(alpha, eta))
     found = schedules.find(schedule)
+    crossing = schedules.crossing(grid, found)
     pieces = _pieces(net, subnets, cuts, balance, optimizer, found, loss, compute_dtype)
     order = found.order if isinstance(found, Stored) else None
     rules = Rules(turn.GSAM, stored_gsam.ORDERS[order or "sequential"])
     crew = crew_of(pieces, workers, local_steps, outer_optimizer)
-    return _method(found, rules, pieces, batch_size, penalties, precision, crew)
+    return _method(found, rules, pieces, batch_size, penalties, precision, crossing, crew)
 
 
 class Rules(NamedTuple):
@@ -249,6 +261,7 @@ def _method(
     batch_size: int,
     penalties: Penalties,
     precision: str | None,
+    crossing: Crossing,
     crew: Crew | None,
 ) -> Method:
     """The method that works by the schedule's rule."""
@@ -256,7 +269,7 @@ def _method(
     checks.precision(precision)
     sweeps = schedule.sweeps
     if isinstance(schedule, Streaming):
-        flow = Flow(rules.streaming, pieces, sweeps, batch_size, crew)
+        flow = Flow(rules.streaming, pieces, sweeps, batch_size, crossing, crew)
         if crew is None:
             return streaming.method(flow, penalties, precision)
         return rounds.method(flow, crew, penalties, precision)

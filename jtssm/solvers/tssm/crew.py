@@ -8,7 +8,7 @@ weights stand once, with the state of the outer optimizer, as "weights".
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -71,25 +71,18 @@ class Crew(NamedTuple):
 
         return exchange.each(copied, weights, opt_states, kinds=("copies",))[0]
 
-    def take(self, turn: Turn, exchange: Exchange) -> Callable[..., tuple]:
-        """`Turn.take` of every worker here: leaves [N, ...], and sums over the workers.
+    def turn(self, turn: Turn, exchange: Exchange) -> CrewTurn:
+        """The turns of the workers here.
 
         turn: with x and y of every worker, [N, b, ...], and of a loss with weights live [ticks, N].
         """
-        alone = turn._replace(exchange=by_index(turn.pieces.num))
         own: dict[str, Tree] = {"x": turn.x, "y": turn.y}
         if turn.pieces.loss.weight is not None:
             own["live"] = turn.live.T
         if turn.key is not None:
             here = exchange.samples.own(jnp.arange(self.num))
             own["key"] = jax.vmap(jax.random.fold_in, (None, 0))(turn.key, here)
-
-        def of_piece(l: int, *trees: Tree) -> tuple:
-            one = lambda given: alone._replace(**given[0]).take(l, *given[1])
-            *rest, sums = _one_by_one(one, (own, trees))
-            return (*rest, jax.tree.map(lambda a: a.sum(axis=0), sums))
-
-        return of_piece
+        return CrewTurn(turn._replace(exchange=by_index(turn.pieces.num)), own)
 
     def weights_of(self, loss: Loss, y: Array, dtype: DTypeLike) -> Array:
         """[N] sums of the weights of every worker's minibatch, y [N, b, ...], of a loss that has any."""
@@ -138,7 +131,54 @@ class Crew(NamedTuple):
         return jax.tree.map(lambda a: jnp.broadcast_to(a, (here, *a.shape)), tree)
 
 
-def _one_by_one(fn: Callable[[Tree], tuple], given: Tree) -> tuple:
+class CrewTurn(NamedTuple):
+    """What `Turn` is, of every worker here: trees with leaves [N, ...]."""
+
+    alone: Turn  # of a worker, but for what is its own
+    own: dict[str, Tree]  # x, y, and where workers differ in them live and key: leaves [N, ...]
+
+    @property
+    def sweeps(self) -> int:
+        """See `Turn`."""
+        return self.alone.sweeps
+
+    def take(self, s: int, l: int, *trees: Tree) -> tuple:
+        """As `Turn.take`, with sums over the workers; a gradient says whether its minibatch entered."""
+
+        def of_worker(given: tuple[dict[str, Tree], tuple[Tree, ...]]) -> tuple:
+            own, trees = given
+            turn = self.alone._replace(**own)
+            (g_W, loss), *rest = turn.take(s, l, *trees)
+            return (g_W, (loss, turn.lives(s)[l] if "live" in own else ())), *rest
+
+        *made, sums = _one_by_one(of_worker, (self.own, trees))
+        return (*made, jax.tree.map(lambda a: a.sum(axis=0), sums))
+
+    def descend(self, l: int, weights: Weights, gradient: Tree) -> Weights:
+        """The steps of piece l."""
+
+        def of_worker(given: tuple[Weights, Tree]) -> Weights:
+            weights, (g_W, (loss, live)) = given
+            step = lambda weights: self.alone.descend(l, weights, (g_W, loss))
+            if "live" not in self.own:
+                return step(weights)
+            return lax.cond(live, step, lambda weights: weights, weights)
+
+        return _one_by_one(of_worker, (weights, gradient))
+
+    def lives(self, s: int) -> Array:
+        """[n] for which pieces a minibatch of any worker here that entered comes to its turn."""
+        if "live" not in self.own:
+            return self.alone.lives(s)
+        each = jax.vmap(lambda live: self.alone._replace(live=live).lives(s))
+        return each(self.own["live"]).any(axis=0)
+
+
+Given = TypeVar("Given")
+Made = TypeVar("Made", bound=tuple)
+
+
+def _one_by_one(fn: Callable[[Given], Made], given: Given) -> Made:
     """fn of each worker's part of leaves [N, ...]: under `vmap` a `cond` would be a select."""
     if len(jax.tree.leaves(given)[0]) > 1:
         return lax.map(fn, given)

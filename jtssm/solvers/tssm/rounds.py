@@ -103,9 +103,7 @@ def _declared(flow: Flow, crew: Crew) -> Declared:
     pieces, ticks, samples = flow.pieces, crew.local_steps, crew.num * flow.samples
 
     def moves(_: int) -> tuple[Move, ...]:
-        times, sends = flow.sweeps * ticks, flow.rule.sends
-        crossing = pieces.boundary_moves(samples, times, forward="f", backward=sends)
-        return *crossing, *crew.moves(pieces)
+        return *streaming.boundary_moves(flow, samples, flow.sweeps * ticks), *crew.moves(pieces)
 
     return Declared(
         moves,

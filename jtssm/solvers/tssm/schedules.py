@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from jtssm import checks
 from jtssm.nn.cuts import Passes
+from jtssm.solvers.quantise import Crossing, grid_of
 
 MOST_SWEEPS = 1000  # they stand one after the other in the compiled program
 ORDERS = ("sequential", "parallel")
@@ -116,3 +118,17 @@ def _sweeps(sweeps: int) -> int:
 def _keep(schedule: Streaming | Stored, name: str, value: int | float) -> None:
     """Set a checked number of a frozen record while it is made."""
     object.__setattr__(schedule, name, value)
+
+
+def crossing(grid: int | Sequence[float] | None, schedule: Streaming | Stored) -> Crossing:
+    """The grids of a method's boundaries.
+
+    Raises:
+      ValueError: a grid that there is none of, or of a schedule that exchanges floats.
+    """
+    if grid is not None and isinstance(schedule, Stored):
+        raise ValueError(
+            f"grid: expected None with schedule='stored', which exchanges floats; got "
+            f"{checks.shown(grid)}; use schedule='streaming'"
+        )
+    return Crossing.of(grid_of(grid))

@@ -28,6 +28,9 @@ Departs from the paper:
   neighbour's newest variables; the paper updates all of them from the previous iteration's.
 - Where subnetworks hand each other trees of arrays, p, q and u are of their floats. Integers and
   booleans go forward with f_l as they are.
+- With `grid` f_l and v_l cross as integers (`jtssm.solvers.quantise`). The neighbour's f_{l-1} and v_l
+  are then the nearest values of the grid: p_l is counted from the f_{l-1} that arrived. Who sends keeps
+  what it did not round. Integers that await their turn are stored as such.
 - With one sweep u never acts, and with the default eta (1/alpha + 1/rho for gsADMM, 1/alpha for
   gsAM) v_l is -1/alpha times the back-propagated gradient: this *is* training with delayed
   gradients, those of subnetwork l being `delays(n)[l - 1]` = 2(n - l) minibatches old. gsADMM and
@@ -40,6 +43,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
@@ -47,12 +51,13 @@ from jax.typing import DTypeLike
 from jtssm.arrays import Array, Scalar, Tree
 from jtssm.nn.boundary import float_dtype, floats_of, stacked, zeros
 from jtssm.protocol.declared import Declared, Move, Run
-from jtssm.protocol.exchange import Carried, Exchange, Kind
+from jtssm.protocol.exchange import Carried, Exchange
 from jtssm.protocol.info import Info, measured
 from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
 from jtssm.solvers.pieces import Pieces
-from jtssm.solvers.tssm.crew import Crew
+from jtssm.solvers.quantise import UNROUNDED, Crossing, rounded
+from jtssm.solvers.tssm.crew import Crew, CrewTurn
 from jtssm.solvers.tssm.turn import Kept, Rule, Turn
 from jtssm.solvers.tssm.updates import Penalties
 from jtssm.solvers.weighing import total_weight
@@ -88,6 +93,7 @@ class Flow(NamedTuple):
     pieces: Pieces
     sweeps: int
     samples: int  # of the minibatch that a gradient sees
+    crossing: Crossing = UNROUNDED  # what f and v are rounded to
     # workers along pc, each with a minibatch of its own; None: all devices share one
     crew: Crew | None = None
 
@@ -132,23 +138,16 @@ class Flow(NamedTuple):
             self.sweeps,
             self.samples,
             state.key,
+            self.crossing,
         )
-        kind, take = Kind.WEIGHTS, turn.take
-        if self.crew is not None:  # every worker here has its own
-            kind, take = Kind.COPIES, self.crew.take(turn, exchange)
-        weights, forward, backward, entry, kept, sums = exchange.each(
-            take,
-            state.weights,
-            state.forward,
-            state.backward,
-            exchange.ring.recall(state.inputs, t),
-            exchange.ring.recall(state.kept, t),
-            kinds=(kind, "samples", "samples", "samples", "samples", "sums"),
-        )
+        own = turn if self.crew is None else self.crew.turn(turn, exchange)
+        weights, entry, made, sums = _sweeps(own, exchange, state, t)
+        ahead, behind, kept = made
+        forward, backward = exchange.swap(ahead, behind)
         state = state._replace(
             weights=weights,
-            forward=exchange.to_next(forward),
-            backward=exchange.to_previous(backward),
+            forward=forward,
+            backward=backward,
             inputs=exchange.ring.store(state.inputs, entry, t),
             kept=exchange.ring.store(state.kept, kept, t),
             labels=labels,
@@ -177,6 +176,32 @@ class Flow(NamedTuple):
             return self.crew.weights_of(self.pieces.loss, y, dtype)
         total = total_weight(self.pieces.loss, y, exchange.samples.sum, dtype)
         return True if total is None else total
+
+
+def _sweeps(
+    turn: Turn | CrewTurn, exchange: Exchange, state: State, t: Array
+) -> tuple[Carried, Carried, tuple[Carried, ...], Carried]:
+    """(weights, what entered, (f_l, v, `Kept`) of all sweeps, sums) at the end of a tick."""
+    arrived = (
+        state.forward,
+        state.backward,
+        exchange.ring.recall(state.inputs, t),
+        exchange.ring.recall(state.kept, t),
+    )
+    weights, entry, sums = state.weights, None, None
+    made: list[Carried] = []
+    for s in range(turn.sweeps):
+        gradient, fresh, *made, seen = exchange.each(
+            partial(turn.take, s),
+            weights,
+            *arrived,
+            *made,
+            kinds=("gradients", *("samples",) * 4, "sums"),
+        )
+        entry = fresh if entry is None else entry
+        weights = exchange.renew(turn.descend, weights, gradient, where=turn.lives(s), after=made)
+        sums = seen if sums is None else jax.tree.map(jnp.add, sums, seen)
+    return weights, entry, tuple(made), sums
 
 
 def method(flow: Flow, penalties: Penalties, precision: str | None) -> Method:
@@ -211,13 +236,19 @@ def _declared(flow: Flow) -> Declared:
 
     def moves(samples: int) -> tuple[Move, ...]:
         return (
-            *pieces.boundary_moves(samples, sweeps, forward="f", backward=flow.rule.sends),
+            *boundary_moves(flow, samples, sweeps),
             *pieces.gradient_moves(sweeps),
             *pieces.loss_moves(sweeps),
         )
 
     work = lambda l, samples: (run_of(flow, l, samples, 1),)
     return Declared(moves, work, num_sums(flow), shows=flow.rule.shows, weighed_first=True)
+
+
+def boundary_moves(flow: Flow, samples: int, times: int) -> tuple[Move, ...]:
+    """What crosses the boundaries, of minibatches of so many samples together."""
+    ends = {"forward": "f", "backward": flow.rule.sends}
+    return flow.pieces.boundary_moves(samples, times, **ends, crossing=flow.crossing)
 
 
 def run_of(flow: Flow, l: int, samples: int, ticks: int) -> Run:
@@ -243,8 +274,11 @@ def init(
     params: Carried | None,
 ) -> State:
     """The state in which nothing is in flight."""
-    (_, pieces, sweeps, _, crew), n, dtype = flow, flow.pieces.num, float_dtype(x)
-    lead = flow.lead(exchange)
+    pieces, crew, n, dtype = flow.pieces, flow.crew, flow.pieces.num, float_dtype(x)
+    lead, sweeps = flow.lead(exchange), flow.sweeps
+    # a message is of the samples of one minibatch
+    each = jax.vmap if crew is not None else lambda fn: fn
+    ahead, behind = (each(partial(rounded, grid)) for grid in flow.crossing)
 
     def empty(l: int) -> tuple[Tree, Tree, Tree, tuple[Kept, ...]]:
         def blank(piece: int, *ticks: int) -> Tree:
@@ -256,16 +290,19 @@ def init(
         labels = jnp.zeros((2, *lead, *y.shape[1:]), y.dtype) if last else ()
         dual = e if flow.rule.dual else ()
         kept = Kept((), e, dual, labels) if inner else Kept(own, (), (), labels)
-        forward = tuple(blank(l) for _ in range(sweeps)) if inner else ()
-        backward = () if last else tuple(floats_of(blank(l + 1)) for _ in range(sweeps))
-        waiting = () if last else blank(l, 2 * (n - 1 - l))
+        came = ahead(blank(l)) if inner else blank(l)
+        forward = (came,) * sweeps if inner else ()
+        backward = () if last else (behind(floats_of(blank(l + 1))),) * sweeps
+        # of minibatches that never entered: any numbers will do
+        line = lambda a: jnp.zeros((2 * (n - 1 - l), *a.shape), a.dtype)
+        waiting = () if last else jax.tree.map(line, came)
         return forward, backward, waiting, (kept,) * (sweeps - 1)
 
     weights = pieces.weights(exchange, key, dtype, params, crew and partial(crew.start, pieces))
     forward, backward, inputs, kept = exchange.each(
         empty, kinds=("samples", "samples", "line", "line")
     )
-    each = lead[:1] if crew is not None and flow.weighted else ()
+    own = lead[:1] if crew is not None and flow.weighted else ()
     return State(
         weights,
         forward,
@@ -273,7 +310,7 @@ def init(
         inputs,
         kept,
         labels=jnp.zeros((n, *lead, *y.shape[1:]), y.dtype),
-        live=jnp.zeros((flow.last + 1, *each), dtype if flow.weighted else bool),
+        live=jnp.zeros((flow.last + 1, *own), dtype if flow.weighted else bool),
         tick=jnp.zeros((), jnp.int32),
         penalties=penalties.as_arrays(dtype),
         key=key if pieces.network.random else None,

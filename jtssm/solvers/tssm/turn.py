@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jtssm.arrays import Array, Scalar, Tree
 from jtssm.nn.boundary import float_dtype, floats_of, merge, partition
 from jtssm.protocol.exchange import Exchange
 from jtssm.solvers.pieces import Pieces, Weights, training
+from jtssm.solvers.quantise import UNROUNDED, Crossing, restored, rounded
 from jtssm.solvers.tssm.updates import (
     Penalties,
     difference,
@@ -35,6 +37,9 @@ class Kept(NamedTuple):
 
 # (e, u, v, squares of what is shown) at the input of a piece; () is none
 Renewed = tuple[Tree, Tree, Tree, tuple[Array, ...]]
+Gradient = tuple[
+    list[Tree], Tree
+]  # g_W / samples; the loss, for an optimizer that wants it, else ()
 Seen = tuple[Array, ...]  # sums over a minibatch: loss, number right, samples; then squares
 
 
@@ -108,48 +113,64 @@ class Turn(NamedTuple):
     sweeps: int
     samples: int  # of a minibatch, all devices together
     key: Array | None  # of dropout
+    crossing: Crossing = UNROUNDED  # what f and v are rounded to
 
     def take(
         self,
+        s: int,
         l: int,
         weights: Weights,
         forward: tuple[Tree, ...],
         backward: tuple[Tree, ...],
         waiting: Tree,
         kept: tuple[Kept, ...],
-    ) -> tuple[Weights, Tree, Tree, Tree, Tree, Seen]:
-        """The tick of piece l (from 0): a forward pass, then one turn in each sweep."""
+        *made: tuple,
+    ) -> tuple[Gradient, Tree, tuple[Tree, ...], tuple[Tree, ...], tuple[Kept, ...], Seen]:
+        """Sweep s of the tick of piece l (both from 0), before its weights change; first a forward pass.
+
+        What awaits its turn stays as it arrived, rounded or not.
+
+        made: f_l, v and `Kept` of the sweeps before, each one a sweep, which this one's are put to.
+        """
         first, last = l == 0, l == self.pieces.num - 1
-        fresh = self.x if first else forward[0]
-        ahead: tuple[Tree, ...] = (
-            () if last else (self._forward(l, weights.params, fresh, self.tick - l),)
-        )
-        behind: tuple[Tree, ...] = ()
-        keep: tuple[Kept, ...] = ()
-        sums: Tree = None
-        for s in range(self.sweeps):
-            if s == 0:
-                start = fresh if last else waiting
-                origin, e = start, jax.tree.map(jnp.zeros_like, floats_of(start))
-                was = Kept(start, e, e if self.rule.dual else (), self.y)
-            else:
-                was = kept[s - 1]
-                origin = was.x if first else forward[s]
-            v_next = None if last else backward[s]
-            weights, f, v, now, seen = self.sweep(l, s, weights, origin, was, v_next)
-            sums = seen if sums is None else jax.tree.map(jnp.add, sums, seen)
-            if s + 1 < self.sweeps:
-                ahead += () if last else (f,)
-                keep += (now,)
-            behind += () if first else (v,)
-        return weights, ahead, behind, () if last else fresh, keep, sums
+        arrived = self.x if first else forward[0]
+        ahead, behind, keep = made or ((), (), ())
+        if s == 0:
+            fresh = self._came(l, arrived)
+            if not last:
+                ahead = (self._sent(self._forward(l, weights.params, fresh, self.tick - l)),)
+            start = fresh if last else self._came(l, waiting)
+            origin, e = start, jax.tree.map(jnp.zeros_like, floats_of(start))
+            was = Kept(start, e, e if self.rule.dual else (), self.y)
+        else:
+            was = kept[s - 1]
+            origin = was.x if first else self._came(l, forward[s])
+        v_next = None if last else restored(self.crossing.backward, backward[s], self._dtype)
+        gradient, f, v, now, seen = self.sweep(l, s, weights, origin, was, v_next)
+        if s + 1 < self.sweeps:
+            ahead += () if last else (self._sent(f),)
+            keep += (now,)
+        behind += () if first else (rounded(self.crossing.backward, v),)
+        return gradient, () if last else arrived, ahead, behind, keep, seen
+
+    def _sent(self, f: Tree) -> Tree:
+        """f_l as it goes to the next piece."""
+        return rounded(self.crossing.forward, f)
+
+    def _came(self, l: int, sent: Tree) -> Tree:
+        """The f_{l-1} that was sent; of the first piece the data, which nobody has rounded."""
+        return sent if l == 0 else restored(self.crossing.forward, sent, self._dtype)
+
+    @property
+    def _dtype(self) -> np.dtype:
+        """Of the variables."""
+        return jnp.result_type(self.penalties.alpha)
 
     def sweep(
         self, l: int, s: int, weights: Weights, origin: Tree, was: Kept, v_next: Tree
-    ) -> tuple[Weights, Tree, Tree, Kept, Seen]:
+    ) -> tuple[Gradient, Tree, Tree, Kept, Seen]:
         """Turn of piece l in sweep s on a minibatch whose f_{l-1} is `origin`."""
         total = self._total(l, s)
-        live = self.live[self._age(l, s)] if total is None else total > 0
         p = origin if l == 0 else _shifted(origin, was.e)
         entered = self.tick - delay(self.pieces.num, l, s)
         f, seen, pull, own = self._linearised(l, weights.params, p, was.y, v_next, entered, total)
@@ -157,8 +178,7 @@ class Turn(NamedTuple):
         g_W = jax.tree.map(lambda g: g / self.samples, g_W)
         # what the piece minimises, the mean over the whole minibatch
         wants = self.pieces.wants_loss(l)
-        loss = self.exchange.samples.sum(own) / self.samples if wants else None
-        weights = self.pieces.descend(l, weights, g_W, live, self.pace, loss)
+        loss = self.exchange.samples.sum(own) / self.samples if wants else ()
         if l == 0:
             e, u, v = (), (), ()
             # a single piece has no boundary, and nothing to sum
@@ -166,9 +186,23 @@ class Turn(NamedTuple):
             residuals = (jnp.zeros((), float_dtype(p)),) * (several * len(self.rule.shows))
         else:
             e, u, v, residuals = self.rule.boundary(was, g_p, self.penalties)
+        live = self._live(l, s)
         seen = jax.tree.map(lambda a: jnp.where(live, a, 0), (*seen, *residuals))
         now = Kept(() if l else p, e, u, was.y if v_next is None else ())
-        return weights, f, v, now, seen
+        return (g_W, loss), f, v, now, seen
+
+    def descend(self, l: int, weights: Weights, gradient: Gradient) -> Weights:
+        """The step of piece l that a minibatch causes."""
+        g_W, loss = gradient
+        return self.pieces.descend(l, weights, g_W, True, self.pace, loss)
+
+    def lives(self, s: int) -> Array:
+        """[n] for which pieces a minibatch that entered comes to its turn in sweep s."""
+        return jnp.stack([self._live(l, s) for l in range(self.pieces.num)])
+
+    def _live(self, l: int, s: int) -> Array:
+        total = self._total(l, s)
+        return self.live[self._age(l, s)] if total is None else total > 0
 
     def _age(self, l: int, s: int) -> Array:
         """Where `live` tells of the minibatch that piece l meets in sweep s."""

@@ -83,6 +83,7 @@ CASES = {
     "gsam": Case(
         solvers.gsam(NET, subnets=4, schedule=solvers.Streaming(sweeps=2), **BATCH), (4, 2, 1)
     ),
+    "gsadmm, 8 bits": Case(solvers.gsadmm(NET, subnets=4, grid=8, **BATCH), (4, 1, 2)),
     "gsadmm, stored": Case(solvers.gsadmm(NET, subnets=4, schedule="stored", **BATCH), (4, 1, 2)),
     "gsadmm, workers that meet": Case(
         solvers.gsadmm(NET, subnets=2, workers=2, outer_optimizer=NESTEROV, **ROUND), (2, 1, 2)
@@ -104,7 +105,9 @@ CASES = {
     "gsam, parallel": Case(
         solvers.gsam(NET, subnets=2, schedule=solvers.Stored(order="parallel"), **BATCH), (2, 1, 2)
     ),
+    "gsadmm, a device with fewer": Case(solvers.gsadmm(NET, subnets=4, **BATCH), (3, 2, 1)),
     "pdadmm": Case(solvers.pdadmm(NET), (4, 1, 2)),
+    "pdadmm, a device with fewer": Case(solvers.pdadmm(NET), (3, 1, 1)),
     "pdadmm on pc": Case(solvers.pdadmm(NET, steps="gradient"), (1, 1, 8)),
     "pdadmm, 8 bits": Case(solvers.pdadmm(NET, grid=8), (4, 1, 1)),
     "ist": Case(solvers.ist(NET, subnets=4, **ROUND), (4, 1, 2)),
@@ -132,6 +135,7 @@ RARE = (  # each has a sister that differs from it in its mesh or its network
     "sgd, workers that meet",
     "sgd on pc",
     "gsadmm in one piece",
+    "gsadmm, 8 bits",
     "gsadmm on one device of subnet",
     "gsam, stored",
     "gsam, parallel",
@@ -139,6 +143,7 @@ RARE = (  # each has a sister that differs from it in its mesh or its network
     "gsadmm, stored, on rows",
     "pdadmm on pc",
     "pdadmm, 8 bits",
+    "pdadmm, a device with fewer",
     "ist on three axes",
     "ist, normalised",
     "ensemble",

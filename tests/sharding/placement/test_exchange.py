@@ -13,6 +13,7 @@ from jtssm import sharding
 from jtssm.nn.ops import varying
 from jtssm.protocol.exchange import by_index
 from jtssm.sharding.count import hlo
+from jtssm.sharding.count.routes import ring_bytes
 from jtssm.sharding.mesh import AxisNames
 from jtssm.sharding.placement.exchange import by_collectives
 from jtssm.sharding.placement.on_host import gathered
@@ -128,6 +129,28 @@ def test_neighbours_receive_what_was_sent_in_its_own_dtypes(subnet, pc):
     *_, seen = assert_same(work, place(NUM, subnet, pc), samples())
     assert seen[1].dtype == jnp.int32
     assert np.any(seen[1])
+
+
+@pytest.mark.parametrize("one_way", [False, True])
+def test_both_neighbours_are_told_at_once(one_way):
+    """Widths and dtypes differ each way; None, as of a message that no piece has, too."""
+
+    def work(exchange, x):
+        def send(l):
+            ahead = {"h": x["h"] + l, "ids": x["ids"] * (l + 1), "mask": x["mask"] ^ (l == 1)}
+            return ahead, {"h": -x["h"][:, : 1 + l], "mask": ~x["mask"]}
+
+        return exchange.swap(*exchange.each(send, kinds=("samples",) * 2))
+
+    at = place(NUM, 2, 2)._replace(one_way=one_way)
+    assert_same(work, at, samples())
+    mapped, x = on_mesh(work, at, samples())
+    moved = sharding.count_bytes(mapped, x)
+    expected = {"reduce_scatter", "permute"} if one_way else {"permute"}
+    assert {route.collective for route in moved} == expected
+    # ids of one neighbour alone are permuted; a device sends no more than otherwise
+    sent = ring_bytes(moved, {"subnet": 2, "pr": 1, "pc": 2})
+    assert sent == BATCH // 2 * (4 * 4 + 6 + 4 * 2)
 
 
 @pytest.mark.parametrize(("subnet", "pc"), MESHES)

@@ -169,6 +169,7 @@ MESHES = {
         ),
         [(2, 1, 2), (1, 1, 2), (2, 1, 1)],
     ),
+    "rounded boundaries": (lambda: gsadmm(grid=8, outer_optimizer=NESTEROV), [(2, 1, 2)]),
     "one worker": (lambda: gsadmm(workers=1), [(2, 1, 1)]),
     "two slots, four workers": (
         lambda: solvers.gsam(

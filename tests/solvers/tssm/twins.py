@@ -4,6 +4,7 @@ from itertools import islice, pairwise
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def run(net, params, p):
@@ -85,17 +86,38 @@ def delayed_gradient(pieces, batches):
     return pieces.params()
 
 
-def streaming(pieces, batches, sweeps, rho, alpha, eta):
+def as_it_is(a):
+    return a
+
+
+def nearest(values):
+    """Rounds every entry to the nearest of some values."""
+    values = np.asarray(values, float)
+    return lambda a: values[np.abs(np.asarray(a)[..., None] - values).argmin(axis=-1)]
+
+
+def spaced(bits):
+    """Rounds every sample to 2^bits evenly spaced values from its least to its largest entry."""
+
+    def rounded(a):
+        a = np.asarray(a)
+        return np.stack([nearest(np.linspace(row.min(), row.max(), 2**bits))(row) for row in a])
+
+    return rounded
+
+
+def streaming(pieces, batches, sweeps, rho, alpha, eta, forward=as_it_is, backward=as_it_is):
     """gsADMM minibatch by minibatch in absolute p, q, u, each turn at its tick; rho=None: gsAM.
 
-    The boundary's variables move along with f_l whenever subnetwork l evaluates it anew.
+    The boundary's variables move along with f_l whenever subnetwork l evaluates it anew. forward and
+    backward: what becomes of f and of q - f on their way to the neighbour.
     """
-    for _ in ticks(pieces, batches, sweeps, rho, alpha, eta):
+    for _ in ticks(pieces, batches, sweeps, rho, alpha, eta, forward, backward):
         pass
     return pieces.params()
 
 
-def ticks(pieces, batches, sweeps, rho, alpha, eta):
+def ticks(pieces, batches, sweeps, rho, alpha, eta, forward=as_it_is, backward=as_it_is):
     """The same tick by tick; in between the weights of `pieces` may be set."""
     n, last = pieces.num, pieces.num - 1
     variables = [
@@ -109,7 +131,7 @@ def ticks(pieces, batches, sweeps, rho, alpha, eta):
             for l in range(n):
                 if tick == b + l and l < last:
                     p = x if l == 0 else fresh_f[b, l - 1]
-                    moves[b, l] = pieces.f(l, pieces.W[l], p)
+                    moves[b, l] = forward(pieces.f(l, pieces.W[l], p))
                 for s in range(sweeps):
                     if tick == turn(b, l, s):
                         changes[l, s] = (b, x, y)
@@ -125,7 +147,8 @@ def ticks(pieces, batches, sweeps, rho, alpha, eta):
                     f, p, q, u = variables[b][l - 1]
                     new = shifts.pop((b, l - 1, s - 1))
                     variables[b][l - 1] = [new, p + new - f, q + new - f, u]
-                _turn(pieces, variables[b], l, s, b, x, y, shifts, (rho, alpha, eta))
+                ways = (forward, backward)
+                _turn(pieces, variables[b], l, s, b, x, y, shifts, (rho, alpha, eta), ways)
         fresh_f |= moves
         yield
 
@@ -149,16 +172,16 @@ def rounds(crew, batches, steps, update, **ways):
     return crew[0].params()
 
 
-def _turn(pieces, boundary, l, s, b, x, y, shifts, penalties):
-    rho, alpha, eta = penalties
+def _turn(pieces, boundary, l, s, b, x, y, shifts, penalties, ways):
+    (rho, alpha, eta), (forward, backward) = penalties, ways
     last = pieces.num - 1
     p_l = x if l == 0 else boundary[l - 1][1]
     f_now = pieces.f(l, pieces.W[l], p_l)
     if l < last:
         f, _, q, _ = boundary[l]
-        target = f_now + (q - f)
+        target = f_now + backward(q - f)
         follows = lambda W, p: alpha / 2 * jnp.sum((target - pieces.f(l, W, p)) ** 2)
-        shifts[b, l, s] = f_now
+        shifts[b, l, s] = forward(f_now)
     else:
         follows = lambda W, p: pieces.R(W, p, y)
     if l and rho is None:

@@ -1,0 +1,105 @@
+"""What two hosts train: networks, and for each the methods and meshes that stand in its table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any, NamedTuple
+
+import optax
+
+import jtssm
+from examples import language_model
+from jtssm import nn, solvers
+
+Shape = tuple[int, int, int]  # subnet x pr x pc
+PLAIN = "one host, SGD"  # what the others are compared with
+ROUND = 20  # local steps
+OPTIMIZERS = {"momentum": optax.sgd(1e-3, momentum=0.9), "adam": optax.adam(1e-4)}
+
+
+class Case(NamedTuple):
+    """A line of a table: a method on a mesh of one host or of two."""
+
+    method: str  # in solvers.METHODS
+    options: dict[str, Any] = {}
+    mesh: Shape | None = None  # None: not placed
+    optimizer: str | None = "momentum"  # of OPTIMIZERS; None: the method has none
+    against: str = PLAIN  # the case whose seconds a sample it is compared with
+
+    @property
+    def hosts(self) -> int:
+        """One device each."""
+        return prod(self.mesh or ())
+
+
+class Trained(NamedTuple):
+    """A network, how many samples a gradient sees, and its cases by name."""
+
+    network: Callable[[], nn.Network]
+    batch: int  # of a resident method: all its samples
+    cases: dict[str, Case]
+
+    def method(self, name: str) -> jtssm.Method:
+        """The method of a case, unplaced."""
+        case = self.cases[name]
+        build, given = solvers.METHODS[case.method], dict(case.options)
+        if case.optimizer is not None:
+            given |= {"optimizer": OPTIMIZERS[case.optimizer], "batch_size": self.batch}
+        return build(self.network(), **given)
+
+
+EVERY: dict[str, Case] = {  # of all but pdADMM's
+    PLAIN: Case("sgd"),
+    "one host, gsADMM, n = 2": Case("gsadmm", {"subnets": 2}),
+    "data parallel": Case("sgd", {}, (1, 1, 2)),
+    "gsADMM, n = 2": Case("gsadmm", {"subnets": 2}, (2, 1, 1)),
+    "gsADMM, n = 2, cut by work": Case("gsadmm", {"subnets": 2, "balance": "work"}, (2, 1, 1)),
+    "local SGD, R = 20": Case("local_sgd", {"workers": 2, "local_steps": ROUND}, (2, 1, 1)),
+}
+DENSE: dict[str, Case] = {  # of dense layers, which are split and dealt
+    "grid, pr = 2": Case("sgd", {}, (1, 2, 1)),
+    "IST, R = 20": Case("ist", {"subnets": 2, "local_steps": ROUND}, (2, 1, 1)),
+}
+
+
+def placing(*cuts: int) -> dict[str, Case]:
+    """What placing a method costs on a single device, for every n: against the same one unplaced."""
+    found = {"one host, Adam": Case("sgd", optimizer="adam")}
+    for n in cuts:
+        apart, placed = f"one host, Adam, gsADMM, n = {n}", f"placed, Adam, gsADMM, n = {n}"
+        found[apart] = Case("gsadmm", {"subnets": n}, optimizer="adam", against="one host, Adam")
+        found[placed] = Case("gsadmm", {"subnets": n}, (1, 1, 1), "adam", apart)
+    return found
+
+
+def layered() -> dict[str, Case]:
+    """pdADMM, which has a baseline of its own."""
+    one = "one host, pdADMM"
+    return {
+        one: Case("pdadmm", optimizer=None, against=one),
+        "pdADMM": Case("pdadmm", {}, (2, 1, 1), None, one),
+    }
+
+
+NETWORKS = {
+    "mlp": Trained(
+        lambda: jtssm.mlp([784, *[1024] * 6, 10]), 128, EVERY | DENSE | placing(1, 2, 7)
+    ),
+    "layers": Trained(lambda: jtssm.mlp([784, *[512] * 8, 10]), 4096, layered()),
+    "transformer": Trained(
+        lambda: nn.transformer(8, width=256, heads=8, sequence=32, classes=10), 32, EVERY
+    ),
+    "language": Trained(language_model.network, 64, EVERY),
+}
+SMOKE = {
+    "smoke": Trained(
+        lambda: jtssm.mlp([64, 256, 256, 8]), 128, {n: EVERY[n] for n in (PLAIN, "gsADMM, n = 2")}
+    )
+}
+TITLES = {
+    "mlp": "perceptron 784-6×1024-10, batch 128, SGD with momentum",
+    "layers": "pdADMM, 9 layers of 512, 4 096 samples",
+    "transformer": "transformer, 8 blocks of 256, batch 32 × 32 tokens",
+    "language": "language model of bytes (examples/language_model.py), batch 64 × 32 bytes",
+}

@@ -1,0 +1,108 @@
+"""Tables of `benchmarks.hosts`: two hosts, measured and predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from result_tables import agreement, draws, markdown
+
+NONE = "none"  # the link of what runs on one host
+PLAIN = "one host, SGD"
+LINKS = {
+    NONE: "one host",
+    "free": "free link",
+    "1gbit": "1 Gbit/s",
+    "100mbit": "100 Mbit/s",
+    "10mbit": "10 Mbit/s",
+}
+Row = dict
+Cell = Callable[[Row], str]
+
+
+def by_link(rows: Iterable[Row], cell: Cell, links: Sequence[str]) -> list[tuple]:
+    """A line for each case, with a cell for each link on which it was run."""
+    rows = list(rows)
+    found = {(row["case"], row["link"]): row for row in rows}
+    shown = lambda row: "–" if row is None else "**no end**" if "error" in row else cell(row)
+    return [
+        (case, *(shown(found.get((case, link))) for link in links))
+        for case in dict.fromkeys(row["case"] for row in rows)
+    ]
+
+
+def sample(row: Row) -> str:
+    """Microseconds a sample, and what they are times one host."""
+    micro = 1e6 * row["step_seconds"]["median"] / row["samples"]
+    return f"{micro:.0f}" + (f" ({row['ratio']:.2f})" if row["case"] != row["against"] else "")
+
+
+def hosts_table(found: dict, network: str, against: str) -> str:
+    """Microseconds a sample of a network's cases that are compared with the same one."""
+    rows = [r for r in found["rows"] if (r["network"], r["against"]) == (network, against)]
+    return markdown(("", *LINKS.values()), by_link(rows, sample, list(LINKS)))
+
+
+for _network, _against in (
+    ("mlp", PLAIN),
+    ("transformer", PLAIN),
+    ("language", PLAIN),
+    ("layers", "one host, pdADMM"),
+):
+    draws(f"hosts_{_network}", "hosts")(
+        lambda found, network=_network, against=_against: hosts_table(found, network, against)
+    )
+
+
+@draws("hosts_placing", "hosts")
+def hosts_placing(found: dict) -> str:
+    """What placing costs on a single device."""
+    rows = [r for r in found["rows"] if "Adam," in r["case"] and "error" not in r]
+    head = ("", "ms a step", "times", "of")
+    milli = lambda r: f"{1e3 * r['step_seconds']['median']:.1f}"
+    return markdown(head, [(r["case"], milli(r), f"{r['ratio']:.2f}", r["against"]) for r in rows])
+
+
+@draws("hosts_bytes", "hosts")
+def hosts_bytes(found: dict) -> str:
+    """What crossed the link beside the formula, and measured seconds beside predicted ones."""
+    rows = [r for r in found["rows"] if r["link"] != NONE]
+    links, lines = list(LINKS)[1:], []
+    for network in dict.fromkeys(r["network"] for r in rows):
+        here = [r for r in rows if r["network"] == network]
+        formula = {r["case"]: r.get("bytes_by_formula") for r in here}
+        pairs = zip(*(by_link(here, cell, links) for cell in (crossed, foreseen)), strict=True)
+        for (case, *shares), (_, *ratios) in pairs:
+            sent = "–" if formula[case] is None else f"{formula[case] / 1e6:.3f}"
+            lines.append((network, case, sent, *shares, *ratios))
+    names = [LINKS[link] for link in links]
+    head = [f"crossed / formula, {name}" for name in names]
+    head += [f"measured / predicted, {name}" for name in names]
+    return markdown(("network", "case", "formula, MB", *head), lines)
+
+
+def crossed(row: Row) -> str:
+    """Bytes that crossed over those of the formula."""
+    formula = row["bytes_by_formula"]
+    return f"{row['bytes_crossed'] / formula:.3f}" if formula else "–"
+
+
+def foreseen(row: Row) -> str:
+    """Measured over predicted seconds."""
+    predicted = row["predicted_seconds"]
+    return f"{row['step_seconds']['median'] / predicted:.2f}" if predicted else "–"
+
+
+@draws("hosts_predicted", "hosts")
+def hosts_predicted(found: dict) -> str:
+    """How predictions rank the cases of a network."""
+    rows = [
+        (
+            name,
+            f"{a['least_ratio']:.2f} to {a['largest_ratio']:.2f}",
+            agreement(a["spearman"]),
+            f"{a['planned_to_fastest']:.2f}",
+        )
+        for name, a in found["predicted"].items()
+    ]
+    head = ("network, link", "measured / predicted", "rank agreement (Spearman)", "planned")
+    return markdown(head, rows)
