@@ -2,7 +2,8 @@
 
     gradient <- W - mean of the workers' weights after R local steps;  W <- outer optimizer(W, gradient)
 
-Douillard et al., arXiv 2311.08105.  Run: python -m examples.diloco
+Douillard et al., arXiv 2311.08105. As an argument of the library's own method:
+`solvers.local_sgd(outer_optimizer=...)`.  Run: python -m examples.diloco
 Or: jtssm train examples.diloco:diloco --workers 4
 """
 

@@ -274,10 +274,12 @@ def compute_dtype(value: Any) -> Any:
     return found
 
 
-def optimizers(optimizer: Any, num: int) -> tuple[optax.GradientTransformation, ...]:
+def optimizers(
+    optimizer: Any, num: int, name: str = "optimizer"
+) -> tuple[optax.GradientTransformation, ...]:
     """One optax optimizer a subnetwork, from one for all or a sequence of `num`.
 
-    Of an `optax.MultiSteps` its transformation.
+    Of an `optax.MultiSteps` its transformation.  name: of the argument, in the error.
     """
     optimizer = transformation(optimizer)
     if isinstance(optimizer, optax.GradientTransformation):
@@ -285,7 +287,7 @@ def optimizers(optimizer: Any, num: int) -> tuple[optax.GradientTransformation, 
     given = tuple(map(transformation, optimizer)) if isinstance(optimizer, (list, tuple)) else ()
     if len(given) != num or not all(isinstance(o, optax.GradientTransformation) for o in given):
         raise ValueError(
-            f"optimizer: expected an optax optimizer, e.g. optax.adam(1e-3), or a list of {num} "
+            f"{name}: expected an optax optimizer, e.g. optax.adam(1e-3), or a list of {num} "
             f"of them, one a subnetwork; got {shown(optimizer)}"
         )
     return given

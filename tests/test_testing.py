@@ -44,6 +44,13 @@ def test_without_momentum_and_at_rate_one_it_is_local_sgd():
             *(jax.tree.leaves(m) for m in (own.params(other), averaged.params(moved))), strict=True
         )
     ]
+    outer = optax.sgd(0.7, momentum=0.9, nesterov=True)
+    ours = solvers.local_sgd(NET, workers=2, outer_optimizer=outer, **ways)
+    there = [
+        m.params(jax.jit(m.step)(m.init(key, X, Y), *given)[0])
+        for m in (ours, diloco(NET, workers=2, **ways))
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-14), *there)
     # nesterov with momentum 0.9 from rest moves 1.9 times as far
     swift, _ = jax.jit(diloco(NET, workers=2, outer_rate=1.0, **ways).step)(other, *given)
     for start, end, gradient in zip(

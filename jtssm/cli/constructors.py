@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
-from jtssm.cli.readers import Reader, either, integer, integers, number, numbers
+import optax
+
+from jtssm.cli.readers import Reader, either, integer, integers, number, numbers, optimizer
 from jtssm.protocol.arguments import NONE, described
 from jtssm.protocol.method import Method
 
@@ -32,6 +34,7 @@ READERS: dict[object, tuple[Reader, str]] = {
     Any: (str, "NAME"),  # precision and compute_dtype: jax has types for them, and names
     Sequence[int]: (integers, "N,..."),
     Sequence[float]: (numbers, "X,..."),
+    optax.GradientTransformation: (optimizer, "NAME(...)"),
 }
 
 

@@ -49,11 +49,13 @@ def add_train(commands: Commands, run: Command) -> None:
     last = [_processes(), _checkpoints(), _results()]
     for name, make in solvers.METHODS.items():
         own = Parser(add_help=False)
-        add_options(own, make, {"local_steps": LOCAL_STEPS, "batch_size": BATCH_SIZE})
+        workers = workers_argument(make)
+        rounds = {} if workers is None else {"local_steps": LOCAL_STEPS}
+        add_options(own, make, {**rounds, "batch_size": BATCH_SIZE})
         some = [_optimizer(RATES)] if takes(make, "optimizer") else []
         some += [_loss()] if takes(make, "loss") else []
         # workers keep their layers whole
-        some += [] if takes(make, "local_steps") else [_forms()]
+        some += [_forms()] if workers is None else []
         some += [_shallow()] if make is solvers.pdadmm else []
         method = _add_method(methods, name, [own, *whole, *some, *last])
         method.set_defaults(run=run, forms=None, shallow=None, loss=None)
@@ -106,8 +108,9 @@ def _add_planned(
     methods = _with_methods(commands, command, told)
     shared = [_architecture(), _machine()]
     for name, make in solvers.METHODS.items():
-        found = {workers_argument(make) or "subnets": "as many as the subnet axis is long"}
-        found["local_steps"] = str(LOCAL_STEPS)
+        workers = workers_argument(make)
+        found = {workers or "subnets": "as many as the subnet axis is long"}
+        found |= {} if workers is None else {"local_steps": str(LOCAL_STEPS)}
         its = Parser(add_help=False)
         add_options(its, make, {}, found, but="batch_size")
         some = [_optimizer()] if takes(make, "optimizer") else []

@@ -24,7 +24,7 @@ from jtssm.nn.network import Network
 from jtssm.planning import plan, sweeps
 from jtssm.planning.builders import LOCAL_STEPS, workers_argument
 from jtssm.planning.trials import Record
-from jtssm.protocol.optimizers import optimizer
+from jtssm.protocol.optimizers import Told, optimizer
 from jtssm.sharding.cost.calibration import calibrate
 from jtssm.sharding.cost.messages import Sizes
 from jtssm.sharding.cost.planner import Proposal
@@ -107,7 +107,10 @@ def _named(word: str) -> tuple[str, str]:
 
 
 def _written(value: object) -> str:
-    """A value as Python writes it where jtssm.solvers is at hand."""
+    """A value as Python writes it where jtssm.solvers and optax are at hand."""
+    if isinstance(value, Told):
+        words = (f"{name}={each!r}" for name, each in value.arguments.items())
+        return f"optax.{value.name}({', '.join(words)})"
     return f"solvers.{value!r}" if is_dataclass(value) else repr(value)
 
 
@@ -120,7 +123,7 @@ def _options(found: Proposal, arguments: argparse.Namespace) -> dict[str, object
         options |= {workers: num, "batch_size": arguments.batch // num}
         return {"local_steps": LOCAL_STEPS} | options
     if takes(make, "batch_size"):
-        options["batch_size"] = arguments.batch
+        options["batch_size"] = found.method.program.batch.size
     if takes(make, "cuts") and found.method.program.stages.cuts:
         for name in ("subnets", "balance"):
             options.pop(name, None)

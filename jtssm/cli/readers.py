@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import ast
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from jtssm.checks import shown
+from jtssm.protocol import optimizers
 from jtssm.sharding.mesh import AXES
 
 Reader = Callable[[str], object]
@@ -66,6 +68,22 @@ def numbers(text: str) -> list[float]:
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"expected a number, or several with commas between, e.g. 8; got {shown(text)}"
+        ) from None
+
+
+def optimizer(text: str) -> optimizers.Told:
+    """An optimizer of optax as Python calls it, "sgd(0.7, momentum=0.9, nesterov=True)"."""
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            raise ValueError("no call of a function")
+        values = map(ast.literal_eval, call.args)
+        named = {str(a.arg): ast.literal_eval(a.value) for a in call.keywords}
+        return optimizers.optimizer(call.func.id, *values, **named)
+    except (ValueError, SyntaxError) as error:
+        raise argparse.ArgumentTypeError(
+            f"expected an optimizer of optax, e.g. sgd(0.7, momentum=0.9, nesterov=True); got "
+            f"{shown(text)}: {error}"
         ) from None
 
 

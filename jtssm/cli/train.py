@@ -130,7 +130,7 @@ def _steps(arguments: argparse.Namespace, samples: int) -> int:
     checks.count(**{"--batch-size": arguments.batch_size, "--epochs": arguments.epochs})
     make = solvers.METHODS[arguments.method]
     options = given(arguments, make)
-    sharers = options.get(workers_argument(make) or "") or 1
+    sharers = options.get(workers_argument(make) or "workers") or 1
     schedule = options.get("schedule")  # of the methods that have any
     each = getattr(schedule, "weight_steps", None) or samples // (arguments.batch_size * sharers)
     return max(each * arguments.epochs * getattr(schedule, "sweeps", 1), 1)

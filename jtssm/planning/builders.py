@@ -59,7 +59,9 @@ def builder(method: str | Build, *, optimizer: Optimizers | None = None, **optio
                 workers: num,
             } | given
         elif "batch_size" in takes:
-            given = {"batch_size": batch} | given
+            num = given.get("workers") or 1  # that share a batch, where any are asked for
+            checks.divides("workers", num, batch, "samples of a step")
+            given = {"batch_size": batch // num} | given
         if "cuts" in takes and not {"subnets", "cuts"} & set(given):
             given["subnets"] = n
         return make(net, **given)
@@ -68,12 +70,12 @@ def builder(method: str | Build, *, optimizer: Optimizers | None = None, **optio
 
 
 def workers_argument(make: Callable[..., Method]) -> str | None:
-    """The argument of a constructor that says how many workers there are; None: it has none.
+    """The argument of a constructor that says how many workers there are; None: none need be.
 
-    A method of workers takes local_steps, and nothing else that it needs is its own.
+    A method of workers takes local_steps, not None, and nothing else that it needs is its own.
     """
     parameters = inspect.signature(make).parameters
-    if "local_steps" not in parameters:
+    if "local_steps" not in parameters or parameters["local_steps"].default is None:
         return None
     needed = {name for name, p in parameters.items() if p.default is inspect.Parameter.empty}
     (found,) = needed - {"net", "optimizer", "local_steps", "batch_size"}

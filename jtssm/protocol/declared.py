@@ -60,6 +60,8 @@ class Declared(NamedTuple):
     # device are batched; None: every piece is of its own kind
     alike: tuple[int, ...] | None = None
     splits_layers: bool = True  # whether layers can be split over "pr"
+    # whether workers lie along "pc": nothing is summed over it but what `moves` say
+    apart: bool = False
     shows: tuple[str, ...] = ()  # names in `Info.shown` of a step
     # samples in a step -> how often the weights of a minibatch are summed over the devices that split it,
     # of a loss that has any

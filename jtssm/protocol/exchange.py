@@ -26,6 +26,8 @@ class Kind(StrEnum):
     """What a result of a piece's work is, and so how it lies on a mesh."""
 
     WEIGHTS = "weights"  # parameters of the piece and what goes with them, such as optimizer states
+    # weights of the workers here, leaves [N here, ...], which differ along pc; within a step alone
+    COPIES = "copies"
     SAMPLES = "samples"  # leaves [samples, ...], split over pc
     LINE = "line"  # leaves [ticks, samples, ...], split over pc: a ring buffer
     # of the parameters, as they are; behind them any scalars that go with them
@@ -41,6 +43,11 @@ class Kind(StrEnum):
     def leading(self) -> int:
         """How many first dimensions the leaves of a tree share."""
         return {Kind.SAMPLES: 1, Kind.LINE: 2}.get(self, 0)
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is of weights: of leaves that share no dimension."""
+        return self in (Kind.WEIGHTS, Kind.COPIES)
 
 
 class Ring(Protocol):

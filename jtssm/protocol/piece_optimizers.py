@@ -80,12 +80,14 @@ def of_pieces(
     optimizer: Optimizer | optax.MultiSteps | Sequence[Optimizer | optax.MultiSteps],
     net: Network,
     starts: Sequence[int],
+    name: str = "optimizer",
 ) -> tuple[PieceOptimizer, ...]:
     """What trains each piece of a cut network.
 
     Args:
       optimizer: one for all pieces, or one each; of trees of the whole network's layers.
       starts: piece l holds the layers starts[l] .. starts[l + 1] - 1.
+      name: of the argument that they were given as, in errors.
 
     Returns:
       Optimizers of the pieces' own trees.
@@ -93,10 +95,10 @@ def of_pieces(
     Raises:
       ValueError: no optimizers, not as many as pieces, or one that cannot train its piece.
     """
-    each = checks.optimizers(optimizer, len(starts) - 1)
+    each = checks.optimizers(optimizer, len(starts) - 1, name)
     shapes = net.parameter_shapes()
     pairs = zip(each, pairwise(starts), strict=True)
-    return tuple(_of_piece(one, shapes, first, after) for one, (first, after) in pairs)
+    return tuple(_of_piece(one, shapes, first, after, name) for one, (first, after) in pairs)
 
 
 def wants_loss(optimizer: Optimizer) -> bool:
@@ -104,19 +106,19 @@ def wants_loss(optimizer: Optimizer) -> bool:
     return getattr(optimizer, "wants_loss", False)
 
 
-def check_state(optimizer: Optimizer, params: Tree) -> None:
+def check_state(optimizer: Optimizer, params: Tree, name: str = "optimizer") -> None:
     """Refuse an optimizer that cannot train parameters of these shapes and dtypes.
 
     Raises:
       ValueError: its update fails, or its state or updates would not keep their shapes and dtypes.
     """
     trial = _trial(optimizer, params)
-    _refuse(trial.problem or trial.dtypes, optimizer)
+    _refuse(trial.problem or trial.dtypes, optimizer, name)
 
 
-def _refuse(problem: Problem | None, optimizer: Optimizer) -> None:
+def _refuse(problem: Problem | None, optimizer: Optimizer, name: str) -> None:
     if problem is not None:
-        raise ValueError(f"optimizer: expected {problem[0]}; got {words(optimizer)}, {problem[1]}")
+        raise ValueError(f"{name}: expected {problem[0]}; got {words(optimizer)}, {problem[1]}")
 
 
 def _trial(optimizer: Optimizer, params: Tree) -> Trial:
@@ -127,11 +129,13 @@ def _trial(optimizer: Optimizer, params: Tree) -> Trial:
     return _tried(whole.init, whole.update, shapes, structure)
 
 
-def _of_piece(optimizer: Optimizer, shapes: list[Tree], first: int, after: int) -> PieceOptimizer:
+def _of_piece(
+    optimizer: Optimizer, shapes: list[Tree], first: int, after: int, name: str
+) -> PieceOptimizer:
     whole = optax.with_extra_args_support(optimizer)
     own = whole if after - first == len(shapes) else _among(whole, shapes, first, after)
     trial = _trial(own, shapes[first:after])
-    _refuse(trial.problem, optimizer)  # dtypes: when they are known, by `check_state`
+    _refuse(trial.problem, optimizer, name)  # dtypes: when they are known, by `check_state`
     found = PieceOptimizer(own.init, on_a_mesh(own.update) if trial.branches else own.update)
     found.wants_loss, found.frozen = trial.wants_loss, trial.frozen
     return found
@@ -212,6 +216,8 @@ def _zeros(jaxpr: Jaxpr) -> list[bool]:
             made = [zero(equation.invars[0])]
         elif equation.primitive.name in ("pjit", "jit"):
             made = _zeros(equation.params["jaxpr"].jaxpr)
+        elif equation.primitive.name == "mul":  # by a pace, a rate
+            made = [any(isinstance(a, Var) and a in found for a in equation.invars)]
         else:
             continue
         found |= {a for a, is_zero in zip(equation.outvars, made, strict=True) if is_zero}

@@ -78,6 +78,16 @@ class Batch(NamedTuple):
     axes: tuple[str | None, ...] = ("pc",)  # how those dimensions lie on the mesh
     resident: bool = False  # whether variables of every sample are kept: samples stay in place
 
+    @property
+    def workers(self) -> int | None:
+        """N of rounds [R, N, b], whose workers have minibatches of their own; None: of other steps."""
+        return self.shape[1] if self.shape is not None and len(self.shape) > 1 else None
+
+    @property
+    def minibatch(self) -> int | None:
+        """Samples that gradients see at a time, those of all workers; None: all there are."""
+        return None if self.size is None else self.size * (self.workers or 1)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Program(abc.ABC):
@@ -140,6 +150,11 @@ class Program(abc.ABC):
     def network(self) -> Network:
         """What is trained."""
         return self.stages.network
+
+    @property
+    def called(self) -> str:
+        """Its name in messages: what some of its arguments make of it has other limits."""
+        return f"{self.name} with workers" if self.declared.apart else self.name
 
     @property
     def loss(self) -> Loss:

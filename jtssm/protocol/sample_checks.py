@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, cast
 
 import jax
@@ -14,7 +15,7 @@ from jtssm import checks
 from jtssm.arrays import AnyArray, Shaped, Tree
 from jtssm.losses import Loss
 from jtssm.nn.boundary import SampleTree, float_dtype, floating, num_samples, rows_of
-from jtssm.nn.inputs import check_samples, entries
+from jtssm.nn.inputs import check_samples, entries, leaves
 from jtssm.nn.network import Network
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def of_step(program: Program, x: Tree, y: Shaped, stage: str, weights: Tree) -> 
         checks.count(samples=num_samples(x))
     elif program.batch.resident:
         strata(size, x)
-    elif stage == "step":
+    elif stage == "step" and program.batch.workers is None:
         batch(size, x)
     same_dtype(weights, x)
 
@@ -254,6 +255,19 @@ def leading(name: str, shape: Sequence[int], a: Shaped) -> None:
             f"{name}: expected [local_steps, workers, batch_size, ...] = {[*shape, '...']}; "
             f"got shape {jnp.shape(a)}"
         )
+
+
+def of_round(shape: Sequence[int], x: Tree, y: Shaped) -> tuple[Tree, jax.ShapeDtypeStruct]:
+    """A round's samples [R, N, b, ...] as shapes in one row [R N b, ...].
+
+    Raises:
+      ValueError: other first dimensions.
+    """
+
+    for name, a in (*leaves("x", x), ("y", y)):
+        leading(name, shape, a)
+    row = lambda a: (prod(shape), *jnp.shape(a)[len(shape) :])
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(row(a), jnp.result_type(a)), (x, y))
 
 
 def strata(batch_size: int, x: Tree) -> None:

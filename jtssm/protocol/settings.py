@@ -41,6 +41,7 @@ READERS: Mapping[str, Reader] = MappingProxyType(
         "loss": losses.find,
         "compute_dtype": checks.compute_dtype,
         "optimizer": _transformations,
+        "outer_optimizer": _transformations,
     }
 )
 
@@ -69,13 +70,17 @@ class Settings:
 
         The optimizer of the method and its loss are its program's.
         """
-        others = {n: a for n, a in self.arguments.items() if n not in ("optimizer", "loss")}
         kinds = optax.GradientTransformation
-        return {
-            name: value
-            for name, value in others.items()
-            if isinstance(value, kinds) or (callable(value) and not isinstance(value, type))
-        }
+        found: dict[str, Callable | optax.GradientTransformation] = {}
+        for name, value in self.arguments.items():
+            if name in ("optimizer", "loss"):
+                continue
+            if isinstance(value, kinds) or (callable(value) and not isinstance(value, type)):
+                found[name] = value
+            elif isinstance(value, tuple):  # one optimizer a subnetwork
+                own = {f"{name}[{i}]": a for i, a in enumerate(value) if isinstance(a, kinds)}
+                found |= own
+        return found
 
     def remade(self, net: Network) -> Method:
         """The method with the same arguments on another network.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jtssm import checks
 from jtssm.arrays import AnyArray, Array, Shaped, Tree
 from jtssm.nn.boundary import first, float_dtype
-from jtssm.nn.inputs import as_input
+from jtssm.nn.inputs import as_input, laid_out
 from jtssm.protocol import device_memory, sample_checks
 from jtssm.protocol.exchange import Exchange, by_index
 from jtssm.protocol.info import Info
@@ -35,20 +35,26 @@ class StageProgram(Program):
     start: Callable[[int, list[Tree]], Tree]  # (l, parameters of piece l) -> weights of piece l
     # (exchange, state, x) -> State with the network's statistics estimated on x; None: it has none
     estimate: Callable[[Exchange, Tree, Tree], Tree] | None = None
-
-    @property
-    def weight_fields(self) -> tuple[str, ...]:
-        return ("weights",)
+    # the fields of State that hold parameters, and what optimizers keep
+    weight_fields: tuple[str, ...] = ("weights",)
 
     def check(self, x: Tree, y: Shaped, stage: str, weights: Tree = ()) -> None:
+        if stage == "step" and self.batch.workers is not None and self.batch.shape is not None:
+            x, y = sample_checks.of_round(self.batch.shape, x, y)
         sample_checks.of_step(self, x, y, stage, weights)
+
+    def samples(self, x: Tree) -> Tree:
+        """A step's samples [samples, ...], or a round's [R, N, b, ...], as the first layer takes them."""
+        if self.batch.workers is None or self.batch.shape is None:
+            return as_input(self.network, x)
+        return laid_out(self.network, x, self.batch.shape)
 
     def on_one_device(self) -> Method:
         exchange = by_index(self.stages.num)
 
         def step(state: Tree, x: Tree, y: AnyArray) -> tuple[Tree, Info]:
             self.check(x, y, "step", state.weights)
-            return self.step(exchange, state, as_input(self.network, x), jnp.asarray(y))
+            return self.step(exchange, state, self.samples(x), jnp.asarray(y))
 
         def predict(state: Tree, x: Tree) -> Array:
             forward = lambda l, weights, p: self.forward(exchange, l, weights, p)

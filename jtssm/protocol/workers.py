@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 from types import ModuleType
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from jax.typing import DTypeLike
 from jtssm import checks
 from jtssm.arrays import AnyArray, Array, Shaped, Tree
 from jtssm.nn.boundary import float_dtype
-from jtssm.nn.inputs import as_input, laid_out, leaves
+from jtssm.nn.inputs import as_input, laid_out
 from jtssm.nn.ops import PLAIN, Products
 from jtssm.protocol import device_memory, sample_checks
 from jtssm.protocol.info import Info, measured
@@ -117,17 +116,10 @@ class WorkerProgram(Program):
 
     def check(self, x: Tree, y: Shaped, stage: str, weights: Tree = ()) -> None:
         if stage == "step":
-            for name, a in (*leaves("x", x), ("y", y)):
-                sample_checks.leading(name, self.round_shape, a)
-            x, y = jax.tree.map(self._flat, (x, y))
+            x, y = sample_checks.of_round(self.round_shape, x, y)
         sample_checks.samples(self.network, self.loss, x, y, values=stage != "step")
         if stage != "values":
             sample_checks.same_dtype(weights, x)
-
-    def _flat(self, a: Shaped) -> jax.ShapeDtypeStruct:
-        """What stands for a round's samples in one row."""
-        shape = (prod(self.round_shape), *jnp.shape(a)[3:])
-        return jax.ShapeDtypeStruct(shape, jnp.result_type(a))
 
     def samples(self, x: Tree) -> Tree:
         """A round's samples [R, N, b, ...] in the shape the first layer takes."""

@@ -7,6 +7,8 @@ On a mesh the samples are split over "pc" and every layer over "pr" as its form 
 is taken inside shard_map; the optimizer sees whole arrays, which jax keeps sharded: clipping by the
 global norm, lamb or muon give what they give on one device. In the form "gathered" weights, gradients and
 optimizer's state are split over "pr" for layers of any kind.
+
+With `workers` these lie along "pc" and meet once in a round of local steps: `jtssm.solvers.tssm.rounds`.
 """
 
 from __future__ import annotations
@@ -37,6 +39,11 @@ from jtssm.protocol.program import Batch
 from jtssm.protocol.settings import recorded
 from jtssm.protocol.whole import WholeProgram
 from jtssm.solvers.pieces import Pieces, Weights, precisely, training
+from jtssm.solvers.tssm import rounds
+from jtssm.solvers.tssm.crew import TEXTS, crew_of
+from jtssm.solvers.tssm.streaming import Flow
+from jtssm.solvers.tssm.turn import SGD
+from jtssm.solvers.tssm.updates import Penalties
 from jtssm.solvers.weighing import kept, means, weigh
 
 
@@ -49,12 +56,15 @@ class State(NamedTuple):
 
 
 @recorded()
-@documented()
+@documented(TEXTS)
 def sgd(
     net: Network,
     *,
     optimizer: optax.GradientTransformation | optax.MultiSteps,
     batch_size: int,
+    workers: int | None = None,
+    local_steps: int | None = None,
+    outer_optimizer: optax.GradientTransformation | optax.MultiSteps | None = None,
     loss: str | losses.Loss = "cross_entropy",
     precision: str | None = None,
     compute_dtype: DTypeLike | None = None,
@@ -65,7 +75,7 @@ def sgd(
       net: the network.
       optimizer: an optax optimizer; it sees the gradient of the minibatch's mean loss and, if it wants
         one, that loss as `value`.
-      batch_size: samples of the whole minibatch, all devices together.
+      batch_size: samples of the whole minibatch, all devices together; with workers one worker's.
 
     Raises:
       ValueError: bad arguments, an optimizer that wants more than gradient, parameters and loss; from
@@ -87,6 +97,10 @@ def sgd(
     checks.precision(precision)
     starts, dtype = cut(net, 1, None), checks.compute_dtype(compute_dtype)
     pieces = Pieces(net, starts, of_pieces(optimizer, net, starts), losses.find(loss), dtype)
+    crew = crew_of(pieces, workers, local_steps, outer_optimizer)
+    if crew is not None:  # a stream through a single piece: nothing is ever in flight
+        flow = Flow(SGD, pieces, 1, batch_size, crew=crew)
+        return rounds.method(flow, crew, Penalties(None, 1.0, None), precision)
 
     def forward(exchange: Exchange, l: int, weights: Weights, x: Tree) -> Array:
         return pieces.forward(exchange, l, weights.params, x)

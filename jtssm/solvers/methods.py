@@ -31,10 +31,10 @@ def register(name: str, constructor: Callable[..., Method]) -> None:
     Args:
       name: a Python identifier that no other method bears. The same constructor may be registered again.
       constructor: (net, *, ...) -> Method. An argument `batch_size` is given the samples of a gradient;
-        `subnets` or `cuts` say into how many pieces the network is cut; with `local_steps` it is a method
-        of workers, whose number is the one other argument without a default. Options of the command line
-        are its other arguments: their types are read from the signature, their texts from the section
-        "Args:" of the docstring.
+        `subnets` or `cuts` say into how many pieces the network is cut; with `local_steps`, unless its
+        default is None, it is a method of workers, whose number is the one other argument without a
+        default. Options of the command line are its other arguments: their types are read from the
+        signature, their texts from the section "Args:" of the docstring.
 
     Raises:
       ValueError: another name, a name that is taken, or another constructor.

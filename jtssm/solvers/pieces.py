@@ -44,6 +44,9 @@ class Weights(NamedTuple):
     opt_state: Tree
 
 
+Starting = Callable[[int, list[Tree]], Weights]  # (l, parameters of piece l) -> its weights
+
+
 class Pieces(Stages):
     """The pieces of a network, and what every method does with them."""
 
@@ -64,13 +67,22 @@ class Pieces(Stages):
         return Weights(params, self.optimizers[l].init(params))
 
     def weights(
-        self, exchange: Exchange, key: Array, dtype: DTypeLike, params: Carried | None
+        self,
+        exchange: Exchange,
+        key: Array,
+        dtype: DTypeLike,
+        params: Carried | None,
+        start: Starting | None = None,
     ) -> Carried:
-        """Weights of all pieces: drawn from the key, or started from given parameters."""
-        fresh = lambda l: (self.start(l, self.draw(exchange, l, key, dtype)),)
+        """Weights of all pieces: drawn from the key, or started from given parameters.
+
+        start: what is made of the parameters of piece l; None: `self.start`.
+        """
+        start = start or self.start
+        fresh = lambda l: (start(l, self.draw(exchange, l, key, dtype)),)
         if params is None:
             return exchange.each(fresh, kinds=("weights",))[0]
-        return exchange.each(lambda l, p: (self.start(l, p),), params, kinds=("weights",))[0]
+        return exchange.each(lambda l, p: (start(l, p),), params, kinds=("weights",))[0]
 
     def forward(
         self,
@@ -203,8 +215,12 @@ class Pieces(Stages):
         step: Callable[..., tuple[Tree, Info]],
         drain: Callable[[Exchange, Tree], Tree] = lambda exchange, state: state,
         estimate: Callable[[Exchange, Tree, Tree], Tree] | None = None,
+        start: Starting | None = None,
+        weight_fields: tuple[str, ...] = StageProgram.weight_fields,
     ) -> StageProgram:
         """A method of pieces, with the given precision of its products.
+
+        start: as of `weights`; else as in `StageProgram`.
 
         Raises:
           ValueError: layers that draw or are estimated, for a method that does not provide for them.
@@ -225,8 +241,9 @@ class Pieces(Stages):
             step=precisely(precision, step),
             drain=precisely(precision, drain),
             forward=precisely(precision, run),
-            start=self.start,
+            start=start or self.start,
             estimate=estimate,
+            weight_fields=weight_fields,
         )
 
 

@@ -70,12 +70,12 @@ def fit(
 ) -> Result:
     """Train a method and keep a history.
 
-    Each epoch passes over all samples in a new order; what does not fill a last minibatch is left
-    out of that epoch, and a round of local steps (ist, local_sgd, ensemble) that an epoch does not fill
-    goes on in the next one; samples that do not fill a last round are left out. Statistics that layers
-    keep (normalisation="running") are estimated on up to 8192 training samples before each evaluation.
-    Methods that keep variables for every sample (`method.resident`) take one step
-    an epoch, on samples that stay in place (shuffled once if the method draws minibatches).
+    Each epoch passes over all samples in a new order; what does not fill a last minibatch is left out
+    of that epoch, and a round of local steps (ist, local_sgd, ensemble, `workers=`) that an epoch
+    does not fill goes on in the next one; samples that do not fill a last round are left out.
+    Statistics that layers keep (normalisation="running") are estimated on up to 8192 training samples
+    before each evaluation. Methods that keep variables for every sample (`method.resident`) take one
+    step an epoch, on samples that stay in place (shuffled once if the method draws minibatches).
     Minibatches still in flight after the last epoch are drained before it is evaluated.
 
     Args:

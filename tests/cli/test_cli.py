@@ -90,7 +90,10 @@ def test_gsam_takes_its_own_options(tmp_path):
     "options",
     [
         ["ist", "--subnets", "2", "--normalisation", "running", "--mesh", "subnet=2"],
-        ["local_sgd", "--workers", "2", "--local-steps", "5", "--dropout", "0.2"],
+        [
+            *("local_sgd", "--workers", "2", "--local-steps", "5", "--dropout", "0.2"),
+            *("--outer-optimizer", "sgd(0.7, momentum=0.9, nesterov=True)"),
+        ],
     ],
 )
 def test_methods_of_workers_take_their_own_options(tmp_path, options):

@@ -188,12 +188,15 @@ def test_plan_prints_python_that_builds_the_answer(capsys):
 
 def test_plan_prints_python_that_builds_a_published_network(capsys):
     words = ["--net", "alexnet", "--devices", "4", "--batch", "64", "--machine", "tpu-v5e"]
-    for options in (["gsam", "--cuts", "5", "--alpha", "2"], ["local_sgd"]):
+    outer = ["--outer-optimizer", "sgd(0.7, momentum=0.9)"]
+    for options in (["gsam", "--cuts", "5", "--alpha", "2"], ["local_sgd", *outer]):
         assert main(["plan", *options, *words]) == 0
         scope: dict = {}
         exec("import jtssm\n" + capsys.readouterr().out.split("import jtssm\n", 1)[1], scope)
         assert len(scope["net"].layers) == len(nn.find_architecture("alexnet")().layers)
         assert scope["placed"].name == options[0]
+    found = scope["method"].settings.arguments["outer_optimizer"].init(np.zeros(2))
+    np.testing.assert_array_equal(found[0].trace, 0)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +207,7 @@ def test_plan_prints_python_that_builds_a_published_network(capsys):
         (["--machine", "tpu-v9"], "did you mean 'tpu-v"),
         (["--machine", "no.json"], "no.json"),
         (["--optimizer", "adm"], "--optimizer: expected one of"),
+        (["--method=local_sgd", "--outer-optimizer", "sgd"], "--outer-optimizer: expected an"),
         (["--net", "alexnat", "--widths", ""], "alexnat"),
     ],
 )

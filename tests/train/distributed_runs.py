@@ -64,6 +64,7 @@ def more_cases() -> dict[str, tuple]:
     sgd = solvers.sgd(DEEP, **SHARED)
     pieces = solvers.gsadmm(DEEP, subnets=3, schedule=solvers.Streaming(sweeps=2), **SHARED)
     normal = jtssm.mlp([4, 16, 12, 3], normalisation="running")
+    outer = ROUND | {"outer_optimizer": optax.sgd(0.7, momentum=0.9, nesterov=True)}
     layers = [
         *(images.convolution(3, 3, activation=jnp.tanh) for _ in range(2)),
         perceptrons.dense(3),
@@ -77,7 +78,9 @@ def more_cases() -> dict[str, tuple]:
         "gsam, streaming": (solvers.gsam(DEEP, subnets=2, **SHARED), (2, 2, 2), "auto"),
         "statistics": (solvers.sgd(normal, **SHARED), (1, 1, 8), "auto"),
         "domain": (solvers.sgd(pictures, **SHARED), (1, 4, 2), ("domain", "domain", "batch")),
-        "statistics of workers": (solvers.local_sgd(normal, workers=2, **ROUND), (2, 1, 4), "auto"),
+        "gsadmm, workers": (solvers.gsadmm(DEEP, subnets=2, workers=4, **outer), (2, 1, 4), "auto"),
+        "sgd, workers": (solvers.sgd(NET, workers=8, **ROUND), (1, 1, 8), "auto"),
+        "statistics of workers": (solvers.local_sgd(normal, workers=2, **outer), (2, 1, 4), "auto"),
     }
 
 

@@ -31,13 +31,14 @@ def method(name: str) -> jtssm.Method:
     net = jtssm.mlp([4, 8, 8, 3])
     ways = {"optimizer": optax.adam(1e-2), "batch_size": 20}
     rounds = {"optimizer": optax.adam(1e-2), "batch_size": 7, "local_steps": 2}
+    outer = optax.sgd(0.7, momentum=0.9, nesterov=True)
     build = {
         "sgd": lambda: solvers.sgd(jtssm.mlp([4, 8, 8, 3], dropout=0.1), **ways),
         "gsadmm": lambda: solvers.gsadmm(net, subnets=3, **ways),
         "stored": lambda: solvers.gsadmm(net, subnets=2, schedule="stored", **ways),
         "pdadmm": lambda: solvers.pdadmm(net),
         "ist": lambda: solvers.ist(net, subnets=2, **rounds),
-        "local_sgd": lambda: solvers.local_sgd(net, workers=2, **rounds),
+        "local_sgd": lambda: solvers.local_sgd(net, workers=2, outer_optimizer=outer, **rounds),
     }
     return build[name]()
 

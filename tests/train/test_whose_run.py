@@ -71,6 +71,11 @@ def gsadmm(**options):
     return solvers.gsadmm(NET, subnets=2, optimizer=adam(0.1), batch_size=20, **options)
 
 
+def rounds(rate):
+    ways = {"optimizer": adam(0.1), "local_steps": 2, "batch_size": 10}
+    return solvers.local_sgd(NET, workers=2, outer_optimizer=optax.sgd(rate), **ways)
+
+
 OPTIMIZERS = {
     "rate": adam(0.11),
     "weight decay": optax.adamw(0.1),
@@ -127,6 +132,7 @@ PAIRS = {
         lambda: gsadmm(schedule=solvers.Streaming(delay_power=0.0)),
         "arguments",
     ),
+    "an outer rate": (lambda: rounds(0.7), lambda: rounds(0.8), "functions"),
     "rho": (gsadmm, lambda: gsadmm(rho=2.0), "arguments"),
     "steps of pdadmm": (
         lambda: solvers.pdadmm(NET),

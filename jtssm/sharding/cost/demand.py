@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import singledispatch
 
-from jtssm import checks
 from jtssm.protocol.method import Method
 from jtssm.protocol.program import Program
 from jtssm.protocol.stages import StageProgram
 from jtssm.protocol.whole import WholeProgram
 from jtssm.protocol.workers import WorkerProgram
-from jtssm.sharding.cost.demand_of_pieces import of_stages, of_whole, step_samples
+from jtssm.sharding.cost.demand_of_pieces import check_pc, of_stages, of_whole, step_samples
 from jtssm.sharding.cost.demand_of_workers import of_workers
 from jtssm.sharding.cost.messages import Sizes, Step
 from jtssm.sharding.layers.choose import program_forms
@@ -55,5 +54,5 @@ def method_forms(
     program = method.program
     if not program.takes_forms:
         return ()
-    checks.divides("pc", sizes[2], step_samples(program, samples), "samples of a batch")
+    check_pc(program, sizes[2], step_samples(program, samples))
     return program_forms(program, sizes, forms)

@@ -56,9 +56,20 @@ def _on_grid(
     program: Program, sizes: Sizes, forms: Sequence[str], samples: int
 ) -> tuple[Layered, Grid]:
     """The pieces, and the grid with the forms of their layers."""
-    checks.divides("pc", sizes[2], samples, "samples of a step")
+    check_pc(program, sizes[2], samples)
     layered = layered_of(program, sizes, samples)
     return layered, layered.grid._replace(forms=tuple(forms))
+
+
+def check_pc(program: Program, pc: int, samples: int) -> None:
+    """The devices of pc share workers, or the samples of a step, evenly.
+
+    Raises:
+      ValueError: they do not.
+    """
+    workers = program.batch.workers
+    of = (samples, "samples of a step") if workers is None else (workers, "workers")
+    checks.divides("pc", pc, *of)
 
 
 def slots(program: Program, subnet: int) -> int:
@@ -74,13 +85,13 @@ def slots(program: Program, subnet: int) -> int:
 
 
 def step_samples(program: Program, samples: int | None) -> int:
-    """Samples that a step of a program without workers takes, all devices together.
+    """Samples that gradients see at a time in a step, all devices and workers together.
 
     Raises:
       ValueError: a resident method, and no number of samples.
     """
-    if not program.batch.resident and program.batch.size is not None:
-        return program.batch.size
+    if not program.batch.resident and program.batch.minibatch is not None:
+        return program.batch.minibatch
     if samples is None:
         raise ValueError(
             f"samples: expected how many {program.name} keeps, e.g. 55000: it keeps them all; got None"
@@ -117,12 +128,13 @@ class Layered(NamedTuple):
         first = i in self.program.stages.starts
         tasks = tuple(task(self._pass(grid, run), i, passes(run, first)) for run in runs)
         words = stored_words(grid, self.params[i], i)
-        updates = ((words, sum(run.weights for run in runs)),) if words else ()
+        steps = self.workers * sum(run.weights for run in runs)
+        updates = ((words, steps),) if words else ()
         return Demand(tasks, updates, tuple(self._messages(grid, i, Pass.own)))
 
     def _pass(self, grid: Grid, run: Run) -> Pass:
-        back = run.first and run.inputs > 0
-        return Pass(grid, self.params, run.samples // self.pc, self.pc, back, run.weights > 0)
+        back, pc = run.first and run.inputs > 0, 1 if self.program.declared.apart else self.pc
+        return Pass(grid, self.params, run.samples // self.pc, pc, back, run.weights > 0)
 
     def _messages(
         self, grid: Grid, i: int, of: Callable[[Pass, int], Iterable[Sent]]
@@ -140,6 +152,11 @@ class Layered(NamedTuple):
                         sent.itemsize or (self.narrow if in_compute_dtype(sent) else None),
                         sent.step,
                     )
+
+    @property
+    def workers(self) -> int:
+        """How many train on a device, one after the other; 1 where all devices of pc train together."""
+        return (self.program.batch.workers or self.pc) // self.pc
 
     @property
     def narrow(self) -> int | None:
@@ -163,8 +180,8 @@ def layered_of(program: Program, sizes: Sizes, samples: int) -> Layered:
     """
     (subnet, pr, pc), stages, declared = sizes, program.stages, program.declared
     if pr > 1 and not declared.splits_layers:
-        raise ValueError(f"pr: expected 1, {program.name} does not split layers; got {pr}")
-    axis, samples_of = "pr" if pr > 1 else None, ("pc",) if pc > 1 else ()
+        raise ValueError(f"pr: expected 1, {program.called} does not split layers; got {pr}")
+    axis, samples_of = "pr" if pr > 1 else None, ("pc",) if pc > 1 and not declared.apart else ()
     grid = Grid(
         stages.network,
         (),
@@ -197,13 +214,14 @@ def _of_piece(
     starts = layered.program.stages.starts
     layers = range(starts[l], starts[l + 1])
     ends = Demand(messages=weighed if l == layered.program.stages.num - 1 else ())
+    own = [m for m in moves if m.source == l and m.axis == "pc"]
     if not layered.products[l]:  # of its moves, gradients are their layers' sums
-        told = _sums(layered, [m for m in moves if m.source == l and m.what == LOSS])
+        apart = layered.program.declared.apart
+        told = _sums(layered, [m for m in own if apart or m.what == LOSS])
         return _total([*(layered.layer(grid, i) for i in layers), Demand(messages=told), ends])
     words = sum(a.size for i in layers for a in jax.tree.leaves(layered.params[i]))
     tasks = tuple(matrix_task(p, layered.pc) for p in layered.products[l])
-    messages = _sums(layered, [m for m in moves if m.source == l and m.axis == "pc"])
-    return Demand(tasks, ((words, 1),), messages) + ends
+    return Demand(tasks, ((words, 1),), _sums(layered, own)) + ends
 
 
 def _sums(layered: Layered, moves: Sequence[Move]) -> tuple[Message, ...]:

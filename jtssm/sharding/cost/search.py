@@ -15,10 +15,15 @@ from operator import itemgetter
 
 import jax
 
-from jtssm import checks
 from jtssm.protocol.declared import WORD
 from jtssm.protocol.method import Method
-from jtssm.sharding.cost.demand_of_pieces import Layered, layered_of, slots, step_samples
+from jtssm.sharding.cost.demand_of_pieces import (
+    Layered,
+    check_pc,
+    layered_of,
+    slots,
+    step_samples,
+)
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.memory import GRADIENTS, kept_bytes, optimizer_words
 from jtssm.sharding.cost.messages import Demand, Sizes
@@ -88,7 +93,7 @@ def _of_chain(
         return ()
     subnet, pr, pc = sizes
     samples = step_samples(program, samples)
-    checks.divides("pc", pc, samples, "samples of a step")
+    check_pc(program, pc, samples)
     if pr == 1:
         return ("batch",) * len(program.network.layers)
     chain = Chain(layered_of(program, sizes, samples), sizes, machine, overlap)

@@ -49,11 +49,11 @@ def place(
       are jitted by the caller, as ever.
 
     Raises:
-      ValueError: "subnet" is larger than the number of pieces; "pc" does not divide the batch, "pr" no
-        layer; an optimizer that is not elementwise where subnetworks are split over pr; unknown names;
-        forms that do not fit. A method of workers (ist, local_sgd, ensemble): "subnet" does not divide
-        them, pr * pc (both split samples) does not divide their batch. Several processes: one of them
-        has no devices in the mesh.
+      ValueError: "subnet" is larger than the number of pieces; "pc" does not divide the batch, or the
+        workers that lie along it, "pr" no layer; an optimizer that is not elementwise where
+        subnetworks are split over pr; unknown names; forms that do not fit. A method of workers (ist,
+        local_sgd, ensemble): "subnet" does not divide them, pr * pc (both split samples) does not
+        divide their batch. Several processes: one of them has no devices in the mesh.
 
     With several processes all of them call `init` and `spread` of the placed method; `init` raises
     ValueError in every process where method, mesh, forms, key or versions are not the same in all.
@@ -112,7 +112,7 @@ def _(program: WorkerProgram, mesh: Mesh, names: AxisNames, forms: str | Sequenc
 def _sizes(program: Program, mesh: Mesh, names: AxisNames) -> tuple[int, int, int]:
     """Of the three axes, which a program of pieces can be split over."""
     subnet, pr, pc = (axis_size(mesh, name) for name in names)
-    num, size = program.stages.num, program.batch.size
+    num, size, workers = program.stages.num, program.batch.size, program.batch.workers
     if subnet > num:
         raise ValueError(
             f"mesh: expected a 'subnet' axis of at most {num}, the number of pieces that "
@@ -120,9 +120,11 @@ def _sizes(program: Program, mesh: Mesh, names: AxisNames) -> tuple[int, int, in
         )
     if pr > 1 and not program.declared.splits_layers:
         raise ValueError(
-            f"mesh: expected pr=1, {program.name} does not split layers; got {pr}: use subnet or pc"
+            f"mesh: expected pr=1, {program.called} does not split layers; got {pr}: use subnet or pc"
         )
-    if size is not None and size % pc:
+    if workers is not None and workers % pc:
+        raise ValueError(f"mesh: expected a 'pc' axis that divides workers={workers}; got {pc}")
+    if workers is None and size is not None and size % pc:
         raise ValueError(f"mesh: expected a 'pc' axis that divides batch_size={size}; got {pc}")
     return subnet, pr, pc
 

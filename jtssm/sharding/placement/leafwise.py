@@ -49,11 +49,7 @@ class Leafwise(NamedTuple):
     leaves: tuple[tuple[Leaf, ...], ...]  # one tuple a piece
     shelves: tuple[Shelf, ...]
     spots: tuple[tuple[Spot, ...], ...]  # of the leaves
-
-    @property
-    def kind(self) -> Kind:
-        """Nothing but weights lies so."""
-        return Kind.WEIGHTS
+    kind: Kind  # of weights: nothing else lies so
 
     @property
     def keys(self) -> list[str]:
@@ -123,7 +119,7 @@ def leafwise(layout: Layout) -> Leafwise:
                 }
             shelves.append(Shelf(key, shape))
     placed = tuple(tuple(spots[l][k] for k in range(len(a))) for l, a in enumerate(layout.leaves))
-    return Leafwise(layout.treedefs, layout.leaves, tuple(shelves), placed)
+    return Leafwise(layout.treedefs, layout.leaves, tuple(shelves), placed, layout.kind)
 
 
 Held = list[tuple[int, tuple[int, ...]]]  # leaves of a piece: which, and their shapes

@@ -198,7 +198,7 @@ def _leaf(
 
 def _kept(kind: Kind, shape: tuple[int, ...]) -> tuple[int, ...]:
     """A leaf's shape without its samples."""
-    if kind is Kind.WEIGHTS:
+    if kind.trained:
         return tuple(shape)
     return shape[1:] if kind is Kind.SAMPLES else (shape[0], *shape[2:])
 

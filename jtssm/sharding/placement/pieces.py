@@ -120,14 +120,14 @@ class Placing:
 
     def step(self, state: Tree, x: Tree, y: AnyArray) -> tuple[Tree, Info]:
         self.program.check(x, y, "step", state.weights)
-        spec = self._specs(state)
+        spec, samples = self._specs(state), self.names.spec(*self.program.batch.axes)
         work = self._mapped(
             lambda state, x, y: self.program.step(self.exchange, state, self._seen(x), y),
-            (spec, self._samples, self._samples),
+            (spec, samples, samples),
             (spec, PartitionSpec()),
         )
-        x = put_samples(as_input(self.program.network, x), self.mesh, self._samples)
-        return work(state, x, put(jnp.asarray(y), self.mesh, self._samples))
+        x = put_samples(self.program.samples(x), self.mesh, samples)
+        return work(state, x, put(jnp.asarray(y), self.mesh, samples))
 
     def drain(self, state: Tree) -> Tree:
         spec = self._specs(state)

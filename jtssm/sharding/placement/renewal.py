@@ -14,7 +14,7 @@ from jax import lax
 
 from jtssm.arrays import Array, Tree
 from jtssm.nn.ops import varying
-from jtssm.protocol.exchange import Kind, not_before
+from jtssm.protocol.exchange import not_before
 from jtssm.sharding.placement.rows import AnyLayout, Rows, axes_of
 from jtssm.sharding.placement.slotted import Slotted
 from jtssm.sharding.placement.switch import Place
@@ -64,4 +64,4 @@ def _anew(
     """The arrays of a slot with the new weights of piece l."""
     trees = [of.unpack(l, a) for of, a in zip(others, given, strict=True)]
     rows = own | layout.pack(l, fn(l, layout.unpack(l, own), *trees), base=own)
-    return {key: varying(a, axes_of(Kind.WEIGHTS, at.names, key)) for key, a in rows.items()}
+    return {key: varying(a, axes_of(layout.kind, at.names, key)) for key, a in rows.items()}

@@ -68,7 +68,7 @@ class SlottedResult(NamedTuple):
         """The tree of piece l in the arrays that it uses; base: what weights held, the same arrays."""
         held = None if base is None else {key: a[0] for key, a in base.items()}
         packed = self.layout.pack(l, tree, base=held)
-        if self.layout.kind is Kind.WEIGHTS:
+        if self.layout.kind.trained:
             return {key: a[None] for key, a in packed.items()}
         return {key: _padded(self._shape(key), a) for key, a in packed.items()}
 
@@ -90,8 +90,7 @@ class SlottedResult(NamedTuple):
 
     def _shape(self, key: str) -> tuple[int, ...]:
         """Of one of the arrays at a slot."""
-        weights = self.layout.kind is Kind.WEIGHTS
-        lead = (1,) if weights else (self.layout.slot_ticks(key), *self.samples)
+        lead = (1,) if self.layout.kind.trained else (self.layout.slot_ticks(key), *self.samples)
         return (*lead, *self.layout.tail(key))
 
 
@@ -130,13 +129,14 @@ def _marked(kind: Kind, names: AxisNames, rows: dict[str, Array]) -> dict[str, A
 Result = RowsResult | SlottedResult | SumsResult
 
 
-def result_of(kind: Kind, shapes: Sequence[Tree], weights: AnyLayout | None, local: int) -> Result:
+def result_of(kind: Kind, shapes: Sequence[Tree], kept: AnyLayout | None, local: int) -> Result:
     """What one result of the pieces' work looks like.
 
     Args:
       kind: of the result.
       shapes: what each piece gives, as shapes.
-      weights: the layout of results of kind "weights"; what tells how "gradients" are split.
+      kept: the layout of results of kind "weights", or "copies" (None: a new one); what tells how
+        "gradients" are split.
       local: slots a device.
 
     Raises:
@@ -144,14 +144,13 @@ def result_of(kind: Kind, shapes: Sequence[Tree], weights: AnyLayout | None, loc
     """
     if kind is Kind.SUMS:
         return SumsResult(_same_sums(shapes))
-    if kind in {Kind.WEIGHTS, Kind.GRADIENTS}:
-        if weights is None:
-            raise ValueError(f"carried: expected weights, as {kind} are given back; got none")
-        if kind is Kind.GRADIENTS:
-            weights = gradients_of(weights, shapes, local)
-        if isinstance(weights, Slotted):
-            return SlottedResult(weights, ())
-        return RowsResult(weights, (1,))
+    if kept is None and kind in {Kind.WEIGHTS, Kind.GRADIENTS}:
+        raise ValueError(f"carried: expected weights, as {kind} are given back; got none")
+    if kept is not None and kind is Kind.GRADIENTS:
+        return SlottedResult(gradients_of(kept, shapes, local), ())
+    if kind.trained:
+        kept = kept or slotted(layout_of(kind, shapes), local)
+        return SlottedResult(kept, ()) if isinstance(kept, Slotted) else RowsResult(kept, (1,))
     layout, leaves = layout_of(kind, shapes), jax.tree.leaves(list(shapes))
     if kind is Kind.SAMPLES:
         return RowsResult(layout, tuple(leaves[0].shape[:1]) if leaves else ())
@@ -171,7 +170,7 @@ def gradients_of(weights: AnyLayout, shapes: Sequence[Tree], local: int) -> Slot
 
     treedefs = tuple(jax.tree.structure(tree) for tree in shapes)
     leaves = tuple(split(l, tree) for l, tree in enumerate(shapes))
-    return slotted(Layout(Kind.WEIGHTS, treedefs, leaves), local)
+    return slotted(Layout(weights.kind, treedefs, leaves), local)
 
 
 def _same_sums(shapes: Sequence[Tree]) -> Tree:

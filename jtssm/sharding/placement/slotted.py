@@ -125,8 +125,7 @@ def slotted(layout: Layout, local: int) -> Slotted:
         Layout(layout.kind, layout.treedefs[slot::local], layout.leaves[slot::local])
         for slot in range(local)
     )
-    weights = layout.kind is Kind.WEIGHTS
-    return Slotted(tuple(leafwise(of) if weights else of for of in picked))
+    return Slotted(tuple(leafwise(of) if of.kind.trained else of for of in picked))
 
 
 def _joined(slot: int, key: str) -> str:

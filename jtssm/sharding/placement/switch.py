@@ -91,8 +91,8 @@ def each(
     - A switch gives the same arrays from every branch. So rows are as long as the longest piece's, and
       lines as long as the longest at their slot: shorter ones are padded with zeros, and keys that a
       piece has no leaves of are zeros throughout. "sums" are not packed: every piece gives the same
-      tree of shapes. "weights" keep the layout of those that are carried (in init: that of the `Place`);
-      what a piece does not use of their arrays stays as it is.
+      tree of shapes. "weights" keep the layout of those that are carried (in init: that of the `Place`),
+      and so do "copies" where any are; what a piece does not use of their arrays stays as it is.
     - `batched`: fn does the same on the same shapes for pieces with one number in `Place.alike`. Those
       that lie side by side on a device run as one vmap, under the l of the first piece alike; devices
       whose pieces are alike share a branch. Otherwise every piece is traced under its own l.
@@ -116,7 +116,9 @@ def each(
     rows = [c.rows for c in carried]
     shapes = work.shapes(rows)
     columns = zip(kinds, zip(*shapes, strict=True), strict=True)
-    results = [result_of(Kind(kind), column, work.weights, at.local) for kind, column in columns]
+    results = [
+        result_of(Kind(kind), column, work.kept(Kind(kind)), at.local) for kind, column in columns
+    ]
     branch = lambda pieces: partial(work.of_device, results, pieces)
     out = _switched(at, work.alike, branch, rows)
     return tuple(result.carried(a) for result, a in zip(results, out, strict=True))
@@ -130,11 +132,11 @@ class _Work(NamedTuple):
     layouts: tuple[AnyLayout, ...]  # of what is carried
     alike: tuple[int, ...]  # for each piece the first one that fn does the same for
 
-    @property
-    def weights(self) -> AnyLayout | None:
-        """The layout of results that are weights, or gradients."""
-        carried = (a for a in self.layouts if a.kind is Kind.WEIGHTS)
-        return self.at.weights or next(carried, None)
+    def kept(self, kind: Kind) -> AnyLayout | None:
+        """The layout of weights that results of that kind keep, or go with; None: none are carried."""
+        of = (lambda a: a.trained) if kind is Kind.GRADIENTS else (lambda a: a is kind)
+        carried = next((a for a in self.layouts if of(a.kind)), None)
+        return self.at.weights or carried if kind is Kind.WEIGHTS else carried
 
     def shapes(self, rows: list[dict[str, Array]]) -> list[tuple]:
         """What every piece gives, as shapes; alike pieces are traced once."""
@@ -216,7 +218,7 @@ def _switched(
 
 def _tree(layout: AnyLayout, rows: dict[str, Array], piece: int) -> Tree:
     """The tree of a piece from the rows of its slot."""
-    own = _first(rows) if layout.kind is Kind.WEIGHTS else rows
+    own = _first(rows) if layout.kind.trained else rows
     return layout.unpack(piece, own)
 
 

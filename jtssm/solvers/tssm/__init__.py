@@ -26,7 +26,8 @@ Departs from the paper:
 - Every term is a sum over samples, so that nothing depends on their number M. The paper's form (R
   and Omega means, penalties sums) is reached with rho = M rho_paper and eta = 1 / (M tau_2); u is
   then M u_paper.
-- The schedule "streaming" is ours; see `jtssm.solvers.tssm.streaming`. "stored" is the paper's: see
+- The schedule "streaming" is ours; see `jtssm.solvers.tssm.streaming`, with `workers`
+  `jtssm.solvers.tssm.rounds`. "stored" is the paper's: see
   `jtssm.solvers.tssm.stored_gsadmm` (gsADMM) and `jtssm.solvers.tssm.stored_gsam` (gsAM).
 - `grid` (streaming): what crosses a boundary is rounded, and its integers cross.
 - `delay_power` (streaming): updates of W_l are scaled by (1 + delay of l)^-delay_power, since steps
@@ -38,7 +39,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
@@ -56,9 +56,20 @@ from jtssm.protocol.settings import recorded
 from jtssm.protocol.stages import StageProgram
 from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.quantise import Crossing
-from jtssm.solvers.tssm import schedules, stored, stored_gsadmm, stored_gsam, streaming, turn
+from jtssm.solvers.tssm import (
+    rounds,
+    schedules,
+    stored,
+    stored_gsadmm,
+    stored_gsam,
+    streaming,
+    turn,
+)
+from jtssm.solvers.tssm.crew import TEXTS as CREW
+from jtssm.solvers.tssm.crew import Crew, crew_of
+from jtssm.solvers.tssm.delayed import slowed
 from jtssm.solvers.tssm.schedules import Stored, Streaming
-from jtssm.solvers.tssm.streaming import delays
+from jtssm.solvers.tssm.streaming import Flow
 from jtssm.solvers.tssm.updates import Penalties
 
 # one for all subnetworks, or one each
@@ -72,7 +83,7 @@ TEXTS = {
         "whole network, the arrays of its subnetwork, and as `value` what that minimises; a norm is "
         "its subnetwork's: clipped at c, the network moves by up to sqrt(n) c (2 c for n = 4)."
     ),
-    "batch_size": "samples a gradient sees, all devices together.",
+    "batch_size": "samples a gradient sees, all devices together; with workers one worker's.",
     "subnets": "n, from 1 (plain training, None) to the number of layers; cut by `balance`.",
     "cuts": "instead of subnets, the first layer of every subnetwork but the first.",
     "balance": (
@@ -91,6 +102,7 @@ TEXTS = {
         "a list of rising numbers: f to the nearest of them, q - f (gsAM: p - f) to such values of as "
         "many bits. None: floats are exchanged."
     ),
+    **CREW,
 }
 
 
@@ -109,6 +121,9 @@ def gsadmm(
     eta: float | None = None,
     schedule: str | Streaming | Stored = "streaming",
     grid: int | Sequence[float] | None = None,
+    workers: int | None = None,
+    local_steps: int | None = None,
+    outer_optimizer: Optimizers | None = None,
     loss: str | losses.Loss = "cross_entropy",
     precision: str | None = None,
     compute_dtype: DTypeLike | None = None,
@@ -145,7 +160,8 @@ def gsadmm(
     crossing = schedules.crossing(grid, found)
     pieces = _pieces(net, subnets, cuts, balance, optimizer, found, loss, compute_dtype)
     rules = Rules(turn.GSADMM, stored_gsadmm.GSADMM)
-    return _method(found, rules, pieces, batch_size, penalties, precision, crossing)
+    crew = crew_of(pieces, workers, local_steps, outer_optimizer)
+    return _method(found, rules, pieces, batch_size, penalties, precision, crossing, crew)
 
 
 @recorded(schedule=schedules.find)
@@ -162,6 +178,9 @@ def gsam(
     eta: float | None = None,
     schedule: str | Streaming | Stored = "streaming",
     grid: int | Sequence[float] | None = None,
+    workers: int | None = None,
+    local_steps: int | None = None,
+    outer_optimizer: Optimizers | None = None,
     loss: str | losses.Loss = "cross_entropy",
     precision: str | None = None,
     compute_dtype: DTypeLike | None = None,
@@ -196,7 +215,8 @@ def gsam(
     pieces = _pieces(net, subnets, cuts, balance, optimizer, found, loss, compute_dtype)
     order = found.order if isinstance(found, Stored) else None
     rules = Rules(turn.GSAM, stored_gsam.ORDERS[order or "sequential"])
-    return _method(found, rules, pieces, batch_size, penalties, precision, crossing)
+    crew = crew_of(pieces, workers, local_steps, outer_optimizer)
+    return _method(found, rules, pieces, batch_size, penalties, precision, crossing, crew)
 
 
 class Rules(NamedTuple):
@@ -229,7 +249,7 @@ def _pieces(
     sample_checks.floats_cross(net, starts, "gsadmm and gsam")
     optimizers = checks.optimizers(optimizer, len(starts) - 1)
     if isinstance(schedule, Streaming):
-        optimizers = _slowed(optimizers, schedule.delay_power)
+        optimizers = slowed(optimizers, schedule.delay_power)
     each = of_pieces(optimizers, net, starts)
     return Pieces(net, starts, each, losses.find(loss), checks.compute_dtype(compute_dtype))
 
@@ -242,40 +262,24 @@ def _method(
     penalties: Penalties,
     precision: str | None,
     crossing: Crossing,
+    crew: Crew | None,
 ) -> Method:
     """The method that works by the schedule's rule."""
     (batch_size,) = checks.count(batch_size=batch_size)
     checks.precision(precision)
     sweeps = schedule.sweeps
     if isinstance(schedule, Streaming):
-        ways = (sweeps, precision, crossing)
-        return streaming.method(rules.streaming, pieces, batch_size, penalties, *ways)
+        flow = Flow(rules.streaming, pieces, sweeps, batch_size, crossing, crew)
+        if crew is None:
+            return streaming.method(flow, penalties, precision)
+        return rounds.method(flow, crew, penalties, precision)
+    if crew is not None:
+        raise ValueError(
+            f"workers: expected None with schedule='stored', whose variables of every sample stay where "
+            f"they are; got {crew.num}: use schedule='streaming'"
+        )
     return stored.method(
         rules.stored, pieces, batch_size, penalties, sweeps, precision, schedule.weight_steps
-    )
-
-
-def _slowed(
-    optimizers: Sequence[optax.GradientTransformation], power: float
-) -> tuple[optax.GradientTransformation, ...]:
-    """The optimizers of n subnetworks, their updates scaled by (1 + delay)^-power."""
-
-    def slow(optimizer: optax.GradientTransformation, scale: float) -> optax.GradientTransformation:
-        whole = optax.with_extra_args_support(optimizer)
-
-        def update(
-            gradient: Tree, state: Tree, params: Tree = None, **more: Array
-        ) -> tuple[Tree, Tree]:
-            updates, state = whole.update(gradient, state, params, **more)
-            return jax.tree.map(lambda a: scale * a, updates), state
-
-        # not optax.chain: the state stays what the user's optimizer makes it
-        return optax.GradientTransformationExtraArgs(optimizer.init, update)
-
-    scales = [(1 + delay) ** -power for delay in delays(len(optimizers))]
-    return tuple(
-        optimizer if scale == 1 else slow(optimizer, scale)
-        for optimizer, scale in zip(optimizers, scales, strict=True)
     )
 
 

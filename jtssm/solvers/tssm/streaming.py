@@ -39,7 +39,7 @@ Departs from the paper:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -48,27 +48,19 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from jtssm.arrays import Array, Tree
-from jtssm.nn.boundary import float_dtype, floats_of, num_samples, stacked, zeros
+from jtssm.arrays import Array, Scalar, Tree
+from jtssm.nn.boundary import float_dtype, floats_of, stacked, zeros
 from jtssm.protocol.declared import Declared, Move, Run
 from jtssm.protocol.exchange import Carried, Exchange
 from jtssm.protocol.info import Info, measured
 from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
 from jtssm.solvers.pieces import Pieces
-from jtssm.solvers.quantise import Crossing, rounded
+from jtssm.solvers.quantise import UNROUNDED, Crossing, rounded
+from jtssm.solvers.tssm.crew import Crew, CrewTurn
 from jtssm.solvers.tssm.turn import Kept, Rule, Turn
 from jtssm.solvers.tssm.updates import Penalties
 from jtssm.solvers.weighing import total_weight
-
-
-def delays(num: int) -> list[int]:
-    """How many minibatches old the gradients of each of `num` subnetworks are: 2(n - l), l = 1 .. n.
-
-    That is, how often the subnetwork steps between its forward pass on a minibatch and the step
-    that this minibatch causes, in the first of its sweeps.
-    """
-    return [2 * (num - 1 - l) for l in range(num)]
 
 
 class State(NamedTuple):
@@ -89,163 +81,105 @@ class State(NamedTuple):
     penalties: Penalties  # scalars
     key: Array | None  # of dropout; None: no layer draws
     pace: Array  # [] what the steps of W (and of p with K > 1) are multiplied by: see `fit`
+    opt_states: (
+        Carried  # of workers (`jtssm.solvers.tssm.rounds`): [N, ...] their optimizers'; else ()
+    )
 
 
-Tick = Callable[..., tuple[State, Info]]  # (exchange, state, x, y, whether a minibatch enters)
+class Flow(NamedTuple):
+    """What every tick of a method needs to know."""
 
+    rule: Rule
+    pieces: Pieces
+    sweeps: int
+    samples: int  # of the minibatch that a gradient sees
+    crossing: Crossing = UNROUNDED  # what f and v are rounded to
+    # workers along pc, each with a minibatch of its own; None: all devices share one
+    crew: Crew | None = None
 
-def method(
-    rule: Rule,
-    pieces: Pieces,
-    batch_size: int,
-    penalties: Penalties,
-    sweeps: int,
-    precision: str | None,
-    crossing: Crossing,
-) -> Method:
-    """The streaming schedule; arguments are checked by `jtssm.solvers.tssm`."""
+    def lead(self, exchange: Exchange) -> tuple[int, ...]:
+        """The first dimensions of the samples that live here."""
+        splits = exchange.samples.num_splits
+        if self.crew is None:
+            return (self.samples // splits,)
+        return self.crew.num // splits, self.samples
 
-    tick = _tick(rule, pieces, sweeps, crossing)
-    samples = dict.fromkeys(("forward", "backward"), "samples")
-    lines = dict.fromkeys(("inputs", "kept"), "line")
-    return pieces.program(
-        rule.name,
-        {"weights": "weights", **samples, **lines, "labels": (None, "pc")},
-        _declared(rule, pieces, sweeps, crossing),
-        Batch(batch_size, (batch_size,)),
-        precision,
-        init=_init(rule, pieces, batch_size, penalties, sweeps, crossing),
-        step=lambda exchange, state, x, y: tick(exchange, state, x, y, True),
-        drain=_drain(tick, pieces),
-        estimate=pieces.estimate,
-    ).on_one_device()
+    @property
+    def last(self) -> int:
+        """Ticks after the entry of a minibatch until its last turn."""
+        return 2 * (self.pieces.num - 1) + 2 * (self.sweeps - 1)
 
+    @property
+    def weighted(self) -> bool:
+        """Whether samples have weights."""
+        return self.pieces.loss.weight is not None
 
-def _declared(rule: Rule, pieces: Pieces, sweeps: int, crossing: Crossing) -> Declared:
-    def moves(samples: int) -> tuple[Move, ...]:
-        ends = {"forward": "f", "backward": rule.sends}
-        crossed = pieces.boundary_moves(samples, sweeps, **ends, crossing=crossing)
-        return (*crossed, *pieces.gradient_moves(sweeps), *pieces.loss_moves(sweeps))
-
-    def work(l: int, samples: int) -> tuple[Run]:
-        # all but the last piece run forward once more, on the minibatch that comes in
-        more = int(l < pieces.num - 1)  # and the last sweep's gradient needs no f
-        return (Run(samples, sweeps + more, sweeps, sweeps, first=l > 0, unused=more),)
-
-    sums = 3 + (len(rule.shows) if pieces.num > 1 else 0)
-    return Declared(moves, work, sums, shows=rule.shows, weighed_first=True)
-
-
-def _init(
-    rule: Rule,
-    pieces: Pieces,
-    batch_size: int,
-    penalties: Penalties,
-    sweeps: int,
-    crossing: Crossing,
-) -> Callable[..., State]:
-    n = pieces.num
-
-    def init(exchange: Exchange, key: Array, x: Tree, y: Array, params: Carried | None) -> State:
-        b, dtype = batch_size // exchange.samples.num_splits, float_dtype(x)
-
-        def empty(l: int) -> tuple[Tree, Tree, Tree, tuple[Kept, ...]]:
-            def blank(piece: int, *lead: int) -> Tree:
-                return zeros(stacked(pieces.arriving(piece), *lead, b, dtype=dtype))
-
-            inner, last = l > 0, l == n - 1
-            own = blank(l, 2)
-            e = floats_of(own)
-            labels = jnp.zeros((2, b, *y.shape[1:]), y.dtype) if last else ()
-            kept = (
-                Kept((), e, e if rule.dual else (), labels) if inner else Kept(own, (), (), labels)
-            )
-            came = rounded(crossing.forward, blank(l)) if inner else blank(l)
-            forward = (came,) * sweeps if inner else ()
-            backward: tuple[Tree, ...] = ()
-            if not last:
-                backward = (rounded(crossing.backward, floats_of(blank(l + 1))),) * sweeps
-            # of minibatches that never entered: any numbers will do
-            line = lambda a: jnp.zeros((2 * (n - 1 - l), *a.shape), a.dtype)
-            waiting = () if last else jax.tree.map(line, came)
-            return forward, backward, waiting, (kept,) * (sweeps - 1)
-
-        weights = pieces.weights(exchange, key, dtype, params)
-        forward, backward, inputs, kept = exchange.each(
-            empty, kinds=("samples", "samples", "line", "line")
-        )
-        labels = jnp.zeros((n, b, *y.shape[1:]), y.dtype)
-        entered = bool if pieces.loss.weight is None else dtype
-        live = jnp.zeros(2 * (n - 1) + 2 * sweeps - 1, entered)
-        return State(
-            weights,
-            forward,
-            backward,
-            inputs,
-            kept,
-            labels,
-            live,
-            jnp.zeros((), jnp.int32),
-            penalties.as_arrays(dtype),
-            key if pieces.network.random else None,
-            jnp.ones((), dtype),
-        )
-
-    return init
-
-
-def _tick(rule: Rule, pieces: Pieces, sweeps: int, crossing: Crossing) -> Tick:
     def tick(
-        exchange: Exchange, state: State, x: Tree, y: Array, entering: bool
-    ) -> tuple[State, Info]:
-        t, n = state.tick, pieces.num
-        samples = num_samples(x) * exchange.samples.num_splits
+        self, exchange: Exchange, state: State, x: Tree, y: Array, entering: bool
+    ) -> tuple[State, Carried]:
+        """(the state, sums of every piece as `Turn.take` gives them) after a tick.
+
+        entering: whether the minibatch x, y enters.
+        """
+        t, n = state.tick, self.pieces.num
         labels = state.labels.at[t % n].set(y)
-        weight = _weight(pieces, exchange, y, state.live.dtype) if entering else False
-        live = state.live.at[t % state.live.size].set(weight)
-        eta = state.penalties.eta
-        if eta is None:
-            eta = rule.default_eta(state.penalties, sweeps)
-        if sweeps > 1:  # with one sweep eta is no step: it makes v the back-propagated gradient
-            eta = state.pace * eta
+        weight = self._weight(exchange, y, state.live.dtype) if entering else False
+        live = state.live.at[t % len(state.live)].set(weight)
         turn = Turn(
-            rule,
-            pieces,
+            self.rule,
+            self.pieces,
             exchange,
             x,
             labels[(t + 1) % n],
             live,
             t,
-            state.penalties._replace(eta=eta),
+            state.penalties._replace(eta=self._eta(state)),
             state.pace,
-            sweeps,
-            samples,
+            self.sweeps,
+            self.samples,
             state.key,
-            crossing,
+            self.crossing,
         )
-        weights, entry, made, sums = _sweeps(turn, exchange, state, t)
+        own = turn if self.crew is None else self.crew.turn(turn, exchange)
+        weights, entry, made, sums = _sweeps(own, exchange, state, t)
         ahead, behind, kept = made
         forward, backward = exchange.swap(ahead, behind)
-        state = State(
-            weights,
-            forward,
-            backward,
-            exchange.ring.store(state.inputs, entry, t),
-            exchange.ring.store(state.kept, kept, t),
-            labels,
-            live,
-            t + 1,
-            state.penalties,
-            state.key,
-            state.pace,
+        state = state._replace(
+            weights=weights,
+            forward=forward,
+            backward=backward,
+            inputs=exchange.ring.store(state.inputs, entry, t),
+            kept=exchange.ring.store(state.kept, kept, t),
+            labels=labels,
+            live=live,
+            tick=t + 1,
         )
-        return state, _info(rule, exchange.samples.total(sums), samples)
+        return state, sums
 
-    return tick
+    def blank(self, exchange: Exchange, state: State) -> tuple[Tree, Array]:
+        """Zeros in the place of a minibatch that does not enter."""
+        dtype = jnp.result_type(state.penalties.alpha)
+        x = zeros(stacked(self.pieces.arriving(0), *self.lead(exchange), dtype=dtype))
+        return x, jnp.zeros_like(state.labels[0])
+
+    def _eta(self, state: State) -> Scalar:
+        """The step length of p."""
+        eta = state.penalties.eta
+        if eta is None:
+            eta = self.rule.default_eta(state.penalties, self.sweeps)
+        # with one sweep eta is no step: it makes v the back-propagated gradient
+        return state.pace * eta if self.sweeps > 1 else eta
+
+    def _weight(self, exchange: Exchange, y: Array, dtype: DTypeLike) -> Array | bool:
+        """What `State.live` says of a minibatch that enters."""
+        if self.weighted and self.crew is not None:
+            return self.crew.weights_of(self.pieces.loss, y, dtype)
+        total = total_weight(self.pieces.loss, y, exchange.samples.sum, dtype)
+        return True if total is None else total
 
 
 def _sweeps(
-    turn: Turn, exchange: Exchange, state: State, t: Array
+    turn: Turn | CrewTurn, exchange: Exchange, state: State, t: Array
 ) -> tuple[Carried, Carried, tuple[Carried, ...], Carried]:
     """(weights, what entered, (f_l, v, `Kept`) of all sweeps, sums) at the end of a tick."""
     arrived = (
@@ -270,13 +204,123 @@ def _sweeps(
     return weights, entry, tuple(made), sums
 
 
-def _weight(pieces: Pieces, exchange: Exchange, y: Array, dtype: DTypeLike) -> Array | bool:
-    """What `State.live` says of a minibatch that enters."""
-    total = total_weight(pieces.loss, y, exchange.samples.sum, dtype)
-    return True if total is None else total
+def method(flow: Flow, penalties: Penalties, precision: str | None) -> Method:
+    """The streaming schedule; arguments are checked by `jtssm.solvers.tssm`."""
+
+    def step(exchange: Exchange, state: State, x: Tree, y: Array) -> tuple[State, Info]:
+        state, sums = flow.tick(exchange, state, x, y, True)
+        return state, info(flow.rule, exchange.samples.total(sums), flow.samples)
+
+    pieces = flow.pieces
+    return pieces.program(
+        flow.rule.name,
+        {"weights": "weights", **KINDS, "labels": (None, "pc")},
+        _declared(flow),
+        Batch(flow.samples, (flow.samples,)),
+        precision,
+        init=partial(init, flow, penalties),
+        step=step,
+        drain=partial(_drain, flow),
+        estimate=pieces.estimate,
+    ).on_one_device()
 
 
-def _info(rule: Rule, totals: Sequence[Array], samples: int) -> Info:
+KINDS: dict[str, str] = {  # of what is in flight
+    **dict.fromkeys(("forward", "backward"), "samples"),
+    **dict.fromkeys(("inputs", "kept"), "line"),
+}
+
+
+def _declared(flow: Flow) -> Declared:
+    pieces, sweeps = flow.pieces, flow.sweeps
+
+    def moves(samples: int) -> tuple[Move, ...]:
+        return (
+            *boundary_moves(flow, samples, sweeps),
+            *pieces.gradient_moves(sweeps),
+            *pieces.loss_moves(sweeps),
+        )
+
+    work = lambda l, samples: (run_of(flow, l, samples, 1),)
+    return Declared(moves, work, num_sums(flow), shows=flow.rule.shows, weighed_first=True)
+
+
+def boundary_moves(flow: Flow, samples: int, times: int) -> tuple[Move, ...]:
+    """What crosses the boundaries, of minibatches of so many samples together."""
+    ends = {"forward": "f", "backward": flow.rule.sends}
+    return flow.pieces.boundary_moves(samples, times, **ends, crossing=flow.crossing)
+
+
+def run_of(flow: Flow, l: int, samples: int, ticks: int) -> Run:
+    """What piece l multiplies in so many ticks of minibatches of so many samples."""
+    # all but the last piece run forward once more, on the minibatch that comes in
+    more = int(l < flow.pieces.num - 1)  # and the last sweep's gradient needs no f
+    turns = flow.sweeps * ticks
+    return Run(samples, turns + more * ticks, turns, turns, first=l > 0, unused=more * ticks)
+
+
+def num_sums(flow: Flow) -> int:
+    """How many scalars a tick sums: loss, right answers, weights, squares of residuals."""
+    return 3 + (len(flow.rule.shows) if flow.pieces.num > 1 else 0)
+
+
+def init(
+    flow: Flow,
+    penalties: Penalties,
+    exchange: Exchange,
+    key: Array,
+    x: Tree,
+    y: Array,
+    params: Carried | None,
+) -> State:
+    """The state in which nothing is in flight."""
+    pieces, crew, n, dtype = flow.pieces, flow.crew, flow.pieces.num, float_dtype(x)
+    lead, sweeps = flow.lead(exchange), flow.sweeps
+    # a message is of the samples of one minibatch
+    each = jax.vmap if crew is not None else lambda fn: fn
+    ahead, behind = (each(partial(rounded, grid)) for grid in flow.crossing)
+
+    def empty(l: int) -> tuple[Tree, Tree, Tree, tuple[Kept, ...]]:
+        def blank(piece: int, *ticks: int) -> Tree:
+            return zeros(stacked(pieces.arriving(piece), *ticks, *lead, dtype=dtype))
+
+        inner, last = l > 0, l == n - 1
+        own = blank(l, 2)
+        e = floats_of(own)
+        labels = jnp.zeros((2, *lead, *y.shape[1:]), y.dtype) if last else ()
+        dual = e if flow.rule.dual else ()
+        kept = Kept((), e, dual, labels) if inner else Kept(own, (), (), labels)
+        came = ahead(blank(l)) if inner else blank(l)
+        forward = (came,) * sweeps if inner else ()
+        backward = () if last else (behind(floats_of(blank(l + 1))),) * sweeps
+        # of minibatches that never entered: any numbers will do
+        line = lambda a: jnp.zeros((2 * (n - 1 - l), *a.shape), a.dtype)
+        waiting = () if last else jax.tree.map(line, came)
+        return forward, backward, waiting, (kept,) * (sweeps - 1)
+
+    weights = pieces.weights(exchange, key, dtype, params, crew and partial(crew.start, pieces))
+    forward, backward, inputs, kept = exchange.each(
+        empty, kinds=("samples", "samples", "line", "line")
+    )
+    own = lead[:1] if crew is not None and flow.weighted else ()
+    return State(
+        weights,
+        forward,
+        backward,
+        inputs,
+        kept,
+        labels=jnp.zeros((n, *lead, *y.shape[1:]), y.dtype),
+        live=jnp.zeros((flow.last + 1, *own), dtype if flow.weighted else bool),
+        tick=jnp.zeros((), jnp.int32),
+        penalties=penalties.as_arrays(dtype),
+        key=key if pieces.network.random else None,
+        pace=jnp.ones((), dtype),
+        opt_states=() if crew is None else crew.opt_states(pieces, exchange, weights),
+    )
+
+
+def info(rule: Rule, totals: Sequence[Array], samples: int) -> Info:
+    """What sums over so many samples show."""
     loss, right, weight, *squares = totals
     mean = jnp.where(weight > 0, 1 / weight, 0)
     # of a single piece 0 by construction
@@ -286,12 +330,7 @@ def _info(rule: Rule, totals: Sequence[Array], samples: int) -> Info:
     return measured(Info(loss * mean, right * mean, weight, shown))
 
 
-def _drain(tick: Tick, pieces: Pieces) -> Callable[[Exchange, State], State]:
-    def drain(exchange: Exchange, state: State) -> State:
-        dtype = jnp.result_type(state.penalties.alpha)
-        x = zeros(stacked(pieces.arriving(0), state.labels.shape[1], dtype=dtype))
-        y = jnp.zeros_like(state.labels[0])
-        rest = state.live.size - 1
-        return lax.fori_loop(0, rest, lambda _, s: tick(exchange, s, x, y, False)[0], state)
-
-    return drain
+def _drain(flow: Flow, exchange: Exchange, state: State) -> State:
+    x, y = flow.blank(exchange, state)
+    one = lambda _, state: flow.tick(exchange, state, x, y, False)[0]
+    return lax.fori_loop(0, flow.last, one, state)

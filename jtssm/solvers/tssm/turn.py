@@ -53,11 +53,7 @@ class Rule(NamedTuple):
     default_eta: Callable[[Penalties, int], Scalar]
     sends: str  # what goes backward
     dual: bool  # whether there is a u
-
-    @property
-    def shows(self) -> tuple[str, ...]:
-        """Names of the residuals, in the order of their squares."""
-        return ("primal_residual", "dual_residual", "coupling") if self.dual else ("coupling",)
+    shows: tuple[str, ...]  # names of the residuals, in the order of their squares
 
 
 def _gsadmm_boundary(was: Kept, g_p: Tree, penalties: Penalties) -> Renewed:
@@ -90,8 +86,16 @@ def _gsam_eta(penalties: Penalties, sweeps: int) -> Scalar:
     return 1 / penalties.alpha if sweeps == 1 else 1 / (2 * penalties.alpha)
 
 
-GSADMM = Rule("gsadmm", _gsadmm_boundary, _gsadmm_eta, "q - f", dual=True)
-GSAM = Rule("gsam", _gsam_boundary, _gsam_eta, "p - f", dual=False)
+RESIDUALS = ("primal_residual", "dual_residual", "coupling")
+GSADMM = Rule("gsadmm", _gsadmm_boundary, _gsadmm_eta, "q - f", dual=True, shows=RESIDUALS)
+GSAM = Rule("gsam", _gsam_boundary, _gsam_eta, "p - f", dual=False, shows=("coupling",))
+# of a single piece, which has no boundary
+SGD = Rule("sgd", _gsam_boundary, _gsam_eta, "", dual=False, shows=())
+
+
+def delay(num: int, l: int, s: int) -> int:
+    """Ticks between the entry of a minibatch and the turn of piece l of `num` on it in sweep s."""
+    return 2 * (num - 1) - l + 2 * s
 
 
 class Turn(NamedTuple):
@@ -168,7 +172,7 @@ class Turn(NamedTuple):
         """Turn of piece l in sweep s on a minibatch whose f_{l-1} is `origin`."""
         total = self._total(l, s)
         p = origin if l == 0 else _shifted(origin, was.e)
-        entered = self.tick - self._delay(l, s)
+        entered = self.tick - delay(self.pieces.num, l, s)
         f, seen, pull, own = self._linearised(l, weights.params, p, was.y, v_next, entered, total)
         g_W, g_p = pull()
         g_W = jax.tree.map(lambda g: g / self.samples, g_W)
@@ -202,15 +206,11 @@ class Turn(NamedTuple):
 
     def _age(self, l: int, s: int) -> Array:
         """Where `live` tells of the minibatch that piece l meets in sweep s."""
-        return (self.tick - self._delay(l, s)) % self.live.size
+        return (self.tick - delay(self.pieces.num, l, s)) % self.live.size
 
     def _total(self, l: int, s: int) -> Array | None:
         """The weights of that minibatch's samples together; None: of a loss without."""
         return None if self.pieces.loss.weight is None else self.live[self._age(l, s)]
-
-    def _delay(self, l: int, s: int) -> int:
-        """Ticks between the entry of a minibatch and the turn of piece l on it in sweep s."""
-        return 2 * (self.pieces.num - 1) - l + 2 * s
 
     def _forward(self, l: int, params: list[Tree], p: Tree, entered: Array) -> Tree:
         """f_l at p, of the minibatch that entered at that tick: whenever it runs, it draws the same."""

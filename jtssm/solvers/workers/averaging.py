@@ -3,7 +3,8 @@
 Both face the same rounds as independent subnet training and are what it must be compared with.
 
     local SGD   every worker takes the weights W, trains R steps on its own minibatches; W <- mean of all
-                (Stich, "Local SGD converges fast and communicates little", arXiv 1805.09767)
+                (Stich, "Local SGD converges fast and communicates little", arXiv 1805.09767);
+                with an outer optimizer DiLoCo: `jtssm.solvers.workers.outer`
     ensemble    every member trains R steps of its own; predictions are averaged (a control: in ResIST's
                 tables, arXiv 2107.00961, members that never talk match it at 2 and 4 workers)
 """
@@ -24,9 +25,11 @@ from jtssm.protocol.arguments import documented
 from jtssm.protocol.declared import Move
 from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method
+from jtssm.protocol.piece_optimizers import of_pieces
 from jtssm.protocol.settings import recorded
 from jtssm.protocol.workers import Meeting, Model
 from jtssm.solvers.workers.local_steps import Local, composed, local
+from jtssm.solvers.workers.outer import ARGUMENT, OUTER, Outer, averaged
 
 
 class State(NamedTuple):
@@ -34,13 +37,14 @@ class State(NamedTuple):
 
     params: list[Tree]  # one tree a layer; of an ensemble [N, ...] each
     opt_state: Tree  # [N, ...]: every worker's own
+    outer_opt_state: Tree  # the outer optimizer's, once for all; () without
     round: Array  # rounds so far
     key: Array  # of dropout
     pace: Array  # [] what the optimizer's updates are multiplied by: 1, less after a divergence
 
 
 @recorded()
-@documented()
+@documented({ARGUMENT: OUTER})
 def local_sgd(
     net: Network,
     *,
@@ -48,6 +52,7 @@ def local_sgd(
     optimizer: optax.GradientTransformation | optax.MultiSteps,
     local_steps: int,
     batch_size: int,
+    outer_optimizer: optax.GradientTransformation | optax.MultiSteps | None = None,
     loss: str | losses.Loss = "cross_entropy",
     precision: str | None = None,
     compute_dtype: DTypeLike | None = None,
@@ -57,6 +62,9 @@ def local_sgd(
     A step is a round: it takes x [R, N, b, ...] and y [R, N, b]. On a mesh workers lie along "subnet",
     a worker's minibatch along "pc"; the mean is one all-reduce of all parameters. With R = 1 and plain
     SGD it is data parallelism with minibatches of N b samples.
+
+    With an `outer_optimizer` it is DiLoCo; one that wants a `value` is told the mean loss of the round.
+    After a divergence (`fit`) the workers' steps are made smaller, and with them its gradient.
 
     Args:
       net: the network.
@@ -86,7 +94,9 @@ def local_sgd(
     trainer = local(
         net, optimizer, loss, local_steps, batch_size, precision, compute_dtype, composed(net)
     )
-    return _method("local_sgd", _Averaged(trainer, workers), precision)
+    return _method(
+        "local_sgd", _Averaged(trainer, workers, _outer(trainer, outer_optimizer)), precision
+    )
 
 
 @recorded()
@@ -125,12 +135,23 @@ def ensemble(
     return _method("ensemble", _Apart(trainer, members), precision)
 
 
+def _outer(
+    trainer: Local, optimizer: optax.GradientTransformation | optax.MultiSteps | None
+) -> Outer | None:
+    """The outer optimizer of a whole network, checked."""
+    if optimizer is None:
+        return None
+    net = trainer.network
+    (found,) = of_pieces(optimizer, net, (0, len(net.layers)), ARGUMENT)
+    return Outer(found, net.layers, trainer.frozen)
+
+
 def _method(name: str, crew: _Averaged | _Apart, precision: str | None) -> Method:
     trainer = crew.trainer
     return trainer.program(
         name,
         crew.num,
-        {"params": crew.axes, "opt_state": ("subnet",)},
+        {"params": crew.axes, "opt_state": ("subnet",), "outer_opt_state": ()},
         Model(
             draw=crew.draw,
             lay_out=lambda xp, params: {"params": params},
@@ -143,6 +164,7 @@ def _method(name: str, crew: _Averaged | _Apart, precision: str | None) -> Metho
         step=crew.step,
         forward=crew.forward,
         estimate=crew.estimate,
+        weight_fields=("params", "opt_state", "outer_opt_state"),
     ).on_one_device()
 
 
@@ -151,6 +173,7 @@ class _Averaged(NamedTuple):
 
     trainer: Local
     num: int
+    outer: Outer | None  # None: the mean
     axes: tuple[str, ...] = ()  # along which the parameters are split
 
     def draw(self, key: Array, dtype: DTypeLike) -> list[Tree]:
@@ -160,14 +183,23 @@ class _Averaged(NamedTuple):
     def start(self, key: Array, params: list[Tree]) -> State:
         """The first state."""
         copies = jax.tree.map(lambda a: jnp.broadcast_to(a, (self.num, *a.shape)), params)
-        return _first(params, self.trainer.fresh(copies, 0), key)
+        state = _first(params, self.trainer.fresh(copies, 0), key)
+        return (
+            state
+            if self.outer is None
+            else state._replace(outer_opt_state=self.outer.start(params))
+        )
 
     def step(self, meeting: Meeting, state: State, x: Tree, y: Array) -> tuple[State, Info]:
-        """Copy, train, average."""
+        """Copy, train, meet."""
         copies = meeting.copies(state.params)
         params, opt_state, info = self.trainer.round(meeting, state, copies, x, y)
-        mean = self.trainer.averaged(meeting, state.params, params, self.trainer.frozen)
-        return _next(state, mean, opt_state), info
+        mean = averaged(meeting.mean, state.params, params, self.trainer.frozen)
+        if self.outer is None:
+            return _next(state, mean, opt_state), info
+        counts = True if self.trainer.loss.weight is None else info.samples > 0
+        met, outer = self.outer.step(state.params, mean, state.outer_opt_state, counts, info.loss)
+        return _next(state._replace(outer_opt_state=outer), met, opt_state), info
 
     def forward(self, meeting: Meeting, state: State, x: Tree) -> Array:
         """Outputs [b, ...] of the averaged network."""
@@ -224,7 +256,7 @@ class _Apart(NamedTuple):
 
 def _first(params: list[Tree], opt_state: Tree, key: Array) -> State:
     dtype = jax.tree.leaves(params)[0].dtype
-    return State(params, opt_state, jnp.zeros((), jnp.int32), key, jnp.ones((), dtype))
+    return State(params, opt_state, (), jnp.zeros((), jnp.int32), key, jnp.ones((), dtype))
 
 
 def _next(state: State, params: list[Tree], opt_state: Tree) -> State:

@@ -24,6 +24,7 @@ from jtssm.protocol.workers import Meeting, round_info
 from jtssm.solvers.workers.deal import Cut, Dealt
 from jtssm.solvers.workers.local_steps import Local, composed
 from jtssm.solvers.workers.neurons import scaled
+from jtssm.solvers.workers.outer import averaged
 
 DEAL = (("pull", "all_to_all"), ("push", "all_to_all"))
 
@@ -153,7 +154,7 @@ class DealtModel(NamedTuple):
             for how, old, p in zip(self.plan, state.homes, params, strict=True)
         ]
         frozen = self._shared(self.trainer.frozen)
-        shared = self.trainer.averaged(meeting, state.shared, self._shared(params), frozen)
+        shared = averaged(meeting.mean, state.shared, self._shared(params), frozen)
         return state._replace(homes=homes, shared=shared, round=state.round + 1)
 
     def own(self, meeting: Meeting, dtype: DTypeLike) -> Own:

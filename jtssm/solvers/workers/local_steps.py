@@ -25,6 +25,7 @@ from jtssm.protocol.program import Batch, Stages
 from jtssm.protocol.workers import Meeting, Model, WorkerProgram, round_info
 from jtssm.solvers.pieces import paced, precisely, training
 from jtssm.solvers.weighing import kept, weigh
+from jtssm.solvers.workers.outer import frozen, sent
 
 # states of optax that count steps for a schedule: they run on where the rest starts anew
 SCHEDULES = (
@@ -114,13 +115,14 @@ class Local(NamedTuple):
         step: Callable[..., tuple[Tree, Info]],
         forward: Callable[[Meeting, Tree, Tree], Array],
         estimate: Callable[[Meeting, Tree, Tree], Tree],
+        weight_fields: tuple[str, ...] = WorkerProgram.weight_fields,
     ) -> WorkerProgram:
         """A method in which each of `num` workers trains the whole network.
 
         Args:
           kinds: mesh axes of the first dimensions of the fields of State beside round, key and pace.
           moves: what one worker sends in a round, in numbers.
-          step, forward, estimate: as in `WorkerProgram`.
+          step, forward, estimate, weight_fields: as in `WorkerProgram`.
         """
         steps, scalars = self.local_steps, dict.fromkeys(("round", "key", "pace"), ())
         run = Run(self.batch_size, steps, steps, steps, first=False)
@@ -139,6 +141,7 @@ class Local(NamedTuple):
             step=precisely(precision, step),
             forward=precisely(precision, forward),
             estimate=precisely(precision, estimate),
+            weight_fields=weight_fields,
         )
 
     def round(
@@ -168,24 +171,11 @@ class Local(NamedTuple):
     @property
     def frozen(self) -> list[Tree]:
         """One tree a layer: of each parameter, whether the optimizer never moves it."""
-        shapes = self.network.parameter_shapes()
-        return jax.tree.unflatten(jax.tree.structure(shapes), self.optimizer.frozen)
-
-    def averaged(self, meeting: Meeting, old: Tree, new: Tree, frozen: Tree) -> Tree:
-        """The mean of all workers' arrays [n, ...]; a frozen one stays as it was before the round.
-
-        The mean of three equal numbers need not be that number: frozen weights would wander.
-        """
-        moving = jax.tree.map(lambda still, a: None if still else a, frozen, new)
-        pick = lambda still, was, a: was if still else a
-        return jax.tree.map(pick, frozen, old, meeting.mean(moving))
+        return frozen(self.optimizer, self.network.parameter_shapes())
 
     def mean_move(self) -> Move:
         """The mean of all workers' parameters, once a round; of those that are not frozen."""
-        pairs = zip(
-            jax.tree.leaves(self.network.parameter_shapes()), self.optimizer.frozen, strict=True
-        )
-        size = sum(a.size for a, still in pairs if not still)
+        size = sent(self.optimizer, self.network.parameter_shapes())
         return Move("mean of W", (size,), "subnet", None, None, 1, collective="all_reduce")
 
     def gradient_move(self) -> Move:

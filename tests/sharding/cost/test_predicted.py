@@ -32,6 +32,7 @@ ADAM = optax.adam(1e-3)
 NET = jtssm.mlp([24, 32, 48, 32, 8])
 PLATEAU = optax.chain(ADAM, optax.contrib.reduce_on_plateau())
 PARTLY = optax.chain(PLATEAU, optax.masked(optax.set_to_zero(), [True, False, False, False]))
+NESTEROV = optax.sgd(0.7, momentum=0.9, nesterov=True)
 IMAGES = images.convnet((16, 16, 3), 8, channels=(4, 8), hidden=(16,))
 DOMAIN = ("domain",) * 4 + ("model", "row")
 DECODER = architectures.decoder(1, width=8, heads=4, sequence=5, vocabulary=32)
@@ -84,6 +85,13 @@ CASES = {
     ),
     "gsadmm, 8 bits": Case(solvers.gsadmm(NET, subnets=4, grid=8, **BATCH), (4, 1, 2)),
     "gsadmm, stored": Case(solvers.gsadmm(NET, subnets=4, schedule="stored", **BATCH), (4, 1, 2)),
+    "gsadmm, workers that meet": Case(
+        solvers.gsadmm(NET, subnets=2, workers=2, outer_optimizer=NESTEROV, **ROUND), (2, 1, 2)
+    ),
+    "gsadmm, two workers a device": Case(
+        solvers.gsadmm(NET, subnets=4, workers=4, **ROUND | {"optimizer": PLATEAU}), (2, 1, 2)
+    ),
+    "sgd, workers that meet": Case(solvers.sgd(IMAGES, workers=4, **ROUND), (1, 1, 4)),
     "gsam, stored": Case(solvers.gsam(NET, subnets=4, schedule="stored", **BATCH), (2, 1, 4)),
     "gsadmm, stored, on three axes": Case(
         solvers.gsadmm(NET, subnets=4, schedule="stored", **BATCH), (2, 2, 2)
@@ -112,14 +120,19 @@ CASES = {
     "gsadmm, told the loss": Case(
         solvers.gsadmm(NET, subnets=2, optimizer=PLATEAU, batch_size=16), (2, 1, 2)
     ),
-    "local_sgd, told the loss, with a frozen layer": Case(
-        solvers.local_sgd(NET, workers=4, **ROUND | {"optimizer": PARTLY}), (4, 1, 2)
+    "local_sgd, told the loss, with a frozen layer and an outer optimizer": Case(
+        solvers.local_sgd(
+            NET, workers=4, outer_optimizer=NESTEROV, **ROUND | {"optimizer": PARTLY}
+        ),
+        (4, 1, 2),
     ),
     "ensemble": Case(solvers.ensemble(IMAGES, members=4, **ROUND), (2, 1, 4)),
 }
 
 
 RARE = (  # each has a sister that differs from it in its mesh or its network
+    "gsadmm, two workers a device",
+    "sgd, workers that meet",
     "sgd on pc",
     "gsadmm in one piece",
     "gsadmm, 8 bits",
@@ -254,6 +267,7 @@ FLAT = {
     "pdadmm, 8 bits": solvers.pdadmm(NET, grid=8),
     "ist": solvers.ist(NET, subnets=4, **ROUND),
     "local_sgd": solvers.local_sgd(NET, workers=2, **ROUND),
+    "gsadmm, workers": solvers.gsadmm(NET, subnets=3, workers=2, **ROUND),
 }
 
 

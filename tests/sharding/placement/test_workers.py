@@ -38,6 +38,9 @@ METHODS = {
         batch_size=8,
     ),
     "local_sgd": solvers.local_sgd(BATCH, workers=8, **ROUND),
+    "diloco": solvers.local_sgd(
+        BATCH, workers=8, outer_optimizer=optax.sgd(0.7, momentum=0.9, nesterov=True), **ROUND
+    ),
     "ensemble": solvers.ensemble(BATCH, members=8, **ROUND),
 }
 
@@ -64,6 +67,7 @@ def numbers(method, state):
 RARE = (
     "ensemble",
     "local_sgd",
+    "diloco",
     "ist, uneven, running",
     "ist, layer, dropout",
 )  # contract and normalisation have meshes too

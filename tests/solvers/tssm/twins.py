@@ -1,6 +1,6 @@
 """Slow, literal twins of gsADMM's and gsAM's schedules, written from the equations and not from the library."""
 
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +112,13 @@ def streaming(pieces, batches, sweeps, rho, alpha, eta, forward=as_it_is, backwa
     The boundary's variables move along with f_l whenever subnetwork l evaluates it anew. forward and
     backward: what becomes of f and of q - f on their way to the neighbour.
     """
+    for _ in ticks(pieces, batches, sweeps, rho, alpha, eta, forward, backward):
+        pass
+    return pieces.params()
+
+
+def ticks(pieces, batches, sweeps, rho, alpha, eta, forward=as_it_is, backward=as_it_is):
+    """The same tick by tick; in between the weights of `pieces` may be set."""
     n, last = pieces.num, pieces.num - 1
     variables = [
         {} for _ in batches
@@ -143,7 +150,26 @@ def streaming(pieces, batches, sweeps, rho, alpha, eta, forward=as_it_is, backwa
                 ways = (forward, backward)
                 _turn(pieces, variables[b], l, s, b, x, y, shifts, (rho, alpha, eta), ways)
         fresh_f |= moves
-    return pieces.params()
+        yield
+
+
+def rounds(crew, batches, steps, update, **ways):
+    """Workers that each run a stream and meet: every `steps` ticks, and when nothing is in flight any more.
+
+    crew: `Pieces` a worker, of equal weights.  batches: of each worker.
+    update: (weights that all set out from, mean of what they came to) -> the new ones.
+    """
+    streams = [ticks(pieces, own, **ways) for pieces, own in zip(crew, batches, strict=True)]
+    num, rounds = len(crew), len(batches[0]) // steps
+    for left in [steps] * rounds + [None]:
+        start = list(crew[0].W)
+        for stream in streams:
+            for _ in islice(stream, left):
+                pass
+        met = update(start, jax.tree.map(lambda *a: sum(a) / num, *(each.W for each in crew)))
+        for each in crew:
+            each.W = list(met)
+    return crew[0].params()
 
 
 def _turn(pieces, boundary, l, s, b, x, y, shifts, penalties, ways):

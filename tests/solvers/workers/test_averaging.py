@@ -121,3 +121,63 @@ def test_statistics_are_estimated_under_the_trained_network(builder):
         for w in range(2):
             pick = lambda tree, w=w: jax.tree.map(lambda a: a[w], tree)
             close(pick(found), net.estimate(pick(kept), X))
+
+
+NESTEROV = solvers.optimizer("sgd", 0.7, momentum=0.9, nesterov=True)
+
+
+def diloco(net=NET, outer=NESTEROV, **changes):
+    ways = {"workers": 3, "optimizer": ADAM, "local_steps": STEPS, "batch_size": SIZE} | changes
+    return solvers.local_sgd(net, outer_optimizer=outer, **ways)
+
+
+def test_diloco_moves_the_shared_weights_by_nesterovs_rule():
+    """Algorithm 1 of arXiv 2311.08105, its momentum written out: v <- 0.9 v + d; W <- W - 0.7 (d + 0.9 v)."""
+    xs, ys = batches(3, 3)
+    params = NET.init(jax.random.key(4), jnp.float64)
+    state, _ = run(diloco(), xs, ys, params)
+    workers, W = [first(params)] * 3, params
+    v = jax.tree.map(jnp.zeros_like, W)
+    for x, y in zip(xs, ys, strict=True):
+        workers = [s._replace(weights=(s.weights[0]._replace(params=W),)) for s in workers]
+        workers = [alone(x[:, w], y[:, w], s) for w, s in enumerate(workers)]
+        d = jax.tree.map(lambda w, *a: w - sum(a) / 3, W, *(s.weights[0].params for s in workers))
+        v = jax.tree.map(lambda v, d: 0.9 * v + d, v, d)
+        W = jax.tree.map(lambda w, v, d: w - 0.7 * (d + 0.9 * v), W, v, d)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(W), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-10)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), state.outer_opt_state[0].trace, v
+    )
+
+
+def test_an_outer_step_leaves_alone_what_no_worker_moved():
+    """Frozen weights and statistics in spite of decay; everything, with the momentum, where nothing counts."""
+    net = jtssm.mlp([5, 8, 3], normalisation="running")
+    labels = lambda params: ["frozen" if i == 0 else "moving" for i in range(len(params))]
+    some = optax.multi_transform({"frozen": optax.set_to_zero(), "moving": optax.sgd(0.1)}, labels)
+    outer = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.7, momentum=0.9))
+    loss = jtssm.losses.cross_entropy(ignore_index=-1)
+    method = diloco(net, outer, optimizer=some, loss=loss)
+    (xs,), (ys,) = batches(1, 3)
+    start = method.init(KEY, X, Y)
+    step = jax.jit(method.step)
+    state, _ = step(start, xs, ys)
+    jax.tree.map(np.testing.assert_array_equal, state.params[0], start.params[0])
+    for name in net.layers[1].estimated:
+        np.testing.assert_array_equal(state.params[1][name], start.params[1][name])
+    assert not np.array_equal(state.params[-1]["W"], start.params[-1]["W"])
+    still, info = step(state, xs, np.full_like(ys, -1))
+    assert info.samples == 0
+    for name in ("params", "outer_opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(still, name), getattr(state, name))
+
+
+def test_an_outer_optimizer_is_checked_like_the_other_one():
+    with pytest.raises(ValueError, match=r"outer_optimizer: expected an optax optimizer.*got 0.7"):
+        diloco(outer=0.7)
+    with pytest.raises(ValueError, match=r"outer_optimizer: expected one that a gradient.*raised"):
+        diloco(outer=optax.lbfgs())
+    told = diloco(outer=optax.contrib.reduce_on_plateau())
+    assert told.program.stages.num == 1
+    assert "outer_optimizer=sgd(learning_rate=0.7, momentum=0.9, nesterov=True)" in repr(diloco())

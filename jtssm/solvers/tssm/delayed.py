@@ -1,0 +1,43 @@
+"""How old gradients are in the streaming schedule, and optimizers that step less for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import optax
+
+from jtssm.arrays import Array, Tree
+
+
+def delays(num: int) -> list[int]:
+    """How many minibatches old the gradients of each of `num` subnetworks are: 2(n - l), l = 1 .. n.
+
+    That is, how often the subnetwork steps between its forward pass on a minibatch and the step
+    that this minibatch causes, in the first of its sweeps.
+    """
+    return [2 * (num - 1 - l) for l in range(num)]
+
+
+def slowed(
+    optimizers: Sequence[optax.GradientTransformation], power: float
+) -> tuple[optax.GradientTransformation, ...]:
+    """The optimizers of n subnetworks, their updates scaled by (1 + delay)^-power."""
+
+    def slow(optimizer: optax.GradientTransformation, scale: float) -> optax.GradientTransformation:
+        whole = optax.with_extra_args_support(optimizer)
+
+        def update(
+            gradient: Tree, state: Tree, params: Tree = None, **more: Array
+        ) -> tuple[Tree, Tree]:
+            updates, state = whole.update(gradient, state, params, **more)
+            return jax.tree.map(lambda a: scale * a, updates), state
+
+        # not optax.chain: the state stays what the user's optimizer makes it
+        return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+    scales = [(1 + delay) ** -power for delay in delays(len(optimizers))]
+    return tuple(
+        optimizer if scale == 1 else slow(optimizer, scale)
+        for optimizer, scale in zip(optimizers, scales, strict=True)
+    )
