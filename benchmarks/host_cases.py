@@ -15,6 +15,7 @@ from jtssm import nn, solvers
 Shape = tuple[int, int, int]  # subnet x pr x pc
 PLAIN = "one host, SGD"  # what the others are compared with
 ROUND = 20  # local steps
+OUTER = optax.sgd(0.7, momentum=0.9, nesterov=True)
 OPTIMIZERS = {"momentum": optax.sgd(1e-3, momentum=0.9), "adam": optax.adam(1e-4)}
 
 
@@ -55,7 +56,14 @@ EVERY: dict[str, Case] = {  # of all but pdADMM's
     "data parallel": Case("sgd", {}, (1, 1, 2)),
     "gsADMM, n = 2": Case("gsadmm", {"subnets": 2}, (2, 1, 1)),
     "gsADMM, n = 2, cut by work": Case("gsadmm", {"subnets": 2, "balance": "work"}, (2, 1, 1)),
+    "gsADMM, n = 2, cut by work, 8 bits": Case(
+        "gsadmm", {"subnets": 2, "balance": "work", "grid": 8}, (2, 1, 1)
+    ),
     "local SGD, R = 20": Case("local_sgd", {"workers": 2, "local_steps": ROUND}, (2, 1, 1)),
+    "DiLoCo, R = 20": Case(
+        "local_sgd", {"workers": 2, "local_steps": ROUND, "outer_optimizer": OUTER}, (2, 1, 1)
+    ),
+    "SGD, R = 20 local steps": Case("sgd", {"workers": 2, "local_steps": ROUND}, (1, 1, 2)),
 }
 DENSE: dict[str, Case] = {  # of dense layers, which are split and dealt
     "grid, pr = 2": Case("sgd", {}, (1, 2, 1)),
@@ -79,6 +87,7 @@ def layered() -> dict[str, Case]:
     return {
         one: Case("pdadmm", optimizer=None, against=one),
         "pdADMM": Case("pdadmm", {}, (2, 1, 1), None, one),
+        "pdADMM, 8 bits": Case("pdadmm", {"grid": 8}, (2, 1, 1), None, one),
     }
 
 
