@@ -62,6 +62,7 @@ class Declared(NamedTuple):
     splits_layers: bool = True  # whether layers can be split over "pr"
     # whether workers lie along "pc": nothing is summed over it but what `moves` say
     apart: bool = False
+    swaps: bool = False  # whether neighbours tell each other at once what crosses a boundary
     shows: tuple[str, ...] = ()  # names in `Info.shown` of a step
     # samples in a step -> how often the weights of a minibatch are summed over the devices that split it,
     # of a loss that has any

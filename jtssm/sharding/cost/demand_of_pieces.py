@@ -36,7 +36,8 @@ def of_stages(
     devices = tuple(_total(pieces[d * local : (d + 1) * local]) for d in range(sizes[0]))
     # what the devices of pr hold of it is the same
     shown = _shown(program, (sizes[0], 1, sizes[2]))
-    return Step(devices, (*_boundaries(moves, local, sizes[2]), *by_all, *shown))
+    between = (*_boundaries(moves, local, sizes[2]), *by_all, *shown)
+    return Step(devices, between, program.declared.swaps)
 
 
 def of_whole(

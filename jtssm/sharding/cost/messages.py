@@ -42,6 +42,7 @@ class Step(NamedTuple):
 
     devices: tuple[Demand, ...]  # of each position along "subnet"
     between: tuple[Message, ...]  # boundaries, sums, deals
+    swaps: bool = False  # whether neighbours along "subnet" tell each other at once
 
 
 SHOWN = "sums"  # the scalars that a step shows

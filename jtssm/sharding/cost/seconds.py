@@ -144,7 +144,9 @@ def seconds_of(
     gradient = [m for m in _combined(demand.messages) if is_gradient(m)]
     reduced = sum(_sent_seconds(machine, gradient, sizes, word).values())
     waited_for = [m for m in step.between if m.what != SHOWN]
-    between = _sent_seconds(machine, _longest(waited_for), sizes, word)
+    between = _sent_seconds(
+        machine, _longest(waited_for, step.swaps and sizes[0] == 2), sizes, word
+    )
     causes = {name: getattr(slowest, name) + seconds for name, seconds in between.items()}
     return slowest._replace(**causes, hidden=min(overlap * slowest.products, reduced))
 
@@ -166,13 +168,20 @@ def _combined(messages: Iterable[Message]) -> Iterable[Message]:
     yield from sums.values()
 
 
-def _longest(messages: Iterable[Message]) -> Iterable[Message]:
-    """Of messages that cross all boundaries at once the largest of each kind; the others as they are."""
+def _longest(messages: Sequence[Message], at_once: bool) -> Iterable[Message]:
+    """Of messages that cross all boundaries at once the largest of each kind; the others as they are.
+
+    at_once: two devices tell each other all they have: what the one sends that has more to tell.
+    """
+    crossing = [m for m in messages if m.source is not None]
+    yield from (m for m in messages if m.source is None)
+    if at_once:
+        of = [[m for m in crossing if m.source == device] for device in range(2)]
+        yield from max(of, key=lambda sent: sum(message_bytes(m, WORD) for m in sent))
+        return
     kinds: dict[str, Message] = {}
-    for m in messages:
-        if m.source is None:
-            yield m
-        elif m.what not in kinds or kinds[m.what].words < m.words:
+    for m in crossing:
+        if m.what not in kinds or kinds[m.what].words < m.words:
             kinds[m.what] = m
     yield from kinds.values()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import AbstractMesh, Mesh
 
 from jtssm.arrays import Array
@@ -58,8 +59,10 @@ def _swapped(ahead: Array, behind: Array, axis: str) -> tuple[Array, Array]:
     first = collectives.index(axis) == 0
     mine = jnp.where(first, _lengthened(ahead, max(n, m)), _lengthened(behind, max(n, m)))
     kept = mine.astype(jnp.uint8) if mine.dtype == bool else mine
-    none = jnp.zeros_like(kept)
-    halves = jnp.where(first, jnp.stack([none, kept]), jnp.stack([kept, none]))
+    other = jnp.where(first, 1, 0)
+    halves = lax.dynamic_update_slice_in_dim(
+        jnp.zeros((2, *kept.shape), kept.dtype), kept[None], other, 0
+    )
     got = collectives.scatter_sum(halves, axis, 0).reshape(mine.shape).astype(mine.dtype)
     blank = jnp.zeros_like(got)
     return jnp.where(first, blank, got)[..., :n], jnp.where(first, got, blank)[..., :m]

@@ -111,5 +111,6 @@ def _declared(flow: Flow, crew: Crew) -> Declared:
         streaming.num_sums(flow),
         splits_layers=False,
         shows=flow.rule.shows,
+        swaps=True,
         apart=True,
     )

@@ -242,7 +242,9 @@ def _declared(flow: Flow) -> Declared:
         )
 
     work = lambda l, samples: (run_of(flow, l, samples, 1),)
-    return Declared(moves, work, num_sums(flow), shows=flow.rule.shows, weighed_first=True)
+    return Declared(
+        moves, work, num_sums(flow), swaps=True, shows=flow.rule.shows, weighed_first=True
+    )
 
 
 def boundary_moves(flow: Flow, samples: int, times: int) -> tuple[Move, ...]:

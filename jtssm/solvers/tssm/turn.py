@@ -37,9 +37,7 @@ class Kept(NamedTuple):
 
 # (e, u, v, squares of what is shown) at the input of a piece; () is none
 Renewed = tuple[Tree, Tree, Tree, tuple[Array, ...]]
-Gradient = tuple[
-    list[Tree], Tree
-]  # g_W / samples; the loss, for an optimizer that wants it, else ()
+Gradient = tuple[list[Tree], Tree]  # g_W; the loss, for an optimizer that wants it, else ()
 Seen = tuple[Array, ...]  # sums over a minibatch: loss, number right, samples; then squares
 
 
@@ -175,7 +173,6 @@ class Turn(NamedTuple):
         entered = self.tick - delay(self.pieces.num, l, s)
         f, seen, pull, own = self._linearised(l, weights.params, p, was.y, v_next, entered, total)
         g_W, g_p = pull()
-        g_W = jax.tree.map(lambda g: g / self.samples, g_W)
         # what the piece minimises, the mean over the whole minibatch
         wants = self.pieces.wants_loss(l)
         loss = self.exchange.samples.sum(own) / self.samples if wants else ()
@@ -194,6 +191,8 @@ class Turn(NamedTuple):
     def descend(self, l: int, weights: Weights, gradient: Gradient) -> Weights:
         """The step of piece l that a minibatch causes."""
         g_W, loss = gradient
+        # divided here, where it is read anyway
+        g_W = jax.tree.map(lambda g: g / self.samples, g_W)
         return self.pieces.descend(l, weights, g_W, True, self.pace, loss)
 
     def lives(self, s: int) -> Array:

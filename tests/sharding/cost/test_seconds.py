@@ -56,10 +56,20 @@ def test_a_step_on_one_device_by_hand():
 
 
 def test_messages_by_hand():
-    """n = 2 on 2 x 2 devices: f and q - f of 4 samples, width 12; the larger piece's gradient."""
+    """n = 2 on 2 x 2 devices: f and q - f of 4 samples, width 12, at once; the larger piece's gradient."""
     method = solvers.gsadmm(NET, subnets=2, **SHARED)
     got = seconds.step_seconds(method, SLOW, subnet=2, pc=2)
-    np.testing.assert_allclose(got.permute, 2 * (1e-3 + 4 * 12 * 4 / 1e6), rtol=1e-12)
+    one = 1e-3 + 4 * 12 * 4 / 1e6
+    np.testing.assert_allclose(got.permute, one, rtol=1e-12)
+    # of three devices one has two neighbours; a stored schedule sends one after the other
+    three = solvers.gsadmm(NET, subnets=3, **SHARED)
+    widest = 2e-3 + 2 * 8 * 12 * 4 / 1e6
+    np.testing.assert_allclose(
+        seconds.step_seconds(three, SLOW, subnet=3).permute, widest, rtol=1e-12
+    )
+    stored = solvers.gsadmm(NET, subnets=2, schedule="stored", **SHARED)
+    crossing = seconds.step_seconds(stored, SLOW, subnet=2, pc=2, samples=8).permute
+    assert crossing >= 2 * one
     size = max(6 * 8 + 8 + 8 * 12 + 12, 12 * 8 + 8 + 8 * 4 + 4)
     np.testing.assert_allclose(got.all_reduce, 2 * 1e-3 + 4 * size / 1e6, rtol=1e-12)
     same = seconds.step_seconds(method, SLOW, subnet=1, pc=1)
