@@ -37,9 +37,7 @@ class Spot(NamedTuple):
     """Where a leaf lies."""
 
     shelf: int
-    start: (
-        int | None
-    )  # among the numbers of an array of another shape; None: it is all of the array
+    start: int | None  # in a row that is shared; None: it is all of the array
 
 
 class Leafwise(NamedTuple):

@@ -4,10 +4,12 @@ Row l of an array holds the leaves of piece l that have its dtype, flattened, on
 padded with zeros to the longest; so every leaf keeps its dtype, and leaves of several dtypes may stand
 in one tree. By kind, with size the length of that row:
 
-    weights  [n, pr, size] over ("subnet", "pr") for leaves split over pr,
-             [n, 1, size] over ("subnet",) for whole ones
     samples  [n, samples, size] over ("subnet", "pc")
     line     [n, ticks, samples, size] over ("subnet", None, "pc"); shorter lines are padded
+    weights  [n, pr, size] over ("subnet", "pr") for leaves split over pr,
+             [n, 1, size] over ("subnet",) for whole ones
+
+Lines lie slot by slot (`slotted`), and weights leaf by leaf (`leafwise`) but of methods that batch pieces.
 """
 
 from __future__ import annotations

@@ -16,9 +16,8 @@ from jtssm.sharding.placement.packing import Layout, Leaf, layout_of
 from jtssm.sharding.placement.rows import AnyLayout, Rows, axes_of, dtype_of
 from jtssm.sharding.placement.slotted import Slotted, slotted
 
-Base = (
-    dict[str, Array] | None
-)  # of a slot or a device, the arrays that results come in the place of
+# of a slot or a device, the arrays in whose place results come
+Base = dict[str, Array] | None
 
 
 class RowsResult(NamedTuple):
