@@ -9,7 +9,7 @@ in one tree. By kind, with size the length of that row:
     weights  [n, pr, size] over ("subnet", "pr") for leaves split over pr,
              [n, 1, size] over ("subnet",) for whole ones
 
-Lines lie slot by slot (`slotted`), and weights leaf by leaf (`leafwise`) but of methods that batch pieces.
+Lines lie slot by slot (`slotted`), weights leaf by leaf (`leafwise`), but of methods that batch pieces.
 """
 
 from __future__ import annotations
