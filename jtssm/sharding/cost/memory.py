@@ -29,6 +29,8 @@ from jtssm.arrays import Tree
 from jtssm.protocol.declared import WORD
 from jtssm.protocol.device_memory import held
 from jtssm.protocol.method import Method
+from jtssm.protocol.program import Program
+from jtssm.protocol.stages import StageProgram
 from jtssm.sharding.cost.demand_of_pieces import Layered
 from jtssm.sharding.cost.messages import Demand, Sizes, Step
 from jtssm.sharding.mesh import AXES
@@ -68,6 +70,7 @@ class Memory(NamedTuple):
 
 
 WITH_GRADIENT = 2  # parameters that are gathered, and their gradient before it is scattered
+COPIES = 2  # of what is copied, as it is used and as it comes back
 GRADIENTS = 3  # for each parameter: its gradient, its update, its new value
 
 
@@ -113,8 +116,15 @@ def step_memory(
         gradients=GRADIENTS * trained + round(fresh),
         activations=round(max(activation_bytes(device) for device in step.devices)),
         halo=round(max(halo_bytes(device) for device in step.devices)),
-        copies=2 * (kept + rest) if program.copies_state else 0,
+        copies=COPIES * (rest + kept * copies_weights(program)) if program.copies_state else 0,
     )
+
+
+def copies_weights(program: Program) -> bool:
+    """Whether a step takes its weights from where they lie and puts them back: those of pieces that are
+    batched lie in rows, those of workers are shared, or dealt; others change in place."""
+    pieces = isinstance(program, StageProgram) and not program.declared.apart
+    return program.copies_state and not (pieces and program.declared.alike is None)
 
 
 def activation_bytes(demand: Demand) -> float:

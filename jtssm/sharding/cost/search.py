@@ -25,7 +25,13 @@ from jtssm.sharding.cost.demand_of_pieces import (
     step_samples,
 )
 from jtssm.sharding.cost.machines import Machine
-from jtssm.sharding.cost.memory import GRADIENTS, kept_bytes, optimizer_words
+from jtssm.sharding.cost.memory import (
+    COPIES,
+    GRADIENTS,
+    copies_weights,
+    kept_bytes,
+    optimizer_words,
+)
 from jtssm.sharding.cost.messages import Demand, Sizes
 from jtssm.sharding.cost.products import stored_words
 from jtssm.sharding.cost.refusals import NoRoomError
@@ -140,8 +146,7 @@ class Chain:
         # whether layers before i in its piece have parameters: then its inputs have a gradient
         have = [bool(jax.tree.leaves(params)) for params in layered.params]
         self.trained = [any(have[a:i]) for i, a in enumerate(begin)]
-        # what `jtssm.sharding.cost.memory` counts for weights that are packed in rows
-        self.copies = 2 if layered.program.copies_state else 0
+        self.copies = COPIES * copies_weights(layered.program)
 
     def fastest(self, layers: range, limit: float) -> tuple[str, ...]:
         """The forms of a run of layers."""
