@@ -173,18 +173,16 @@ def float32():
         yield
 
 
-# two sweeps are two switches: of each the counters take the branch that moves most, here device 0's
-# (39 360 bytes) and device 1's (34 528); device 1 moves 2 * 34 528, which is the formula
-SWEPT = pytest.mark.xfail(reason="branches of two switches are counted apart", strict=True)
-COUNTED = [
-    pytest.param(n, marks=[pytest.mark.slow, SWEPT]) if n == "gsadmm on rows" else n for n in NAMES
-]
-
-
-@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize("name", NAMES)
 def test_predicted_bytes_are_those_of_the_compiled_program(name, float32):
-    case, (compiled, placed, *_) = CASES[name], program(name)
-    expected = hlo.moved(compiled.as_text(), placed.mesh)
+    case, (compiled, placed, state, samples) = CASES[name], program(name)
+    if name == "gsadmm on rows":
+        # two sweeps are two switches: the text of the program does not tell that a device takes the same
+        # branch of both, here device 0's (39 360 bytes) and device 1's (34 528); the trace by device does
+        found = sharding.count_bytes(placed.step, state, *samples, by_device=True)
+        expected = max(found, key=lambda moved: sum(moved.values()))
+    else:
+        expected = hlo.moved(compiled.as_text(), placed.mesh)
     assert expected
     assert predicted_bytes(case.step, case.sizes) == expected
     found = step_bytes(case.method, placed.mesh, forms=case.forms, samples=case.samples)
