@@ -29,12 +29,13 @@ from jax import lax
 
 from jtssm.arrays import Array, Tree
 from jtssm.nn.boundary import float_dtype
+from jtssm.protocol.exchange import not_before
 from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.tssm.delayed import delays
 
 Found = TypeVar("Found")
-# (weights, gradient of a minibatch) -> the new ones, what was added to the parameters
-Step: TypeAlias = Callable[[Weights, Tree], tuple[Weights, Tree]]
+# (weights, gradient of a minibatch, whether it may begin) -> the new ones, what was added to the parameters
+Step: TypeAlias = Callable[[Weights, Tree, bool | Array], tuple[Weights, Tree]]
 
 
 class Version(NamedTuple):
@@ -91,39 +92,33 @@ class Recipe(NamedTuple):
         total = jax.tree.map(lambda a, g: jnp.where(first, g, a + g), state.summed, gradient)
         return weights._replace(opt_state=state._replace(summed=total))
 
-    def past(self, weights: Weights) -> Weights:
-        """The newest weights among those of the past, before a step.
-
-        Apart from the step, or XLA would copy the weights that both read.
-        """
-        params, state = weights
-        if not state.past:
-            return weights
-        if len(state.past) == 1:
-            newest = Version(self.moved(params, state.update, 1), ())
-        else:
-            newest = Version(params, state.update)
-        past = (newest, *state.past[:-1])
-        return weights._replace(opt_state=state._replace(past=past))
-
     def descend(
         self, pieces: Pieces, l: int, weights: Weights, gradient: Tree, step: Step
     ) -> Weights:
         """The step of piece l with the gradient of the minibatch's last microbatch.
 
-        step: of the optimizer: (weights, gradient of the minibatch) -> its new weights, the update.
+        step: of the optimizer: (weights, gradient of the minibatch, whether it may begin) -> its new
+          weights, the update.
         """
         if self.plain(pieces, l):
-            return step(weights, gradient)[0]
+            return step(weights, gradient, True)[0]
         state: Ahead = weights.opt_state
         if state.summed != ():
             gradient = jax.tree.map(jnp.add, state.summed, gradient)
-        new, update = step(weights._replace(opt_state=state.opt_state), gradient)
-        state = state._replace(opt_state=new.opt_state)
-        if state.past:
+        past = self._past(weights.params, state)
+        ready = not_before(jnp.asarray(True), past[:1])
+        own = weights._replace(opt_state=state.opt_state)
+        new, update = step(own, gradient, ready)
+        if past:
             update = jax.tree.map(lambda a, u: u.astype(a.dtype), weights.params, update)
-            state = state._replace(update=update)
+        state = Ahead(new.opt_state, state.summed, update if past else (), past)
         return new._replace(opt_state=state)
+
+    def _past(self, params: list[Tree], state: Ahead) -> tuple[Version, ...]:
+        """The weights before a step among those of the past."""
+        if len(state.past) == 1:
+            return (Version(self.moved(params, state.update, 1), ()),)
+        return (Version(params, state.update), *state.past[:-1]) if state.past else ()
 
     def fresh(self, weights: Weights, h: Array | None, fn: Callable[[Tree], Found]) -> Found:
         """fn of the parameters at which a microbatch runs forward, h steps before its turn.

@@ -175,10 +175,6 @@ class CrewTurn(NamedTuple):
         """The gradients of microbatches of which more follow."""
         return self._of_each(self.alone.add, l, weights, gradient)
 
-    def keep(self, l: int, weights: Weights, gradient: Tree) -> Weights:
-        """As `Turn.keep`."""
-        return self._of_each(self.alone.keep, l, weights, gradient)
-
     def _of_each(
         self, fn: Callable[..., Weights], l: int, weights: Weights, gradient: Tree
     ) -> Weights:

@@ -202,14 +202,12 @@ def _renewed(
     made: list[Carried],
 ) -> Carried:
     """The weights of the pieces that a minibatch has come to its end in, or its gradients so far."""
-    live, recipe = turn.lives(s), turn.recipe
+    live = turn.lives(s)
     renew = partial(exchange.renew, after=made)
-    if recipe.microbatches > 1:
+    if turn.recipe.microbatches > 1:
         closes = turn.closes(s)
         weights = renew(turn.add, weights, gradient, where=live & ~closes)
         live &= closes
-    if recipe.prediction:
-        weights = renew(turn.keep, weights, gradient, where=live)
     return renew(turn.descend, weights, gradient, where=live)
 
 
