@@ -77,6 +77,7 @@ class Batch(NamedTuple):
     shape: tuple[int, ...] | None  # leading shape of what a step consumes; None: all samples
     axes: tuple[str | None, ...] = ("pc",)  # how those dimensions lie on the mesh
     resident: bool = False  # whether variables of every sample are kept: samples stay in place
+    microbatches: int = 1  # into which a step divides the samples of each device, one after the other
 
     @property
     def workers(self) -> int | None:
@@ -103,7 +104,9 @@ class Program(abc.ABC):
     settings: Settings | None = None  # what it was made with, of a constructor that is `recorded`
 
     def __post_init__(self) -> None:
-        sample_checks.several("batch_size", self.network, self.batch.size)
+        size, parts = self.batch.size, self.batch.microbatches
+        name = "batch_size" if parts == 1 else "batch_size / microbatches"
+        sample_checks.several(name, self.network, size and size // parts)
 
     @abc.abstractmethod
     def on_one_device(self) -> Method:
