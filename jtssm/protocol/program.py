@@ -85,6 +85,11 @@ class Batch(NamedTuple):
         return self.shape[1] if self.shape is not None and len(self.shape) > 1 else None
 
     @property
+    def microbatch(self) -> int | None:
+        """Samples that pass through layers at a time, of `size`; None: all there are."""
+        return None if self.size is None else self.size // self.microbatches
+
+    @property
     def minibatch(self) -> int | None:
         """Samples that gradients see at a time, those of all workers; None: all there are."""
         return None if self.size is None else self.size * (self.workers or 1)
@@ -104,9 +109,8 @@ class Program(abc.ABC):
     settings: Settings | None = None  # what it was made with, of a constructor that is `recorded`
 
     def __post_init__(self) -> None:
-        size, parts = self.batch.size, self.batch.microbatches
-        name = "batch_size" if parts == 1 else "batch_size / microbatches"
-        sample_checks.several(name, self.network, size and size // parts)
+        name = "batch_size" if self.batch.microbatches == 1 else "batch_size / microbatches"
+        sample_checks.several(name, self.network, self.batch.microbatch)
 
     @abc.abstractmethod
     def on_one_device(self) -> Method:

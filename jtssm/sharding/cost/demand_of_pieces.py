@@ -19,7 +19,7 @@ from jtssm.sharding.cost.messages import SHOWN, Demand, Message, Sizes, Step, we
 from jtssm.sharding.cost.products import matrix_task, passes, stored_words, task
 from jtssm.sharding.layers.forms import Grid
 from jtssm.sharding.layers.questions import bare
-from jtssm.sharding.layers.traffic import OUTPUTS, Pass, Sent, in_compute_dtype
+from jtssm.sharding.layers.traffic import LATE, OUTPUTS, Pass, Sent, in_compute_dtype
 
 
 def of_stages(
@@ -63,14 +63,17 @@ def _on_grid(
 
 
 def check_pc(program: Program, pc: int, samples: int) -> None:
-    """The devices of pc share workers, or the samples of a step, evenly.
+    """The devices of pc share workers, or the samples of a step or microbatch, evenly.
 
     Raises:
       ValueError: they do not.
     """
-    workers = program.batch.workers
-    of = (samples, "samples of a step") if workers is None else (workers, "workers")
-    checks.divides("pc", pc, *of)
+    workers, parts = program.batch.workers, program.batch.microbatches
+    if workers is None:
+        what = "step" if parts == 1 else "microbatch"
+        checks.divides("pc", pc, samples // parts, f"samples of a {what}")
+    else:
+        checks.divides("pc", pc, workers, "workers")
 
 
 def slots(program: Program, subnet: int) -> int:
@@ -127,21 +130,26 @@ class Layered(NamedTuple):
         """What layer i asks but for its entry."""
         runs = self.runs[self.piece(i)]
         first = i in self.program.stages.starts
-        tasks = tuple(task(self._pass(grid, run), i, passes(run, first)) for run in runs)
+        once, idle = self.program.declared.sums_once, max(self.program.declared.idle, default=0)
+        # of pieces that share a device none waits
+        taken = [prolonged(run, idle) if grid.apart else run for run in runs]
+        tasks = tuple(task(self._pass(grid, run), i, passes(run, first)) for run in taken)
         words = stored_words(grid, self.params[i], i)
-        steps = self.workers * sum(run.weights for run in runs)
+        steps = 1 if once else self.workers * sum(run.weights for run in runs)
         updates = ((words, steps),) if words else ()
         return Demand(tasks, updates, tuple(self._messages(grid, i, Pass.own)))
 
     def _pass(self, grid: Grid, run: Run) -> Pass:
-        back, pc = run.first and run.inputs > 0, 1 if self.program.declared.apart else self.pc
-        return Pass(grid, self.params, run.samples // self.pc, pc, back, run.weights > 0)
+        declared, back = self.program.declared, run.first and run.inputs > 0
+        pc, here = 1 if declared.apart else self.pc, run.samples // self.pc
+        return Pass(grid, self.params, here, pc, back, run.weights > 0, declared.sums_once)
 
     def _messages(
         self, grid: Grid, i: int, of: Callable[[Pass, int], Iterable[Sent]]
     ) -> Iterable[Message]:
-        ends = self._ends(i) if of is Pass.own else set()
-        for run in self.runs[self.piece(i)]:
+        ends, l = self._ends(i) if of is Pass.own else set(), self.piece(i)
+        idle = self.program.declared.idle or (0,) * self.program.stages.num  # as the program has it
+        for run in (prolonged(run, idle[l]) for run in self.runs[l]):
             for sent in of(self._pass(grid, run), i):
                 if times := _sends(sent, run, sent.what in ends):
                     yield Message(
@@ -199,8 +207,17 @@ def layered_of(program: Program, sizes: Sizes, samples: int) -> Layered:
     return Layered(program, stages.network.parameter_shapes(), grid, pc, runs, products)
 
 
+def prolonged(run: Run, idle: int) -> Run:
+    """A run with so many passes more, forward and backward, for which a piece waits; of one pass each."""
+    longer = lambda passes: passes * (run.weights + idle) // run.weights
+    names = ("forward", "weights", "inputs", "unused")
+    return run._replace(**{name: longer(getattr(run, name)) for name in names}) if idle else run
+
+
 def _sends(sent: Sent, run: Run, ends: bool) -> int:
     """How often it is sent in a run; ends: only to make the outputs of a piece."""
+    if sent.what == LATE:
+        return 1
     if sent.what == "gradient":
         return run.weights
     if sent.backward:

@@ -124,8 +124,10 @@ def _sizes(program: Program, mesh: Mesh, names: AxisNames) -> tuple[int, int, in
         )
     if workers is not None and workers % pc:
         raise ValueError(f"mesh: expected a 'pc' axis that divides workers={workers}; got {pc}")
-    if workers is None and size is not None and size % pc:
-        raise ValueError(f"mesh: expected a 'pc' axis that divides batch_size={size}; got {pc}")
+    parts = program.batch.microbatches
+    if workers is None and size is not None and size // parts % pc:
+        by = f" / microbatches={parts}" if parts > 1 else ""
+        raise ValueError(f"mesh: expected a 'pc' axis that divides batch_size={size}{by}; got {pc}")
     return subnet, pr, pc
 
 

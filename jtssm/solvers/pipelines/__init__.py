@@ -189,7 +189,7 @@ def _declared(pieces: Pieces, order: Order) -> Declared:
         sums=2 if pieces.loss.weight is None else 3,
         swaps=order.name == "1f1b",
         weighed_first=True,
-        idle=order.idle,
+        idle=tuple(map(order.left_out, range(num))),
         stored=tuple(order.kept(l) for l in range(num)),
         sums_once=True,
     )

@@ -46,6 +46,10 @@ class Order(NamedTuple):
         """Ticks in which a piece waits, forward and again backward."""
         return self.num - 1
 
+    def left_out(self, l: int) -> int:
+        """Of these, those that are in the program of piece l, each way, as work that is left out."""
+        return sum(p.ticks for p in self.phases() if self.works_behind(p, l)) - self.microbatches
+
     @property
     def start(self) -> int:
         """The first tick with work backward."""
