@@ -46,8 +46,8 @@ def on_a_mesh(update: Callable[..., tuple[Tree, Tree]]) -> Callable[..., tuple[T
 def where_live(live: Array | bool, fn: Callable[..., Tree], *args: Tree) -> Tree:
     """fn(*args) where `live` holds, else zeros of such arrays, for which nothing is computed.
 
-    It may stand inside shard_map, whose reductions may stand in fn: `live` must be the same on all devices
-    that take part in them.
+    It may stand inside shard_map, and reductions in fn: then `live` must be the same on all devices that
+    take part in them.
     """
 
     def none(*args: Tree) -> Tree:

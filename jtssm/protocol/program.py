@@ -77,7 +77,9 @@ class Batch(NamedTuple):
     shape: tuple[int, ...] | None  # leading shape of what a step consumes; None: all samples
     axes: tuple[str | None, ...] = ("pc",)  # how those dimensions lie on the mesh
     resident: bool = False  # whether variables of every sample are kept: samples stay in place
-    microbatches: int = 1  # into which a step divides the samples of each device, one after the other
+    microbatches: int = (
+        1  # into which a step divides the samples of each device, one after the other
+    )
 
     @property
     def workers(self) -> int | None:

@@ -147,7 +147,7 @@ def kept_bytes(demand: Demand) -> float:
 
 
 def microbatch_bytes(program: Program, sizes: Sizes) -> int:
-    """Of microbatches that are between two pieces, or wait in one; every slot as its largest piece has it."""
+    """Of microbatches between two pieces, or that wait in one; of every slot the largest piece's."""
     declared, stages, batch = program.declared, program.stages, program.batch
     if not declared.stored or batch.microbatch is None:
         return 0

@@ -81,7 +81,9 @@ class Pass(NamedTuple):
     # whether gradients go back to the inputs of a piece; None: to those of all pieces but the first
     inputs: bool | None = None
     weights: bool = True  # whether they are taken of weights
-    late: bool = False  # whether those of several passes are added up, and then summed over pc at once
+    late: bool = (
+        False  # whether those of several passes are added up, and then summed over pc at once
+    )
 
     @property
     def spread(self) -> bool:

@@ -6,9 +6,10 @@ Of a minibatch of B samples in M microbatches, with f_l the outputs of subnetwor
     backward  g_l, g_{W_l} += gradients of <g_{l+1}, f_l>  (l < n) or of R / B  (l = n)
     step      W_l <- optimizer(W_l, g_{W_l})               once the last microbatch is through
 
-in the order "1f1b" or "gpipe" (`jtssm.solvers.pipelines.orders`). Every gradient is taken at the weights of
-the same step, so the numbers are those of `sgd`; for that n - 1 of M + n - 1 turns are waited for. Streaming
-gsADMM (`jtssm.solvers.tssm.streaming`) has the same subnetworks, messages and mesh, and never waits.
+in the order "1f1b" or "gpipe" (`jtssm.solvers.pipelines.orders`). Every gradient is taken at the weights
+of the same step, so the numbers are those of `sgd`; for that n - 1 of M + n - 1 turns are waited for.
+Streaming gsADMM (`jtssm.solvers.tssm.streaming`) has the same subnetworks, boundaries and mesh, and never
+waits.
 
 A subnetwork keeps its inputs and runs forward again when it runs backward, as `jax.checkpoint` would (the
 last one runs once). Gradients are summed over "pc" once a minibatch.

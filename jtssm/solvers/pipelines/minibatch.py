@@ -1,8 +1,7 @@
-"""One minibatch through the pieces of a pipeline: microbatches forward and backward, gradients added up."""
+"""A minibatch through the pieces of a pipeline: microbatches there and back, gradients added up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 

@@ -1,15 +1,15 @@
 """In which order the pieces of a pipeline work on the microbatches of a minibatch.
 
-A step is a row of ticks; in each a piece runs at most one microbatch forward and at most one backward, and
-tells its neighbours. Of M microbatches and n pieces, l from 0, with S the first tick in which the last
-piece runs backward:
+A step is a row of ticks; in each a piece runs at most one microbatch forward and at most one backward,
+and tells its neighbours. Of M microbatches and n pieces, l from 0, with S the first tick in which the
+last piece runs backward:
 
     1f1b   S = n - 1      microbatch m forward at tick m + l, backward at S + m + n - 1 - l
     gpipe  S = M + n - 1  the same forward, backward in the opposite order: S + (M - 1 - m) + n - 1 - l
 
 Either way M + n - 1 ticks hold work forward and as many work backward: n - 1 of them a piece waits. They
-differ in what is kept meanwhile, inputs of pieces (the first one's are the minibatch itself): of 2 (n - 1 -
-l) microbatches at a time (1f1b, none in the last piece), or of all M (gpipe).
+differ in what is kept meanwhile, inputs of pieces (the first one's are the minibatch itself): those of
+2 (n - 1 - l) microbatches at a time (1f1b, none in the last piece), or of all M (gpipe).
 
 Sources: Huang et al., arXiv 1811.06965 (GPipe); Narayanan et al., arXiv 2104.04473 (1F1B with a flush).
 """
@@ -48,7 +48,7 @@ class Order(NamedTuple):
 
     def left_out(self, l: int) -> int:
         """Of these, those that are in the program of piece l, each way, as work that is left out."""
-        return sum(p.ticks for p in self.phases() if self.works_behind(p, l)) - self.microbatches
+        return 0 if self.name == "1f1b" and l == self.idle else self.idle
 
     @property
     def start(self) -> int:
@@ -82,9 +82,9 @@ class Order(NamedTuple):
         return done if self.name == "1f1b" else self.microbatches - 1 - done
 
     def works_behind(self, phase: Phase, l: int) -> bool:
-        """Whether piece l ever runs a microbatch backward in a phase: the last ends before others do."""
-        first = self.start + self.num - 1 - l
-        return phase.first < first + self.microbatches and first < phase.first + phase.ticks
+        """Whether piece l may run a microbatch backward in a phase: of 1f1b the last ends early."""
+        ended = self.name == "1f1b" and l == self.idle and not phase.forward
+        return phase.backward and not ended
 
     def lives(self, microbatch: Array) -> Array:
         """Whether there is such a microbatch."""
