@@ -172,12 +172,11 @@ def _declared(pieces: Pieces, order: Order) -> Declared:
     num, each, last = pieces.num, order.microbatches, pieces.num - 1
 
     def moves(samples: int) -> tuple[Move, ...]:
-        ends = {"forward": "f", "backward": "gradient of f"}
-        ticks = each + order.idle  # nothing is left out of those in which a piece waits
-        return (
-            *pieces.boundary_moves(samples // each, ticks, **ends),
-            *pieces.gradient_moves(1),
+        ticks = each + order.idle  # neighbours tell each other something in all of them
+        there_and_back = pieces.boundary_moves(
+            samples // each, ticks, forward="f", backward="gradient of f"
         )
+        return (*there_and_back, *pieces.gradient_moves(1))
 
     def work(l: int, samples: int) -> tuple[Run, ...]:
         again = each if l < last else 0

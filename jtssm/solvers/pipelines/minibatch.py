@@ -86,7 +86,7 @@ class Minibatch(NamedTuple):
         exchange, ring = self.exchange, self.exchange.ring
         waiting = ring.recall(flight.inputs, self.order.place(phase, t))
         given = weights, flight.forward, flight.backward, waiting
-        kinds = ("samples", "samples") if phase.forward else ()
+        kinds: tuple[str, ...] = ("samples", "samples") if phase.forward else ()
         kinds += ("partial_gradients", "sums", "samples") if phase.backward else ()
         made = exchange.each(partial(self._turn, phase, t), *given, kinds=kinds)
         if phase.forward:
