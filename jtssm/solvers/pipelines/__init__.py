@@ -62,7 +62,7 @@ class State(NamedTuple):
 
 
 @recorded()
-@documented({})
+@documented()
 def pipeline(
     net: Network,
     *,
