@@ -97,7 +97,8 @@ def _lines(net, batch, machine, devices):
         stages, mesh = devices // pc, f"{devices // pc} x {pc}"
         if not 2 <= stages <= len(net.layers):
             continue
-        method = _method("gsadmm", width, batch, subnets=stages)
+        # in minibatches, as those that the epochs were counted with
+        method = _method("gsadmm", width, batch, subnets=stages, microbatches=1)
         seconds = sharding.step_seconds(method, machine, subnet=stages, pc=pc)
         delay = max(solvers.delays(stages))
         yield _line("gsADMM", mesh, seconds, epochs_of=LINE.format(stages), delay=delay)

@@ -77,9 +77,7 @@ class Batch(NamedTuple):
     shape: tuple[int, ...] | None  # leading shape of what a step consumes; None: all samples
     axes: tuple[str | None, ...] = ("pc",)  # how those dimensions lie on the mesh
     resident: bool = False  # whether variables of every sample are kept: samples stay in place
-    microbatches: int = (
-        1  # into which a step divides the samples of each device, one after the other
-    )
+    microbatches: int = 1  # M, of which each minibatch is divided into
 
     @property
     def workers(self) -> int | None:
@@ -87,8 +85,8 @@ class Batch(NamedTuple):
         return self.shape[1] if self.shape is not None and len(self.shape) > 1 else None
 
     @property
-    def microbatch(self) -> int | None:
-        """Samples that pass through layers at a time, of `size`; None: all there are."""
+    def rows(self) -> int | None:
+        """Samples that run through the layers at a time: of a microbatch; None: all there are."""
         return None if self.size is None else self.size // self.microbatches
 
     @property
@@ -112,7 +110,7 @@ class Program(abc.ABC):
 
     def __post_init__(self) -> None:
         name = "batch_size" if self.batch.microbatches == 1 else "batch_size / microbatches"
-        sample_checks.several(name, self.network, self.batch.microbatch)
+        sample_checks.several(name, self.network, self.batch.rows)
 
     @abc.abstractmethod
     def on_one_device(self) -> Method:

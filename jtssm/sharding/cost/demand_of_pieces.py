@@ -130,12 +130,12 @@ class Layered(NamedTuple):
         """What layer i asks but for its entry."""
         runs = self.runs[self.piece(i)]
         first = i in self.program.stages.starts
-        once, idle = self.program.declared.sums_once, max(self.program.declared.idle, default=0)
+        idle = max(self.program.declared.idle, default=0)
         # of pieces that share a device none waits
         taken = [prolonged(run, idle) if grid.apart else run for run in runs]
         tasks = tuple(task(self._pass(grid, run), i, passes(run, first)) for run in taken)
         words = stored_words(grid, self.params[i], i)
-        steps = 1 if once else self.workers * sum(run.weights for run in runs)
+        steps = self.workers * sum(run.updates for run in runs)
         updates = ((words, steps),) if words else ()
         return Demand(tasks, updates, tuple(self._messages(grid, i, Pass.own)))
 

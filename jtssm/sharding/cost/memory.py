@@ -149,9 +149,9 @@ def kept_bytes(demand: Demand) -> float:
 def microbatch_bytes(program: Program, sizes: Sizes) -> int:
     """Of microbatches between two pieces, or that wait in one; of every slot the largest piece's."""
     declared, stages, batch = program.declared, program.stages, program.batch
-    if not declared.stored or batch.microbatch is None:
+    if not declared.stored or batch.rows is None:
         return 0
-    here, local = batch.microbatch // sizes[2], slots(program, sizes[0])
+    here, local = batch.rows // sizes[2], slots(program, sizes[0])
     inputs = [held(stages.arriving(l)) for l in range(stages.num)]
     told = TOLD * max(a + b for a, b in zip(inputs, [*inputs[1:], 0], strict=True))
     each = zip(declared.stored, inputs, strict=True)

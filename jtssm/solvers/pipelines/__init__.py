@@ -180,8 +180,8 @@ def _declared(pieces: Pieces, order: Order) -> Declared:
 
     def work(l: int, samples: int) -> tuple[Run, ...]:
         again = each if l < last else 0
-        runs = each + again, each, each
-        return (Run(samples // each, *runs, first=l > 0, unused=again),)
+        passes = each + again, each, each
+        return (Run(samples // each, *passes, first=l > 0, unused=again, steps=1),)
 
     return Declared(
         moves,

@@ -194,7 +194,7 @@ def test_bad_arguments_are_refused(options, message):
 
 def test_a_mesh_or_a_microbatch_that_does_not_divide_is_refused():
     method = solvers.pipeline(NET, subnets=2, microbatches=12, **WAYS)
-    wrong = r"mesh: expected a 'pc' axis that divides batch_size=24 / microbatches=12; got 4"
+    wrong = r"mesh: expected a 'pc' axis that divides batch_size / microbatches=2; got 4"
     with pytest.raises(ValueError, match=wrong):
         sharding.place(method, sharding.make_mesh(2, 1, 4))
     with pytest.raises(
