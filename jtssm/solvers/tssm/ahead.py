@@ -123,9 +123,7 @@ class Recipe(NamedTuple):
         if h is None:
             return fn(weights.params)
         state: Ahead = weights.opt_state
-        if (
-            len(state.past) == 1
-        ):  # two branches: choosing between two sets of weights would copy one
+        if len(state.past) == 1:  # two branches: choosing between two sets of weights would copy one
             return lax.cond(h > 0, lambda: fn(state.guess), lambda: fn(weights.params))
         return fn(_moved(Version(weights.params, state.guess), h))
 

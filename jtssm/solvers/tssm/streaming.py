@@ -265,10 +265,7 @@ def method(flow: Flow, penalties: Penalties, precision: str | None) -> Method:
 
 
 def summed_scan(
-    tick: Callable[[State, Tree], tuple[State, Tree]],
-    state: State,
-    batches: Tree,
-    length: int | None = None,
+    tick: Callable[[State, Tree], tuple[State, Tree]], state: State, batches: Tree, length: int | None = None
 ) -> tuple[State, Tree]:
     """(the state, what `tick` gives summed) after ticks on batches [ticks, ...], or so many on None."""
     length = length if batches is None else None
@@ -371,7 +368,9 @@ def init(
         penalties=penalties.as_arrays(dtype),
         key=key if pieces.network.random else None,
         pace=jnp.ones((), dtype),
-        opt_states=() if crew is None else crew.opt_states(pieces, flow.recipe, exchange, weights),
+        opt_states=()
+        if crew is None
+        else crew.opt_states(pieces, flow.recipe, exchange, weights),
     )
 
 

@@ -78,7 +78,8 @@ def test_messages_by_hand():
 
 @pytest.mark.parametrize("machine", [*MACHINES.values(), SLOW], ids=lambda m: m.name)
 def test_more_of_anything_never_costs_more(machine):
-    method = solvers.gsadmm(WIDE, subnets=10, optimizer=optax.adam(1e-3), batch_size=110)
+    ways = {"optimizer": optax.adam(1e-3), "batch_size": 110, "microbatches": 1}
+    method = solvers.gsadmm(WIDE, subnets=10, **ways)
     base = seconds.step_seconds(method, machine, subnet=5, pc=2).total
     for field in ("flops", "memory", "link"):
         faster = replace(machine, **{field: 2 * getattr(machine, field)})
