@@ -111,7 +111,8 @@ class Layered(NamedTuple):
     params: Sequence[Tree]  # shapes, one tree a layer
     grid: Grid
     pc: int
-    runs: tuple[tuple[Run, ...], ...]  # of each piece
+    runs: tuple[tuple[Run, ...], ...]  # of each piece, with those for which it waits
+    written: tuple[tuple[Run, ...], ...]  # with those that the program has room for
     products: tuple[tuple[MatrixProduct, ...], ...]  # of each piece
 
     def piece(self, i: int) -> int:
@@ -130,10 +131,7 @@ class Layered(NamedTuple):
         """What layer i asks but for its entry."""
         runs = self.runs[self.piece(i)]
         first = i in self.program.stages.starts
-        idle = max(self.program.declared.idle, default=0)
-        # of pieces that share a device none waits
-        taken = [prolonged(run, idle) if grid.apart else run for run in runs]
-        tasks = tuple(task(self._pass(grid, run), i, passes(run, first)) for run in taken)
+        tasks = tuple(task(self._pass(grid, run), i, passes(run, first)) for run in runs)
         words = stored_words(grid, self.params[i], i)
         steps = self.workers * sum(run.updates for run in runs)
         updates = ((words, steps),) if words else ()
@@ -147,9 +145,8 @@ class Layered(NamedTuple):
     def _messages(
         self, grid: Grid, i: int, of: Callable[[Pass, int], Iterable[Sent]]
     ) -> Iterable[Message]:
-        ends, l = self._ends(i) if of is Pass.own else set(), self.piece(i)
-        idle = self.program.declared.idle or (0,) * self.program.stages.num  # as the program has it
-        for run in (prolonged(run, idle[l]) for run in self.runs[l]):
+        ends = self._ends(i) if of is Pass.own else set()
+        for run in self.written[self.piece(i)]:
             for sent in of(self._pass(grid, run), i):
                 if times := _sends(sent, run, sent.what in ends):
                     yield Message(
@@ -203,15 +200,31 @@ def layered_of(program: Program, sizes: Sizes, samples: int) -> Layered:
     )
     work = [declared.work(l, samples) for l in range(stages.num)]
     runs = tuple(tuple(w for w in of if isinstance(w, Run)) for of in work)
+    # of pieces that share a device none waits
+    most = max(declared.idle, default=0) if subnet > 1 else 0
+    waited, written = (_prolonged(runs, idle) for idle in ((most,) * len(runs), declared.idle))
     products = tuple(tuple(w for w in of if isinstance(w, MatrixProduct)) for of in work)
-    return Layered(program, stages.network.parameter_shapes(), grid, pc, runs, products)
+    shapes = stages.network.parameter_shapes()
+    return Layered(program, shapes, grid, pc, waited, written, products)
 
 
-def prolonged(run: Run, idle: int) -> Run:
-    """A run with so many passes more, forward and backward, for which a piece waits; of one pass each."""
-    longer = lambda passes: passes * (run.weights + idle) // run.weights
-    names = ("forward", "weights", "inputs", "unused")
-    return run._replace(**{name: longer(getattr(run, name)) for name in names}) if idle else run
+def _prolonged(
+    runs: tuple[tuple[Run, ...], ...], idle: Sequence[int]
+) -> tuple[tuple[Run, ...], ...]:
+    """The runs of each piece with so many passes more, forward and backward."""
+
+    def longer(run: Run, more: int) -> Run:
+        scaled = lambda passes: passes * (run.weights + more) // run.weights
+        forward, weights, inputs, unused = map(
+            scaled, (run.forward, run.weights, run.inputs, run.unused)
+        )
+        return run._replace(forward=forward, weights=weights, inputs=inputs, unused=unused)
+
+    if not any(idle):
+        return runs
+    return tuple(
+        tuple(longer(run, more) for run in of) for of, more in zip(runs, idle, strict=True)
+    )
 
 
 def _sends(sent: Sent, run: Run, ends: bool) -> int:
