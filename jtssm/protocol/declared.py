@@ -66,6 +66,7 @@ class Declared(NamedTuple):
     # device are batched; None: every piece is of its own kind
     alike: tuple[int, ...] | None = None
     splits_layers: bool = True  # whether layers can be split over "pr"
+    how: str = ""  # what makes a method less able than others of its name: "with workers"
     # whether workers lie along "pc": nothing is summed over it but what `moves` say
     apart: bool = False
     swaps: bool = False  # whether neighbours tell each other at once what crosses a boundary

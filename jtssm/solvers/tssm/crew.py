@@ -94,7 +94,7 @@ class Crew(NamedTuple):
         return jax.vmap(loss.weight)(y).astype(dtype).reshape(len(y), -1).sum(axis=1)
 
     def met(
-        self, exchange: Exchange, recipe: Recipe, old: Carried, new: Carried, turns: Array
+        self, exchange: Exchange, old: Carried, new: Carried, turns: Array
     ) -> tuple[Carried, Carried]:
         """(the shared weights after a meeting, the workers' optimizer states).
 
@@ -114,7 +114,7 @@ class Crew(NamedTuple):
                 took = turns[l] if turns.ndim == 1 else exchange.samples.sum(turns[l].sum())
                 step = self.outer[l].step(old.params, met.params, old.opt_state, took > 0)
                 met = Weights(*step)
-            return met, recipe.met(new.opt_state, new.params, met.params)
+            return met, new.opt_state
 
         found = exchange.each(meet, old, new, kinds=("weights", "samples"))
         return found[0], found[1]
@@ -174,6 +174,10 @@ class CrewTurn(NamedTuple):
     def add(self, l: int, weights: Weights, gradient: Tree) -> Weights:
         """The gradients of microbatches of which more follow."""
         return self._of_each(self.alone.add, l, weights, gradient)
+
+    def keep(self, l: int, weights: Weights, gradient: Tree) -> Weights:
+        """As `Turn.keep`."""
+        return self._of_each(self.alone.keep, l, weights, gradient)
 
     def _of_each(
         self, fn: Callable[..., Weights], l: int, weights: Weights, gradient: Tree
