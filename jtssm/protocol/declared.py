@@ -77,5 +77,14 @@ class Declared(NamedTuple):
     weighed_first: bool = (
         False  # by the devices of every piece, as a minibatch enters; else the last's
     )
+    # of each piece, further passes forward and backward that the program has room for and leaves out;
+    # where others work on other devices, a device waits for as many as there are at most
+    idle: tuple[int, ...] = ()
+    stored: tuple[
+        int, ...
+    ] = ()  # of each piece, how many inputs of microbatches a step keeps at a time
+    # whether the gradients of all passes are first added up: one sum over the devices that split samples,
+    # one step of the optimizer
+    sums_once: bool = False
     # means and variances that a worker takes in a local step
     statistics: Callable[[], tuple[Statistics, ...]] = tuple

@@ -32,6 +32,8 @@ class Kind(StrEnum):
     LINE = "line"  # leaves [ticks, samples, ...], split over pc: a ring buffer
     # of the parameters, as they are; behind them any scalars that go with them
     GRADIENTS = "gradients"
+    # the same of the samples here alone, which differ along pc; within a step alone
+    PARTIAL_GRADIENTS = "partial_gradients"
     SUMS = "sums"  # numbers, the same tree from every piece, each summed over the samples at hand
 
     @classmethod
@@ -47,7 +49,7 @@ class Kind(StrEnum):
     @property
     def trained(self) -> bool:
         """Whether it is of weights: of leaves that share no dimension."""
-        return self in (Kind.WEIGHTS, Kind.COPIES)
+        return self in (Kind.WEIGHTS, Kind.COPIES, Kind.PARTIAL_GRADIENTS)
 
 
 class Ring(Protocol):
@@ -84,6 +86,10 @@ class SampleSplit(Protocol):
 
     def sum(self, a: Array) -> Array:
         """Over the devices that split the samples: of an array inside `Exchange.each`, or not carried."""
+        ...
+
+    def apart(self, params: Tree) -> Tree:
+        """Parameters whose gradient is of the samples here: it is not summed over the devices."""
         ...
 
     def total(self, sums: Carried) -> Tree:
@@ -225,6 +231,10 @@ class AllSamples:
     def sum(self, a: Array) -> Array:
         """The array itself."""
         return a
+
+    def apart(self, params: Tree) -> Tree:
+        """They themselves."""
+        return params
 
     def total(self, sums: Trees) -> Tree:
         """The sum over the pieces."""

@@ -232,6 +232,10 @@ class _Samples(NamedTuple):
         """By an all-reduce over pc."""
         return collectives.total(a, self.at.names.present("pc"))
 
+    def apart(self, params: Tree) -> Tree:
+        """Each device's own."""
+        return varying(params, self.at.names.present("pc"))
+
     def total(self, sums: Tree) -> Tree:
         """Over the slots here, then by an all-reduce over subnet and pc."""
         local = jax.tree.map(lambda a: a.sum(axis=0), sums)

@@ -134,7 +134,8 @@ class _Work(NamedTuple):
 
     def kept(self, kind: Kind) -> AnyLayout | None:
         """The layout of weights that results of that kind keep, or go with; None: none are carried."""
-        of = (lambda a: a.trained) if kind is Kind.GRADIENTS else (lambda a: a is kind)
+        gradients = kind in (Kind.GRADIENTS, Kind.PARTIAL_GRADIENTS)
+        of = (lambda a: a.trained) if gradients else (lambda a: a is kind)
         carried = next((a for a in self.layouts if of(a.kind)), None)
         return self.at.weights or carried if kind is Kind.WEIGHTS else carried
 

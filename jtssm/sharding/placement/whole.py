@@ -20,7 +20,7 @@ from jtssm import checks
 from jtssm.arrays import AnyArray, Array, Tree
 from jtssm.nn.boundary import float_dtype, num_samples, stacked
 from jtssm.nn.inputs import as_input
-from jtssm.nn.ops import Products
+from jtssm.nn.ops import Products, varying
 from jtssm.protocol import device_memory
 from jtssm.protocol.exchange import Exchange, by_index
 from jtssm.protocol.info import Info
@@ -222,6 +222,10 @@ class _Held(NamedTuple):
     def sum(self, a: Array) -> Array:
         """Over the devices whose samples it is of."""
         return _total(self.grid, a)
+
+    def apart(self, params: Tree) -> Tree:
+        """Each device's own, along the axes that split the samples."""
+        return varying(params, self.grid.samples)
 
     def total(self, sums: tuple[Tree, ...]) -> Tree:
         """Over the devices whose samples the sums are of."""
