@@ -1,30 +1,26 @@
 """What pieces tell their neighbours: inside a device by index, between devices by collectives.
 
 Between processes on CPUs a permute (gloo's) sends one way after the other: 80 ms for 0.52 MB each way at
-100 Mbit/s, where a reduce-scatter takes 45. So there, where "subnet" has two devices, each puts its
-message into the other's half of a pair, zeros into its own, and gets the sum of the halves that are its
-own: the same bytes. Accelerators send permutes side by side; in a longer chain links are busy either way.
+100 Mbit/s, where a reduce-scatter or an all-reduce takes 45. So there two devices along "subnet" add:
+
+    a small message by a reduce-scatter: each puts its own into the other's half of a pair, zeros into its
+    own, and gets the sum of the halves that are its own
+    a larger one by an all-reduce of the bits as integers, from whose sum each takes its own away: exact,
+    since integers wrap
+
+Both send the same bytes as permutes. Accelerators send permutes side by side; in a longer chain links are
+busy either way.
 """
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.sharding import AbstractMesh, Mesh
 
 from jtssm.arrays import Array
-from jtssm.sharding import collectives
+from jtssm.sharding import collectives, gloo
 from jtssm.sharding.placement.packing import Layout
 from jtssm.sharding.placement.rows import Rows
 from jtssm.sharding.placement.switch import Place
-
-
-def one_way(mesh: Mesh | AbstractMesh, subnet: int) -> bool:
-    """Whether permutes between the two devices of "subnet" go one way after the other."""
-    if subnet != 2 or isinstance(mesh, AbstractMesh) or jax.process_count() == 1:
-        return False
-    return mesh.devices.flat[0].platform == "cpu"
 
 
 def move(at: Place, sent: Rows, step: int) -> Rows:
@@ -37,7 +33,7 @@ def move(at: Place, sent: Rows, step: int) -> Rows:
 
 def swap(at: Place, ahead: Rows, behind: Rows) -> tuple[Rows, Rows]:
     """`ahead` one piece on and `behind` one back, both at once where that is faster."""
-    if not at.one_way:
+    if not at.gloo or at.sizes[0] != 2:
         return move(at, ahead, 1), move(at, behind, -1)
     on, back = _crossing(at, ahead, 1), _crossing(at, behind, -1)
     subnet = at.names.subnet
@@ -58,12 +54,7 @@ def _swapped(ahead: Array, behind: Array, axis: str) -> tuple[Array, Array]:
     n, m = ahead.shape[-1], behind.shape[-1]
     first = collectives.index(axis) == 0
     mine = jnp.where(first, _lengthened(ahead, max(n, m)), _lengthened(behind, max(n, m)))
-    kept = mine.astype(jnp.uint8) if mine.dtype == bool else mine
-    other = jnp.where(first, 1, 0)
-    halves = lax.dynamic_update_slice_in_dim(
-        jnp.zeros((2, *kept.shape), kept.dtype), kept[None], other, 0
-    )
-    got = collectives.scatter_sum(halves, axis, 0).reshape(mine.shape).astype(mine.dtype)
+    got = gloo.of_the_other(mine, axis)
     blank = jnp.zeros_like(got)
     return jnp.where(first, blank, got)[..., :n], jnp.where(first, got, blank)[..., :m]
 

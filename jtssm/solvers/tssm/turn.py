@@ -233,6 +233,7 @@ class Turn(NamedTuple):
         given, others = partition(p)  # integers and booleans have no gradient
 
         def run(params: list[Tree], given: Tree) -> tuple[Tree, Tree]:
+            params = self.pieces.joined(self.exchange, l, params)
             return partition(self._forward(l, params, merge(given, others), entered))
 
         if l == 0:  # the data has no gradient: leave its product out

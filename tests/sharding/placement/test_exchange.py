@@ -131,8 +131,8 @@ def test_neighbours_receive_what_was_sent_in_its_own_dtypes(subnet, pc):
     assert np.any(seen[1])
 
 
-@pytest.mark.parametrize("one_way", [False, True])
-def test_both_neighbours_are_told_at_once(one_way):
+@pytest.mark.parametrize("gloo", [False, True])
+def test_both_neighbours_are_told_at_once(gloo):
     """Widths and dtypes differ each way; None, as of a message that no piece has, too."""
 
     def work(exchange, x):
@@ -142,11 +142,11 @@ def test_both_neighbours_are_told_at_once(one_way):
 
         return exchange.swap(*exchange.each(send, kinds=("samples",) * 2))
 
-    at = place(NUM, 2, 2)._replace(one_way=one_way)
+    at = place(NUM, 2, 2)._replace(gloo=gloo)
     assert_same(work, at, samples())
     mapped, x = on_mesh(work, at, samples())
     moved = sharding.count_bytes(mapped, x)
-    expected = {"reduce_scatter", "permute"} if one_way else {"permute"}
+    expected = {"reduce_scatter", "permute"} if gloo else {"permute"}
     assert {route.collective for route in moved} == expected
     # ids of one neighbour alone are permuted; a device sends no more than otherwise
     sent = ring_bytes(moved, {"subnet": 2, "pr": 1, "pc": 2})
