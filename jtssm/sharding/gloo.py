@@ -134,7 +134,9 @@ def with_joined_gradients(
     axes: of each parameter those along which it is the same, and the samples it works on are split; none
     of one that is to be left as it is.
     """
-    told = jax.custom_vjp(lambda params: [varying(a, over) for a, over in zip(params, axes, strict=True)])
+    told = jax.custom_vjp(
+        lambda params: [varying(a, over) for a, over in zip(params, axes, strict=True)]
+    )
     told.defvjp(lambda params: (told(params), None), lambda _, g: (summed(g, axes),))
     return told(list(params))
 

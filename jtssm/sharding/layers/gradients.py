@@ -22,9 +22,7 @@ from jtssm.sharding.layers.forms import Grid
 from jtssm.sharding.layers.stored import WHOLE
 
 
-def joined(
-    grid: Grid, first: int, params: Sequence[Tree], frozen: Sequence[bool]
-) -> list[Tree]:
+def joined(grid: Grid, first: int, params: Sequence[Tree], frozen: Sequence[bool]) -> list[Tree]:
     """The parameters of layers first .., one tree a layer, as a gradient is to be taken of them.
 
     frozen: of each array, whether nobody reads its gradient; none: all are read.

@@ -62,7 +62,9 @@ class _Whole:
         self.program, self.mesh, self.names = program, mesh, names
         self.pr, self.pc = axis_size(mesh, names.pr), axis_size(mesh, names.pc)
         pc = names.pc if isinstance(names.pc, str) else None  # several: of workers alone
-        self.grid = whole_grid(program.network, forms, self.pr, self.pc, (names.pr, pc), gloo.meet(mesh))
+        self.grid = whole_grid(
+            program.network, forms, self.pr, self.pc, (names.pr, pc), gloo.meet(mesh)
+        )
         self.storage, self.starts = Storage(self.grid), Starts()
         shapes, stages = program.network.parameter_shapes(), program.stages
         self.in_rows = works_on_rows(stages.optimizers[0], self.storage.given((shapes,))[0])
