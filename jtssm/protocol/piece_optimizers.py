@@ -107,7 +107,7 @@ def wants_loss(optimizer: Optimizer) -> bool:
 
 
 def frozen(optimizer: Optimizer) -> tuple[bool, ...]:
-    """Of each array of a piece, whether its optimizer never moves it; of any other's optimizer nothing."""
+    """Of each array of a piece, whether its optimizer never moves it; () of one nobody tried."""
     return getattr(optimizer, "frozen", ())
 
 

@@ -1,6 +1,6 @@
 """Sums between processes on CPUs, which meet by gloo: there a message costs more than its bytes.
 
-Measured on two pinned cores, one process each, on a free link (benchmarks/gloo_sums.py): an all-reduce
+Measured on two pinned cores, one process each, on a free link (`benchmarks.gloo_messages`): an all-reduce
 takes 3 to 4 ms, whatever it sums, up to 0.5 MB: a tick of the scheduler; a reduce-scatter of as little
 0.1 to 0.3 ms, but 50 ms and more of 4 MB. So there
 
@@ -16,7 +16,6 @@ over groups of one device each, which moves nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from math import prod
 
 import jax
@@ -26,7 +25,6 @@ from jax.sharding import AbstractMesh, Mesh
 
 from jtssm.arrays import Array, Tree
 from jtssm.nn.ops import varying
-from jtssm.sharding import collectives
 
 SMALL = 2**18  # bytes of a message that a reduce-scatter takes less time for
 JOINED = 2**20  # bytes below which an array goes with others: a copy takes less than a message
@@ -64,7 +62,7 @@ def summed(arrays: Sequence[Array], axes: Sequence[tuple[str, ...]]) -> list[Arr
 
 
 def _messages(arrays: Sequence[Array], axes: Sequence[tuple[str, ...]]) -> Iterator[list[int]]:
-    """Which arrays go together: small ones of one dtype that differ, and are summed, along the same axes."""
+    """Which go together: small ones of one dtype that differ and are summed along the same axes."""
     alike: dict[tuple, list[int]] = {}
     for k, (a, over) in enumerate(zip(arrays, axes, strict=True)):
         if _bytes(a) >= JOINED:
@@ -91,7 +89,7 @@ def total(x: Array, axes: Sequence[str]) -> Array:
 
 
 def _added(axis: str) -> Callable[[Array], Array]:
-    """The sum over two devices, by a reduce-scatter; as of an all-reduce, cotangents are the devices' own."""
+    """The sum over two devices, by a reduce-scatter; transposed as an all-reduce."""
 
     def add(x: Array) -> Array:
         # both add in the same order: 0 + 1 is 1 + 0

@@ -130,7 +130,7 @@ MOMENTUM = optax.sgd(0.1, momentum=0.9)
 FROZEN = optax.partition(
     {"moves": MOMENTUM, "stays": optax.set_to_zero()},
     lambda params: [
-        jax.tree.map(lambda _: "stays" if i == 1 else "moves", p) for i, p in enumerate(params)
+        jax.tree.map(lambda _, i=i: "moves" if i != 1 else "stays", p) for i, p in enumerate(params)
     ],
 )
 

@@ -4,9 +4,9 @@ jax sums the gradient of each parameter where it meets samples that differ: a me
 processes on CPUs (`jtssm.sharding.gloo`) small ones go together instead: the parameters are marked as
 differing before they are used, and the gradients that come back are summed at once.
 
-Left as they are: large arrays; what no optimizer moves; what is estimated, which has no gradient; layers with means over samples,
-whose sums forward and backward jax shares with the gradients of scale and shift; and over pr what is
-stored whole, since there only some uses differ.
+Left as they are: large arrays; what no optimizer moves; what is estimated, which has no gradient; layers
+with means over samples, whose sums forward and backward jax shares with the gradients of scale and shift;
+and over pr what is stored whole, since there only some uses differ.
 """
 
 from __future__ import annotations
