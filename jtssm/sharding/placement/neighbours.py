@@ -8,9 +8,9 @@ Between processes on CPUs a permute (gloo's) sends one way after the other: 80 m
     a larger one by an all-reduce of the bits as integers, from whose sum each takes its own away: exact,
     since integers wrap
 
-Both send the same bytes as permutes, and arrays of several dtypes in one message as far as bits go into one
-another: codes of 8 bits and the ends of their grids. Accelerators send permutes side by side; in a longer
-chain links are busy either way.
+Both send the same bytes as permutes, and arrays of several dtypes in one message as far as bits go into
+one another: codes of 8 bits and the ends of their grids. Accelerators send permutes side by side; in a
+longer chain links are busy either way.
 """
 
 from __future__ import annotations
