@@ -1,8 +1,8 @@
 """Sums between processes on CPUs, which meet by gloo: there a message costs more than its bytes.
 
 Measured on two pinned cores, one process each, on a free link (`benchmarks.gloo_messages`): an all-reduce
-takes 3 to 4 ms, whatever it sums, up to 0.5 MB: a tick of the scheduler; a reduce-scatter of as little
-0.1 to 0.3 ms, but 50 ms and more of 4 MB. So there
+takes 3 to 4 ms, whatever it sums, up to 0.5 MB: a tick of the scheduler; a reduce-scatter 0.3 to 0.6 ms
+of as little, but 50 ms and more of 4 MB, where an all-reduce takes 9. So there
 
     small arrays go together in one message;
     a small message over an axis of two is a reduce-scatter of two copies, whose sum each device gets: as
@@ -26,7 +26,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jtssm.arrays import Array, Tree
 from jtssm.nn.ops import varying
 
-SMALL = 2**18  # bytes of a message that a reduce-scatter takes less time for
+SMALL = 2**19  # bytes of a message that a reduce-scatter takes less time for
 JOINED = 2**20  # bytes below which an array goes with others: a copy takes less than a message
 LONGEST = 2**22  # bytes of a message of several arrays
 

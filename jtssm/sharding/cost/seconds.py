@@ -15,11 +15,11 @@ paper):
     permute         latency + n / link
 
 A step waits for its slowest device, and its messages add up, one for each layer and kind, but for the
-gradients of a device: they go in one all-reduce, or in one for every `combined` bytes, each with latencies
-of its own, and may hide behind products (`overlap`). Left out are activation functions, the loss, the scalars that a step shows (nothing waits for them), the host and the
-packing of a piece's weights into rows (what our own code does on a mesh). What is multiplied and sent is
-what methods declare, and the formulas of `jtssm.sharding.layers.traffic`, which tests hold equal to
-the traced and the compiled program.
+gradients of a device: they go in one all-reduce, or in one for every `combined` bytes, each with its own
+latencies, and may hide behind products (`overlap`). Left out are activation functions, the loss, the
+scalars that a step shows (nothing waits for them), the host and the packing of weights into rows
+(what our own code does on a mesh). What is multiplied and sent is what methods declare, and the formulas
+of `jtssm.sharding.layers.traffic`, which tests hold equal to the traced and the compiled program.
 
 Sources: Gholami et al., arXiv 1712.04432 (alpha and beta); rings: Thakur, Rabenseifner, Gropp 2005.
 """

@@ -41,174 +41,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 
-from jtssm.arrays import Array, Scalar, Tree
+from jtssm.arrays import Array, Tree
 from jtssm.nn.boundary import float_dtype, floats_of, stacked, zeros
 from jtssm.protocol.declared import Declared, Move, Run
-from jtssm.protocol.exchange import Carried, Exchange
+from jtssm.protocol.exchange import Carried, Exchange, by_index
 from jtssm.protocol.info import Info, measured
 from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
-from jtssm.solvers.pieces import Pieces
-from jtssm.solvers.quantise import UNROUNDED, Crossing, rounded
-from jtssm.solvers.tssm.crew import Crew, CrewTurn
-from jtssm.solvers.tssm.turn import Kept, Rule, Turn
+from jtssm.solvers.pieces import Weights
+from jtssm.solvers.quantise import rounded
+from jtssm.solvers.tssm.ahead import divided
+from jtssm.solvers.tssm.flow import Flow, State, summed_scan
+from jtssm.solvers.tssm.turn import Kept, Rule
 from jtssm.solvers.tssm.updates import Penalties
-from jtssm.solvers.weighing import total_weight
-
-
-class State(NamedTuple):
-    """What the next tick needs; n pieces, b samples, K sweeps, `Carried` = one tree a piece."""
-
-    weights: Carried  # Weights
-    forward: (
-        Carried  # tuple of K f_{l-1} [b, ...] that arrived, arrays or trees; the first is fresh
-    )
-    backward: Carried  # tuple of K v_l [b, ...] that arrived, one a sweep: of the floats of f_l
-    inputs: Carried  # line [2(n - l), b, ...] of inputs that await their first sweep
-    kept: Carried  # line of K - 1 Kept, leaves [2, b, ...]
-    labels: Array  # [n, b, ...] y of the minibatches on their way to the last piece
-    # [2(n - 1) + 2K - 1] which of the last minibatches really entered; of a loss with weights their sum,
-    # 0 for one that did not
-    live: Array
-    tick: Array  # [] int32
-    penalties: Penalties  # scalars
-    key: Array | None  # of dropout; None: no layer draws
-    pace: Array  # [] what the steps of W (and of p with K > 1) are multiplied by: see `fit`
-    opt_states: (
-        Carried  # of workers (`jtssm.solvers.tssm.rounds`): [N, ...] their optimizers'; else ()
-    )
-
-
-class Flow(NamedTuple):
-    """What every tick of a method needs to know."""
-
-    rule: Rule
-    pieces: Pieces
-    sweeps: int
-    samples: int  # of the minibatch that a gradient sees
-    crossing: Crossing = UNROUNDED  # what f and v are rounded to
-    # workers along pc, each with a minibatch of its own; None: all devices share one
-    crew: Crew | None = None
-
-    def lead(self, exchange: Exchange) -> tuple[int, ...]:
-        """The first dimensions of the samples that live here."""
-        splits = exchange.samples.num_splits
-        if self.crew is None:
-            return (self.samples // splits,)
-        return self.crew.num // splits, self.samples
-
-    @property
-    def last(self) -> int:
-        """Ticks after the entry of a minibatch until its last turn."""
-        return 2 * (self.pieces.num - 1) + 2 * (self.sweeps - 1)
-
-    @property
-    def weighted(self) -> bool:
-        """Whether samples have weights."""
-        return self.pieces.loss.weight is not None
-
-    def tick(
-        self, exchange: Exchange, state: State, x: Tree, y: Array, entering: bool
-    ) -> tuple[State, Carried]:
-        """(the state, sums of every piece as `Turn.take` gives them) after a tick.
-
-        entering: whether the minibatch x, y enters.
-        """
-        t, n = state.tick, self.pieces.num
-        labels = state.labels.at[t % n].set(y)
-        weight = self._weight(exchange, y, state.live.dtype) if entering else False
-        live = state.live.at[t % len(state.live)].set(weight)
-        turn = Turn(
-            self.rule,
-            self.pieces,
-            exchange,
-            x,
-            labels[(t + 1) % n],
-            live,
-            t,
-            state.penalties._replace(eta=self._eta(state)),
-            state.pace,
-            self.sweeps,
-            self.samples,
-            state.key,
-            self.crossing,
-        )
-        own = turn if self.crew is None else self.crew.turn(turn, exchange)
-        weights, entry, made, sums = _sweeps(own, exchange, state, t)
-        ahead, behind, kept = made
-        forward, backward = exchange.swap(ahead, behind)
-        state = state._replace(
-            weights=weights,
-            forward=forward,
-            backward=backward,
-            inputs=exchange.ring.store(state.inputs, entry, t),
-            kept=exchange.ring.store(state.kept, kept, t),
-            labels=labels,
-            live=live,
-            tick=t + 1,
-        )
-        return state, sums
-
-    def blank(self, exchange: Exchange, state: State) -> tuple[Tree, Array]:
-        """Zeros in the place of a minibatch that does not enter."""
-        dtype = jnp.result_type(state.penalties.alpha)
-        x = zeros(stacked(self.pieces.arriving(0), *self.lead(exchange), dtype=dtype))
-        return x, jnp.zeros_like(state.labels[0])
-
-    def _eta(self, state: State) -> Scalar:
-        """The step length of p."""
-        eta = state.penalties.eta
-        if eta is None:
-            eta = self.rule.default_eta(state.penalties, self.sweeps)
-        # with one sweep eta is no step: it makes v the back-propagated gradient
-        return state.pace * eta if self.sweeps > 1 else eta
-
-    def _weight(self, exchange: Exchange, y: Array, dtype: DTypeLike) -> Array | bool:
-        """What `State.live` says of a minibatch that enters."""
-        if self.weighted and self.crew is not None:
-            return self.crew.weights_of(self.pieces.loss, y, dtype)
-        total = total_weight(self.pieces.loss, y, exchange.samples.sum, dtype)
-        return True if total is None else total
-
-
-def _sweeps(
-    turn: Turn | CrewTurn, exchange: Exchange, state: State, t: Array
-) -> tuple[Carried, Carried, tuple[Carried, ...], Carried]:
-    """(weights, what entered, (f_l, v, `Kept`) of all sweeps, sums) at the end of a tick."""
-    arrived = (
-        state.forward,
-        state.backward,
-        exchange.ring.recall(state.inputs, t),
-        exchange.ring.recall(state.kept, t),
-    )
-    weights, entry, sums = state.weights, None, None
-    made: list[Carried] = []
-    for s in range(turn.sweeps):
-        gradient, fresh, *made, seen = exchange.each(
-            partial(turn.take, s),
-            weights,
-            *arrived,
-            *made,
-            kinds=("gradients", *("samples",) * 4, "sums"),
-        )
-        entry = fresh if entry is None else entry
-        weights = exchange.renew(turn.descend, weights, gradient, where=turn.lives(s), after=made)
-        sums = seen if sums is None else jax.tree.map(jnp.add, sums, seen)
-    return weights, entry, tuple(made), sums
 
 
 def method(flow: Flow, penalties: Penalties, precision: str | None) -> Method:
     """The streaming schedule; arguments are checked by `jtssm.solvers.tssm`."""
 
     def step(exchange: Exchange, state: State, x: Tree, y: Array) -> tuple[State, Info]:
-        state, sums = flow.tick(exchange, state, x, y, True)
+        weight, parts = flow.weight(exchange, y, state.live.dtype), flow.recipe.microbatches
+        if parts == 1:
+            state, sums = flow.tick(exchange, state, x, y, weight)
+        else:
+            tick = lambda state, batch: flow.tick(exchange, state, batch[0], batch[1], weight)
+            state, sums = summed_scan(tick, state, divided((x, y), parts))
         return state, info(flow.rule, exchange.samples.total(sums), flow.samples)
 
     pieces = flow.pieces
@@ -216,12 +78,13 @@ def method(flow: Flow, penalties: Penalties, precision: str | None) -> Method:
         flow.rule.name,
         {"weights": "weights", **KINDS, "labels": (None, "pc")},
         _declared(flow),
-        Batch(flow.samples, (flow.samples,)),
+        Batch(flow.samples, (flow.samples,), microbatches=flow.recipe.microbatches),
         precision,
         init=partial(init, flow, penalties),
         step=step,
         drain=partial(_drain, flow),
         estimate=pieces.estimate,
+        start=partial(flow.recipe.start, pieces),
     ).on_one_device()
 
 
@@ -232,18 +95,25 @@ KINDS: dict[str, str] = {  # of what is in flight
 
 
 def _declared(flow: Flow) -> Declared:
-    pieces, sweeps = flow.pieces, flow.sweeps
+    pieces, sweeps, parts = flow.pieces, flow.sweeps, flow.recipe.microbatches
 
     def moves(samples: int) -> tuple[Move, ...]:
         return (
-            *boundary_moves(flow, samples, sweeps),
-            *pieces.gradient_moves(sweeps),
-            *pieces.loss_moves(sweeps),
+            *boundary_moves(flow, samples // parts, sweeps * parts),
+            *pieces.gradient_moves(sweeps * parts),
+            *pieces.loss_moves(sweeps * parts),
         )
 
-    work = lambda l, samples: (run_of(flow, l, samples, 1),)
+    work = lambda l, samples: (run_of(flow, l, samples // parts, parts),)
     return Declared(
-        moves, work, num_sums(flow), swaps=True, shows=flow.rule.shows, weighed_first=True
+        moves,
+        work,
+        num_sums(flow),
+        splits_layers=flow.recipe.recompute,
+        how="" if flow.recipe.recompute else "with recompute=False",
+        swaps=True,
+        shows=flow.rule.shows,
+        weighed_first=True,
     )
 
 
@@ -254,11 +124,15 @@ def boundary_moves(flow: Flow, samples: int, times: int) -> tuple[Move, ...]:
 
 
 def run_of(flow: Flow, l: int, samples: int, ticks: int) -> Run:
-    """What piece l multiplies in so many ticks of minibatches of so many samples."""
-    # all but the last piece run forward once more, on the minibatch that comes in
-    more = int(l < flow.pieces.num - 1)  # and the last sweep's gradient needs no f
+    """What piece l multiplies in so many ticks of microbatches of so many samples."""
+    # all but the last piece run forward once more, on the microbatch that comes in
+    more = int(
+        l < flow.pieces.num - 1 and flow.recipe.recompute
+    )  # and the last gradient needs no f
     turns = flow.sweeps * ticks
-    return Run(samples, turns + more * ticks, turns, turns, first=l > 0, unused=more * ticks)
+    steps = turns // flow.recipe.microbatches
+    forward, unused = turns + more * ticks, more * ticks
+    return Run(samples, forward, turns, turns, first=l > 0, unused=unused, steps=steps)
 
 
 def num_sums(flow: Flow) -> int:
@@ -300,25 +174,51 @@ def init(
         waiting = () if last else jax.tree.map(line, came)
         return forward, backward, waiting, (kept,) * (sweeps - 1)
 
-    weights = pieces.weights(exchange, key, dtype, params, crew and partial(crew.start, pieces))
+    start = partial((flow.recipe if crew is None else crew).start, pieces)
+    weights = pieces.weights(exchange, key, dtype, params, start)
     forward, backward, inputs, kept = exchange.each(
         empty, kinds=("samples", "samples", "line", "line")
     )
     own = lead[:1] if crew is not None and flow.weighted else ()
-    return State(
+    opt_states = () if crew is None else crew.opt_states(pieces, flow.recipe, exchange, weights)
+    state = State(
         weights,
         forward,
         backward,
         inputs,
         kept,
         labels=jnp.zeros((n, *lead, *y.shape[1:]), y.dtype),
-        live=jnp.zeros((flow.last + 1, *own), dtype if flow.weighted else bool),
+        live=jnp.zeros((flow.remembered, *own), dtype if flow.weighted else bool),
         tick=jnp.zeros((), jnp.int32),
         penalties=penalties.as_arrays(dtype),
         key=key if pieces.network.random else None,
         pace=jnp.ones((), dtype),
-        opt_states=() if crew is None else crew.opt_states(pieces, exchange, weights),
+        opt_states=opt_states,
     )
+    return state if flow.recipe.recompute else _waiting(flow, exchange, state, x)
+
+
+def _waiting(flow: Flow, exchange: Exchange, state: State, x: Tree) -> State:
+    """The state with lines of what gradients need, in the place of inputs."""
+    n, (*workers, samples) = flow.pieces.num, flow.lead(exchange)
+    turn = flow.turn(exchange if flow.crew is None else by_index(n), state, (), state.labels[0])
+    of_worker = (
+        jax.tree.map(lambda a: a[0], state.live) if workers and flow.weighted else state.live
+    )
+    turn = turn._replace(live=of_worker)
+
+    def line(l: int, weights: Weights, forward: tuple[Tree, ...]) -> tuple[Tree]:
+        if l == n - 1:
+            return ((),)
+        many = lambda a: jnp.broadcast_to(a[:1], (samples, *a.shape[1:]))
+        one = lambda a: a[0] if workers else a
+        p = jax.tree.map(many, x) if l == 0 else turn.came(l, jax.tree.map(one, forward[0]))
+        rows = jax.eval_shape(lambda p: turn.awaits(l, weights.params, p), p)
+        empty = lambda a: jnp.zeros((2 * (n - 1 - l), *workers, *a.shape), a.dtype)
+        return (jax.tree.map(empty, rows),)
+
+    (inputs,) = exchange.each(line, state.weights, state.forward, kinds=("line",))
+    return state._replace(inputs=inputs)
 
 
 def info(rule: Rule, totals: Sequence[Array], samples: int) -> Info:
@@ -333,6 +233,6 @@ def info(rule: Rule, totals: Sequence[Array], samples: int) -> Info:
 
 
 def _drain(flow: Flow, exchange: Exchange, state: State) -> State:
-    x, y = flow.blank(exchange, state)
-    one = lambda _, state: flow.tick(exchange, state, x, y, False)[0]
-    return lax.fori_loop(0, flow.last, one, state)
+    blank = flow.blank(exchange, state)
+    one = lambda _, state: flow.tick(exchange, state, *blank)[0]
+    return flow.empty(lax.fori_loop(0, flow.last, one, state))
