@@ -4,10 +4,11 @@ The paper's ResNet-like network has 24 residual blocks; here each is two 3 x 3 c
 on 7 x 7 pixels with `nnx.BatchNorm` (flax nnx modules, `jtssm.nn.from_nnx`). The transformer
 classifier reads an image as rows: 6 encoder blocks of width 64 with 4 heads (flax linen, `from_linen`).
 MNIST 14 x 14, the first 5 000 training images, batch 100, 8 epochs (400 steps), a fifth of the steps of
-warm-up, then a cosine to zero. End to end (`solvers.sgd`) with Adam and with NAdam; cut, gsADMM with NAdam,
-M = 10 microbatches, all else by default. Every line has the same budget: its peak rate is chosen out of the
-same three on the held-out last 5 000 training images, with a seed apart from the reported ones. Then three
-seeds. Accuracies are those of the user's own modules, without jtssm; test images are read once a run.
+warm-up, then a cosine to zero. End to end (`solvers.sgd`) with Adam and with NAdam; cut, gsADMM with
+NAdam, M = 10 microbatches, all else by default. Every line has the same budget: its peak rate is chosen
+out of the same three on the held-out last 5 000 training images, with a seed apart from the reported
+ones. Then three seeds. Accuracies are those of the user's own modules, without jtssm; test images are
+read once a run.
 
     JTSSM_DATA=FOLDER python -m benchmarks.users_networks --workers 2 [--only PATTERN] [--smoke]
 

@@ -84,8 +84,8 @@ class SampleSplit(Protocol):
         """Of an array [all samples, ...], the same everywhere, the rows that live here."""
         ...
 
-    def sum(self, a: Array) -> Array:
-        """Over the devices that split the samples: of an array inside `Exchange.each`, or not carried."""
+    def sum(self, tree: Tree) -> Tree:
+        """Over the devices that split the samples: of arrays inside `Exchange.each`, or not carried."""
         ...
 
     def apart(self, params: Tree) -> Tree:
@@ -102,6 +102,14 @@ class LayerSplit(Protocol):
 
     def own(self, l: int, params: list[Tree]) -> list[Tree]:
         """Of all parameters of piece l, one tree a layer, the part that this device stores."""
+        ...
+
+    def joined(self, l: int, params: list[Tree], frozen: Sequence[bool]) -> list[Tree]:
+        """The parameters of piece l that a gradient is taken of: as they are.
+
+        The devices that split the samples may sum the gradients of what is returned in fewer messages.
+        frozen: of each array, whether nobody reads its gradient; none: all are read.
+        """
         ...
 
     def products(self, i: int, samples: int) -> Products:
@@ -228,9 +236,9 @@ class AllSamples:
         """All of them."""
         return a
 
-    def sum(self, a: Array) -> Array:
-        """The array itself."""
-        return a
+    def sum(self, tree: Tree) -> Tree:
+        """The arrays themselves."""
+        return tree
 
     def apart(self, params: Tree) -> Tree:
         """They themselves."""
@@ -246,6 +254,10 @@ class WholeLayers:
 
     def own(self, l: int, params: list[Tree]) -> list[Tree]:
         """All of them."""
+        return params
+
+    def joined(self, l: int, params: list[Tree], frozen: Sequence[bool]) -> list[Tree]:
+        """Nothing is summed."""
         return params
 
     def products(self, i: int, samples: int) -> Products:

@@ -188,6 +188,7 @@ def loss_gradient(
     weighing = weigh(pieces.loss, y, samples, exchange.samples.sum, float_dtype(x))
 
     def mean_loss(params: list[Tree]) -> tuple[Array, Sums]:
+        params = pieces.joined(exchange, l, params)
         outputs = pieces.forward(exchange, l, params, x, products)
         scaled, sums = weighing.scaled(outputs)
         return scaled / samples, sums

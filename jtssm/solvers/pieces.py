@@ -29,7 +29,7 @@ from jtssm.protocol import sample_checks
 from jtssm.protocol.declared import LOSS, Declared, Move
 from jtssm.protocol.exchange import Carried, Exchange
 from jtssm.protocol.info import Info
-from jtssm.protocol.piece_optimizers import check_state, wants_loss
+from jtssm.protocol.piece_optimizers import check_state, frozen, wants_loss
 from jtssm.protocol.program import Batch, Stages
 from jtssm.protocol.stages import StageProgram
 from jtssm.solvers.quantise import UNROUNDED, Crossing, RoundingGrid
@@ -101,6 +101,10 @@ class Pieces(Stages):
         f = run_layers(self.layers(l), params, p, here, self.compute_dtype)
         crosses = l + 1 < self.num and isinstance(self.inputs(l + 1), SampleTree)
         return cast(f, float_dtype((params, p))) if crosses else f
+
+    def joined(self, exchange: Exchange, l: int, params: list[Tree]) -> list[Tree]:
+        """The parameters of piece l as a gradient is to be taken of them; see `LayerSplit.joined`."""
+        return exchange.layers.joined(l, params, frozen(self.optimizers[l]))
 
     def descend(
         self,

@@ -34,7 +34,7 @@ from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.tssm.delayed import delays
 
 Found = TypeVar("Found")
-# (weights, gradient of a minibatch, whether it may begin) -> the new ones, what was added to the parameters
+# (weights, gradient of a minibatch, whether it may begin) -> the new ones, what was added to W
 Step: TypeAlias = Callable[[Weights, Tree, bool | Array], tuple[Weights, Tree]]
 
 

@@ -105,8 +105,8 @@ class Crew(NamedTuple):
         """
 
         def mean(tree: Tree) -> Tree:
-            over = lambda a: exchange.samples.sum(a.sum(axis=0)) / self.num
-            return jax.tree.map(over, tree)
+            sums = exchange.samples.sum(jax.tree.map(lambda a: a.sum(axis=0), tree))
+            return jax.tree.map(lambda a: a / self.num, sums)
 
         def meet(l: int, old: Weights, new: Weights) -> tuple[Weights, Tree]:
             met = Weights(averaged(mean, old.params, new.params, self.frozen[l]), ())

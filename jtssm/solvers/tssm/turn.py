@@ -334,7 +334,8 @@ class Turn(NamedTuple):
         """f_l at p, what is seen of the loss there, (g_W, g_p), and what the piece minimises: R or
         (alpha/2)|q - f|^2 of the samples here."""
         given, _ = partition(p)
-        run = self._run(l, p, entered)
+        work = self._run(l, p, entered)
+        run = lambda params, given: work(self.pieces.joined(self.exchange, l, params), given)
         if l == 0:  # the data has no gradient: leave its product out
             f, vjp, rest = jax.vjp(lambda params: run(params, given), params, has_aux=True)
         else:

@@ -71,6 +71,10 @@ def test_messages_by_hand():
     assert crossing >= 2 * one
     size = max(6 * 8 + 8 + 8 * 12 + 12, 12 * 8 + 8 + 8 * 4 + 4)
     np.testing.assert_allclose(got.all_reduce, 2 * 1e-3 + 4 * size / 1e6, rtol=1e-12)
+    # where one message has room for half of it and a little more there are two, with their latencies
+    parted = replace(SLOW, combined=2 * size + 8)
+    again = seconds.step_seconds(method, parted, subnet=2, pc=2)
+    np.testing.assert_allclose(again.total - got.total, 2 * 1e-3, rtol=1e-9)
     same = seconds.step_seconds(method, SLOW, subnet=1, pc=1)
     assert same.messages == 0
     np.testing.assert_allclose(seconds.all_reduce_seconds(SLOW, 4e6, 4), 6e-3 + 6.0, rtol=1e-12)
