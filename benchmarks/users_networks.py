@@ -128,9 +128,9 @@ def alone(modules: list[Any], x: Any) -> Any:
     return x
 
 
-def optimizer(name: str, rate: float, steps: int) -> optax.GradientTransformation:
-    """With warm-up and a cosine; the peak rate is in its state, so that one program serves all."""
-    share = optax.warmup_cosine_decay_schedule(0.0, 1.0, max(1, steps // 5), steps)
+def optimizer(name: str, rate: float, steps: int, warmup: int = 5) -> optax.GradientTransformation:
+    """Warm-up, a `warmup`-th of the steps, and a cosine; the peak rate is in its state: one program."""
+    share = optax.warmup_cosine_decay_schedule(0.0, 1.0, max(1, steps // warmup), steps)
     peak = optax.inject_hyperparams(optax.scale)(step_size=-rate)
     adam = optax.scale_by_adam(nesterov=name == "nadam")
     return optax.chain(adam, optax.scale_by_schedule(share), peak)

@@ -257,7 +257,8 @@ def test_rounded_boundaries_runs_small(monkeypatch, capsys):
 def test_users_networks_runs_small(monkeypatch, capsys):
     lines = [line.split("  ")[0] for line in smoke(monkeypatch, capsys, users_networks)]
     lines = [line for line in lines if "seed" not in line]  # those are of single runs
-    assert lines == [f"{name}, n = {n}" for name in ("transformer", "residual") for n in (1, 2)]
+    names = ("transformer", "residual")
+    assert lines == [f"{name}, nadam, n = {n}" for name in names for n in (1, 2)]
 
 
 @pytest.mark.slow

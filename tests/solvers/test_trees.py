@@ -191,6 +191,7 @@ MORE = [
 def test_p_q_and_u_of_trees_are_those_of_their_floats(name, build, n, sweeps, numbers):
     schedule = solvers.Streaming(sweeps=sweeps, delay_power=0)
     ways = {"optimizer": MOMENTUM, "batch_size": BATCH, "alpha": 1.7, "eta": 0.3}
+    ways |= {"microbatches": 1}
     method = build(network(name), subnets=n, schedule=schedule, **ways, **numbers)
     given, start = batches(name, 4), weights(name)
     state, _ = trained(method, given, start, drain=True)

@@ -122,8 +122,17 @@ def step_memory(
         activations=round(max(activation_bytes(device) for device in step.devices)),
         microbatches=microbatch_bytes(program, sizes),
         halo=round(max(halo_bytes(device) for device in step.devices)),
-        copies=COPIES * (rest + kept * copies_weights(program)) if program.copies_state else 0,
+        copies=_copies(program, rest, kept),
     )
+
+
+def _copies(program: Program, rest: int, kept: int) -> int:
+    """Of weights and optimizer states of so many bytes, and what else a state holds; an upper bound."""
+    if not program.copies_state:
+        return 0
+    # what changes in a loop of microbatches, where unequal pieces share arrays
+    in_loop = program.batch.microbatches > 1 and not program.declared.sums_once
+    return COPIES * (rest + kept * copies_weights(program)) + kept * in_loop
 
 
 def copies_weights(program: Program) -> bool:

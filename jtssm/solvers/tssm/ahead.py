@@ -34,8 +34,8 @@ from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.tssm.delayed import delays
 
 Found = TypeVar("Found")
-# (weights, gradient of a minibatch, whether it may begin) -> the new ones, what was added to W
-Step: TypeAlias = Callable[[Weights, Tree, bool | Array], tuple[Weights, Tree]]
+# (weights, gradient of a minibatch) -> the new ones, what was added to the parameters
+Step: TypeAlias = Callable[[Weights, Tree], tuple[Weights, Tree]]
 
 
 class Version(NamedTuple):
@@ -97,18 +97,17 @@ class Recipe(NamedTuple):
     ) -> Weights:
         """The step of piece l with the gradient of the minibatch's last microbatch.
 
-        step: of the optimizer: (weights, gradient of the minibatch, whether it may begin) -> its new
-          weights, the update.
+        step: of the optimizer: (weights, gradient of the minibatch) -> its new weights, the update.
         """
         if self.plain(pieces, l):
-            return step(weights, gradient, True)[0]
+            return step(weights, gradient)[0]
         state: Ahead = weights.opt_state
         if state.summed != ():
             gradient = jax.tree.map(jnp.add, state.summed, gradient)
         past = self._past(weights.params, state)
-        ready = not_before(jnp.asarray(True), past[:1])
-        own = weights._replace(opt_state=state.opt_state)
-        new, update = step(own, gradient, ready)
+        if past:
+            gradient = _after(past[0].params, *gradient)
+        new, update = step(weights._replace(opt_state=state.opt_state), gradient)
         if past:
             update = jax.tree.map(lambda a, u: u.astype(a.dtype), weights.params, update)
         state = Ahead(new.opt_state, state.summed, update if past else (), past)
@@ -149,6 +148,15 @@ class Recipe(NamedTuple):
         scale = lambda a: jnp.asarray(self.prediction * h, a.dtype)
         floats = lambda a: jnp.issubdtype(a.dtype, jnp.floating)
         return jax.tree.map(lambda a, u: a + scale(a) * u if floats(a) else a, params, update)
+
+
+def _after(made: Tree, gradient: list[Tree], loss: Tree) -> tuple[list[Tree], Tree]:
+    """The same gradient, known no earlier than what is made of the weights that it changes.
+
+    Else XLA would copy these first.
+    """
+    known = lambda a, g: jnp.where(not_before(jnp.asarray(True), a), g, 0)
+    return jax.tree.map(known, made, gradient), loss
 
 
 def divided(tree: Tree, microbatches: int, axis: int = 0) -> Tree:

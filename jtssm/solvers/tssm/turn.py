@@ -259,15 +259,11 @@ class Turn(NamedTuple):
     def descend(self, l: int, weights: Weights, gradient: Gradient) -> Weights:
         """The step of piece l that a minibatch causes."""
 
-        def step(
-            weights: Weights, gradient: Gradient, ready: bool | Array
-        ) -> tuple[Weights, list[Tree]]:
+        def step(weights: Weights, gradient: Gradient) -> tuple[Weights, list[Tree]]:
             g_W, loss = gradient
             # divided here, where it is read anyway
             g_W = jax.tree.map(lambda g: g / self.samples, g_W)
-            # what `ready` is made of is made before: else XLA would copy the weights that it reads
-            pace = self.pace if ready is True else jnp.where(ready, self.pace, 0)
-            return self.pieces.step(l, weights, g_W, pace, loss)
+            return self.pieces.step(l, weights, g_W, self.pace, loss)
 
         return self.recipe.descend(self.pieces, l, weights, gradient, step)
 

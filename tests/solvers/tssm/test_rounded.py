@@ -30,7 +30,8 @@ ROUNDED = {  # f, v
 def rounding(build, n, sweeps, grid, **more):
     """A method with rounded boundaries, and its rho."""
     rho = {"rho": 0.6} if build is solvers.gsadmm else {}
-    given = {"subnets": n, "optimizer": MOMENTUM, "batch_size": BATCH} | WAYS | rho | more
+    given = {"subnets": n, "optimizer": MOMENTUM, "batch_size": BATCH, "microbatches": 1}
+    given |= WAYS | rho | more
     schedule = solvers.Streaming(sweeps, delay_power=0)
     return build(NET, schedule=schedule, grid=VALUES if grid == "values" else grid, **given)
 
@@ -107,7 +108,7 @@ def test_what_awaits_its_turn_is_stored_as_it_arrived():
     shapes = {}
     for grid in (None, 8):
         method = solvers.gsadmm(
-            net, subnets=3, optimizer=optax.sgd(0.1), batch_size=BATCH, grid=grid
+            net, subnets=3, optimizer=optax.sgd(0.1), batch_size=BATCH, grid=grid, microbatches=1
         )
         x = jax.ShapeDtypeStruct((BATCH, 32), np.float32)
         y = jax.ShapeDtypeStruct((BATCH,), np.int32)
@@ -120,7 +121,8 @@ def test_what_awaits_its_turn_is_stored_as_it_arrived():
 
 def test_trees_keep_their_integers_and_a_grid_for_each_array():
     net = network("encoder")
-    method = solvers.gsadmm(net, subnets=2, optimizer=MOMENTUM, batch_size=TREES, grid=8)
+    ways = {"optimizer": MOMENTUM, "batch_size": TREES, "microbatches": 1}
+    method = solvers.gsadmm(net, subnets=2, grid=8, **ways)
     sent = {m.what: (m.shape, m.itemsize, m.source) for m in method.moves(TREES) if m.axis != "pc"}
     assert sent == {
         "codes of f": ((TREES, 16), 1, 0),
@@ -134,7 +136,7 @@ def test_trees_keep_their_integers_and_a_grid_for_each_array():
 def test_the_cost_model_knows_the_fewer_bytes():
     """Words elsewhere, a compute_dtype or none; given values have no ends to send forward."""
     net, mesh = jtssm.mlp([64] * 4 + [8]), sharding.make_mesh(2, 1, 1)
-    shared = {"subnets": 2, "optimizer": optax.sgd(0.1), "batch_size": 32}
+    shared = {"subnets": 2, "optimizer": optax.sgd(0.1), "batch_size": 32, "microbatches": 1}
     machine = sharding.Machine("slow", 1e12, 1e12, 1e6, 1e-3, 0.0, "made up")
     floats = 2 * 32 * 64 * 4
     for grid, size in (

@@ -23,7 +23,8 @@ PARAMS = NET.init(jax.random.key(3), jnp.float64)
 
 
 def gsadmm(net=NET, **changes):
-    ways = {"subnets": 2, "optimizer": MOMENTUM, "workers": N, "rho": 0.6, "alpha": 1.7} | changes
+    ways = {"subnets": 2, "optimizer": MOMENTUM, "workers": N, "rho": 0.6, "alpha": 1.7}
+    ways |= {"microbatches": 1} | changes
     return solvers.gsadmm(net, batch_size=B, local_steps=R, **ways)
 
 
@@ -99,6 +100,7 @@ def test_gsam_on_one_device_and_the_mean():
         optimizer=MOMENTUM,
         schedule=schedule,
         batch_size=B,
+        microbatches=1,
         workers=N,
         local_steps=R,
     )

@@ -14,8 +14,8 @@ from tests.solvers.tssm import twins
 
 NET = jtssm.mlp([5, 7, 6, 8, 4, 3])
 BATCH = 6
-GSADMM = functools.partial(solvers.gsadmm, NET, batch_size=BATCH, rho=0.6)
-GSAM = functools.partial(solvers.gsam, NET, batch_size=BATCH)
+GSADMM = functools.partial(solvers.gsadmm, NET, batch_size=BATCH, microbatches=1, rho=0.6)
+GSAM = functools.partial(solvers.gsam, NET, batch_size=BATCH, microbatches=1)
 
 
 def batches(num, dtype=np.float64):
@@ -172,7 +172,7 @@ def test_one_subnetwork_is_plain_training_step_for_step(params):
 
 
 def test_empty_minibatches_change_nothing(params):
-    method = solvers.gsadmm(NET, subnets=3, optimizer=optax.adam(1e-2), batch_size=BATCH)
+    method = GSADMM(subnets=3, optimizer=optax.adam(1e-2))
     state = method.init(jax.random.key(0), *batches(1)[0], params)
     assert_close(jax.jit(method.drain)(state).weights, state.weights, atol=0)
     moved = []
@@ -224,7 +224,7 @@ def test_training_goes_on_after_draining_as_with_a_pause(params):
 
 def test_loss_and_accuracy_are_those_of_the_minibatch_that_reaches_the_end(params):
     """With weights at rest (rate 0) they are the composed network's on the minibatch n - 1 back."""
-    method = solvers.gsadmm(NET, subnets=3, optimizer=optax.sgd(0.0), batch_size=BATCH)
+    method = GSADMM(subnets=3, optimizer=optax.sgd(0.0))
     data = batches(6)
     _, infos = trained(method, data, params, drain=False)
     for t in range(2, 6):
@@ -238,9 +238,7 @@ def test_loss_and_accuracy_are_those_of_the_minibatch_that_reaches_the_end(param
 def test_residuals_are_those_of_the_written_sweep(params):
     """n = 2, weights at rest: p = f - eta g, so p - q, q - f and q's change follow by hand."""
     rho, alpha, eta = 0.6, 1.7, 0.21
-    method = solvers.gsadmm(
-        NET, cuts=[2], optimizer=optax.sgd(0.0), batch_size=BATCH, rho=rho, alpha=alpha, eta=eta
-    )
+    method = GSADMM(cuts=[2], optimizer=optax.sgd(0.0), rho=rho, alpha=alpha, eta=eta)
     x, y = batches(1)[0]
     _, infos = trained(method, [(x, y)] * 3, params, drain=False)
     f = twins.run(NET, list(enumerate(params[:2])), x)
@@ -254,7 +252,7 @@ def test_residuals_are_those_of_the_written_sweep(params):
 
 
 def test_one_trace_serves_every_step_and_every_rho(params):
-    method = solvers.gsadmm(NET, subnets=3, optimizer=optax.sgd(0.1), batch_size=BATCH)
+    method = GSADMM(subnets=3, optimizer=optax.sgd(0.1))
     traces = []
 
     @jax.jit
@@ -302,7 +300,7 @@ def test_a_network_is_trained_to_squared_targets_too():
 
 @pytest.mark.slow
 def test_cut_into_single_layers_the_network_learns_because_rates_fall_with_the_delay():
-    """Ten subnetworks of one layer, the same Adam with and without the default delay_power."""
+    """Ten subnetworks of one layer, whole minibatches, the same Adam with and without delay_power."""
     splits = data.load("digits", flat=True)
     net = jtssm.mlp([64, *[64] * 9, 10])
     steps = 40 * (len(splits.train.y) // 30)
@@ -314,6 +312,7 @@ def test_cut_into_single_layers_the_network_learns_because_rates_fall_with_the_d
             subnets=10,
             optimizer=optimizer,
             batch_size=30,
+            microbatches=1,
             schedule=solvers.Streaming(delay_power=power),
         )
         result = jtssm.fit(

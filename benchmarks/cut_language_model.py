@@ -1,0 +1,142 @@
+"""Does a language model keep its bits a byte when it is cut? A decoder, n = 2, 4, 8.
+
+`nn.decoder`, 8 blocks of width 64 with 4 heads, of 32 bytes, on the text of `examples.language_model`;
+one pass in batches of 64, a tenth of the steps of warm-up, then a cosine to zero. End to end
+(`solvers.sgd`) with Adam and with NAdam; cut, gsADMM with NAdam, M microbatches, all else by default.
+Every line has the same budget: its peak rate is chosen out of the same three on 1 000 held-out rows,
+with a seed apart from the reported ones. Then three seeds, whose bits on the text's last 1 000 rows are
+read once.
+
+    python -m benchmarks.cut_language_model --workers 2 [--only PATTERN] [--smoke]
+
+About half an hour on 2 cores. Finished runs are kept in --runs, so an interrupted benchmark goes on where
+it was. Last result: benchmarks/results/cut_language_model.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jtssm
+from benchmarks import record
+from benchmarks.running import Runs
+from benchmarks.users_networks import SEEDS, TUNING_SEED, optimizer
+from examples import language_model
+from jtssm import nn, solvers
+
+BATCH, HELD_OUT, RATES = 64, 1000, (2e-3, 4e-3, 8e-3)
+BLOCKS, WIDTH, HEADS = 8, 64, 4
+
+
+class Line(NamedTuple):
+    """One line of the table."""
+
+    optimizer: str
+    subnets: int
+    microbatches: int
+
+    def __str__(self) -> str:
+        parts = f", M = {self.microbatches}" if self.subnets > 1 else ""
+        return f"{self.optimizer}, n = {self.subnets}{parts}"
+
+
+LINES = (Line("adam", 1, 1), *(Line("nadam", n, m) for n, m in ((1, 1), (2, 8), (4, 8), (8, 16))))
+
+
+def train(run: tuple, smoke: bool) -> dict[str, Any]:
+    """Train once; bits a byte of held-out rows.
+
+    run: (optimizer, n, M, rate, seed, whether the last rows are read).
+    """
+    (line, rate, seed, read_test) = Line(*run[:3]), *run[3:]
+    if not smoke:
+        jax.config.update("jax_compilation_cache_dir", str(Path("run/compiled").absolute()))
+    x, y = language_model.samples()
+    end = 640 if smoke else len(x) - 2 * HELD_OUT
+    rows = {"valid": slice(-2 * HELD_OUT, -HELD_OUT), "test": slice(-HELD_OUT, None)}
+    blocks, width = (2, 16) if smoke else (BLOCKS, WIDTH)
+    length = language_model.LENGTH
+    net = nn.decoder(
+        blocks, width=width, heads=HEADS, sequence=length, vocabulary=language_model.BYTES
+    )
+    shared: dict[str, Any] = {
+        "optimizer": optimizer(line.optimizer, rate, end // BATCH, warmup=10),
+        "batch_size": BATCH,
+    }
+    method = (
+        solvers.gsadmm(net, subnets=line.subnets, microbatches=line.microbatches, **shared)
+        if line.subnets > 1
+        else solvers.sgd(net, **shared)
+    )
+    result = jtssm.fit(
+        method, (x[:end], y[:end]), epochs=1, key=jax.random.key(seed), progress=False
+    )
+    bits = lambda part: (
+        jtssm.evaluate(method, result.state, (x[rows[part]], y[rows[part]]))["loss"] / math.log(2)
+    )
+    seen = {
+        "run": list(run),
+        "diverged": result.divergence is not None,
+        "valid_bits": bits("valid"),
+    }
+    return seen | ({"test_bits": bits("test")} if read_test else {})
+
+
+def main() -> None:
+    """Choose rates, read the last rows, show and write."""
+    given = _arguments()
+    lines = [line for line in given.lines if re.search(given.only, str(line))]
+    with Runs(given.runs, given.workers, lambda seen: True, _shown) as runs:
+        every = lambda wanted: runs.all(train, {run: (run, given.smoke) for run in wanted})
+        tuned = every((*line, rate, TUNING_SEED, False) for line in lines for rate in given.rates)
+        tried = {
+            line: {r: tuned[*line, r, TUNING_SEED, False]["valid_bits"] for r in given.rates}
+            for line in lines
+        }
+        best = {line: min(of, key=lambda rate: of[rate]) for line, of in tried.items()}
+        read = every((*line, best[line], seed, True) for line in lines for seed in given.seeds)
+    report = {}
+    for line in lines:
+        seen = [read[*line, best[line], seed, True] for seed in given.seeds]
+        report[str(line)] = {
+            "rate": best[line],
+            "diverged": any(one["diverged"] for one in seen),
+            "valid_bits": [one["valid_bits"] for one in seen],
+            "test_bits": [one["test_bits"] for one in seen],
+            "valid_bits_by_rate": {str(rate): found for rate, found in tried[line].items()},
+        }
+        print(f"{line}  rate {best[line]:g}  bits {np.mean(report[str(line)]['test_bits']):.4f}")
+    if not given.smoke:
+        content = {"seeds": given.seeds, "tuning_seed": TUNING_SEED, "results": report}
+        print(record.write("cut_language_model", "benchmarks.cut_language_model", content))
+
+
+def _shown(seen: dict) -> str:
+    *line, rate, seed, _ = seen["run"]
+    return f"{Line(*line)}, rate {rate:g}, seed {seed}  held-out {seen['valid_bits']:.4f}"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--smoke", action="store_true", help="a tiny decoder on a few rows")
+    add("--only", default="", help="regular expression: which lines of the table")
+    add("--workers", type=int, default=1, help="processes, each on a core of its own")
+    add("--runs", type=Path, default=Path("run/cut_language_model.jsonl"), help="finished runs")
+    given = parser.parse_args()
+    given.lines, given.rates, given.seeds = LINES, RATES, SEEDS
+    if given.smoke:
+        given.lines, given.rates, given.seeds = (LINES[1], LINES[2]), (2e-3,), (0,)
+        given.runs, given.workers = None, 0
+    return given
+
+
+if __name__ == "__main__":
+    main()
