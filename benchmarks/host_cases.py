@@ -50,15 +50,20 @@ class Trained(NamedTuple):
         return build(self.network(), **given)
 
 
+WHOLE = {"subnets": 2, "microbatches": 1}  # gsADMM with gradients two minibatches old
+AHEAD = {"subnets": 2, "recompute": False}  # in two microbatches, predicted, nothing run twice
 EVERY: dict[str, Case] = {  # of all but pdADMM's
     PLAIN: Case("sgd"),
-    "one host, gsADMM, n = 2": Case("gsadmm", {"subnets": 2}),
+    "one host, gsADMM, n = 2": Case("gsadmm", WHOLE),
     "data parallel": Case("sgd", {}, (1, 1, 2)),
-    "gsADMM, n = 2": Case("gsadmm", {"subnets": 2}, (2, 1, 1)),
-    "gsADMM, n = 2, cut by work": Case("gsadmm", {"subnets": 2, "balance": "work"}, (2, 1, 1)),
+    "gsADMM, n = 2": Case("gsadmm", WHOLE, (2, 1, 1)),
+    "gsADMM, n = 2, cut by work": Case("gsadmm", WHOLE | {"balance": "work"}, (2, 1, 1)),
     "gsADMM, n = 2, cut by work, 8 bits": Case(
-        "gsadmm", {"subnets": 2, "balance": "work", "grid": 8}, (2, 1, 1)
+        "gsadmm", WHOLE | {"balance": "work", "grid": 8}, (2, 1, 1)
     ),
+    "gsADMM, n = 2, predicted": Case("gsadmm", AHEAD, (2, 1, 1)),
+    "gsADMM, n = 2, predicted, 8 bits": Case("gsadmm", AHEAD | {"grid": 8}, (2, 1, 1)),
+    "pipeline, n = 2": Case("pipeline", {"subnets": 2}, (2, 1, 1)),
     "local SGD, R = 20": Case("local_sgd", {"workers": 2, "local_steps": ROUND}, (2, 1, 1)),
     "DiLoCo, R = 20": Case(
         "local_sgd", {"workers": 2, "local_steps": ROUND, "outer_optimizer": OUTER}, (2, 1, 1)
@@ -76,8 +81,9 @@ def placing(*cuts: int) -> dict[str, Case]:
     found = {"one host, Adam": Case("sgd", optimizer="adam")}
     for n in cuts:
         apart, placed = f"one host, Adam, gsADMM, n = {n}", f"placed, Adam, gsADMM, n = {n}"
-        found[apart] = Case("gsadmm", {"subnets": n}, optimizer="adam", against="one host, Adam")
-        found[placed] = Case("gsadmm", {"subnets": n}, (1, 1, 1), "adam", apart)
+        ways = {"subnets": n, "microbatches": 1}
+        found[apart] = Case("gsadmm", ways, optimizer="adam", against="one host, Adam")
+        found[placed] = Case("gsadmm", ways, (1, 1, 1), "adam", apart)
     return found
 
 

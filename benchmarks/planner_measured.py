@@ -57,13 +57,15 @@ def cases(smoke: bool) -> dict[str, Case]:
         "convnet 28 x 28, sgd, batch 64": Case(convnet, "sgd", 64, {}),
         "convnet 28 x 28, sgd, batch 4": Case(convnet, "sgd", 4, {}),
         "mlp 784-7 x 256-10, gsadmm, batch 512": Case(
-            jtssm.mlp([784, *[256] * 7, 10]), "gsadmm", 512, {}
+            jtssm.mlp([784, *[256] * 7, 10]), "gsadmm", 512, {"microbatches": 1}
         ),
         "mlp 784-512-512-10, ist, batch 512": Case(
             jtssm.mlp([784, 512, 512, 10]), "ist", 512, {"local_steps": 4}
         ),
         "decoder, 4 blocks of 128, 64 bytes, sgd, batch 32": Case(decoder, "sgd", 32, {}),
-        "decoder, 4 blocks of 128, 64 bytes, gsadmm, batch 32": Case(decoder, "gsadmm", 32, {}),
+        "decoder, 4 blocks of 128, 64 bytes, gsadmm, batch 32": Case(
+            decoder, "gsadmm", 32, {"microbatches": 1}
+        ),
         "language model of flax modules, 32 bytes, sgd, batch 64": Case(
             language_model.network(), "sgd", 64, {}
         ),

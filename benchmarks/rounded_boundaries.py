@@ -5,8 +5,8 @@ its boundaries, from the same weights on the same minibatches: a perceptron of f
 on MNIST 14 x 14 (3 epochs of batch 110; accuracy on the held-out last 5 000 training images, the test
 images are not read), and the byte-level transformer of `examples.language_model` (one pass over its
 text, batch 32; bits a byte of the text's last 1 000 rows). One sweep, with which gsAM is the same
-method; Adam, a tenth of warm-up, then a cosine to zero, the same peak for all of a network. Bytes are
-what crosses all boundaries in a step, both ways, by `Method.moves`.
+method; whole minibatches (M = 1); Adam, a tenth of warm-up, then a cosine to zero, the same peak for all
+of a network. Bytes are what crosses all boundaries in a step, both ways, by `Method.moves`.
 
     JTSSM_DATA=FOLDER python -m benchmarks.rounded_boundaries [--workers 2] [--smoke]
 
@@ -85,7 +85,8 @@ def _train(run: tuple[str, int, str], seeds: Sequence[int], smoke: bool) -> dict
     steps = len(train[0]) // batch * epochs
     rate = optax.warmup_cosine_decay_schedule(0.0, RATES[task], steps // 10, steps)
     optimizer = optax.adam(rate)
-    method = solvers.gsadmm(net, subnets=n, optimizer=optimizer, batch_size=batch, grid=GRIDS[grid])
+    ways = {"optimizer": optimizer, "batch_size": batch, "microbatches": 1}
+    method = solvers.gsadmm(net, subnets=n, grid=GRIDS[grid], **ways)
     found = []
     for seed in seeds:
         key = jax.random.key(seed)

@@ -62,7 +62,7 @@ def _methods(net: Any, precision: Any, given: argparse.Namespace) -> dict[str, A
     shared = {"optimizer": optax.adam(1e-3), "batch_size": BATCH, "precision": precision}
     methods = {ADAM: solvers.sgd(net, **shared)}
     for n in given.subnets:
-        methods[f"n = {n}"] = solvers.gsadmm(net, subnets=n, **shared)
+        methods[f"n = {n}"] = solvers.gsadmm(net, subnets=n, microbatches=1, **shared)
     methods["n = 2, 2 sweeps"] = solvers.gsadmm(
         net, subnets=2, schedule=solvers.Streaming(sweeps=2), **shared
     )
@@ -97,7 +97,8 @@ def _meshes(net: Any, given: argparse.Namespace) -> list[dict]:
     (xs, ys), report = _samples(net, given.steps), []
     for n in sorted({2, 4, 8, *given.subnets}):
         for devices in _fitting(n, net, given.devices):
-            method = solvers.gsadmm(net, subnets=n, optimizer=optax.adam(1e-3), batch_size=BATCH)
+            ways = {"optimizer": optax.adam(1e-3), "batch_size": BATCH, "microbatches": 1}
+            method = solvers.gsadmm(net, subnets=n, **ways)
             placed = sharding.place(method, sharding.make_mesh(subnet=devices))
             state = placed.init(jax.random.key(0), xs[0], ys[0])
             text = jax.jit(placed.step).lower(state, xs[0], ys[0]).compile().as_text()
