@@ -4,15 +4,16 @@
 
 The folder holds one mono file of 8000 samples a second for each recording,
 `{digit}_{speaker}_{take}.wav`. A recording is cut, or filled with zeros, to one second; its power
-spectrogram (frames of 1024 samples under a Hann window, every 256 samples, zeros beyond both ends) goes through 128 triangular filters on
-Slaney's mel scale up to 4000 Hz, each of area one; decibels relative to the recording's maximum, at
-least -80: 128 x 32 numbers, as 16-bit floats. Files come in the order of their names.
+spectrogram (frames of 1024 samples under a Hann window, every 256 samples, zeros beyond both ends)
+goes through 128 triangular filters on Slaney's mel scale up to 4000 Hz, each of area one; decibels
+relative to the recording's maximum, at least -80: 128 x 32 numbers, as 16-bit floats. Files come in
+the order of their names.
 
 What it writes is compared with librosa's `melspectrogram` and `power_to_db` of the same numbers by the
 tests where librosa is installed. Which window, step and scale the file of 3000 recordings that the
-project's results rest on was made with was read off that file (its first recordings' numbers of frames,
-evenly spaced harmonics below 1000 Hz, no gap above 4000 Hz): the recordings were not at hand to make it
-again and compare. `--compare FILE` does that. Takes a minute or so.
+project's results rest on was made with was read off that file (numbers of frames that are not silent,
+harmonics equally spaced below 1000 Hz, the highest bands as full as the others): the recordings were not
+at hand to make it again and compare. `--compare FILE` does that. Takes a minute or so.
 """
 
 from __future__ import annotations
