@@ -27,7 +27,7 @@ from jtssm.data.fetching import LIBRARIES, REMOTES
 from jtssm.nn.architectures import ARCHITECTURES
 from jtssm.nn.norm import NORMALISATIONS
 from jtssm.planning.builders import LOCAL_STEPS, workers_argument
-from jtssm.sharding.cost.machines import MACHINES
+from jtssm.sharding.cost.machine_table import MACHINES
 from jtssm.sharding.meeting import LOST_AFTER
 from jtssm.train import history
 from jtssm.train.checkpoint import ANYWAY

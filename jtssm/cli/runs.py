@@ -20,7 +20,7 @@ import jtssm
 from jtssm import checks, data, files, plot, sharding, solvers
 from jtssm.arrays import Tree
 from jtssm.cli import samples, tables, train
-from jtssm.cli.results import FIGURE, MARK, RESULT, Mark, drawn, unfinished
+from jtssm.cli.results import FIGURE, MARK, RESULT, Mark, drawn, figures, unfinished
 from jtssm.cli.results import folder as results_folder
 from jtssm.protocol.method import Method
 from jtssm.sharding.distributed import is_first
@@ -125,7 +125,7 @@ def _folder(arguments: argparse.Namespace, suffixes: Sequence[str]) -> Path:
     checkpoint = getattr(arguments, "checkpoint", None)
     return results_folder(
         arguments.out,
-        [*names, FIGURE, RESULT, MARK],
+        [*names, *figures(FIGURE), RESULT, MARK],
         overwrite=arguments.overwrite,
         goes_on=lambda out: unfinished(out, checkpoint),
     )

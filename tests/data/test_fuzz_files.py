@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from jtssm import data
 from jtssm.data import archives, cifar
 from jtssm.sharding.cost import machine_files
-from jtssm.sharding.cost.machines import MACHINES, Machine
+from jtssm.sharding.cost.machine_table import MACHINES
+from jtssm.sharding.cost.machines import Machine
 from tests.data.test_data import cifar_batches, tarred, write_cifar, write_mnist
 
 CI = settings(
