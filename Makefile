@@ -5,7 +5,7 @@ VENV_TPU ?= .venv-tpu
 NEWEST ?= python3.13
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-newest slow test-tpu release-check docs serve-docs lint format clean
+.PHONY: demo test test-newest slow test-tpu release-check docs notebooks serve-docs lint format clean
 
 demo: $(VENV)/ready
 	$(BIN)/jtssm demo --out run/demo --overwrite
@@ -32,6 +32,10 @@ test-tpu: $(VENV_TPU)/ready
 # the site, in site/; notebooks are executed in their small mode; a broken link or reference fails
 docs: $(VENV)/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# stores what the notebooks print and draw in their small mode
+notebooks: $(VENV)/ready
+	$(BIN)/python docs/hooks/notebooks.py
 
 serve-docs: $(VENV)/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
