@@ -4,7 +4,8 @@
 
 The version stands in the package, the changelog and the citation; wheel and sdist are built from it,
 their metadata hold, the wheel has the package and nothing else; each is installed into fresh
-environments, without extras and with [all], under each of the Pythons, and runs there from an empty folder: a method
+environments, without extras and with [all], under each of the Pythons, and runs there from an empty
+folder: a method
 trained in Python, the commands, with [all] the demo. Nothing is published. Some ten minutes, mostly pip.
 """
 

@@ -2,7 +2,8 @@
 
     python docs/hooks/notebooks.py [colab/01_tunable_splitting.ipynb ...]   # `make notebooks`: all
 
-stores what they print and draw in them, and how long each section took, for who reads them on the web. What a notebook printed is kept in build/docs, by a checksum of the notebook and of the package, so that
+stores what they print and draw in them, and how long each section took, for who reads them on the web.
+What a notebook printed for the site is kept in build/docs, by a checksum of notebook and package, so that
 `make serve-docs` runs only what has changed. A notebook that fails, fails the build. Results and figures
 of the benchmarks are added, too, so that links to them are checked.
 """
@@ -79,8 +80,8 @@ def stored(path: Path) -> None:
     rows = [f"| {title} | {seconds:.0f} |" for title, seconds in sections(notebook)]
     table = ["| section | seconds, small mode |", "|---|---|", *rows]
     told = (
-        "How long a section takes: measured in the small mode in which the outputs below were made, on two "
-        "cores that others used too; in full size it takes longer, and what is printed means more.\n\n"
+        "How long a section takes: measured in the small mode in which the outputs below were made,\n"
+        "on two cores that others used too; in full size it takes longer, and numbers mean more.\n\n"
     )
     first = notebook.cells[0]
     first.source = TIMES.sub(f"<!-- times -->\n{told}" + "\n".join(table), first.source)
