@@ -30,12 +30,18 @@ class Run(NamedTuple):
 
     samples: int  # in one pass, all devices together
     forward: int  # how often its layers run forward
-    weights: int  # how often the gradient of its weights is taken, and its optimizer steps
+    weights: int  # how often the gradient of its weights is taken
     inputs: (
         int  # how often gradients go back through it: to the inputs of every layer but its first
     )
     first: bool  # to those of its first layer too
     unused: int = 0  # of the passes forward: those of whose outputs nothing is made
+    steps: int | None = None  # how often its optimizer steps; None: once a gradient
+
+    @property
+    def updates(self) -> int:
+        """How often its weights change."""
+        return self.weights if self.steps is None else self.steps
 
 
 class MatrixProduct(NamedTuple):

@@ -77,11 +77,17 @@ class Batch(NamedTuple):
     shape: tuple[int, ...] | None  # leading shape of what a step consumes; None: all samples
     axes: tuple[str | None, ...] = ("pc",)  # how those dimensions lie on the mesh
     resident: bool = False  # whether variables of every sample are kept: samples stay in place
+    microbatches: int = 1  # M, of which each minibatch is divided into
 
     @property
     def workers(self) -> int | None:
         """N of rounds [R, N, b], whose workers have minibatches of their own; None: of other steps."""
         return self.shape[1] if self.shape is not None and len(self.shape) > 1 else None
+
+    @property
+    def rows(self) -> int | None:
+        """Samples that run through the layers at a time: of a microbatch; None: all there are."""
+        return None if self.size is None else self.size // self.microbatches
 
     @property
     def minibatch(self) -> int | None:
@@ -103,7 +109,8 @@ class Program(abc.ABC):
     settings: Settings | None = None  # what it was made with, of a constructor that is `recorded`
 
     def __post_init__(self) -> None:
-        sample_checks.several("batch_size", self.network, self.batch.size)
+        name = "batch_size" if self.batch.microbatches == 1 else "batch_size / microbatches"
+        sample_checks.several(name, self.network, self.batch.rows)
 
     @abc.abstractmethod
     def on_one_device(self) -> Method:

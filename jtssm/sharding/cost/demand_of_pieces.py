@@ -129,7 +129,7 @@ class Layered(NamedTuple):
         first = i in self.program.stages.starts
         tasks = tuple(task(self._pass(grid, run), i, passes(run, first)) for run in runs)
         words = stored_words(grid, self.params[i], i)
-        steps = self.workers * sum(run.weights for run in runs)
+        steps = self.workers * sum(run.updates for run in runs)
         updates = ((words, steps),) if words else ()
         return Demand(tasks, updates, tuple(self._messages(grid, i, Pass.own)))
 

@@ -112,7 +112,7 @@ def _(program: WorkerProgram, mesh: Mesh, names: AxisNames, forms: str | Sequenc
 def _sizes(program: Program, mesh: Mesh, names: AxisNames) -> tuple[int, int, int]:
     """Of the three axes, which a program of pieces can be split over."""
     subnet, pr, pc = (axis_size(mesh, name) for name in names)
-    num, size, workers = program.stages.num, program.batch.size, program.batch.workers
+    num, size, workers = program.stages.num, program.batch.rows, program.batch.workers
     if subnet > num:
         raise ValueError(
             f"mesh: expected a 'subnet' axis of at most {num}, the number of pieces that "
@@ -125,7 +125,8 @@ def _sizes(program: Program, mesh: Mesh, names: AxisNames) -> tuple[int, int, in
     if workers is not None and workers % pc:
         raise ValueError(f"mesh: expected a 'pc' axis that divides workers={workers}; got {pc}")
     if workers is None and size is not None and size % pc:
-        raise ValueError(f"mesh: expected a 'pc' axis that divides batch_size={size}; got {pc}")
+        of = "batch_size" if program.batch.microbatches == 1 else "batch_size / microbatches"
+        raise ValueError(f"mesh: expected a 'pc' axis that divides {of}={size}; got {pc}")
     return subnet, pr, pc
 
 

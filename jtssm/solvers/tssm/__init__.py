@@ -65,6 +65,7 @@ from jtssm.solvers.tssm import (
     streaming,
     turn,
 )
+from jtssm.solvers.tssm.ahead import Recipe
 from jtssm.solvers.tssm.crew import TEXTS as CREW
 from jtssm.solvers.tssm.crew import Crew, crew_of
 from jtssm.solvers.tssm.delayed import slowed
@@ -102,6 +103,17 @@ TEXTS = {
         "a list of rising numbers: f to the nearest of them, q - f (gsAM: p - f) to such values of as "
         "many bits. None: floats are exchanged."
     ),
+    "microbatches": (
+        "streaming only: M, of which a minibatch of batch_size runs through the subnetworks; the gradients "
+        "are summed before an optimizer steps, so that those of subnetwork l are ceil(2(n - l) / M) steps "
+        "old at most. Batch normalisation is over a microbatch. None: the fewest from 2(n - 1) that divide "
+        "batch_size; with several sweeps 1."
+    ),
+    "prediction": (
+        "streaming only: c, with which a subnetwork runs forward, and takes its gradients, at W + c h U, h "
+        "the steps that it takes in between and U its last update; two more trees of the size of the "
+        "weights. None: 1 with M >= 2(n - 1), else 0 (gradients at the newest weights)."
+    ),
     **CREW,
 }
 
@@ -120,6 +132,8 @@ def gsadmm(
     alpha: float = 1.0,
     eta: float | None = None,
     schedule: str | Streaming | Stored = "streaming",
+    microbatches: int | None = None,
+    prediction: float | None = None,
     grid: int | Sequence[float] | None = None,
     workers: int | None = None,
     local_steps: int | None = None,
@@ -158,10 +172,14 @@ def gsadmm(
     found = schedules.find(schedule)
     schedules.check_for("gsadmm", found)
     crossing = schedules.crossing(grid, found)
-    pieces = _pieces(net, subnets, cuts, balance, optimizer, found, loss, compute_dtype)
+    starts = _starts(net, subnets, cuts, balance, found)
+    (batch_size,) = checks.count(batch_size=batch_size)
+    recipe = schedules.recipe(found, len(starts) - 1, batch_size, microbatches, prediction)
+    pieces = _pieces(net, starts, optimizer, found, recipe, loss, compute_dtype)
     rules = Rules(turn.GSADMM, stored_gsadmm.GSADMM)
     crew = crew_of(pieces, workers, local_steps, outer_optimizer)
-    return _method(found, rules, pieces, batch_size, penalties, precision, crossing, crew)
+    ways = recipe, crossing, crew
+    return _method(found, rules, pieces, batch_size, penalties, precision, *ways)
 
 
 @recorded(schedule=schedules.find)
@@ -177,6 +195,8 @@ def gsam(
     alpha: float = 1.0,
     eta: float | None = None,
     schedule: str | Streaming | Stored = "streaming",
+    microbatches: int | None = None,
+    prediction: float | None = None,
     grid: int | Sequence[float] | None = None,
     workers: int | None = None,
     local_steps: int | None = None,
@@ -212,11 +232,15 @@ def gsam(
     penalties = Penalties(None, *_numbers(alpha, eta))
     found = schedules.find(schedule)
     crossing = schedules.crossing(grid, found)
-    pieces = _pieces(net, subnets, cuts, balance, optimizer, found, loss, compute_dtype)
+    starts = _starts(net, subnets, cuts, balance, found)
+    (batch_size,) = checks.count(batch_size=batch_size)
+    recipe = schedules.recipe(found, len(starts) - 1, batch_size, microbatches, prediction)
+    pieces = _pieces(net, starts, optimizer, found, recipe, loss, compute_dtype)
     order = found.order if isinstance(found, Stored) else None
     rules = Rules(turn.GSAM, stored_gsam.ORDERS[order or "sequential"])
     crew = crew_of(pieces, workers, local_steps, outer_optimizer)
-    return _method(found, rules, pieces, batch_size, penalties, precision, crossing, crew)
+    ways = recipe, crossing, crew
+    return _method(found, rules, pieces, batch_size, penalties, precision, *ways)
 
 
 class Rules(NamedTuple):
@@ -232,24 +256,36 @@ def _numbers(alpha: float, eta: float | None) -> tuple[float, float | None]:
     return alpha, None if eta is None else checks.positive(eta=eta)[0]
 
 
-def _pieces(
+def _starts(
     net: Network,
     subnets: int | None,
     cuts: Sequence[int] | None,
     balance: str,
-    optimizer: Optimizers,
     schedule: Streaming | Stored,
-    loss: str | losses.Loss,
-    compute_dtype: DTypeLike | None,
-) -> Pieces:
-    """The subnetworks and what trains each."""
+) -> tuple[int, ...]:
+    """Where the subnetworks begin, and the last one ends."""
     starts = cut(net, subnets, cuts, balance=balance, passes=schedule.passes)
     if isinstance(schedule, Stored):
         sample_checks.one_array(net, "schedule='stored'")
     sample_checks.floats_cross(net, starts, "gsadmm and gsam")
-    optimizers = checks.optimizers(optimizer, len(starts) - 1)
+    return starts
+
+
+def _pieces(
+    net: Network,
+    starts: tuple[int, ...],
+    optimizer: Optimizers,
+    schedule: Streaming | Stored,
+    recipe: Recipe,
+    loss: str | losses.Loss,
+    compute_dtype: DTypeLike | None,
+) -> Pieces:
+    """The subnetworks and what trains each."""
+    num = len(starts) - 1
+    optimizers = checks.optimizers(optimizer, num)
     if isinstance(schedule, Streaming):
-        optimizers = slowed(optimizers, schedule.delay_power)
+        power = schedules.delay_power(schedule, recipe, num)
+        optimizers = slowed(optimizers, power, recipe.microbatches)
     each = of_pieces(optimizers, net, starts)
     return Pieces(net, starts, each, losses.find(loss), checks.compute_dtype(compute_dtype))
 
@@ -261,15 +297,15 @@ def _method(
     batch_size: int,
     penalties: Penalties,
     precision: str | None,
+    recipe: Recipe,
     crossing: Crossing,
     crew: Crew | None,
 ) -> Method:
     """The method that works by the schedule's rule."""
-    (batch_size,) = checks.count(batch_size=batch_size)
     checks.precision(precision)
     sweeps = schedule.sweeps
     if isinstance(schedule, Streaming):
-        flow = Flow(rules.streaming, pieces, sweeps, batch_size, crossing, crew)
+        flow = Flow(rules.streaming, pieces, sweeps, batch_size, recipe, crossing, crew)
         if crew is None:
             return streaming.method(flow, penalties, precision)
         return rounds.method(flow, crew, penalties, precision)

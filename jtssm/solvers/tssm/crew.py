@@ -23,6 +23,7 @@ from jtssm.protocol.declared import Move
 from jtssm.protocol.exchange import Carried, Exchange, by_index
 from jtssm.protocol.piece_optimizers import of_pieces, wants_loss
 from jtssm.solvers.pieces import Pieces, Weights
+from jtssm.solvers.tssm.ahead import Recipe
 from jtssm.solvers.tssm.turn import Turn
 from jtssm.solvers.workers.outer import ARGUMENT, OUTER, Outer, averaged, frozen, sent
 
@@ -55,11 +56,14 @@ class Crew(NamedTuple):
         """The shared weights of piece l, with the outer optimizer's state; () without."""
         return Weights(params, () if self.outer is None else self.outer[l].start(params))
 
-    def opt_states(self, pieces: Pieces, exchange: Exchange, weights: Carried) -> Carried:
+    def opt_states(
+        self, pieces: Pieces, recipe: Recipe, exchange: Exchange, weights: Carried
+    ) -> Carried:
         """Fresh states of the workers' own optimizers, leaves [N, ...]."""
 
         def fresh(l: int, weights: Weights) -> tuple[Tree]:
-            return (self._copied(exchange, pieces.start(l, weights.params).opt_state),)
+            own = recipe.start(pieces, l, weights.params).opt_state
+            return (self._copied(exchange, own),)
 
         return exchange.each(fresh, weights, kinds=("samples",))[0]
 
@@ -90,7 +94,7 @@ class Crew(NamedTuple):
         return jax.vmap(loss.weight)(y).astype(dtype).reshape(len(y), -1).sum(axis=1)
 
     def met(
-        self, exchange: Exchange, old: Carried, new: Carried, turns: Array
+        self, exchange: Exchange, recipe: Recipe, old: Carried, new: Carried, turns: Array
     ) -> tuple[Carried, Carried]:
         """(the shared weights after a meeting, the workers' optimizer states).
 
@@ -105,12 +109,12 @@ class Crew(NamedTuple):
             return jax.tree.map(over, tree)
 
         def meet(l: int, old: Weights, new: Weights) -> tuple[Weights, Tree]:
-            params = averaged(mean, old.params, new.params, self.frozen[l])
-            if self.outer is None:
-                return Weights(params, ()), new.opt_state
-            took = turns[l] if turns.ndim == 1 else exchange.samples.sum(turns[l].sum())
-            met = self.outer[l].step(old.params, params, old.opt_state, took > 0)
-            return Weights(*met), new.opt_state
+            met = Weights(averaged(mean, old.params, new.params, self.frozen[l]), ())
+            if self.outer is not None:
+                took = turns[l] if turns.ndim == 1 else exchange.samples.sum(turns[l].sum())
+                step = self.outer[l].step(old.params, met.params, old.opt_state, took > 0)
+                met = Weights(*step)
+            return met, recipe.met(new.opt_state, new.params, met.params)
 
         found = exchange.each(meet, old, new, kinds=("weights", "samples"))
         return found[0], found[1]
@@ -154,12 +158,31 @@ class CrewTurn(NamedTuple):
         *made, sums = _one_by_one(of_worker, (self.own, trees))
         return (*made, jax.tree.map(lambda a: a.sum(axis=0), sums))
 
+    @property
+    def recipe(self) -> Recipe:
+        """See `Turn`."""
+        return self.alone.recipe
+
+    def closes(self, s: int) -> Array:
+        """As `Turn.closes`."""
+        return self.alone.closes(s)
+
     def descend(self, l: int, weights: Weights, gradient: Tree) -> Weights:
         """The steps of piece l."""
+        return self._of_each(self.alone.descend, l, weights, gradient)
+
+    def add(self, l: int, weights: Weights, gradient: Tree) -> Weights:
+        """The gradients of microbatches of which more follow."""
+        return self._of_each(self.alone.add, l, weights, gradient)
+
+    def _of_each(
+        self, fn: Callable[..., Weights], l: int, weights: Weights, gradient: Tree
+    ) -> Weights:
+        """fn(l, weights, gradient) of the workers whose minibatch entered."""
 
         def of_worker(given: tuple[Weights, Tree]) -> Weights:
             weights, (g_W, (loss, live)) = given
-            step = lambda weights: self.alone.descend(l, weights, (g_W, loss))
+            step = lambda weights: fn(l, weights, (g_W, loss))
             if "live" not in self.own:
                 return step(weights)
             return lax.cond(live, step, lambda weights: weights, weights)

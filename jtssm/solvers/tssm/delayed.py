@@ -10,17 +10,19 @@ import optax
 from jtssm.arrays import Array, Tree
 
 
-def delays(num: int) -> list[int]:
-    """How many minibatches old the gradients of each of `num` subnetworks are: 2(n - l), l = 1 .. n.
+def delays(num: int, microbatches: int = 1) -> list[int]:
+    """How many steps old the gradients of each of `num` subnetworks are: ceil(2(n - l) / M), l = 1 .. n.
 
-    That is, how often the subnetwork steps between its forward pass on a minibatch and the step
-    that this minibatch causes, in the first of its sweeps.
+    That is, how often the subnetwork steps at most between its forward pass on a microbatch and the step
+    that this microbatch causes, in the first of its sweeps.
+
+    microbatches: M, of which each minibatch is divided into.
     """
-    return [2 * (num - 1 - l) for l in range(num)]
+    return [-(-2 * (num - 1 - l) // microbatches) for l in range(num)]
 
 
 def slowed(
-    optimizers: Sequence[optax.GradientTransformation], power: float
+    optimizers: Sequence[optax.GradientTransformation], power: float, microbatches: int = 1
 ) -> tuple[optax.GradientTransformation, ...]:
     """The optimizers of n subnetworks, their updates scaled by (1 + delay)^-power."""
 
@@ -36,7 +38,7 @@ def slowed(
         # not optax.chain: the state stays what the user's optimizer makes it
         return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
-    scales = [(1 + delay) ** -power for delay in delays(len(optimizers))]
+    scales = [(1 + delay) ** -power for delay in delays(len(optimizers), microbatches)]
     return tuple(
         optimizer if scale == 1 else slow(optimizer, scale)
         for optimizer, scale in zip(optimizers, scales, strict=True)

@@ -21,7 +21,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jtssm.arrays import Array, Tree
 from jtssm.protocol.declared import Declared, Move
@@ -30,6 +29,7 @@ from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
 from jtssm.solvers.tssm import streaming
+from jtssm.solvers.tssm.ahead import divided
 from jtssm.solvers.tssm.crew import Crew
 from jtssm.solvers.tssm.streaming import Flow, State
 from jtssm.solvers.tssm.turn import delay
@@ -59,7 +59,12 @@ def method(flow: Flow, crew: Crew, penalties: Penalties, precision: str | None) 
         rule.name,
         {**kinds, **streaming.KINDS},
         _declared(flow, crew),
-        Batch(flow.samples, (crew.local_steps, crew.num, flow.samples), (None, "pc")),
+        Batch(
+            flow.samples,
+            (crew.local_steps, crew.num, flow.samples),
+            (None, "pc"),
+            microbatches=flow.recipe.microbatches,
+        ),
         precision,
         init=partial(streaming.init, flow, penalties),
         step=step,
@@ -80,16 +85,25 @@ def _round(
     copies = crew.copies(exchange, state.weights, state.opt_states)
     inner = state._replace(weights=copies, opt_states=())
 
-    def tick(inner: State, batch: tuple[Tree, Array] | None) -> tuple[State, tuple[Carried, Array]]:
+    def tick(inner: State, batch: tuple | None) -> tuple[State, tuple[Carried, Array]]:
         given = flow.blank(exchange, inner) if batch is None else batch
-        inner, sums = flow.tick(exchange, inner, *given, batch is not None)
+        inner, sums = flow.tick(exchange, inner, *given)
         return inner, (sums, _turns(flow, inner))
 
-    length = flow.last if batches is None else crew.local_steps
-    inner, seen = lax.scan(tick, inner, batches, length)
-    sums, turns = jax.tree.map(lambda a: a.sum(axis=0), seen)
-    weights, opt_states = crew.met(exchange, state.weights, inner.weights, turns)
-    return inner._replace(weights=weights, opt_states=opt_states), sums
+    ticks = None if batches is None else _ticks(flow, exchange, state, *batches)
+    inner, (sums, turns) = streaming.summed_scan(tick, inner, ticks, flow.last)
+    inner = inner if batches is not None else flow.empty(inner)
+    found = crew.met(exchange, flow.recipe, state.weights, inner.weights, turns)
+    return inner._replace(weights=found[0], opt_states=found[1]), sums
+
+
+def _ticks(flow: Flow, exchange: Exchange, state: State, x: Tree, y: Array) -> tuple:
+    """x, y [R, N, b, ...] and the weights of their minibatches as what R M ticks take, M microbatches each."""
+    parts = flow.recipe.microbatches
+    weight = jax.vmap(lambda y: flow.weight(exchange, y, state.live.dtype))(y)
+    row = lambda a: jnp.moveaxis(a, 0, 1).reshape(-1, *a.shape[2:])
+    x, y = jax.tree.map(row, divided((x, y), parts, axis=2))
+    return x, y, jnp.repeat(weight, parts, axis=0)
 
 
 def _turns(flow: Flow, state: State) -> Array:
@@ -100,7 +114,8 @@ def _turns(flow: Flow, state: State) -> Array:
 
 
 def _declared(flow: Flow, crew: Crew) -> Declared:
-    pieces, ticks, samples = flow.pieces, crew.local_steps, crew.num * flow.samples
+    pieces, parts = flow.pieces, flow.recipe.microbatches
+    ticks, samples = crew.local_steps * parts, crew.num * flow.samples // parts
 
     def moves(_: int) -> tuple[Move, ...]:
         return *streaming.boundary_moves(flow, samples, flow.sweeps * ticks), *crew.moves(pieces)

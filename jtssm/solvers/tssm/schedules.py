@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from jtssm import checks
 from jtssm.nn.cuts import Passes
 from jtssm.solvers.quantise import Crossing, grid_of
+from jtssm.solvers.tssm.ahead import Recipe
 
 MOST_SWEEPS = 1000  # they stand one after the other in the compiled program
 ORDERS = ("sequential", "parallel")
@@ -22,18 +23,19 @@ class Streaming:
     Args:
       sweeps: ADMM sweeps a minibatch.
       delay_power: updates of subnetwork l are scaled by (1 + delay)^-delay_power, delay =
-        `delays(n)[l - 1]` minibatches; 0: not scaled.
+        `delays(n, M)[l - 1]` steps; 0: not scaled. None: 0 with M >= 2(n - 1) microbatches, 1 with fewer.
 
     Raises:
       ValueError: no number of sweeps, a negative power.
     """
 
     sweeps: int = 1
-    delay_power: float = 1.0
+    delay_power: float | None = None
 
     def __post_init__(self) -> None:
         _keep(self, "sweeps", _sweeps(self.sweeps))
-        _keep(self, "delay_power", checks.not_negative(delay_power=self.delay_power)[0])
+        if self.delay_power is not None:
+            _keep(self, "delay_power", checks.not_negative(delay_power=self.delay_power)[0])
 
     @property
     def passes(self) -> Passes:
@@ -104,6 +106,52 @@ def check_for(constructor: str, schedule: Streaming | Stored) -> None:
             raise ValueError(
                 f"{each.name}: expected None with {constructor}, it is {only}'s alone; got {value!r}"
             )
+
+
+def recipe(
+    schedule: Streaming | Stored,
+    num: int,
+    batch_size: int,
+    microbatches: int | None,
+    prediction: float | None,
+) -> Recipe:
+    """How a minibatch of so many samples runs through `num` subnetworks.
+
+    Raises:
+      ValueError: what a schedule does not do, or microbatches that are not all of one size.
+    """
+    if not isinstance(schedule, Streaming) or schedule.sweeps > 1:
+        which = "several sweeps" if isinstance(schedule, Streaming) else "schedule='stored'"
+        if microbatches not in {None, 1}:
+            raise ValueError(f"microbatches: expected None or 1 with {which}; got {microbatches!r}")
+        if prediction:
+            raise ValueError(f"prediction: expected None or 0 with {which}; got {prediction!r}")
+        return Recipe()
+    if microbatches is None:
+        microbatches = _enough(num, batch_size)
+    (microbatches,) = checks.count(microbatches=microbatches)
+    if batch_size % microbatches:
+        fits = max(m for m in range(1, microbatches) if batch_size % m == 0)
+        raise ValueError(
+            f"microbatches: expected a number that divides batch_size={batch_size}, such as {fits}; "
+            f"got {microbatches}"
+        )
+    if prediction is None:
+        prediction = float(microbatches >= 2 * (num - 1))
+    return Recipe(microbatches, checks.not_negative(prediction=prediction)[0])
+
+
+def _enough(num: int, batch_size: int) -> int:
+    """The fewest microbatches with which gradients are one step old at most, and which divide batch_size."""
+    most = max(2 * (num - 1), 1)
+    return next((m for m in range(most, batch_size) if batch_size % m == 0), batch_size)
+
+
+def delay_power(schedule: Streaming, recipe: Recipe, num: int) -> float:
+    """What updates are scaled by, as `Streaming` says."""
+    if schedule.delay_power is not None:
+        return schedule.delay_power
+    return float(recipe.microbatches < 2 * (num - 1))
 
 
 def _sweeps(sweeps: int) -> int:

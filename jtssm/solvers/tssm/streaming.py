@@ -39,7 +39,7 @@ Departs from the paper:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -57,6 +57,7 @@ from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
 from jtssm.solvers.pieces import Pieces
 from jtssm.solvers.quantise import UNROUNDED, Crossing, rounded
+from jtssm.solvers.tssm.ahead import Recipe, divided
 from jtssm.solvers.tssm.crew import Crew, CrewTurn
 from jtssm.solvers.tssm.turn import Kept, Rule, Turn
 from jtssm.solvers.tssm.updates import Penalties
@@ -74,8 +75,8 @@ class State(NamedTuple):
     inputs: Carried  # line [2(n - l), b, ...] of inputs that await their first sweep
     kept: Carried  # line of K - 1 Kept, leaves [2, b, ...]
     labels: Array  # [n, b, ...] y of the minibatches on their way to the last piece
-    # [2(n - 1) + 2K - 1] which of the last minibatches really entered; of a loss with weights their sum,
-    # 0 for one that did not
+    # [2(n - 1) + 2K - 1, and 2(n - 1) more where weights are predicted] which of the last microbatches
+    # really entered; of a loss with weights the sum of their minibatch's, 0 for one that did not
     live: Array
     tick: Array  # [] int32
     penalties: Penalties  # scalars
@@ -93,20 +94,21 @@ class Flow(NamedTuple):
     pieces: Pieces
     sweeps: int
     samples: int  # of the minibatch that a gradient sees
+    recipe: Recipe = Recipe()
     crossing: Crossing = UNROUNDED  # what f and v are rounded to
     # workers along pc, each with a minibatch of its own; None: all devices share one
     crew: Crew | None = None
 
     def lead(self, exchange: Exchange) -> tuple[int, ...]:
-        """The first dimensions of the samples that live here."""
-        splits = exchange.samples.num_splits
+        """The first dimensions of the samples of a microbatch that live here."""
+        splits, rows = exchange.samples.num_splits, self.samples // self.recipe.microbatches
         if self.crew is None:
-            return (self.samples // splits,)
-        return self.crew.num // splits, self.samples
+            return (rows // splits,)
+        return self.crew.num // splits, rows
 
     @property
     def last(self) -> int:
-        """Ticks after the entry of a minibatch until its last turn."""
+        """Ticks after the entry of a microbatch until its last turn."""
         return 2 * (self.pieces.num - 1) + 2 * (self.sweeps - 1)
 
     @property
@@ -114,16 +116,21 @@ class Flow(NamedTuple):
         """Whether samples have weights."""
         return self.pieces.loss.weight is not None
 
+    @property
+    def remembered(self) -> int:
+        """Of how many microbatches `State.live` tells."""
+        predicts = self.recipe.prediction and self.pieces.num > 1
+        return self.last + 1 + (2 * (self.pieces.num - 1) if predicts else 0)
+
     def tick(
-        self, exchange: Exchange, state: State, x: Tree, y: Array, entering: bool
+        self, exchange: Exchange, state: State, x: Tree, y: Array, weight: Array | bool
     ) -> tuple[State, Carried]:
         """(the state, sums of every piece as `Turn.take` gives them) after a tick.
 
-        entering: whether the minibatch x, y enters.
+        weight: of the minibatch of which the microbatch x, y enters, `weight`; False: none enters.
         """
         t, n = state.tick, self.pieces.num
         labels = state.labels.at[t % n].set(y)
-        weight = self._weight(exchange, y, state.live.dtype) if entering else False
         live = state.live.at[t % len(state.live)].set(weight)
         turn = Turn(
             self.rule,
@@ -138,6 +145,7 @@ class Flow(NamedTuple):
             self.sweeps,
             self.samples,
             state.key,
+            self.recipe,
             self.crossing,
         )
         own = turn if self.crew is None else self.crew.turn(turn, exchange)
@@ -156,11 +164,19 @@ class Flow(NamedTuple):
         )
         return state, sums
 
-    def blank(self, exchange: Exchange, state: State) -> tuple[Tree, Array]:
-        """Zeros in the place of a minibatch that does not enter."""
+    def blank(self, exchange: Exchange, state: State) -> tuple[Tree, Array, bool]:
+        """Zeros in the place of a microbatch that does not enter, and that it does not."""
         dtype = jnp.result_type(state.penalties.alpha)
         x = zeros(stacked(self.pieces.arriving(0), *self.lead(exchange), dtype=dtype))
-        return x, jnp.zeros_like(state.labels[0])
+        return x, jnp.zeros_like(state.labels[0]), False
+
+    def empty(self, state: State) -> State:
+        """A state in which nothing is in flight any more, at whose next tick a minibatch begins."""
+        parts = self.recipe.microbatches
+        if parts == 1:
+            return state
+        tick = -(-state.tick // parts) * parts
+        return state._replace(tick=tick, live=jnp.zeros_like(state.live))
 
     def _eta(self, state: State) -> Scalar:
         """The step length of p."""
@@ -170,12 +186,12 @@ class Flow(NamedTuple):
         # with one sweep eta is no step: it makes v the back-propagated gradient
         return state.pace * eta if self.sweeps > 1 else eta
 
-    def _weight(self, exchange: Exchange, y: Array, dtype: DTypeLike) -> Array | bool:
-        """What `State.live` says of a minibatch that enters."""
+    def weight(self, exchange: Exchange, y: Array, dtype: DTypeLike) -> Array:
+        """What `State.live` says of a minibatch that enters: y of all its samples."""
         if self.weighted and self.crew is not None:
             return self.crew.weights_of(self.pieces.loss, y, dtype)
         total = total_weight(self.pieces.loss, y, exchange.samples.sum, dtype)
-        return True if total is None else total
+        return jnp.asarray(True) if total is None else total
 
 
 def _sweeps(
@@ -199,16 +215,38 @@ def _sweeps(
             kinds=("gradients", *("samples",) * 4, "sums"),
         )
         entry = fresh if entry is None else entry
-        weights = exchange.renew(turn.descend, weights, gradient, where=turn.lives(s), after=made)
+        weights = _renewed(turn, exchange, s, weights, gradient, made)
         sums = seen if sums is None else jax.tree.map(jnp.add, sums, seen)
     return weights, entry, tuple(made), sums
+
+
+def _renewed(
+    turn: Turn | CrewTurn,
+    exchange: Exchange,
+    s: int,
+    weights: Carried,
+    gradient: Carried,
+    made: list[Carried],
+) -> Carried:
+    """The weights of the pieces that a minibatch has come to its end in, or its gradients so far."""
+    live = turn.lives(s)
+    if turn.recipe.microbatches == 1:
+        return exchange.renew(turn.descend, weights, gradient, where=live, after=made)
+    closes = turn.closes(s)
+    weights = exchange.renew(turn.add, weights, gradient, where=live & ~closes, after=made)
+    return exchange.renew(turn.descend, weights, gradient, where=live & closes, after=made)
 
 
 def method(flow: Flow, penalties: Penalties, precision: str | None) -> Method:
     """The streaming schedule; arguments are checked by `jtssm.solvers.tssm`."""
 
     def step(exchange: Exchange, state: State, x: Tree, y: Array) -> tuple[State, Info]:
-        state, sums = flow.tick(exchange, state, x, y, True)
+        weight, parts = flow.weight(exchange, y, state.live.dtype), flow.recipe.microbatches
+        if parts == 1:
+            state, sums = flow.tick(exchange, state, x, y, weight)
+        else:
+            tick = lambda state, batch: flow.tick(exchange, state, *batch, weight)
+            state, sums = summed_scan(tick, state, divided((x, y), parts))
         return state, info(flow.rule, exchange.samples.total(sums), flow.samples)
 
     pieces = flow.pieces
@@ -216,13 +254,23 @@ def method(flow: Flow, penalties: Penalties, precision: str | None) -> Method:
         flow.rule.name,
         {"weights": "weights", **KINDS, "labels": (None, "pc")},
         _declared(flow),
-        Batch(flow.samples, (flow.samples,)),
+        Batch(flow.samples, (flow.samples,), microbatches=flow.recipe.microbatches),
         precision,
         init=partial(init, flow, penalties),
         step=step,
         drain=partial(_drain, flow),
         estimate=pieces.estimate,
+        start=partial(flow.recipe.start, pieces),
     ).on_one_device()
+
+
+def summed_scan(
+    tick: Callable[[State, Tree], tuple[State, Tree]], state: State, batches: Tree, length: int | None = None
+) -> tuple[State, Tree]:
+    """(the state, what `tick` gives summed) after ticks on batches [ticks, ...], or so many on None."""
+    length = length if batches is None else None
+    state, found = lax.scan(tick, state, batches, length)
+    return state, jax.tree.map(lambda a: a.sum(axis=0), found)
 
 
 KINDS: dict[str, str] = {  # of what is in flight
@@ -232,16 +280,16 @@ KINDS: dict[str, str] = {  # of what is in flight
 
 
 def _declared(flow: Flow) -> Declared:
-    pieces, sweeps = flow.pieces, flow.sweeps
+    pieces, sweeps, parts = flow.pieces, flow.sweeps, flow.recipe.microbatches
 
     def moves(samples: int) -> tuple[Move, ...]:
         return (
-            *boundary_moves(flow, samples, sweeps),
-            *pieces.gradient_moves(sweeps),
-            *pieces.loss_moves(sweeps),
+            *boundary_moves(flow, samples // parts, sweeps * parts),
+            *pieces.gradient_moves(sweeps * parts),
+            *pieces.loss_moves(sweeps * parts),
         )
 
-    work = lambda l, samples: (run_of(flow, l, samples, 1),)
+    work = lambda l, samples: (run_of(flow, l, samples // parts, parts),)
     return Declared(
         moves, work, num_sums(flow), swaps=True, shows=flow.rule.shows, weighed_first=True
     )
@@ -254,11 +302,13 @@ def boundary_moves(flow: Flow, samples: int, times: int) -> tuple[Move, ...]:
 
 
 def run_of(flow: Flow, l: int, samples: int, ticks: int) -> Run:
-    """What piece l multiplies in so many ticks of minibatches of so many samples."""
+    """What piece l multiplies in so many ticks of microbatches of so many samples."""
     # all but the last piece run forward once more, on the minibatch that comes in
     more = int(l < flow.pieces.num - 1)  # and the last sweep's gradient needs no f
     turns = flow.sweeps * ticks
-    return Run(samples, turns + more * ticks, turns, turns, first=l > 0, unused=more * ticks)
+    steps = turns // flow.recipe.microbatches
+    forward, unused = turns + more * ticks, more * ticks
+    return Run(samples, forward, turns, turns, first=l > 0, unused=unused, steps=steps)
 
 
 def num_sums(flow: Flow) -> int:
@@ -300,7 +350,8 @@ def init(
         waiting = () if last else jax.tree.map(line, came)
         return forward, backward, waiting, (kept,) * (sweeps - 1)
 
-    weights = pieces.weights(exchange, key, dtype, params, crew and partial(crew.start, pieces))
+    start = partial((flow.recipe if crew is None else crew).start, pieces)
+    weights = pieces.weights(exchange, key, dtype, params, start)
     forward, backward, inputs, kept = exchange.each(
         empty, kinds=("samples", "samples", "line", "line")
     )
@@ -312,12 +363,14 @@ def init(
         inputs,
         kept,
         labels=jnp.zeros((n, *lead, *y.shape[1:]), y.dtype),
-        live=jnp.zeros((flow.last + 1, *own), dtype if flow.weighted else bool),
+        live=jnp.zeros((flow.remembered, *own), dtype if flow.weighted else bool),
         tick=jnp.zeros((), jnp.int32),
         penalties=penalties.as_arrays(dtype),
         key=key if pieces.network.random else None,
         pace=jnp.ones((), dtype),
-        opt_states=() if crew is None else crew.opt_states(pieces, exchange, weights),
+        opt_states=()
+        if crew is None
+        else crew.opt_states(pieces, flow.recipe, exchange, weights),
     )
 
 
@@ -333,6 +386,6 @@ def info(rule: Rule, totals: Sequence[Array], samples: int) -> Info:
 
 
 def _drain(flow: Flow, exchange: Exchange, state: State) -> State:
-    x, y = flow.blank(exchange, state)
-    one = lambda _, state: flow.tick(exchange, state, x, y, False)[0]
-    return lax.fori_loop(0, flow.last, one, state)
+    blank = flow.blank(exchange, state)
+    one = lambda _, state: flow.tick(exchange, state, *blank)[0]
+    return flow.empty(lax.fori_loop(0, flow.last, one, state))

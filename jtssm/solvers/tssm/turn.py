@@ -14,6 +14,7 @@ from jtssm.nn.boundary import float_dtype, floats_of, merge, partition
 from jtssm.protocol.exchange import Exchange
 from jtssm.solvers.pieces import Pieces, Weights, training
 from jtssm.solvers.quantise import UNROUNDED, Crossing, restored, rounded
+from jtssm.solvers.tssm.ahead import Recipe
 from jtssm.solvers.tssm.updates import (
     Penalties,
     difference,
@@ -102,15 +103,16 @@ class Turn(NamedTuple):
     rule: Rule
     pieces: Pieces
     exchange: Exchange
-    x: Tree  # [b, ...] the minibatch that enters
-    y: Array  # [b, ...] labels of the minibatch that reaches the last piece for the first time
-    live: Array  # of the minibatches in flight, see `State`
+    x: Tree  # [b, ...] the microbatch that enters
+    y: Array  # [b, ...] labels of the microbatch that reaches the last piece for the first time
+    live: Array  # of the microbatches in flight, see `State`
     tick: Array
     penalties: Penalties
     pace: Array  # of the steps of W
     sweeps: int
     samples: int  # of a minibatch, all devices together
     key: Array | None  # of dropout
+    recipe: Recipe = Recipe()
     crossing: Crossing = UNROUNDED  # what f and v are rounded to
 
     def take(
@@ -136,7 +138,9 @@ class Turn(NamedTuple):
         if s == 0:
             fresh = self._came(l, arrived)
             if not last:
-                ahead = (self._sent(self._forward(l, weights.params, fresh, self.tick - l)),)
+                entered, h = self.tick - l, self._steps(l, self.tick - l)
+                run = lambda params: self._forward(l, params, fresh, entered)
+                ahead = (self._sent(self.recipe.fresh(weights, h, run)),)
             start = fresh if last else self._came(l, waiting)
             origin, e = start, jax.tree.map(jnp.zeros_like, floats_of(start))
             was = Kept(start, e, e if self.rule.dual else (), self.y)
@@ -171,8 +175,8 @@ class Turn(NamedTuple):
         total = self._total(l, s)
         p = origin if l == 0 else _shifted(origin, was.e)
         entered = self.tick - delay(self.pieces.num, l, s)
-        f, seen, pull, own = self._linearised(l, weights.params, p, was.y, v_next, entered, total)
-        g_W, g_p = pull()
+        run = lambda params: self._linearised(l, params, p, was.y, v_next, entered, total)
+        f, seen, (g_W, g_p), own = self.recipe.back(weights, self._steps(l, entered), run)
         # what the piece minimises, the mean over the whole minibatch
         wants = self.pieces.wants_loss(l)
         loss = self.exchange.samples.sum(own) / self.samples if wants else ()
@@ -190,31 +194,61 @@ class Turn(NamedTuple):
 
     def descend(self, l: int, weights: Weights, gradient: Gradient) -> Weights:
         """The step of piece l that a minibatch causes."""
-        g_W, loss = gradient
-        # divided here, where it is read anyway
-        g_W = jax.tree.map(lambda g: g / self.samples, g_W)
-        return self.pieces.descend(l, weights, g_W, True, self.pace, loss)
+
+        def step(weights: Weights, gradient: Gradient) -> Weights:
+            g_W, loss = gradient
+            # divided here, where it is read anyway
+            g_W = jax.tree.map(lambda g: g / self.samples, g_W)
+            return self.pieces.descend(l, weights, g_W, True, self.pace, loss)
+
+        return self.recipe.descend(self.pieces, l, weights, gradient, step)
+
+    def add(self, l: int, weights: Weights, gradient: Gradient) -> Weights:
+        """The gradient of a microbatch of which more follow, added to its minibatch's."""
+        return self.recipe.summed(weights, gradient)
 
     def lives(self, s: int) -> Array:
-        """[n] for which pieces a minibatch that entered comes to its turn in sweep s."""
+        """[n] for which pieces a microbatch that entered comes to its turn in sweep s."""
         return jnp.stack([self._live(l, s) for l in range(self.pieces.num)])
 
-    def _live(self, l: int, s: int) -> Array:
-        total = self._total(l, s)
-        return self.live[self._age(l, s)] if total is None else total > 0
+    def closes(self, s: int) -> Array:
+        """[n] for which pieces it is the last of its minibatch."""
+        entered = [self.tick - delay(self.pieces.num, l, s) for l in range(self.pieces.num)]
+        return self._last_of_minibatch(jnp.stack(entered))
 
-    def _age(self, l: int, s: int) -> Array:
-        """Where `live` tells of the minibatch that piece l meets in sweep s."""
-        return (self.tick - delay(self.pieces.num, l, s)) % self.live.size
+    def _live(self, l: int, s: int) -> Array:
+        return self._entered(self.tick - delay(self.pieces.num, l, s))
+
+    def _entered(self, ticks: Array) -> Array:
+        """Whether a microbatch entered at each of those ticks, none of them longer ago than `live` is."""
+        live = self.live[ticks % self.live.size]
+        return live if self.pieces.loss.weight is None else live > 0
 
     def _total(self, l: int, s: int) -> Array | None:
-        """The weights of that minibatch's samples together; None: of a loss without."""
-        return None if self.pieces.loss.weight is None else self.live[self._age(l, s)]
+        """The weights of all samples of the minibatch that piece l meets in sweep s; None: of a loss
+        without."""
+        entered = self.tick - delay(self.pieces.num, l, s)
+        return None if self.pieces.loss.weight is None else self.live[entered % self.live.size]
+
+    def _last_of_minibatch(self, entered: Array) -> Array:
+        parts = self.recipe.microbatches
+        return entered % parts == parts - 1
+
+    def _steps(self, l: int, entered: Array) -> Array | None:
+        """How often piece l steps between its forward pass on the microbatch that entered at that tick and
+        its turn on it; None: it predicts nothing."""
+        if not self.recipe.steps(self.pieces, l):
+            return None
+        before = entered - jnp.arange(1, 2 * (self.pieces.num - 1 - l) + 1)
+        return jnp.sum(self._entered(before) & self._last_of_minibatch(before))
 
     def _forward(self, l: int, params: list[Tree], p: Tree, entered: Array) -> Tree:
-        """f_l at p, of the minibatch that entered at that tick: whenever it runs, it draws the same."""
-        key = None if self.key is None else jax.random.fold_in(self.key, entered)
+        """f_l at p, of the microbatch that entered at that tick: whenever it runs, it draws the same, which
+        is what its samples draw in the whole minibatch."""
+        parts = self.recipe.microbatches
+        key = None if self.key is None else jax.random.fold_in(self.key, entered // parts)
         ids = self.exchange.samples.own(jnp.arange(self.samples))
+        ids = ids.reshape(-1, parts)[:, entered % parts]
         products = lambda i, here: training(self.exchange.layers.products(i, here), key, i, ids)
         return self.pieces.forward(self.exchange, l, params, p, products)
 
@@ -227,9 +261,9 @@ class Turn(NamedTuple):
         v_next: Tree,  # None: of the last piece
         entered: Array,
         total: Array | None,
-    ) -> tuple[Tree, Seen, Callable[[], tuple[list[Tree], Tree]], Array]:
-        """f_l at p, what is seen of the loss there, a function giving (g_W, g_p), and what the piece
-        minimises: R or (alpha/2)|q - f|^2 of the samples here."""
+    ) -> tuple[Tree, Seen, tuple[list[Tree], Tree], Array]:
+        """f_l at p, what is seen of the loss there, (g_W, g_p), and what the piece minimises: R or
+        (alpha/2)|q - f|^2 of the samples here."""
         given, others = partition(p)  # integers and booleans have no gradient
 
         def run(params: list[Tree], given: Tree) -> tuple[Tree, Tree]:
@@ -248,11 +282,11 @@ class Turn(NamedTuple):
         if v_next is not None:
             zero = jnp.zeros((), dtype)
             alpha = self.penalties.alpha
-            pull = lambda: pulled(scaled(v_next, -alpha))
-            return merge(f, rest), (zero, zero, zero), pull, alpha / 2 * squared(v_next)
+            found = pulled(scaled(v_next, -alpha))
+            return merge(f, rest), (zero, zero, zero), found, alpha / 2 * squared(v_next)
         weighing = weighed(self.pieces.loss, y, self.samples, total)
         (own, seen), g_f = jax.value_and_grad(weighing.scaled, has_aux=True)(f)
-        return f, tuple(seen), lambda: pulled(g_f), own
+        return f, tuple(seen), pulled(g_f), own
 
 
 def _shifted(origin: Tree, e: Tree) -> Tree:
