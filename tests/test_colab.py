@@ -115,8 +115,8 @@ def test_ones_own_network_is_cut_and_comes_back_trained(small):
     notebook, shown = executed("00_own_network", small)
     found = dict(re.findall(r"^(n = \d) on .*: test accuracy (\S+), ", shown, re.MULTILINE))
     accuracies = {name: float(a) for name, a in found.items()}
-    assert accuracies["n = 1"] > 0.9
-    assert 0.5 < accuracies["n = 2"] <= accuracies["n = 1"]
+    assert accuracies["n = 1"] > 0.8
+    assert 0.3 < accuracies["n = 2"] < accuracies["n = 1"]
     assert f"modules: 14  test accuracy: {found['n = 2']}" in shown
     # 4 bytes of weights and moments of Adam, thrice, and its counter, whole on every device
     held = 3 * 4 * 7770 / 1e3

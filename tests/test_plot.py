@@ -127,7 +127,10 @@ def test_names_beyond_the_colours_have_looks_of_their_own():
     assert {look.markerfacecolor for look in [*looks.values()][8:]} == {"white"}
 
 
-@pytest.mark.parametrize("suffix", plot.FORMATS)
+@pytest.mark.parametrize(
+    "suffix",
+    [".svg", *(pytest.param(suffix, marks=pytest.mark.slow) for suffix in (".png", ".pdf"))],
+)
 def test_a_figure_is_the_same_file_each_time(tmp_path, suffix):
     files = [tmp_path / f"{name}{suffix}" for name in "ab"]
     for file in files:

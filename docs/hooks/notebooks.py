@@ -57,11 +57,11 @@ def executed(path: Path) -> Path:
     return kept
 
 
-def run(notebook: Any) -> Any:
-    """Execute all cells, in a folder of their own."""
+def run(notebook: Any, seconds: int = 300) -> Any:
+    """Execute all cells, in a folder of their own; seconds: of a cell, at most."""
     with tempfile.TemporaryDirectory() as folder:
         where = {"metadata": {"path": folder}}
-        client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where)
+        client = NotebookClient(notebook, timeout=seconds, kernel_name="python3", resources=where)
         kernel = client.create_kernel_manager()
         kernel.transport, kernel.ip = "ipc", f"{folder}/kernel"  # over TCP a kernel warns
         client.execute(env={**os.environ, **SMALL, "PYTHONPATH": str(ROOT)})
@@ -76,7 +76,7 @@ TIMES = re.compile(r"<!-- times -->.*", re.DOTALL)
 
 def stored(path: Path) -> None:
     """Execute a notebook, and keep in it its outputs and the seconds of its sections."""
-    notebook = run(nbformat.read(path, as_version=4))
+    notebook = run(nbformat.read(path, as_version=4), seconds=1800)
     rows = [f"| {title} | {seconds:.0f} |" for title, seconds in sections(notebook)]
     table = ["| section | seconds, small mode |", "|---|---|", *rows]
     told = (

@@ -140,7 +140,9 @@ def test_steps_before_a_divergence_are_not_in_the_next_group():
     assert [(record["step"], record["loss"]) for record in told] == [(4, 1.0)]
 
 
-@pytest.mark.parametrize("placed", [False, True], ids=["one device", "a mesh"])
+@pytest.mark.parametrize(
+    "placed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one device", "a mesh"]
+)
 def test_the_average_of_weights_is_that_of_a_loop(monkeypatch, placed):
     """Chunks of 2 steps; the twin averages what a hook saw of the weights at each of them."""
     monkeypatch.setattr("jtssm.train.batches.CHUNK", 2)
