@@ -45,8 +45,10 @@ class EarlyStopping(Hook):
         must have this callback.
 
     Attributes:
-      best: the best number so far. best_epoch: the epoch of its line. params: its weights, one tree a
-      layer of numpy arrays, or None; of lines from before a checkpoint they are not known.
+      best: the best number so far.
+      best_epoch: the epoch of its line; 0: none was better than nothing.
+      params: its weights, one tree a layer of numpy arrays, or None; those of lines from before a
+        checkpoint are not known.
 
     Raises:
       ValueError: bad arguments; at the first line, a number that it does not have.
