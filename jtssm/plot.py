@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from math import isfinite, nan
+from os.path import commonprefix
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -64,6 +65,7 @@ def histories(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, float]]
         axes.set(title=title, xlabel="epoch", ylabel=UNITS[title])
         if suffix != "_accuracy":
             axes.set_yscale("log")
+            _plain_log(axes)
         _whole(axes)
     _legend(figure)
     _save(figure, path)
@@ -298,13 +300,19 @@ def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
     for curve in curves:
         same.setdefault((repr([*curve.x]), repr([*curve.y])), []).append(curve)
     for alike in same.values():
-        first, label = alike[0], " = ".join(dict.fromkeys(curve.label for curve in alike))
+        first, label = alike[0], _joint([*dict.fromkeys(curve.label for curve in alike)])
         few = max(1, len(first.x) // 8)
         axes.plot(
             first.x, first.y, first.style, label=label, markevery=few, ms=5, **first.look._asdict()
         )
     axes.grid(alpha=0.3)
     axes.margins(0.06)  # no marker lies on the frame
+
+
+def _joint(labels: Sequence[str]) -> str:
+    """Several names of a curve as one; words that they begin with stand once."""
+    start = commonprefix(labels).rpartition(" ")[0] if len(labels) > 1 else ""
+    return " = ".join([labels[0], *(label[len(start) :].strip() for label in labels[1:])])
 
 
 def _whole(axes: Axes) -> None:
@@ -329,6 +337,14 @@ def _engineering(axes: Axes, which: Sequence[int]) -> None:
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
 
 
+def _plain_log(axes: Axes) -> None:
+    """Numbers as they are along a logarithmic y, also where they span less than a decade."""
+    from matplotlib.ticker import LogFormatter
+
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+
+
 def _legend(figure: Figure) -> None:
     """What is what, each once, beside the panels."""
     found: dict[str, Any] = {}
@@ -336,7 +352,8 @@ def _legend(figure: Figure) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if found:
-        figure.legend([*found.values()], [*found], loc="outside right upper", fontsize="small")
+        labels = [fill(label, 40) for label in found]
+        figure.legend([*found.values()], labels, loc="outside right upper", fontsize="small")
 
 
 def _figure(size: tuple[float, float]) -> Figure:

@@ -136,3 +136,16 @@ def test_a_figure_is_the_same_file_each_time(tmp_path, suffix):
     for file in files:
         plot.histories(file, {"gsADMM": FILLING})
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("labels", "joint"),
+    [
+        (["sgd valid"], "sgd valid"),
+        (["n = 2 primal residual", "n = 2 dual residual"], "n = 2 primal residual = dual residual"),
+        (["gsADMM valid", "sgd valid"], "gsADMM valid = sgd valid"),
+        (["IST", "ISTs"], "IST = ISTs"),
+    ],
+)
+def test_names_of_one_curve_are_joined(labels, joint):
+    assert plot._joint(labels) == joint
