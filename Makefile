@@ -1,16 +1,25 @@
-# Two commands set everything up: make demo, make test. PYTHON and VENV may be set.
+# Two commands set everything up: make demo, make test. PYTHON, NEWEST and VENV may be set.
 PYTHON ?= python3
 VENV ?= .venv
 VENV_TPU ?= .venv-tpu
+NEWEST ?= python3.13
 BIN = $(VENV)/bin
 
-.PHONY: demo test slow test-tpu docs serve-docs lint format clean
+.PHONY: demo test test-newest slow test-tpu release-check docs notebooks serve-docs lint format clean
 
 demo: $(VENV)/ready
 	$(BIN)/jtssm demo --out run/demo --overwrite
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile # a file compiles its programs once
+
+# the same under the newest Python, which has the newest jax
+test-newest:
+	$(MAKE) test VENV=.venv-newest PYTHON=$(NEWEST)
+
+# built, and installed in fresh environments under both Pythons: docs/releases.md
+release-check:
+	$(PYTHON) .ci/release_check.py $(PYTHON) $(NEWEST)
 
 slow: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2 -m slow
@@ -23,6 +32,10 @@ test-tpu: $(VENV_TPU)/ready
 # the site, in site/; notebooks are executed in their small mode; a broken link or reference fails
 docs: $(VENV)/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# stores what the notebooks print and draw in their small mode
+notebooks: $(VENV)/ready
+	$(BIN)/python docs/hooks/notebooks.py
 
 serve-docs: $(VENV)/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
@@ -52,4 +65,4 @@ $(VENV_TPU)/ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV_TPU) run site build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV_TPU) .venv-newest run site build .pytest_cache .ruff_cache .mypy_cache

@@ -30,12 +30,12 @@ from typing import Any
 from jax.sharding import AbstractMesh
 
 import jtssm
-from benchmarks import namespaces, record
+from benchmarks import figures, namespaces, record
 from benchmarks.host_cases import NETWORKS, SMOKE, TITLES, Trained
 from benchmarks.host_control import Hosts
 from benchmarks.host_process import SUMS
 from benchmarks.planner_measured import ranked
-from jtssm import plot, sharding
+from jtssm import sharding
 from jtssm.sharding import cost, gloo
 from jtssm.sharding.cost import calibration
 
@@ -70,7 +70,7 @@ def main() -> None:
         content = {"titles": TITLES, "machines": {k: asdict(m) for k, m in machines.items()}}
         content |= {"rows": rows, "predicted": agreement}
         path = record.write("hosts", "benchmarks.hosts", content)
-        plot.on_links(path.with_suffix(".png"), figure_panels(rows))
+        figures.draw("hosts")
         print(path)
 
 
@@ -246,16 +246,6 @@ def shown(row: Row) -> str:
             f"predicted {1e3 * predicted:.2f} ms, measured {step / predicted:.2f} times that"
         )
     return f"{start} {'  '.join(parts)}"
-
-
-def figure_panels(rows: list[Row]) -> dict[str, dict[str, dict[str, float]]]:
-    """Of `plot.on_links`: by network, case and link the times one host."""
-    panels: dict[str, dict[str, dict[str, float]]] = {}
-    for row in rows:
-        if row["link"] != NO_LINK and row["ratio"] is not None:
-            panel = panels.setdefault(TITLES[row["network"]], {})
-            panel.setdefault(row["case"], {})[row["link"]] = row["ratio"]
-    return panels
 
 
 if __name__ == "__main__":

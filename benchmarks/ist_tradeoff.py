@@ -41,9 +41,9 @@ import numpy as np
 import optax
 
 import jtssm
-from benchmarks import record
+from benchmarks import figures, record
 from benchmarks.running import Runs
-from jtssm import data, losses, plot, solvers
+from jtssm import data, losses, solvers
 from jtssm.sharding import cost
 
 WIDTH, LOCAL_STEPS = 512, 20
@@ -143,13 +143,8 @@ def main() -> None:
         path = record.write(
             "ist_tradeoff", "benchmarks.ist_tradeoff", {"seeds": given.seeds, "results": report}
         )
-        shown = {e.kind: report[n] for n, e in table.items() if _in_figure(e)}
-        plot.against_four(path.with_suffix(".png"), shown)
+        figures.draw("ist_tradeoff")
         print(path)
-
-
-def _in_figure(entry: Entry) -> bool:
-    return (entry.data, entry.depth, entry.workers, entry.normalisation) == ("mnist", 2, 4, "batch")
 
 
 def _all(runs: Runs, table: dict[str, Entry], wanted: list[tuple], given: Any) -> dict[tuple, dict]:

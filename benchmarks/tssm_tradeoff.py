@@ -31,9 +31,9 @@ import numpy as np
 import optax
 
 import jtssm
-from benchmarks import record
+from benchmarks import figures, record
 from benchmarks.running import Runs
-from jtssm import data, losses, plot, solvers
+from jtssm import data, losses, solvers
 from jtssm.protocol.settings import plain
 
 BATCH, WARMUP, TUNED = 110, 500, (2, 3, 5, 10)
@@ -108,7 +108,7 @@ def main() -> None:
         content = {"seeds": given.seeds, "epochs": given.epochs, "results": report}
         content["all_runs: name, rate, seed, test read, valid accuracy"] = every
         path = record.write("tssm_tradeoff", "benchmarks.tssm_tradeoff", content)
-        plot.tradeoff(path.with_suffix(".png"), report, baseline=ADAM)
+        figures.draw("tssm_tradeoff")
         print(path)
 
 

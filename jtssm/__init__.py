@@ -6,6 +6,7 @@ from jtssm.planning import plan
 from jtssm.planning.sweeps import sweep
 from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method
+from jtssm.train import callbacks
 from jtssm.train.evaluation import evaluate
 from jtssm.train.loading import load_params
 from jtssm.train.loop import fit
@@ -15,6 +16,7 @@ __all__ = [
     "Info",
     "Method",
     "Result",
+    "callbacks",
     "data",
     "evaluate",
     "fit",

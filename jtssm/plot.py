@@ -1,18 +1,50 @@
-"""Figures of histories."""
+"""Figures, in one style: colours that colour-blind people tell apart, with a marker or a hatch each.
+
+A run, a method or a cause has the same colour in all panels of a figure; what it is stands beside them.
+The suffix of a path is the format: png, svg, pdf.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import nan
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from math import isfinite, nan
+from os.path import commonprefix
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from textwrap import fill
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FORMATS = (".png", ".svg", ".pdf")
+# Okabe and Ito's, the darker ones first; black is the baseline's
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C6D31")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++", "oo", "--")
 PANELS = (("accuracy", "_accuracy"), ("loss", "_loss"), ("residuals", ""))
+UNITS = {"accuracy": "share of samples", "loss": "loss", "residuals": "norm, mean of a sample"}
 RESIDUALS = ("primal_residual", "dual_residual", "coupling")
+LEAST = 0.01  # points: one of 10 000 test samples
+
+
+class Look(NamedTuple):
+    """How a series is drawn."""
+
+    color: str
+    marker: str
+    markerfacecolor: str  # white where the colour comes for the second time
+
+
+class Curve(NamedTuple):
+    """A series over x; one whose x and y are another's is drawn once, under both names."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    look: Look
+    style: str = "-"
 
 
 def histories(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
@@ -25,69 +57,91 @@ def histories(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, float]]
     Raises:
       ImportError: matplotlib is not there.
     """
-    figure = _figure((12, 4.6))
+    figure = _figure((13, 3.8))
+    looks = _looks(runs)
     for axes, (title, suffix) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
-        for i, (name, history) in enumerate(runs.items()):
-            _lines(axes, f"C{i}", name, history, suffix)
-        axes.set(title=title, xlabel="epoch")
-        axes.grid(alpha=0.3)
+        found = (_columns(name, lines, suffix, looks[name]) for name, lines in runs.items())
+        _draw(axes, [curve for curves in found for curve in curves])
+        axes.set(title=title, xlabel="epoch", ylabel=UNITS[title])
         if suffix != "_accuracy":
             axes.set_yscale("log")
-        if axes.lines:
-            axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
-    figure.savefig(path, dpi=120)
+            _plain_log(axes)
+        _whole(axes)
+    _legend(figure)
+    _save(figure, path)
 
 
-def _lines(
-    axes: Axes, colour: str, name: str, history: Sequence[Mapping[str, float]], suffix: str
-) -> None:
+def _columns(
+    name: str, history: Sequence[Mapping[str, float]], suffix: str, look: Look
+) -> list[Curve]:
+    """The curves of a run in a panel."""
     first = history[0] if history else {}
     columns = [c for c in first if c.endswith(suffix)] if suffix else list(RESIDUALS)
     # a curve needs a number: of what was not measured there is none, and zeros are below a log scale
     columns = [c for c in columns if any(abs(line.get(c, 0)) > 0 for line in history)]
-    for style, column in zip(("-", "--", ":"), columns, strict=False):
-        label = f"{name} {column.removesuffix(suffix) if suffix else column}".replace("_", " ")
-        epochs = [line["epoch"] for line in history]
-        axes.plot(
-            epochs, [line.get(column, nan) for line in history], style, color=colour, label=label
-        )
+    epochs = [line["epoch"] for line in history]
+    told = {
+        c: f"{name} {c.removesuffix(suffix) if suffix else c}".replace("_", " ") for c in columns
+    }
+    return [
+        Curve(told[c], epochs, [line.get(c, nan) for line in history], look, style)
+        for style, c in zip(("-", "--", ":"), columns, strict=False)
+    ]
 
 
 def tradeoff(path: str | Path, lines: Mapping[str, Mapping], baseline: str) -> None:
-    """Test accuracy, and the last epoch's coupling |q - f|, against the number of subnetworks.
+    """How far behind end to end, and the last epoch's coupling |q - f|, by the number of subnetworks.
 
     Args:
       path: the file; its suffix is the format.
       lines: "NAME, n = N" -> {"subnets": N, "test_accuracy": one a seed, "coupling": ...}; points
         of one NAME are joined, with the range over seeds.
-      baseline: the name of the end-to-end line, drawn across.
+      baseline: the name of the end-to-end line; the range of its own seeds is shaded.
 
     Raises:
       ImportError: matplotlib is not there.
+
+    Points are percentage points of test accuracy behind the baseline's mean, on a logarithmic axis that
+    ends at 0.01; what is not behind stands there.
     """
-    figure = _figure((11, 4.6))
-    accuracy, coupling = figure.subplots(1, 2)
+    figure = _figure((11.5, 4.4))
+    behind, coupling = figure.subplots(1, 2)
     ends = lines[baseline]["test_accuracy"]
-    accuracy.axhline(sum(ends) / len(ends), color="black", label=baseline)
-    accuracy.axhspan(min(ends), max(ends), color="black", alpha=0.1)
-    names = dict.fromkeys(name.rsplit(", n = ", 1)[0] for name in lines if name != baseline)
-    for i, name in enumerate(names):
+    mean = sum(ends) / len(ends)
+    spread = max(LEAST, 100 * (mean - min(ends)))
+    behind.axhspan(LEAST, spread, color="black", alpha=0.12, lw=0, label=f"seeds of {baseline}")
+    names = list(dict.fromkeys(key.rsplit(", n = ", 1)[0] for key in lines if key != baseline))
+    looks, curves = _looks(names), []
+    for name in names:
         points = [line for key, line in lines.items() if key.rsplit(", n = ", 1)[0] == name]
         points = sorted(points, key=lambda line: line["subnets"])
         n = [line["subnets"] for line in points]
-        seeds = [line["test_accuracy"] for line in points]
-        mean = [sum(a) / len(a) for a in seeds]
-        spread = [[m - min(a), max(a) - m] for m, a in zip(mean, seeds, strict=True)]
-        accuracy.errorbar(
-            n, mean, list(zip(*spread, strict=True)), fmt="o-", color=f"C{i}", capsize=3, label=name
-        )
-        coupling.plot(n, [line["coupling"] for line in points], "o-", color=f"C{i}", label=name)
-    accuracy.set(title="test accuracy of the composed network", xlabel="subnetworks n")
-    coupling.set(title="coupling |q - f|", xlabel="subnetworks n", yscale="log")
-    for axes in (accuracy, coupling):
+        seeds = [[100 * (mean - a) for a in point["test_accuracy"]] for point in points]
+        _behind(behind, n, seeds, name, looks[name])
+        curves.append(Curve(name, n, [line["coupling"] for line in points], looks[name]))
+    _draw(coupling, curves)
+    behind.set(ylabel=f"points of test accuracy behind {baseline}", yscale="log")
+    behind.set(title="test accuracy of the composed network")
+    coupling.set(
+        title="coupling in the last epoch", ylabel="|q - f|, mean of a sample", yscale="log"
+    )
+    for axes in (behind, coupling):
+        numbers = {line["subnets"] for line in lines.values()} - {1}
+        axes.set(xlabel="subnetworks n", xticks=sorted(numbers))
         axes.grid(alpha=0.3)
-    accuracy.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    behind.yaxis.set_major_formatter("{x:g}")
+    _legend(figure)
+    _save(figure, path)
+
+
+def _behind(
+    axes: Axes, n: Sequence[int], seeds: Sequence[Sequence[float]], name: str, look: Look
+) -> None:
+    """Means with ranges over seeds, none below the axis."""
+    means = [max(LEAST, sum(a) / len(a)) for a in seeds]
+    low = [m - min(m, max(LEAST, min(a))) for m, a in zip(means, seeds, strict=True)]
+    high = [max(m, max(a)) - m for m, a in zip(means, seeds, strict=True)]
+    axes.errorbar(n, means, (low, high), fmt="-", capsize=3, label=name, **look._asdict())
 
 
 def against_four(path: str | Path, lines: Mapping[str, Mapping]) -> None:
@@ -100,26 +154,26 @@ def against_four(path: str | Path, lines: Mapping[str, Mapping]) -> None:
     Raises:
       ImportError: matplotlib is not there.
     """
-    figure = _figure((13, 4.2))
+    figure = _figure((14, 4))
     names = {
         "steps": "steps, one after the other",
         "samples": "samples",
         "bytes": "bytes a worker sends",
         "seconds": "seconds on this host",
     }
+    looks = _looks(lines)
     for axes, (what, title) in zip(figure.subplots(1, 4, sharey=True), names.items(), strict=True):
-        for i, (name, line) in enumerate(lines.items()):
-            silent = what == "bytes" and not any(line["bytes"])
-            label = f"{name} (nothing sent)" if silent else name
-            if silent:  # a mark at the left edge: it would stand at zero
-                axes.axhline(line["valid_accuracy"][-1], ls=":", color=f"C{i}", label=label)
-            else:
-                axes.plot(line[what], line["valid_accuracy"], ".-", color=f"C{i}", label=label)
+        silent = [n for n, line in lines.items() if what == "bytes" and not any(line["bytes"])]
+        told = [n for n in lines if n not in silent]
+        _draw(axes, [Curve(n, lines[n][what], lines[n]["valid_accuracy"], looks[n]) for n in told])
+        for name in silent:  # across: it would stand at zero
+            last = lines[name]["valid_accuracy"][-1]
+            axes.axhline(last, ls=":", color=looks[name].color, label="dotted: nothing sent")
         axes.set(xlabel=title, xscale="linear" if what == "samples" else "log")
-        axes.grid(alpha=0.3)
+        _engineering(axes, [] if what == "samples" else [1])
     figure.axes[0].set(ylabel="held-out accuracy of the whole network")
-    figure.axes[2].legend(fontsize="x-small", loc="lower right")
-    figure.savefig(path, dpi=120)
+    _legend(figure)
+    _save(figure, path)
 
 
 STACK = {
@@ -131,38 +185,68 @@ STACK = {
     "all_reduce": "all-reduces",
     "all_to_all": "all-to-alls",
 }
+HELD = (
+    "weights",
+    "optimizer",
+    "variables",
+    "samples",
+    "gradients",
+    "activations",
+    "halo",
+    "copies",
+)
 
 
 def shapes(path: str | Path, records: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Predicted seconds of a step for each mesh shape, stacked by cause; measured ones as marks.
+    """Of each mesh shape predicted milliseconds of a step, by cause, and what a device holds, by part.
 
     Args:
       path: the file; its suffix is the format.
-      records: of `jtssm.sweep`.
+      records: of `jtssm.sweep`; the best is marked, measured times are crosses.
       title: above the bars.
 
     Raises:
       ImportError: matplotlib is not there.
     """
     records = [record for record in records if "seconds" in record]
-    figure = _figure((max(6.0, 1.5 + 0.55 * len(records)), 4.6))
-    axes, names = figure.subplots(), [record["mesh"] for record in records]
-    base = [0.0] * len(records)
-    for i, (cause, label) in enumerate(STACK.items()):
-        heights = [record[f"seconds_{cause}"] for record in records]
+    figure = _figure((max(7.5, 3 + 0.5 * len(records)), 6.4))
+    times, memory = figure.subplots(2, 1, sharex=True)
+    _stack(times, records, {f"seconds_{cause}": label for cause, label in STACK.items()}, 1e3)
+    _stack(memory, records, {f"memory_{part}": part for part in HELD}, 1e-6)
+    names = [record["mesh"] for record in records]
+    totals = [1e3 * record["seconds"] for record in records]
+    times.plot(names, totals, "k_", ms=16, label="less what is hidden")
+    measured = [1e3 * (record.get("measured_seconds") or nan) for record in records]
+    if any(map(isfinite, measured)):
+        times.plot(names, measured, "kx", label="measured")
+    times.set_ylim(0, 1.15 * max([1e-9, *totals, *filter(isfinite, measured)]))
+    for name, record, total in zip(names, records, totals, strict=True):
+        if record.get("best"):
+            at = {"ha": "center", "va": "bottom", "weight": "bold", "xytext": (0, 4)}
+            times.annotate("best", (name, total), textcoords="offset points", **at)
+    times.set(title=title, ylabel="ms a step")
+    memory.set(xlabel="devices: subnet x pr x pc", ylabel="MB a device holds (bound)")
+    memory.tick_params(axis="x", rotation=60)
+    for axes in (times, memory) if records else ():
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    _save(figure, path)
+
+
+def _stack(
+    axes: Axes, records: Sequence[Mapping[str, Any]], parts: Mapping[str, str], by: float
+) -> None:
+    """Bars of parts, one upon the other; parts that are nothing anywhere are left out."""
+    names, base = [record["mesh"] for record in records], [0.0] * len(records)
+    looks = zip(parts.items(), cycle(COLOURS), HATCHES, strict=False)
+    for (part, label), colour, hatch in looks:
+        heights = [by * record.get(part, 0) for record in records]
         if any(heights):
-            axes.bar(names, heights, bottom=base, label=label, color=f"C{i}")
+            bars = axes.bar(names, heights, bottom=base, label=label, color=colour, hatch=hatch)
+            for bar in bars:
+                bar.set(edgecolor="white", linewidth=0)
         base = [a + b for a, b in zip(base, heights, strict=True)]
-    totals = [record["seconds"] for record in records]
-    axes.plot(names, totals, "k_", ms=18, label="less what is hidden")
-    measured: list[Any] = [record.get("measured_seconds") for record in records]
-    if any(measured):
-        axes.plot(names, measured, "kx", label="measured")
-    axes.set(title=title, ylabel="seconds a step", xlabel="subnet x pr x pc")
-    axes.tick_params(axis="x", rotation=60)
-    if records:
-        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    figure.savefig(path, dpi=120)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
 
 
 def on_links(path: str | Path, panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
@@ -175,19 +259,101 @@ def on_links(path: str | Path, panels: Mapping[str, Mapping[str, Mapping[str, fl
     Raises:
       ImportError: matplotlib is not there.
     """
-    figure = _figure((4.6 * max(1, len(panels)), 5.6))
+    figure = _figure((3.6 * max(1, len(panels)) + 2.4, 4.2))
+    looks = _looks(dict.fromkeys(case for cases in panels.values() for case in cases))
     for i, (title, cases) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), i + 1)
-        for name, ratios in cases.items():
-            axes.plot(list(ratios), list(ratios.values()), "o-", label=name)
-        axes.axhline(1, color="black", lw=0.8)
-        axes.set(yscale="log", xlabel="link", ylabel="seconds a sample, times one host")
-        axes.set_title(title, fontsize="small", wrap=True)
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12))
-    figure.savefig(path, dpi=120)
+        axes.axhline(1, color="black", lw=0.8, label="one host")
+        rates = list(dict.fromkeys(rate for ratios in cases.values() for rate in ratios))
+        axes.set(xticks=range(len(rates)), xticklabels=[_rate(rate) for rate in rates])
+        where = {rate: i for i, rate in enumerate(rates)}
+        _draw(
+            axes,
+            [Curve(n, [where[r] for r in a], [*a.values()], looks[n]) for n, a in cases.items()],
+        )
+        axes.set(yscale="log", xlabel="link")
+        axes.set_title(fill(title, 38), fontsize="small")
+        _engineering(axes, [0])
+    if panels:
+        figure.axes[0].set(ylabel="seconds a sample, times one host")
+    _legend(figure)
+    _save(figure, path)
+
+
+def _rate(word: str) -> str:
+    """A link's rate as people write it: 100mbit is 100 Mbit/s."""
+    for unit in ("gbit", "mbit", "kbit"):
+        if word.endswith(unit):
+            return f"{word.removesuffix(unit)} {unit.capitalize()}/s"
+    return word
+
+
+def _looks(names: Iterable[str]) -> dict[str, Look]:
+    """A colour and a marker for each name."""
+    faces = cycle([*COLOURS, *["white"] * len(COLOURS)])
+    return dict(zip(names, map(Look, cycle(COLOURS), cycle(MARKERS), faces), strict=False))
+
+
+def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Curves with their markers; equal ones once."""
+    same: dict[tuple, list[Curve]] = {}
+    for curve in curves:
+        same.setdefault((repr([*curve.x]), repr([*curve.y])), []).append(curve)
+    for alike in same.values():
+        first, label = alike[0], _joint([*dict.fromkeys(curve.label for curve in alike)])
+        few = max(1, len(first.x) // 8)
+        axes.plot(
+            first.x, first.y, first.style, label=label, markevery=few, ms=5, **first.look._asdict()
+        )
+    axes.grid(alpha=0.3)
+    axes.margins(0.06)  # no marker lies on the frame
+
+
+def _joint(labels: Sequence[str]) -> str:
+    """Several names of a curve as one; words that they begin with stand once."""
+    start = commonprefix(labels).rpartition(" ")[0] if len(labels) > 1 else ""
+    return " = ".join([labels[0], *(label[len(start) :].strip() for label in labels[1:])])
+
+
+def _whole(axes: Axes) -> None:
+    """Whole numbers along x, which is counted."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+
+
+def _engineering(axes: Axes, which: Sequence[int]) -> None:
+    """100 k in place of 100000 along x; along a logarithmic axis y (0) or x (1) decades as numbers."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    if which == []:
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.tick_params(axis="x", rotation=30)
+    for one in which:
+        axis = axes.yaxis if one == 0 else axes.xaxis
+        axis.set_major_formatter(EngFormatter() if one else "{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+        if one == 0:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+
+
+def _plain_log(axes: Axes) -> None:
+    """Numbers as they are along a logarithmic y, also where they span less than a decade."""
+    from matplotlib.ticker import LogFormatter
+
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+
+
+def _legend(figure: Figure) -> None:
+    """What is what, each once, beside the panels."""
+    found: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found:
+        labels = [fill(label, 40) for label in found]
+        figure.legend([*found.values()], labels, loc="outside right upper", fontsize="small")
 
 
 def _figure(size: tuple[float, float]) -> Figure:
@@ -196,3 +362,14 @@ def _figure(size: tuple[float, float]) -> Figure:
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install 'jtssm[plot]'") from error
     return Figure(figsize=size, layout="constrained")
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    """The same bytes for the same figure."""
+    import matplotlib
+
+    date = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(Path(path).suffix, {})
+    with matplotlib.rc_context(
+        {"svg.hashsalt": "jtssm", "svg.fonttype": "none", "hatch.linewidth": 0.6}
+    ):
+        figure.savefig(path, dpi=140, metadata=date)

@@ -1,9 +1,11 @@
-"""The notebooks run from top to bottom, with small settings, and are stored without outputs."""
+"""The notebooks run from top to bottom, with small settings, and are stored with what they printed then."""
 
 import ast
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import nbformat
 import numpy as np
 import pytest
@@ -45,12 +47,57 @@ def small(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_are_stored_without_outputs(path):
+def test_notebooks_are_stored_with_the_outputs_of_one_whole_run(path):
+    """In order, without an error, a bar or a path of the machine; with pictures, and how long each section takes."""
     notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)
-    assert all(
-        not cell.get("outputs") and not cell.get("execution_count") for cell in notebook.cells
-    )
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if not any(cell.outputs or cell.execution_count for cell in cells):
+        pytest.skip("stored without outputs: make notebooks")
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert {output.output_type for output in outputs} <= {
+        "stream",
+        "display_data",
+        "execute_result",
+    }
+    assert {o.name for o in outputs if o.output_type == "stream"} == {"stdout"}
+    told = "".join(text(cell) for cell in cells)
+    assert "8 x cpu" in told
+    assert not re.search(r"/(tmp|root|home|work)/", told)
+    assert images(notebook) > 0
+    first = notebook.cells[0].source
+    assert "**On one chip**" in first
+    titles = re.findall(r"^\| (\d+\. .*?) \| (\d+) \|$", first, re.MULTILINE)
+    assert len(titles) > 4
+
+
+class Config:
+    """jax.config, which notes what is asked of it."""
+
+    def __init__(self):
+        self.asked = {}
+
+    def update(self, name, value):
+        self.asked[name] = value
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    ("chips", "gpus", "virtual"),
+    [(1, 0, True), (4, 0, False), (0, 1, True), (0, 2, False), (0, 0, False)],
+)
+def test_one_chip_is_left_for_virtual_devices(path, chips, gpus, virtual, monkeypatch, capsys):
+    """A TPU of one chip, of four, one GPU, two, none."""
+    sources = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    listed = SimpleNamespace(stdout=b"GPU 0: NVIDIA L4 (UUID: GPU-0)\n" * gpus)
+    monkeypatch.setattr("shutil.which", lambda _: "nvidia-smi" if gpus else None)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: listed)
+    monkeypatch.setattr(jax, "config", Config())
+    exec(sources[1], {"chips": ["/dev/accel"] * chips})
+    assert jax.config.asked["jax_num_cpu_devices"] == 8
+    assert (jax.config.asked.get("jax_platforms") == "cpu") == virtual
+    assert "8 x cpu" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -62,6 +109,22 @@ def test_notebooks_import_what_ships_from_where_it_is_public(path):
     ours = {name for name in names if (FOLDER.parent / name.split(".")[0]).is_dir()}
     assert "jtssm" in ours
     assert ours <= PUBLIC
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_ones_own_network_is_cut_and_comes_back_trained(small):
+    notebook, shown = executed("00_own_network", small)
+    found = dict(re.findall(r"^(n = \d) on .*: test accuracy (\S+), ", shown, re.MULTILINE))
+    accuracies = {name: float(a) for name, a in found.items()}
+    assert accuracies["n = 1"] > 0.8
+    assert 0.3 < accuracies["n = 2"] < accuracies["n = 1"]
+    assert f"modules: 14  test accuracy: {found['n = 2']}" in shown
+    # 4 bytes of weights and moments of Adam, thrice, and its counter, whole on every device
+    held = 3 * 4 * 7770 / 1e3
+    assert f"data parallel, 4  a device holds {held:6.1f} kB" in shown
+    assert len(re.findall(r" cut   on 4 devices, [24] x \d x \d: +\S+ times one", shown)) == 4
+    assert images(notebook) == 2
 
 
 # what the kernel's own packages do with their sockets at exit is not ours to judge; `make docs` runs it too

@@ -5,7 +5,7 @@ import doctest
 import pytest
 
 import jtssm
-from jtssm import data, nn, sharding, solvers
+from jtssm import callbacks, data, nn, sharding, solvers
 
 DOORS = [
     jtssm.fit,
@@ -28,6 +28,11 @@ DOORS = [
     sharding.place,
     sharding.make_mesh,
     data.load,
+    data.from_arrays,
+    data.pairs,
+    callbacks.EarlyStopping,
+    callbacks.Steps,
+    callbacks.Averaging,
 ]
 
 

@@ -17,6 +17,8 @@ import jtssm
 from jtssm import checks, data, solvers
 from jtssm.cli import options, outside, parsers, plan, runs, tables
 from jtssm.cli.constructors import flag, names, summary
+from jtssm.data.fetching import REMOTES
+from jtssm.data.folders import SUMS
 
 HELP = ("-h", "--help")
 
@@ -97,17 +99,22 @@ def run_methods(_: argparse.Namespace) -> int:
 
 
 def run_data(arguments: argparse.Namespace) -> int:
-    """A table of the data sets: which are there, what is missing and how to get it."""
+    """A table of the data sets: which are there, what is missing and how to get it; or fetch one."""
     root = data.default_dir() if arguments.data_dir is None else Path(arguments.data_dir)
+    if arguments.action == "get":
+        folder = data.get(arguments.name, data_dir=root, through=arguments.through)
+        print(f"{arguments.name}: in {folder}, with checksums in {SUMS}")
+        return 0
     rows = []
     for name, source in data.sources().items():
         absent = data.missing(name, root)
-        rows.append((name, source.title, *_status(source, absent)))
+        rows.append((name, source.title, *_status(name, source, absent)))
     tables.show(f"Data sets in {root}", ("name", "what it is", "status", "how to get it"), rows)
     return 0
 
 
-def _status(source: data.Source, absent: list[Path]) -> tuple[str, str]:
+def _status(name: str, source: data.Source, absent: list[Path]) -> tuple[str, str]:
     if absent:
-        return "missing: " + ", ".join(path.name for path in absent), source.obtain
+        ways = f"jtssm data get {name}. Or: " if name in REMOTES else ""
+        return "missing: " + ", ".join(path.name for path in absent), ways + source.obtain
     return ("there" if source.files else "embedded"), ""

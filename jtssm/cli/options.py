@@ -23,10 +23,11 @@ from jtssm.cli.readers import (
     path,
     seed,
 )
+from jtssm.data.fetching import LIBRARIES, REMOTES
 from jtssm.nn.architectures import ARCHITECTURES
 from jtssm.nn.norm import NORMALISATIONS
 from jtssm.planning.builders import LOCAL_STEPS, workers_argument
-from jtssm.sharding.cost.machines import MACHINES
+from jtssm.sharding.cost.machine_table import MACHINES
 from jtssm.sharding.meeting import LOST_AFTER
 from jtssm.train import history
 from jtssm.train.checkpoint import ANYWAY
@@ -86,10 +87,19 @@ def add_demo(commands: Commands, run: Command) -> None:
 
 def add_data(commands: Commands, run: Command) -> None:
     """`jtssm data`."""
-    told = "the data sets: which are there, how to get the others"
+    told = "the data sets: which are there; jtssm data get NAME fetches one"
     shown = commands.add_parser("data", help=told, description=told)
     shown.add_argument("--data-dir", type=path, help=DATA_DIR)
-    shown.set_defaults(run=run)
+    shown.set_defaults(run=run, action=None)
+    told = "fetch one by a library that knows it"
+    fetched = shown.add_subparsers(dest="action", metavar="get").add_parser(
+        "get", help=told, description=told
+    )
+    fetched.add_argument("name", type=one_of(sorted(REMOTES)), help=f"{words(sorted(REMOTES))}")
+    # what stands before `get` holds too
+    fetched.add_argument("--data-dir", type=path, default=argparse.SUPPRESS, help=DATA_DIR)
+    told = f"{words(LIBRARIES)}; default: the first that is installed"
+    fetched.add_argument("--through", type=one_of(LIBRARIES), help=told)
 
 
 def add_calibrate(commands: Commands, run: Command) -> None:

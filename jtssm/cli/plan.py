@@ -19,7 +19,7 @@ import jtssm
 from jtssm import checks, files, plot, solvers
 from jtssm.cli import outside, tables
 from jtssm.cli.constructors import given, takes
-from jtssm.cli.results import drawn, folder
+from jtssm.cli.results import drawn, figures, folder
 from jtssm.nn.network import Network
 from jtssm.planning import plan, sweeps
 from jtssm.planning.builders import LOCAL_STEPS, workers_argument
@@ -33,6 +33,7 @@ from jtssm.sharding.cost.refusals import distinct
 RATE = 1e-3  # of optimizers, of which only the kind counts here
 RECORDS = "records.jsonl"
 CAUSES = ("permute", "all_gather", "reduce_scatter", "all_reduce", "all_to_all")
+HELD = ("weights", "optimizer", "variables", "samples", "temporaries")  # parts of a device's memory
 
 
 def run_plan(arguments: argparse.Namespace) -> int:
@@ -41,8 +42,9 @@ def run_plan(arguments: argparse.Namespace) -> int:
     found = plan(**asked, runners_up=arguments.runners_up)
     rows = [_plan_row(each) for each in (found.best, *found.runners_up)]
     title = f"{_title(arguments)}: predicted for a step"
-    columns = ("subnet x pr x pc", "seconds", "compute", *CAUSES, "hidden", "sent MB", "memory MB")
+    columns = ("subnet x pr x pc", "ms", "compute", *CAUSES, "hidden", "sent MB", "holds MB", *HELD)
     tables.show(title, columns, rows)
+    tables.say("ms: of a step; MB: of one device, of which it holds weights, ... at once (a bound)")
     if found.refused:
         tables.say(f"{len(found.refused)} other meshes do not go:")
         _say_why({_mesh(sizes): why for sizes, why in found.refused.items()})
@@ -64,11 +66,13 @@ def _plan_row(found: Proposal) -> tuple[str, ...]:
     seconds = found.seconds
     parts = (seconds.total, seconds.compute, *(getattr(seconds, c) for c in CAUSES), seconds.hidden)
     sent = sweeps.sent_bytes(found)
+    held = [getattr(found.memory, part) for part in HELD]
     return (
         _mesh(found.shape),
-        *(f"{s:.3g}" if s else "" for s in parts),
+        *(_shown(s) for s in parts),
         f"{sent / 1e6:.3f}",
         f"{found.memory.total / 1e6:.1f}",
+        *(f"{a / 1e6:.1f}" if a >= 5e4 else "" for a in held),
     )
 
 
@@ -186,7 +190,7 @@ def _title(arguments: argparse.Namespace) -> str:
 
 def _folder(arguments: argparse.Namespace) -> Path:
     """The folder for the results; --resume goes on with the records that stand there."""
-    names = [RECORDS, "sweep.csv", "sweep.json", "sweep.png"]
+    names = [RECORDS, "sweep.csv", "sweep.json", *figures("sweep.png")]
     goes_on = lambda out: arguments.resume and (out / RECORDS).is_file()
     out = folder(arguments.out, names, overwrite=arguments.overwrite, goes_on=goes_on, what="sweep")
     if arguments.overwrite:
@@ -214,7 +218,7 @@ def _show(records: list[Record], arguments: argparse.Namespace, out: Path) -> No
     columns = [
         "",
         "subnet x pr x pc",
-        "predicted s",
+        "predicted ms",
         "compute",
         *CAUSES,
         "sent MB",
@@ -222,7 +226,7 @@ def _show(records: list[Record], arguments: argparse.Namespace, out: Path) -> No
         "memory MB",
     ]
     columns += ["compiled MB"] if arguments.count else []
-    columns += ["measured s"] if arguments.measure else []
+    columns += ["measured ms"] if arguments.measure else []
     columns += [f"{arguments.compile} MB", "its MB sent"] if arguments.compile else []
     rows = [_sweep_row(record, arguments) for record in records if "seconds" in record]
     failed = [record for record in records if "error" in record]
@@ -253,7 +257,8 @@ def _sweep_row(record: Record, arguments: argparse.Namespace) -> tuple[str, ...]
 
 
 def _shown(seconds: float | None) -> str:
-    return f"{seconds:.3g}" if seconds else ""
+    """In milliseconds."""
+    return f"{1000 * seconds:.3g}" if seconds else ""
 
 
 def _mega(record: Record, name: str) -> str:

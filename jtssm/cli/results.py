@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jtssm import files
+from jtssm import files, plot
 from jtssm.sharding.distributed import is_first, told_by_all
 from jtssm.train.hooks import Hook
 
@@ -130,9 +130,16 @@ def _told(checkpoint: Path | None) -> str | None:
 
 
 def drawn(path: Path, draw: Callable[[Path], None]) -> None:
-    """A figure; where it cannot be drawn a note: the numbers stand in other files."""
-    try:
-        with files.replacing(path) as new:
-            draw(new)
-    except Exception as error:  # of matplotlib, if it is there at all
-        print(f"jtssm: no {path}: {type(error).__name__}: {error}", file=sys.stderr)
+    """A figure in all formats; where it cannot be drawn a note: the numbers stand in other files."""
+    for name in figures(path.name):
+        try:
+            with files.replacing(path.with_name(name)) as new:
+                draw(new)
+        except Exception as error:  # of matplotlib, if it is there at all
+            print(f"jtssm: no {path}: {type(error).__name__}: {error}", file=sys.stderr)
+            return
+
+
+def figures(name: str) -> list[str]:
+    """The files of a figure, history.png and so on."""
+    return [Path(name).with_suffix(suffix).name for suffix in plot.FORMATS]

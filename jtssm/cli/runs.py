@@ -20,16 +20,17 @@ import jtssm
 from jtssm import checks, data, files, plot, sharding, solvers
 from jtssm.arrays import Tree
 from jtssm.cli import samples, tables, train
-from jtssm.cli.results import FIGURE, MARK, RESULT, Mark, drawn, unfinished
+from jtssm.cli.results import FIGURE, MARK, RESULT, Mark, drawn, figures, unfinished
 from jtssm.cli.results import folder as results_folder
 from jtssm.protocol.method import Method
 from jtssm.sharding.distributed import is_first
 from jtssm.sharding.mesh import AXES
 from jtssm.solvers import layerwise
 from jtssm.train.evaluation import evaluate
-from jtssm.train.history import HistoryFile, save_params
+from jtssm.train.history import HistoryFile
 from jtssm.train.loop import fit
 from jtssm.train.result import Epoch, Result
+from jtssm.train.written import save_params
 
 EVALUATED = 10_000  # training samples on which the composed network is evaluated every epoch
 LINES = ("loss", "coupling")  # of a record, beside the accuracies
@@ -119,11 +120,12 @@ def _devices(sizes: Mapping[str, int], processes: int | None = 1) -> jax.shardin
 def _folder(arguments: argparse.Namespace, suffixes: Sequence[str]) -> Path:
     """The folder for the results; suffixes: what files of the run bear behind their names."""
     history = getattr(arguments, "history", "csv")
-    names = [n for end in suffixes for n in (f"history{end}.{history}", f"params{end}.npz")]
+    files_of = lambda end: (f"history{end}.{history}", f"params{end}.npz", f"params{end}.json")
+    names = [name for end in suffixes for name in files_of(end)]
     checkpoint = getattr(arguments, "checkpoint", None)
     return results_folder(
         arguments.out,
-        [*names, FIGURE, RESULT, MARK],
+        [*names, *figures(FIGURE), RESULT, MARK],
         overwrite=arguments.overwrite,
         goes_on=lambda out: unfinished(out, checkpoint),
     )

@@ -12,6 +12,8 @@ import numpy as np
 
 from jtssm import checks
 from jtssm.arrays import Array, Tree
+from jtssm.data.dicts import as_pair
+from jtssm.data.own import of_library
 from jtssm.losses import Loss, Metric, summed, total
 from jtssm.nn.boundary import num_samples
 from jtssm.nn.inputs import check_samples, on_host
@@ -71,6 +73,7 @@ def evaluate(
     forward = _forward(method, params)
     score = partial(_scored, method, forward, state, batch_size=batch_size)
     found = {name: as_metric(name, given) for name, given in (metrics or {}).items()}
+    data = as_pair(data)
     if not isinstance(data, Mapping):
         return score(data, found)
     return {
@@ -109,13 +112,14 @@ def _scored(
     """Means over the samples of a pair, or of pairs one after the other."""
     totals: dict[str, float] = dict.fromkeys(["loss", "accuracy", *metrics], 0.0)
     weight = 0.0
-    for pair in [data] if _is_pair(data) else data:
+    for given in [data] if _is_pair(data) else data:
+        pair = as_pair(given)
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise ValueError(
                 f"data: expected a pair of arrays (x, y), or an iterable of such pairs; got one of "
                 f"{type(pair).__name__}: {checks.shown(pair)}"
             )
-        x, y = pair
+        x, y = jax.tree.map(lambda a: of_library("data", a), tuple(pair))
         method.program.check(x, y, "values")
         x, num = on_host(method.network, x), num_samples(x)
         _check_parts(method, num, batch_size)

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: the history as it happens, and the weights."""
+"""What a run leaves in its folder: the history as it happens."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
-
-import jax
-import numpy as np
+from typing import IO, TYPE_CHECKING
 
 from jtssm import checks, files
-from jtssm.arrays import Tree
 from jtssm.sharding.distributed import is_first
 from jtssm.train.hooks import Hook
 from jtssm.train.record import plain, without_nan
@@ -76,16 +72,3 @@ class HistoryFile(Hook):
             file.writelines(line + "\n" for line in told)
         else:
             csv.DictWriter(file, self._names).writerows(lines)
-
-
-def save_params(path: str | Path, params: Sequence[Tree]) -> None:
-    """The network's parameters as an .npz of arrays named by layer and path, e.g. `[0]['W']`.
-
-    Of several processes the first writes it; a file that is there is replaced once all is written.
-    """
-    if not is_first():
-        return
-    leaves = jax.tree_util.tree_leaves_with_path(list(params))
-    arrays: Any = {jax.tree_util.keystr(name): np.asarray(a) for name, a in leaves}
-    with files.replacing(Path(path).with_suffix(".npz")) as new:
-        np.savez(new, **arrays)

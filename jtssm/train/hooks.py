@@ -49,6 +49,9 @@ class Hook:
     def on_chunk(self, trainer: Trainer, infos: Info) -> None:
         """After a chunk of steps that went well, one dispatch; infos: arrays [steps] on the host."""
 
+    def on_steps(self, trainer: Trainer, record: dict[str, float]) -> None:
+        """Every `log_every` steps of `fit`: what they have shown, their means, once they are done."""
+
     def on_line(self, trainer: Trainer, epoch: Epoch) -> object:
         """After a line was added to the history; what it adds to `epoch.record` stands there too.
 

@@ -12,16 +12,17 @@ from jtssm.train import document as documents
 from jtssm.train.checkpoint import STEPS, check_folder, local
 from jtssm.train.recipes import made, named
 from jtssm.train.stored import Stored, check, quiet
+from jtssm.train.written import is_written, read_params
 
 
 def load_params(folder: str | Path, step: int | None = None) -> list[Tree]:
-    """The network's parameters from a folder of checkpoints (`jtssm.fit(checkpoint=folder)`).
+    """The network's parameters from a folder of checkpoints (`jtssm.fit(checkpoint=folder)`), or saved.
 
     Neither the method nor the mesh that trained them is needed, and a run may go on in the folder
     meanwhile. `network.apply(params, x)` and `fit(params=params)` take them.
 
     Args:
-      folder: of the checkpoints.
+      folder: of the checkpoints; or that `Result.save` or `jtssm train` wrote, or its params.npz.
       step: which of them; None: the newest.
 
     Returns:
@@ -47,6 +48,8 @@ def load_params(folder: str | Path, step: int | None = None) -> list[Tree]:
     """
     check_all_ask("load_params")
     path = local(folder)
+    if is_written(path):
+        return _written(path, step)
     check_folder(path)
     if not (path / STEPS).is_dir():
         raise ValueError(f"folder: expected one with checkpoints; got {path}")
@@ -56,6 +59,13 @@ def load_params(folder: str | Path, step: int | None = None) -> list[Tree]:
             return _params(stored, path, step)
         finally:
             stored.close()
+
+
+def _written(path: Path, step: int | None) -> list[Tree]:
+    """Of `Result.save`: there is but one."""
+    if step is not None:
+        raise ValueError(f"step: expected None with saved weights, {path}; got {step!r}")
+    return read_params(path)
 
 
 def _params(stored: Stored, path: Path, step: int | None) -> list[Tree]:

@@ -26,6 +26,7 @@ from jtssm.train.compilation import check_cache, kept_in
 from jtssm.train.divergence import not_finite
 from jtssm.train.document import check_order
 from jtssm.train.evaluation import as_metric, evaluate
+from jtssm.train.every_steps import EverySteps
 from jtssm.train.feed import Feed, check_shared
 from jtssm.train.front_door import check_epochs, check_start, check_ways
 from jtssm.train.halving import Halving
@@ -66,6 +67,7 @@ def fit(
     on_divergence: str = "stop",
     halvings: int = 5,
     steps_per_epoch: int | None = None,
+    log_every: int | None = None,
     compilation_cache: str | Path | None = None,
 ) -> Result:
     """Train a method and keep a history.
@@ -143,6 +145,8 @@ def fit(
         twice the least so far, nor twice that of its own first step, and on from there with half the
         steps (`jtssm.Method` says which), at most `halvings` times. One state more is kept in
         memory, and in those checkpoints that do not lie at such a line.
+      log_every: steps between two calls of `on_steps` of the callbacks that have one, e.g.
+        `callbacks.Steps(print)` and `callbacks.TensorBoard`; None: they are not called.
       compilation_cache: a folder of this machine or mounted there in which jax keeps what it compiles
         in this call, for other processes on the same devices with the same versions (those who can
         write there can make them run what they like). None: as jax is set. In one process a method that
@@ -190,6 +194,8 @@ def fit(
     with ending_all():  # nothing before its end waits for another process
         checks.instance("method", method, Method, "solvers.sgd(net, ...)")
         epochs, evaluate_every = checks.count(epochs=epochs, evaluate_every=evaluate_every)
+        if log_every is not None:
+            (log_every,) = checks.count(log_every=log_every)
         key, given = checks.key(key), as_hooks(callbacks)
         check_ways(checkpoint, every, keep, resume, on_divergence, halvings)
         compiled = check_cache(compilation_cache)
@@ -241,6 +247,7 @@ def fit(
         check_epochs(epochs, begun.position)
         hooks: list[Hook] = [Halving(halvings, begun.sound)] if on_divergence == "halve" else []
         hooks.append(stack.enter_context(Bar(feed.steps(epochs), begun.position.steps, progress)))
+        hooks += [] if log_every is None else [EverySteps(log_every, given)]
         hooks += given
         if folder is not None:  # behind all others: what they have done stands in the checkpoint
             hooks += [stack.enter_context(noted()), Saving(folder, every)]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from signal import Signals
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jtssm import checks
 from jtssm.arrays import Tree
 from jtssm.protocol.method import Method
 from jtssm.train.divergence import Divergence
 from jtssm.train.evaluation import evaluate, outputs
+from jtssm.train.written import saved
 
 
 class Epoch(NamedTuple):
@@ -59,6 +62,34 @@ class Result(NamedTuple):
     def params(self) -> list[Tree]:
         """The whole network's parameters, one tree a layer; every process must ask."""
         return self.method.params(self.state)
+
+    def to_pandas(self) -> Any:
+        """The history as a DataFrame of pandas, a row a line, with the epoch as its index.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas: pip install pandas") from error
+        return pandas.DataFrame(self.history).set_index("epoch")
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write history.jsonl, params.npz and params.json; every process must ask, the first writes.
+
+        `jtssm.load_params(folder)` reads the weights; the state, to go on from, is what
+        `jtssm.fit(checkpoint=)` keeps.
+
+        Args:
+          folder: is made where it is not there.
+          overwrite: whether files of these names in it are replaced.
+
+        Raises:
+          ValueError: files of these names are there.
+          OSError: they cannot be written.
+        """
+        saved(self.history, self.params, checks.path("folder", folder), overwrite)
 
     def module(self) -> list:
         """The user's own modules, trained; see `jtssm.nn.Network.modules`."""

@@ -11,6 +11,8 @@ from jax.typing import ArrayLike
 
 from jtssm import checks
 from jtssm.arrays import Tree
+from jtssm.data.dicts import as_pair
+from jtssm.data.own import of_library
 from jtssm.nn.boundary import SampleTree
 from jtssm.nn.inputs import entries, on_host
 from jtssm.nn.network import Network
@@ -41,7 +43,8 @@ def in_memory(
 
 def evaluated(method: Method, validation: Given | Mapping[str, Given] | None) -> dict[str, Pair]:
     """The samples that every line evaluates, by name."""
-    sets = validation if isinstance(validation, Mapping) else {"validation": validation}
+    one = as_pair(validation)
+    sets = one if isinstance(one, Mapping) else {"validation": one}
     sets = {
         name: _pair(method.network, name, pair) for name, pair in sets.items() if pair is not None
     }
@@ -51,10 +54,12 @@ def evaluated(method: Method, validation: Given | Mapping[str, Given] | None) ->
     return sets
 
 
-def _pair(network: Network, name: str, pair: object) -> Pair:
-    """x and y in host memory, of a pair of arrays or of lists of numbers."""
+def _pair(network: Network, name: str, given: object) -> Pair:
+    """x and y in host memory, of a pair of arrays or of lists of numbers, or of {"image", "label"}."""
+    pair = as_pair(given)
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise ValueError(f"{name}: expected a pair (x, y); got {type(pair).__name__}")
+    pair = jax.tree.map(lambda a: of_library(name, a), tuple(pair))
     trees = isinstance(network.shapes[0], SampleTree)
     for part, a in _named(network, name, *pair):
         if isinstance(a, (np.ndarray, jax.Array)):  # np.asarray would lose a mask

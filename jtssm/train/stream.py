@@ -18,6 +18,7 @@ import numpy as np
 
 from jtssm import checks
 from jtssm.arrays import Array, Tree, crc
+from jtssm.data.dicts import as_pair
 from jtssm.protocol.method import Method
 from jtssm.sharding.agreement import ending_all
 from jtssm.sharding.distributed import ProcessBatches, put_rows, told_by_all
@@ -35,7 +36,7 @@ CHUNK_BYTES = 2**27  # most of a chunk's samples, unless one step takes more
 def is_stream(train: object) -> bool:
     """Whether these are batches, not a pair (x, y) of arrays."""
     if isinstance(train, (tuple, list)) and not isinstance(train, ProcessBatches):
-        return bool(train) and all(map(is_pair, train))
+        return bool(train) and all(is_pair(as_pair(batch)) for batch in train)
     array = hasattr(train, "shape") or isinstance(train, (str, bytes, Mapping))
     return isinstance(train, Iterable) and not array
 

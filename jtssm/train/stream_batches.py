@@ -8,6 +8,8 @@ import jax
 import numpy as np
 
 from jtssm.arrays import Array, Tree
+from jtssm.data.dicts import as_pair
+from jtssm.data.own import of_library
 from jtssm.nn.inputs import entries
 from jtssm.protocol.method import Method
 from jtssm.train.samples import Pair
@@ -24,12 +26,13 @@ def checked(method: Method, batch: object, number: int, like: Pair | None) -> Pa
       ValueError: no pair of arrays, samples that do not fit the method, others than in the first batch.
     """
     name = f"train, batch {number}"
+    batch = as_pair(batch)
     if not is_pair(batch):
         inside = f" of {[type(a).__name__ for a in batch]}" if isinstance(batch, tuple) else ""
         raise ValueError(
             f"{name}: expected a pair (x, y) of numpy arrays; got {type(batch).__name__}{inside}"
         )
-    x, y = jax.tree.map(np.asarray, tuple(batch))
+    x, y = jax.tree.map(lambda a: np.asarray(of_library(name, a)), tuple(batch))
     arrays = jax.tree.leaves((x, y))
     if strange := [str(a.dtype) for a in arrays if a.dtype.kind in "OSUmM"]:
         raise ValueError(f"{name}: expected arrays of numbers; got one of {strange[0]}")

@@ -347,7 +347,7 @@ def test_methods_and_data_print_tables(tmp_path, capsys, monkeypatch):
     assert main(["methods"]) == 0
     assert main(["data", "--data-dir", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    for word in ("gsadmm", "--alpha", "sgd", "embedded", "there", "missing", "x [n, 4096]"):
+    for word in ("gsadmm", "--alpha", "sgd", "embedded", "there", "missing", "make_spoken_digits"):
         assert word in shown
 
 

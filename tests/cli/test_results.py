@@ -13,7 +13,16 @@ from tests.train.short_runs import SMALL, stopping
 TRAIN = ["train", *SMALL, "--epochs", "2"]
 PLAN = ["--devices", "2", "--batch", "8", "--machine", "host", "--widths", "4,8,4"]
 SWEEP = ["sweep", "sgd", *PLAN, "--no-count"]
-OURS = ("history.csv", "params.npz", "history.png", "result.json", "run.json")
+OURS = (
+    "history.csv",
+    "params.npz",
+    "params.json",
+    "history.png",
+    "history.svg",
+    "history.pdf",
+    "result.json",
+    "run.json",
+)
 
 
 def refused(command, out, capsys, message):

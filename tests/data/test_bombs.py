@@ -11,7 +11,7 @@ import zipfile
 import pytest
 
 from jtssm import data
-from jtssm.data import archives
+from jtssm.data import archives, cifar
 from tests.data.test_data import cifar_batches, tarred, write_cifar
 from tests.data.test_fuzz_files import little_memory, npy
 
@@ -45,7 +45,7 @@ TARS = {
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", TARS)
 def test_a_tar_archive_of_more_than_it_should_is_named(kind, packed, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "CIFAR_MOST", 2**20)
+    monkeypatch.setattr(cifar, "MOST", 2**20)
     content = TARS[kind](tarred(cifar_batches()))
     path = write_cifar(tmp_path, gzip.compress(content, 1) if packed else content)
     with little_memory(), pytest.raises(ValueError, match=rf"^{path}.*: expected .*got"):

@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jtssm import data
-from jtssm.data import archives
+from jtssm.data import archives, cifar
 from jtssm.sharding.cost import machine_files
-from jtssm.sharding.cost.machines import MACHINES, Machine
+from jtssm.sharding.cost.machine_table import MACHINES
+from jtssm.sharding.cost.machines import Machine
 from tests.data.test_data import cifar_batches, tarred, write_cifar, write_mnist
 
 CI = settings(
@@ -180,7 +181,7 @@ def test_huge_declared_sizes_take_no_memory(tmp_path, shape, packed):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_archive_that_unpacks_to_more_than_it_should_is_named(tmp_path, packed, monkeypatch):
-    monkeypatch.setattr(data, "CIFAR_MOST", 2**20)
+    monkeypatch.setattr(cifar, "MOST", 2**20)
     path = write_cifar(tmp_path, gzip.compress(bytes(2**27)) if packed else bytes(2**23))
     with (
         little_memory(),

@@ -15,7 +15,7 @@ from jtssm.nn import architectures
 from jtssm.planning import sweeps
 from jtssm.planning.builders import LOCAL_STEPS, builder
 from jtssm.sharding.cost import planner
-from jtssm.sharding.cost.machines import MACHINES
+from jtssm.sharding.cost.machine_table import MACHINES
 
 NET = jtssm.mlp([12, 16, 16, 8])
 V5E = MACHINES["tpu-v5e"]

@@ -13,7 +13,8 @@ from jtssm.sharding.cost.machine_files import (
     read_machine,
     write_machine,
 )
-from jtssm.sharding.cost.machines import KNL_EPOCHS, MACHINES, Machine
+from jtssm.sharding.cost.machine_table import KNL_EPOCHS, MACHINES
+from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.memory import Memory, step_memory
 from jtssm.sharding.cost.messages import Demand, predicted_bytes
 from jtssm.sharding.cost.planner import Plan, Proposal, propose

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, asdict, fields
 from difflib import get_close_matches
@@ -13,7 +14,8 @@ import jax
 
 from jtssm import checks, files
 from jtssm.checks import shown
-from jtssm.sharding.cost.machines import MACHINES, NUMBERS, Machine, number
+from jtssm.sharding.cost.machine_table import MACHINES
+from jtssm.sharding.cost.machines import NUMBERS, Machine, number
 
 KINDS = {
     "cpu": "host",
@@ -26,6 +28,11 @@ KINDS = {
     "TPU v6e": "tpu-v6e",
     "NVIDIA H100 80GB HBM3": "h100-nvlink",  # the SXM module; H100 PCIe and NVL are slower
     "NVIDIA H200": "h200-nvlink",
+    "NVIDIA A100-SXM4-80GB": "a100-nvlink",
+    "NVIDIA A100-SXM4-40GB": "a100-40gb-nvlink",
+    "NVIDIA B200": "b200-nvlink",
+    "NVIDIA L4": "l4-pcie",
+    "Tesla T4": "t4-pcie",
 }
 
 MOST_BYTES = 2**20  # of a machine file
@@ -144,8 +151,12 @@ def json_path(path: str | Path) -> Path:
 
 
 def _nearest(given: object, known: Iterable[str]) -> str:
-    near = get_close_matches(shown(given).strip("'"), list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    """The names that have all words of what was given, "A100" or "TPU v5e"; else the most alike."""
+    word = shown(given).strip("'").lower()
+    parts = re.findall("[a-z0-9]+", word)
+    near = [name for name in known if parts and all(part in name.lower() for part in parts)]
+    near = near or get_close_matches(word, list(known), n=1)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def _right_fields(content: Iterable[str]) -> None:

@@ -16,7 +16,8 @@ from jtssm.sharding.cost.machine_files import (
     read_machine,
     write_machine,
 )
-from jtssm.sharding.cost.machines import MACHINES, Machine
+from jtssm.sharding.cost.machine_table import MACHINES
+from jtssm.sharding.cost.machines import Machine
 
 PLAIN = Machine("plain", 1e12, 1e11, 1e10, 1e-5, 1e-6, "made up")
 ODD = replace(
@@ -151,6 +152,13 @@ def test_entries_stand_to_each_other_as_the_devices_do():
     assert h200.flops == h100.flops == slow.flops
     assert slow.link < h100.link / 10
     assert slow.latency > h100.latency
+    small, a100, b200 = (MACHINES[f"{n}-nvlink"] for n in ("a100-40gb", "a100", "b200"))
+    t4, l4 = MACHINES["t4-pcie"], MACHINES["l4-pcie"]
+    assert t4.flops < l4.flops < a100.flops == small.flops < h100.flops < b200.flops
+    assert l4.memory < t4.memory < small.memory < a100.memory < h100.memory < b200.memory
+    assert t4.link * 2 == l4.link < a100.link < h100.link == b200.link / 2
+    assert t4.capacity < l4.capacity < small.capacity < a100.capacity == h100.capacity
+    assert h200.capacity < b200.capacity
     v4, v5e, v5p, v6e = (MACHINES[f"tpu-{n}"] for n in ("v4", "v5e", "v5p", "v6e"))
     assert v5e.flops < v4.flops < v5p.flops < v6e.flops
     assert v5e.capacity < v6e.capacity < v4.capacity < v5p.capacity  # 32 GB and 32 GiB
@@ -193,8 +201,14 @@ def test_a_machine_is_found_as_it_is_by_name_and_by_file(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("tpu-5vp", r"machine: expected a Machine, one of \['cori-knl', .*did you mean 'tpu-v5p'"),
+        (
+            "tpu-5vp",
+            r"machine: expected a Machine, one of \['a100-40gb-nvlink', .*did you mean 'tpu-v5p'",
+        ),
         ("H100-nvlink", r"got 'H100-nvlink'; did you mean 'h100-nvlink'"),
+        ("A100", r"did you mean 'a100-nvlink' or 'a100-40gb-nvlink'\?"),
+        ("TPU v5e", r"did you mean 'tpu-v5e'\?"),
+        ("b200", r"did you mean 'b200-nvlink'\?"),
         ("abacus", r"a path that ends with .json; got 'abacus'$"),
         ("no/such.json", r"path: expected a machine file, .* got no/such.json: No such file"),
         (3, r"machine: expected a Machine, .* got 3"),

@@ -18,7 +18,7 @@ from jtssm.planning.builders import builder
 from jtssm.sharding.cost import demand, memory, planner, published, search
 from jtssm.sharding.cost.bytes_moved import step_bytes
 from jtssm.sharding.cost.demand_of_pieces import layered_of
-from jtssm.sharding.cost.machines import MACHINES
+from jtssm.sharding.cost.machine_table import MACHINES
 from jtssm.sharding.cost.seconds import seconds_of, step_seconds
 from jtssm.sharding.layers.choose import misfit
 from jtssm.sharding.layers.forms import FORMS

@@ -13,7 +13,7 @@ import jtssm
 from jtssm import losses, nn, solvers
 from jtssm.cli import main
 from jtssm.sharding.cost import demand, memory, planner, refusals
-from jtssm.sharding.cost.machines import MACHINES
+from jtssm.sharding.cost.machine_table import MACHINES
 from jtssm.sharding.layers.choose import misfit
 from jtssm.sharding.layers.forms import FORMS
 from jtssm.train import placing

@@ -11,7 +11,8 @@ import jtssm
 from jtssm import solvers
 from jtssm.sharding import cost
 from jtssm.sharding.cost import seconds
-from jtssm.sharding.cost.machines import MACHINES, Machine
+from jtssm.sharding.cost.machine_table import MACHINES
+from jtssm.sharding.cost.machines import Machine
 from tests.sharding.cost.test_predicted import products
 
 NET = jtssm.mlp([6, 8, 12, 8, 4])
