@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from math import isfinite, nan
-from os.path import commonprefix
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -311,8 +310,11 @@ def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
 
 def _joint(labels: Sequence[str]) -> str:
     """Several names of a curve as one; words that they begin with stand once."""
-    start = commonprefix(labels).rpartition(" ")[0] if len(labels) > 1 else ""
-    return " = ".join([labels[0], *(label[len(start) :].strip() for label in labels[1:])])
+    words = [label.split(" ") for label in labels]
+    shortest = min(map(len, words)) - 1
+    same = (i for i in range(shortest) if len({each[i] for each in words}) > 1)
+    start = next(same, shortest) if len(labels) > 1 else 0
+    return " = ".join([labels[0], *(" ".join(each[start:]) for each in words[1:])])
 
 
 def _whole(axes: Axes) -> None:
