@@ -18,10 +18,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
 
 from benchmarks.host_cases import NETWORKS, SMOKE
 from jtssm import sharding
 from jtssm.planning.trials import drawn_samples
+from jtssm.sharding import gloo
 from jtssm.sharding.cost import calibration
 
 SUMS = 16  # all-reduces in a dispatch
@@ -59,12 +63,48 @@ def sums(numbers: str) -> Step:
     return lambda: run(SUMS)
 
 
+def messages(kind: str, numbers: str) -> Step:
+    """`SUMS` messages of a kind, each of so many numbers that a device sends to the only other one."""
+    mesh, size = sharding.make_mesh(2), int(numbers)
+    send = MESSAGES[kind]
+    body = lambda _, x: lax.pcast(y, "subnet", to="varying") if _same(y := send(x)) else y
+    loop = lambda x: lax.fori_loop(0, SUMS, body, x)
+    spec = PartitionSpec("subnet")
+    run = jax.jit(jax.shard_map(loop, mesh=mesh, in_specs=spec, out_specs=spec))
+    x = sharding.put(np.zeros(2 * size, np.float32), mesh, spec)
+    jax.block_until_ready(run(x))
+    return lambda: run(x)
+
+
+def _same(x: jax.Array) -> bool:
+    return not jax.typeof(x).manual_axis_type.varying
+
+
+def _scattered(x: jax.Array) -> jax.Array:
+    return lax.psum_scatter(jnp.broadcast_to(x, (2, *x.shape)), "subnet")
+
+
+def _turned(x: jax.Array) -> jax.Array:
+    both = jnp.broadcast_to(x, (2, *x.shape))
+    return lax.all_to_all(both, "subnet", 0, 0).sum(axis=0)
+
+
+MESSAGES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "all-reduce": lambda x: lax.psum(x, "subnet"),
+    "reduce-scatter": _scattered,
+    "all-to-all": _turned,
+    "permutes": lambda x: x + lax.ppermute(x, "subnet", [(0, 1), (1, 0)]),
+    # a reduce-scatter, marked as the same on both
+    "sum": lambda x: gloo.same(_scattered(x), ("subnet",)),
+}
+
+
 def calibrated() -> dict[str, Any]:
     """The device's fields of a machine."""
     return asdict(sharding.calibrate())
 
 
-PREPARED: dict[str, Callable[..., Step]] = {"trained": trained, "sums": sums}
+PREPARED: dict[str, Callable[..., Step]] = {"trained": trained, "sums": sums, "messages": messages}
 
 
 def timed(run: Step, steps: int) -> list[float]:

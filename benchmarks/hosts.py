@@ -36,7 +36,7 @@ from benchmarks.host_control import Hosts
 from benchmarks.host_process import SUMS
 from benchmarks.planner_measured import ranked
 from jtssm import sharding
-from jtssm.sharding import cost
+from jtssm.sharding import cost, gloo
 from jtssm.sharding.cost import calibration
 
 # bits a second by tc's words
@@ -115,7 +115,12 @@ def known_machines(link: namespaces.Link, given: argparse.Namespace) -> dict[str
         speed = min(free, (RATES[name] or inf) / 8)
         source = f"{host.source}; link {name}, all-reduces of {sizes} bytes between two processes"
         found[name] = replace(
-            host, name=f"two hosts, {name}", link=speed, latency=latency, source=source
+            host,
+            name=f"two hosts, {name}",
+            link=speed,
+            latency=latency,
+            source=source,
+            combined=gloo.LONGEST,
         )
     print(f"{host.name}: {host.source}\nlink {free:.3g} bytes a second, latency {latency:.3g} s")
     return found

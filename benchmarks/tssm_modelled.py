@@ -1,9 +1,9 @@
 """When would splitting pay? Modelled seconds on machines that are not at hand.
 
-Streaming gsADMM against data parallel and against a GPipe and a 1F1B pipeline with the same number of
-microbatches, on 2 to 16 devices, for the machines of `jtssm.sharding.cost.seconds`: seconds an epoch,
-and to given held-out accuracies, with the epochs that each method really needed in
-benchmarks.tssm_tradeoff (data parallel and pipelines: those of end-to-end Adam, whose numbers they
+Streaming gsADMM against data parallel and against a synchronous pipeline (`solvers.pipeline`, 1F1B, any
+number of microbatches), on 2 to 16 devices, for the machines of `jtssm.sharding.cost.seconds`: seconds an
+epoch, and to given held-out accuracies, with the epochs that each method really needed in
+benchmarks.tssm_tradeoff (data parallel and the pipeline: those of end-to-end Adam, whose numbers they
 have). Bytes and products are what the methods declare, which tests hold equal to the traced and the
 compiled program. Also a wide network, seconds a step alone. The assumptions are printed. Nothing here
 was measured on those machines.
@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import cache
 from typing import Any
 
 import optax
 
 import jtssm
 from benchmarks import record
-from benchmarks.pipelines import pipeline_seconds
 from jtssm import sharding, solvers
 from jtssm.sharding import cost
 
@@ -62,9 +62,19 @@ def _curves(smoke: bool) -> dict[str, list[float]]:
     return {name: line["valid_accuracy_by_epoch"] for name, line in results.items()}
 
 
+def _net(width: int) -> jtssm.nn.Network:
+    return jtssm.mlp([196, *[width] * 9, 10])
+
+
+@cache  # for every machine; the model's optimizer is Adam whatever stands here, and this is tried sooner
+def _method(name: str, width: int, batch: int, **options: int) -> jtssm.protocol.Method:
+    make = solvers.METHODS[name]
+    return make(_net(width), optimizer=optax.sgd(1e-3), batch_size=batch, **options)
+
+
 def _row(machine, width, batch, devices, curves, targets) -> dict:
     """What each kind takes on that many devices, with every mesh and number of microbatches."""
-    net = jtssm.mlp([196, *[width] * 9, 10])
+    net = _net(width)
     lines = list(_lines(net, batch, machine, devices))
     for line in lines:
         steps, curve = SAMPLES // batch, curves.get(line.pop("epochs_of"), [])
@@ -77,8 +87,8 @@ def _row(machine, width, batch, devices, curves, targets) -> dict:
 
 
 def _lines(net, batch, machine, devices):
-    shared = {"optimizer": optax.adam(1e-3), "batch_size": batch}
-    plain = solvers.sgd(net, **shared)
+    width = net.shapes[1][0]
+    plain = _method("sgd", width, batch)
     yield _line("one device", "1 x 1", sharding.step_seconds(plain, machine))
     if batch % devices == 0:
         seconds = sharding.step_seconds(plain, machine, pc=devices)
@@ -87,16 +97,15 @@ def _lines(net, batch, machine, devices):
         stages, mesh = devices // pc, f"{devices // pc} x {pc}"
         if not 2 <= stages <= len(net.layers):
             continue
-        method = solvers.gsadmm(net, subnets=stages, **shared)
+        # in minibatches, as those that the epochs were counted with
+        method = _method("gsadmm", width, batch, subnets=stages, microbatches=1)
         seconds = sharding.step_seconds(method, machine, subnet=stages, pc=pc)
         delay = max(solvers.delays(stages))
         yield _line("gsADMM", mesh, seconds, epochs_of=LINE.format(stages), delay=delay)
         for m in (m for m in range(2, 23) if batch // pc % m == 0):
-            for kind, recompute in (("GPipe", True), ("1F1B", False)):
-                seconds = pipeline_seconds(
-                    net, batch, machine, stages=stages, microbatches=m, recompute=recompute, pc=pc
-                )
-                yield _line(kind, mesh, seconds, microbatches=m)
+            made = _method("pipeline", width, batch, subnets=stages, microbatches=m)
+            seconds = sharding.step_seconds(made, machine, subnet=stages, pc=pc)
+            yield _line("pipeline", mesh, seconds, microbatches=m)
 
 
 def _line(kind, mesh, seconds: cost.Seconds, epochs_of=ADAM, delay=0, microbatches=None) -> dict:
@@ -113,7 +122,7 @@ def _line(kind, mesh, seconds: cost.Seconds, epochs_of=ADAM, delay=0, microbatch
 
 
 def _show(title: str, rows: list[dict]) -> None:
-    """The fastest mesh of each kind; GPipe at the mesh and the m that suit 1F1B best."""
+    """The fastest mesh of each kind."""
     print(f"  {title}: subnetworks or stages x batch split, ms a step (of it messages)")
     fastest = lambda lines, kind: min(
         (line for line in lines if line["kind"] == kind),
@@ -122,13 +131,8 @@ def _show(title: str, rows: list[dict]) -> None:
     )
     for row in rows:
         lines = row["lines"]
-        best = {
-            kind: fastest(lines, kind) for kind in ("one device", "data parallel", "gsADMM", "1F1B")
-        }
-        if best["1F1B"]:
-            same = ("mesh", "microbatches")
-            twins = (a for a in lines if all(a[k] == best["1F1B"][k] for k in same))
-            best["GPipe"] = fastest(list(twins), "GPipe")
+        kinds = ("one device", "data parallel", "gsADMM", "pipeline")
+        best = {kind: fastest(lines, kind) for kind in kinds}
         print(f"   {row['devices']} devices")
         for line in filter(None, best.values()):
             sent = line["messages_seconds"]

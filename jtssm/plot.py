@@ -7,9 +7,8 @@ The suffix of a path is the format: png, svg, pdf.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, takewhile
 from math import isfinite, nan
-from os.path import commonprefix
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -311,8 +310,9 @@ def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
 
 def _joint(labels: Sequence[str]) -> str:
     """Several names of a curve as one; words that they begin with stand once."""
-    start = commonprefix(labels).rpartition(" ")[0] if len(labels) > 1 else ""
-    return " = ".join([labels[0], *(label[len(start) :].strip() for label in labels[1:])])
+    words = [label.split(" ") for label in labels]
+    same = sum(1 for _ in takewhile(lambda each: len({*each}) == 1, zip(*words, strict=False)))
+    return " = ".join([labels[0], *(" ".join(a[same:]) or " ".join(a) for a in words[1:])])
 
 
 def _whole(axes: Axes) -> None:

@@ -102,7 +102,7 @@ def test_tssm_modelled_runs_and_shows_its_assumptions(monkeypatch, capsys):
         assert "assumed: " in heading
     assert sum("16 devices" in line for line in lines) == 6
     kinds = {line.split()[0] for line in lines if line.startswith("    ")}
-    assert kinds == {"one", "data", "gsADMM", "GPipe", "1F1B"}
+    assert kinds == {"one", "data", "gsADMM", "pipeline"}
 
 
 def test_runs_are_timed_in_turns():

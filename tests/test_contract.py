@@ -20,6 +20,10 @@ GSADMM = {"optimizer": optax.adam(1e-2), "batch_size": BATCH}
 ROUND = {"optimizer": optax.adam(1e-2), "batch_size": 10, "local_steps": 2}
 METHODS = {
     "sgd": solvers.sgd(NET, optimizer=optax.adam(1e-2), batch_size=BATCH),
+    "pipeline, 2 subnets": solvers.pipeline(NET, subnets=2, microbatches=2, **GSADMM),
+    "pipeline, 3 subnets, gpipe": solvers.pipeline(
+        NET, subnets=3, microbatches=5, schedule="gpipe", **GSADMM
+    ),
     "gsadmm, 1 subnet": solvers.gsadmm(NET, subnets=1, **GSADMM),
     "gsadmm, 2 subnets": solvers.gsadmm(NET, subnets=2, **GSADMM),
     "gsadmm, 3 subnets, 2 sweeps": solvers.gsadmm(
@@ -42,7 +46,11 @@ METHODS = {
 RESIDUALS = {"primal_residual", "dual_residual", "coupling"}
 CERTIFIED = RESIDUALS | {"objective", "decrease"}
 SHOWN = {"gsadmm": RESIDUALS, "gsam": {"coupling"}, "pdadmm": CERTIFIED}  # others: nothing
-LONG = ("gsadmm, 2 subnets", "gsam, stored")  # others show what they would
+LONG = (
+    "gsadmm, 2 subnets",
+    "gsam, stored",
+    "pipeline, 3 subnets, gpipe",
+)  # others show what they would
 PARAMS = [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in METHODS]
 
 

@@ -251,7 +251,7 @@ def tssm_meshes(found: dict) -> str:
     return markdown(("n", *(f"{d} device{'s' * (d > 1)}" for d in devices)), rows)
 
 
-KINDS = ("one device", "data parallel", "GPipe", "1F1B", "gsADMM")
+KINDS = ("one device", "data parallel", "pipeline", "gsADMM")
 
 
 def _modelled(found: dict, network: str) -> str:
@@ -269,12 +269,9 @@ TABLES["tssm_modelled_wide"] = lambda: _modelled(load("tssm_modelled"), "4096 wi
 
 
 def _fastest(lines: list[dict]) -> list[str]:
-    """The fastest mesh of each kind; GPipe at the mesh and the microbatches that suit 1F1B best."""
+    """The fastest mesh of each kind."""
     of = lambda kind: [line for line in lines if line["kind"] == kind]
     best = {k: min(of(k), key=lambda a: a["step_seconds"], default=None) for k in KINDS}
-    if best["1F1B"]:
-        same = lambda a: all(a[k] == best["1F1B"][k] for k in ("mesh", "microbatches"))
-        best["GPipe"] = next(filter(same, of("GPipe")), None)
     return [_modelled_cell(best[kind]) for kind in KINDS]
 
 
@@ -285,7 +282,7 @@ def _modelled_cell(line: dict | None) -> str:
     seconds = line.get("seconds_to_0.97")
     if seconds is not None:
         parts.append(f"{seconds:.2f} s")
-    parts += [line["mesh"].replace("x", "×")] * (line["kind"] in ("1F1B", "gsADMM"))
+    parts += [line["mesh"].replace("x", "×")] * (line["kind"] in ("pipeline", "gsADMM"))
     parts += [f"m = {line['microbatches']}"] * (line["microbatches"] is not None)
     return ", ".join(parts)
 

@@ -3,7 +3,8 @@
 Inside shard_map jax tells by an array's type along which axes of the mesh it may differ, and both
 branches of a `cond` must give the same types: zeros that one of them makes are the same everywhere, what
 the other computes is not. So such an optimizer is run on arrays whose types do not say so, and what it
-gives gets the types of what was there before. Nothing is computed or sent for it.
+gives gets the types of what was there before. Nothing is computed or sent for it. Work that is left out
+where there is none to do (`where_live`) gives zeros of the types that it would have had.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
@@ -41,11 +43,34 @@ def on_a_mesh(update: Callable[..., tuple[Tree, Tree]]) -> Callable[..., tuple[T
     return run
 
 
+def where_live(live: Array | bool, fn: Callable[..., Tree], *args: Tree) -> Tree:
+    """fn(*args) where `live` holds, else zeros of such arrays, for which nothing is computed.
+
+    It may stand inside shard_map, and reductions in fn: then `live` must be the same on all devices that
+    take part in them.
+    """
+
+    def none(*args: Tree) -> Tree:
+        return jax.tree.map(_zeros, jax.eval_shape(fn, *args))
+
+    return none(*args) if live is False else lax.cond(live, fn, none, *args)
+
+
+def _zeros(like: jax.ShapeDtypeStruct) -> Array:
+    """Zeros that may differ along the same axes, as far as types say."""
+    zeros, known = jnp.zeros(like.shape, like.dtype), like.manual_axis_type
+    return zeros if known is None else _differing(zeros, known.varying)  # None: outside shard_map
+
+
 def _axes(a: Array) -> frozenset[str]:
     """The axes along which an array may differ, as its type says."""
     return jax.typeof(a).manual_axis_type.varying
 
 
 def _as_before(new: Array, old: Array) -> Array:
-    axes = tuple(sorted(_axes(old) - _axes(new)))
-    return lax.pcast(new, axes, to="varying") if axes else new
+    return _differing(new, _axes(old))
+
+
+def _differing(a: Array, over: frozenset[str]) -> Array:
+    axes = tuple(sorted(over - _axes(a)))
+    return lax.pcast(a, axes, to="varying") if axes else a

@@ -66,6 +66,7 @@ class Declared(NamedTuple):
     # device are batched; None: every piece is of its own kind
     alike: tuple[int, ...] | None = None
     splits_layers: bool = True  # whether layers can be split over "pr"
+    how: str = ""  # what makes a method less able than others of its name: "with workers"
     # whether workers lie along "pc": nothing is summed over it but what `moves` say
     apart: bool = False
     swaps: bool = False  # whether neighbours tell each other at once what crosses a boundary
@@ -76,5 +77,14 @@ class Declared(NamedTuple):
     weighed_first: bool = (
         False  # by the devices of every piece, as a minibatch enters; else the last's
     )
+    # of each piece, further passes forward and backward that the program has room for and leaves out;
+    # where others work on other devices, a device waits for as many as there are at most
+    idle: tuple[int, ...] = ()
+    stored: tuple[
+        int, ...
+    ] = ()  # of each piece, how many inputs of microbatches a step keeps at a time
+    # whether the gradients of all passes are first added up: one sum over the devices that split samples,
+    # one step of the optimizer
+    sums_once: bool = False
     # means and variances that a worker takes in a local step
     statistics: Callable[[], tuple[Statistics, ...]] = tuple

@@ -32,6 +32,8 @@ class Kind(StrEnum):
     LINE = "line"  # leaves [ticks, samples, ...], split over pc: a ring buffer
     # of the parameters, as they are; behind them any scalars that go with them
     GRADIENTS = "gradients"
+    # the same of the samples here alone, which differ along pc; within a step alone
+    PARTIAL_GRADIENTS = "partial_gradients"
     SUMS = "sums"  # numbers, the same tree from every piece, each summed over the samples at hand
 
     @classmethod
@@ -47,7 +49,7 @@ class Kind(StrEnum):
     @property
     def trained(self) -> bool:
         """Whether it is of weights: of leaves that share no dimension."""
-        return self in (Kind.WEIGHTS, Kind.COPIES)
+        return self in (Kind.WEIGHTS, Kind.COPIES, Kind.PARTIAL_GRADIENTS)
 
 
 class Ring(Protocol):
@@ -82,8 +84,12 @@ class SampleSplit(Protocol):
         """Of an array [all samples, ...], the same everywhere, the rows that live here."""
         ...
 
-    def sum(self, a: Array) -> Array:
-        """Over the devices that split the samples: of an array inside `Exchange.each`, or not carried."""
+    def sum(self, tree: Tree) -> Tree:
+        """Over the devices that split the samples: of arrays inside `Exchange.each`, or not carried."""
+        ...
+
+    def apart(self, params: Tree) -> Tree:
+        """Parameters whose gradient is of the samples here: it is not summed over the devices."""
         ...
 
     def total(self, sums: Carried) -> Tree:
@@ -96,6 +102,14 @@ class LayerSplit(Protocol):
 
     def own(self, l: int, params: list[Tree]) -> list[Tree]:
         """Of all parameters of piece l, one tree a layer, the part that this device stores."""
+        ...
+
+    def joined(self, l: int, params: list[Tree], frozen: Sequence[bool]) -> list[Tree]:
+        """The parameters of piece l that a gradient is taken of: as they are.
+
+        The devices that split the samples may sum the gradients of what is returned in fewer messages.
+        frozen: of each array, whether nobody reads its gradient; none: all are read.
+        """
         ...
 
     def products(self, i: int, samples: int) -> Products:
@@ -222,9 +236,13 @@ class AllSamples:
         """All of them."""
         return a
 
-    def sum(self, a: Array) -> Array:
-        """The array itself."""
-        return a
+    def sum(self, tree: Tree) -> Tree:
+        """The arrays themselves."""
+        return tree
+
+    def apart(self, params: Tree) -> Tree:
+        """They themselves."""
+        return params
 
     def total(self, sums: Trees) -> Tree:
         """The sum over the pieces."""
@@ -236,6 +254,10 @@ class WholeLayers:
 
     def own(self, l: int, params: list[Tree]) -> list[Tree]:
         """All of them."""
+        return params
+
+    def joined(self, l: int, params: list[Tree], frozen: Sequence[bool]) -> list[Tree]:
+        """Nothing is summed."""
         return params
 
     def products(self, i: int, samples: int) -> Products:

@@ -42,9 +42,9 @@ class Method(NamedTuple):
 
     Every State has a scalar `pace`, 1 at the start, which the steps are multiplied by; it is traced, so
     that halving it (`fit(on_divergence="halve")`) costs no compilation. It multiplies an optimizer's
-    updates (gsadmm, gsam, ist, local_sgd, ensemble, sgd), the step length eta of p (gsadmm and gsam, but
-    not in the streaming schedule with one sweep, where eta is no step), and the steps of p and W
-    (pdadmm).
+    updates (gsadmm, gsam, ist, local_sgd, ensemble, pipeline, sgd), the step length eta of p (gsadmm and
+    gsam, but not in the streaming schedule with one sweep, where eta is no step), and the steps of p
+    and W (pdadmm).
     """
 
     # x is always an array [samples, ...], or a tree of them, as the network takes it

@@ -106,6 +106,11 @@ def wants_loss(optimizer: Optimizer) -> bool:
     return getattr(optimizer, "wants_loss", False)
 
 
+def frozen(optimizer: Optimizer) -> tuple[bool, ...]:
+    """Of each array of a piece, whether its optimizer never moves it; () of one nobody tried."""
+    return getattr(optimizer, "frozen", ())
+
+
 def check_state(optimizer: Optimizer, params: Tree, name: str = "optimizer") -> None:
     """Refuse an optimizer that cannot train parameters of these shapes and dtypes.
 

@@ -161,7 +161,7 @@ class Program(abc.ABC):
     @property
     def called(self) -> str:
         """Its name in messages: what some of its arguments make of it has other limits."""
-        return f"{self.name} with workers" if self.declared.apart else self.name
+        return f"{self.name} {self.declared.how}".strip()
 
     @property
     def loss(self) -> Loss:

@@ -5,6 +5,7 @@ from jtssm.protocol.settings import Settings
 from jtssm.solvers.descent import sgd
 from jtssm.solvers.layerwise import pdadmm
 from jtssm.solvers.methods import METHODS, register
+from jtssm.solvers.pipelines import pipeline
 from jtssm.solvers.tssm import Variables, gsadmm, gsam, lagrangian, variables
 from jtssm.solvers.tssm.delayed import delays
 from jtssm.solvers.tssm.schedules import Stored, Streaming
@@ -27,6 +28,7 @@ __all__ = [
     "local_sgd",
     "optimizer",
     "pdadmm",
+    "pipeline",
     "register",
     "sgd",
     "variables",

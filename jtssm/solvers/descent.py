@@ -41,7 +41,7 @@ from jtssm.protocol.whole import WholeProgram
 from jtssm.solvers.pieces import Pieces, Weights, precisely, training
 from jtssm.solvers.tssm import rounds
 from jtssm.solvers.tssm.crew import TEXTS, crew_of
-from jtssm.solvers.tssm.streaming import Flow
+from jtssm.solvers.tssm.flow import Flow
 from jtssm.solvers.tssm.turn import SGD
 from jtssm.solvers.tssm.updates import Penalties
 from jtssm.solvers.weighing import kept, means, weigh
@@ -188,6 +188,7 @@ def loss_gradient(
     weighing = weigh(pieces.loss, y, samples, exchange.samples.sum, float_dtype(x))
 
     def mean_loss(params: list[Tree]) -> tuple[Array, Sums]:
+        params = pieces.joined(exchange, l, params)
         outputs = pieces.forward(exchange, l, params, x, products)
         scaled, sums = weighing.scaled(outputs)
         return scaled / samples, sums

@@ -10,6 +10,7 @@ from jtssm.protocol.method import Method
 from jtssm.protocol.settings import recorded
 from jtssm.solvers.descent import sgd
 from jtssm.solvers.layerwise import pdadmm
+from jtssm.solvers.pipelines import pipeline
 from jtssm.solvers.tssm import gsadmm, gsam
 from jtssm.solvers.workers.averaging import ensemble, local_sgd
 from jtssm.solvers.workers.ist import ist
@@ -21,6 +22,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "ist": ist,
     "local_sgd": local_sgd,
     "pdadmm": pdadmm,
+    "pipeline": pipeline,
     "sgd": sgd,
 }
 

@@ -25,6 +25,7 @@ METHODS = {
     "StageProgram, streaming": solvers.gsadmm(NET, subnets=2, **SHARED),
     "StageProgram, stored": solvers.gsam(NET, subnets=2, schedule="stored", **SHARED),
     "StageProgram, layers": solvers.pdadmm(NET),
+    "StageProgram, flushed": solvers.pipeline(NET, subnets=2, microbatches=4, **SHARED),
     "WholeProgram": solvers.sgd(NET, **SHARED),
     "WorkerProgram": solvers.local_sgd(NET, workers=2, **ROUND),
     "WorkerProgram, dealt": solvers.ist(NET, subnets=2, **ROUND),

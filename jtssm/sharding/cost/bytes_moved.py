@@ -35,7 +35,8 @@ def step_bytes(
     is counted in it; sums of gradients and statistics, boundaries and deals stay words, and boundaries
     with a `grid` the integers that cross. A TPU in its default precision sends what only products read as
     bfloat16: there it is an upper bound. A CPU's compiler sends float32 for bfloat16: there only the
-    traced program has these bytes.
+    traced program has these bytes. Processes on CPUs send the same bytes by other collectives
+    (`jtssm.sharding.gloo`), the scalars that a step shows once along each axis of two devices.
 
     Args:
       method: unplaced.

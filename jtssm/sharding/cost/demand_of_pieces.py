@@ -19,7 +19,7 @@ from jtssm.sharding.cost.messages import SHOWN, Demand, Message, Sizes, Step, we
 from jtssm.sharding.cost.products import matrix_task, passes, stored_words, task
 from jtssm.sharding.layers.forms import Grid
 from jtssm.sharding.layers.questions import bare
-from jtssm.sharding.layers.traffic import OUTPUTS, Pass, Sent, in_compute_dtype
+from jtssm.sharding.layers.traffic import LATE, OUTPUTS, Pass, Sent, in_compute_dtype
 
 
 def of_stages(
@@ -63,14 +63,17 @@ def _on_grid(
 
 
 def check_pc(program: Program, pc: int, samples: int) -> None:
-    """The devices of pc share workers, or the samples of a step, evenly.
+    """The devices of pc share workers, or the samples of a step or microbatch, evenly.
 
     Raises:
       ValueError: they do not.
     """
-    workers = program.batch.workers
-    of = (samples, "samples of a step") if workers is None else (workers, "workers")
-    checks.divides("pc", pc, *of)
+    workers, parts = program.batch.workers, program.batch.microbatches
+    if workers is None:
+        what = "step" if parts == 1 else "microbatch"
+        checks.divides("pc", pc, samples // parts, f"samples of a {what}")
+    else:
+        checks.divides("pc", pc, workers, "workers")
 
 
 def slots(program: Program, subnet: int) -> int:
@@ -108,7 +111,8 @@ class Layered(NamedTuple):
     params: Sequence[Tree]  # shapes, one tree a layer
     grid: Grid
     pc: int
-    runs: tuple[tuple[Run, ...], ...]  # of each piece
+    runs: tuple[tuple[Run, ...], ...]  # of each piece, with those for which it waits
+    written: tuple[tuple[Run, ...], ...]  # with those that the program has room for
     products: tuple[tuple[MatrixProduct, ...], ...]  # of each piece
 
     def piece(self, i: int) -> int:
@@ -134,14 +138,15 @@ class Layered(NamedTuple):
         return Demand(tasks, updates, tuple(self._messages(grid, i, Pass.own)))
 
     def _pass(self, grid: Grid, run: Run) -> Pass:
-        back, pc = run.first and run.inputs > 0, 1 if self.program.declared.apart else self.pc
-        return Pass(grid, self.params, run.samples // self.pc, pc, back, run.weights > 0)
+        declared, back = self.program.declared, run.first and run.inputs > 0
+        pc, here = 1 if declared.apart else self.pc, run.samples // self.pc
+        return Pass(grid, self.params, here, pc, back, run.weights > 0, declared.sums_once)
 
     def _messages(
         self, grid: Grid, i: int, of: Callable[[Pass, int], Iterable[Sent]]
     ) -> Iterable[Message]:
         ends = self._ends(i) if of is Pass.own else set()
-        for run in self.runs[self.piece(i)]:
+        for run in self.written[self.piece(i)]:
             for sent in of(self._pass(grid, run), i):
                 if times := _sends(sent, run, sent.what in ends):
                     yield Message(
@@ -195,12 +200,37 @@ def layered_of(program: Program, sizes: Sizes, samples: int) -> Layered:
     )
     work = [declared.work(l, samples) for l in range(stages.num)]
     runs = tuple(tuple(w for w in of if isinstance(w, Run)) for of in work)
+    # of pieces that share a device none waits
+    most = max(declared.idle, default=0) if subnet > 1 else 0
+    waited, written = (_prolonged(runs, idle) for idle in ((most,) * len(runs), declared.idle))
     products = tuple(tuple(w for w in of if isinstance(w, MatrixProduct)) for of in work)
-    return Layered(program, stages.network.parameter_shapes(), grid, pc, runs, products)
+    shapes = stages.network.parameter_shapes()
+    return Layered(program, shapes, grid, pc, waited, written, products)
+
+
+def _prolonged(
+    runs: tuple[tuple[Run, ...], ...], idle: Sequence[int]
+) -> tuple[tuple[Run, ...], ...]:
+    """The runs of each piece with so many passes more, forward and backward."""
+
+    def longer(run: Run, more: int) -> Run:
+        scaled = lambda passes: passes * (run.weights + more) // run.weights
+        forward, weights, inputs, unused = map(
+            scaled, (run.forward, run.weights, run.inputs, run.unused)
+        )
+        return run._replace(forward=forward, weights=weights, inputs=inputs, unused=unused)
+
+    if not any(idle):
+        return runs
+    return tuple(
+        tuple(longer(run, more) for run in of) for of, more in zip(runs, idle, strict=True)
+    )
 
 
 def _sends(sent: Sent, run: Run, ends: bool) -> int:
     """How often it is sent in a run; ends: only to make the outputs of a piece."""
+    if sent.what == LATE:
+        return 1
     if sent.what == "gradient":
         return run.weights
     if sent.backward:

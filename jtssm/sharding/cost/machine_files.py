@@ -39,6 +39,7 @@ MOST_BYTES = 2**20  # of a machine file
 FIELDS = tuple(field.name for field in fields(Machine))
 _NEEDED = tuple(field.name for field in fields(Machine) if field.default is MISSING)
 _EXAMPLE = MACHINES["h100-nvlink"]
+_UNLIMITED = ("capacity", "combined")
 
 
 def find_machine(given: Machine | str | Path) -> Machine:
@@ -126,8 +127,9 @@ def write_machine(machine: Machine, path: str | Path) -> None:
     except ValueError as error:
         raise ValueError(f"{machine.name}: {error}") from error
     content = asdict(machine) | {"links": dict(machine.links)}
-    if machine.capacity == inf:  # has no JSON; it is the default
-        del content["capacity"]
+    for name in _UNLIMITED:
+        if content[name] == inf:  # has no JSON; it is the default
+            del content[name]
     with files.replacing(path) as new:
         new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -172,6 +174,6 @@ def _right_fields(content: Iterable[str]) -> None:
 
 
 def _of_a_device(machine: Machine) -> None:
-    """No number of an ideal machine, but for a capacity without limit."""
-    for name in (name for name in NUMBERS if name != "capacity"):
+    """No number of an ideal machine, but for what may have no limit."""
+    for name in (name for name in NUMBERS if name not in _UNLIMITED):
         number(name, getattr(machine, name), getattr(_EXAMPLE, name))

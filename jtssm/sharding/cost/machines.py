@@ -25,6 +25,7 @@ NUMBERS = {
     "latency": (5e-6, 0),
     "kernel": (3e-6, 0),
     "capacity": (8e10, inf),
+    "combined": (4e6, inf),
 }
 _RANGES = {
     None: "a finite number above 0",
@@ -55,6 +56,9 @@ class Machine:
     links: tuple[tuple[str, float], ...] = ()  # (mesh axis, bytes a second) where not `link`
     rates: tuple[tuple[float, float], ...] = ()  # (smallest dimension of a product, share of flops)
     shared: bool = False  # devices are virtual: they share one host's flops and memory bandwidth
+    combined: float = (
+        inf  # bytes that an all-reduce of several arrays, such as gradients, sums at most
+    )
 
     def __post_init__(self) -> None:
         for name, (example, ideal) in NUMBERS.items():

@@ -31,7 +31,7 @@ from jtssm.protocol.device_memory import held
 from jtssm.protocol.method import Method
 from jtssm.protocol.program import Program
 from jtssm.protocol.stages import StageProgram
-from jtssm.sharding.cost.demand_of_pieces import Layered
+from jtssm.sharding.cost.demand_of_pieces import Layered, slots
 from jtssm.sharding.cost.messages import Demand, Sizes, Step
 from jtssm.sharding.mesh import AXES
 from jtssm.sharding.placement import batch_sharding, place
@@ -50,6 +50,9 @@ class Memory(NamedTuple):
     # with what the optimizer makes of them, and its state where it starts anew in a step: an upper bound
     gradients: int
     activations: int  # of all layers, with what is gathered for them: an upper bound
+    # of a pipeline, inputs of microbatches that are kept until they run backward, and what pieces tell
+    # each other
+    microbatches: int
     halo: int  # rows of neighbours' images that arrive, and their gradients
     copies: int  # of a state that is packed in rows, or dealt: as it is used; an upper bound
 
@@ -61,7 +64,7 @@ class Memory(NamedTuple):
     @property
     def temporaries(self) -> int:
         """An upper bound of what lives within a step."""
-        return self.gradients + self.activations + self.halo + self.copies
+        return self.gradients + self.activations + self.microbatches + self.halo + self.copies
 
     @property
     def total(self) -> int:
@@ -72,6 +75,8 @@ class Memory(NamedTuple):
 WITH_GRADIENT = 2  # parameters that are gathered, and their gradient before it is scattered
 COPIES = 2  # of what is copied, as it is used and as it comes back
 GRADIENTS = 3  # for each parameter: its gradient, its update, its new value
+ADDED = 2  # and the sum of those of all microbatches, here and on all devices
+TOLD = 4  # of what a piece takes, or gives: as it is made, in rows, as it is sent, as it arrives
 
 
 def step_memory(
@@ -113,8 +118,9 @@ def step_memory(
         rest,
         held(given),
         kept + rest + info,
-        gradients=GRADIENTS * trained + round(fresh),
+        gradients=(GRADIENTS + ADDED * program.declared.sums_once) * trained + round(fresh),
         activations=round(max(activation_bytes(device) for device in step.devices)),
+        microbatches=microbatch_bytes(program, sizes),
         halo=round(max(halo_bytes(device) for device in step.devices)),
         copies=COPIES * (rest + kept * copies_weights(program)) if program.copies_state else 0,
     )
@@ -138,6 +144,21 @@ def kept_bytes(demand: Demand) -> float:
     """Of `activation_bytes` what adds up from layer to layer."""
     words = lambda task: task.held * task.activations + task.between + WITH_GRADIENT * task.gathered
     return WORD * sum(map(words, demand.tasks))
+
+
+def microbatch_bytes(program: Program, sizes: Sizes) -> int:
+    """Of microbatches between two pieces, or that wait in one; of every slot the largest piece's."""
+    declared, stages, batch = program.declared, program.stages, program.batch
+    if not declared.stored or batch.rows is None:
+        return 0
+    here, local = batch.rows // sizes[2], slots(program, sizes[0])
+    inputs = [held(stages.arriving(l)) for l in range(stages.num)]
+    told = TOLD * max(a + b for a, b in zip(inputs, [*inputs[1:], 0], strict=True))
+    each = zip(declared.stored, inputs, strict=True)
+    kept = [(most, size if most else 0) for most, size in each]
+    waiting = ([kept[l] for l in range(slot, stages.num, local)] for slot in range(local))
+    lines = sum(max(ticks for ticks, _ in of) * max(size for _, size in of) for of in waiting)
+    return here * (local * told + lines)
 
 
 def halo_bytes(demand: Demand) -> float:

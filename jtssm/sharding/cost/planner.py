@@ -269,7 +269,7 @@ def _proposal(found: _Candidate, samples: int | None) -> Proposal:
 def _check_work(method: Method, sizes: Sizes, forms: Sequence[str]) -> None:
     """Some work is split over pr, not all of it repeated."""
     _, pr, pc = sizes
-    size = method.program.batch.size
+    size = method.program.batch.rows
     if not method.program.takes_forms or size is None or set(forms) != {"batch"}:
         return
     here = size // pc

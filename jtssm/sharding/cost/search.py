@@ -289,7 +289,7 @@ class Chain:
         return self._priced(demand, weights + kept_bytes(demand))
 
     def _priced(self, demand: Demand, held: float) -> Step:
-        """The gradients without latency: those of all layers go together."""
+        """The gradients without latency: those of all layers go together (`combined` is not asked)."""
         gradients = tuple(m for m in demand.messages if is_gradient(m))
         others = tuple(m for m in demand.messages if not is_gradient(m))
         rest = demand_seconds(self.machine, demand._replace(messages=others), self.sizes)

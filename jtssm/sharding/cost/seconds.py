@@ -15,11 +15,11 @@ paper):
     permute         latency + n / link
 
 A step waits for its slowest device, and its messages add up, one for each layer and kind, but for the
-gradients of a device: they go in one all-reduce, which may hide behind products (`overlap`). Left out are
-activation functions, the loss, the scalars that a step shows (nothing waits for them), the host and the
-packing of a piece's weights into rows (what our own code does on a mesh). What is multiplied and sent is
-what methods declare, and the formulas of `jtssm.sharding.layers.traffic`, which tests hold equal to
-the traced and the compiled program.
+gradients of a device: they go in one all-reduce, or in one for every `combined` bytes, each with its own
+latencies, and may hide behind products (`overlap`). Left out are activation functions, the loss, the
+scalars that a step shows (nothing waits for them), the host and the packing of weights into rows
+(what our own code does on a mesh). What is multiplied and sent is what methods declare, and the formulas
+of `jtssm.sharding.layers.traffic`, which tests hold equal to the traced and the compiled program.
 
 Sources: Gholami et al., arXiv 1712.04432 (alpha and beta); rings: Thakur, Rabenseifner, Gropp 2005.
 """
@@ -27,7 +27,8 @@ Sources: Gholami et al., arXiv 1712.04432 (alpha and beta); rings: Thakur, Raben
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import prod
+from functools import partial
+from math import ceil, prod
 from typing import NamedTuple
 
 from jtssm.protocol.declared import WORD
@@ -129,7 +130,9 @@ def one_message_seconds(machine: Machine, m: Message, sizes: Sizes, word: int = 
     by_name = dict(zip(("subnet", "pr", "pc"), sizes, strict=True))
     num_bytes = message_bytes(m, word) / m.times
     axes = {name: by_name[name] for name in m.axes}
-    return m.times * collective_seconds(machine, m.collective, num_bytes, axes)
+    each = partial(collective_seconds, machine, m.collective, axes=axes)
+    more = ceil(num_bytes / machine.combined) - 1 if m.collective == "all_reduce" else 0
+    return m.times * (each(num_bytes) + max(0, more) * each(0))
 
 
 def seconds_of(

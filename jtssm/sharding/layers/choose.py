@@ -46,7 +46,7 @@ def program_forms(
                 f"forms: expected 'auto', {program.name} splits no layer; got {shown(forms)}"
             )
         return ()
-    stages, size = program.stages, program.batch.size
+    stages, size = program.stages, program.batch.rows
     return choose_forms(
         stages.network,
         stages.starts,

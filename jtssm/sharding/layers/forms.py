@@ -58,6 +58,7 @@ class Grid(NamedTuple):
     apart: bool  # whether devices of other pieces run other programs: no permute may be used
     # whether the network's inputs may come, and its outputs stay, split over pr
     open: bool = False
+    gloo: bool = False  # whether its devices meet by gloo: see `jtssm.sharding.gloo`
 
     @property
     def pr(self) -> str:
@@ -195,12 +196,13 @@ def whole_grid(
     pr: int,
     pc: int,
     names: tuple[str | None, str | None] = ("pr", "pc"),
+    gloo: bool = False,
 ) -> Grid:
     """The grid of a network that is trained as one piece; names: of the mesh's axes for pr and pc."""
     axis = names[0] if pr > 1 else None
     pc_name = names[1] if pc > 1 else None
     samples = () if pc_name is None else (pc_name,)
-    return Grid(net, tuple(forms), (0,), axis, pr, samples, apart=False, open=True)
+    return Grid(net, tuple(forms), (0,), axis, pr, samples, apart=False, open=True, gloo=gloo)
 
 
 def enters(layer: Layer, form: str, spread: bool) -> str:

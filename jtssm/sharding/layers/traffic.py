@@ -21,7 +21,8 @@ in, to a collective over p devices of the axes named:
                 where that is gathered
                 "layer": over pr where it splits neurons or rows, all-reduce 2 b forward, 3 b backward
     gradient    all-reduce of what a device stores of each parameter over pc, and over pr too where it
-                is whole and pr splits samples or rows
+                is whole and pr splits samples or rows; where gradients of several passes are added up
+                first (`Pass.late`), over pr in each pass and over pc once
 
 Of trees of arrays n are the floats; integers and booleans go forward with them, nothing comes back.
 Rows count as the tallest slab has them: b n / pr is then b n room / h. The first layer with weights has
@@ -52,12 +53,13 @@ from jtssm.sharding.layers.regathered import gathered_leaves
 from jtssm.sharding.layers.stored import WHOLE, dimension_of, part_size
 
 OUTPUTS = "gathered for outputs"  # which no gradient needs
+LATE = "gradient of all passes"  # summed once
 
 
 class Sent(NamedTuple):
     """What one device hands to a collective in one pass."""
 
-    # "hop", "model", "gathered", `OUTPUTS`, "row", "paired", "domain", "statistics" or "gradient"
+    # "hop", "model", "gathered", `OUTPUTS`, "row", "paired", "domain", "statistics", "gradient" or `LATE`
     what: str
     layer: int
     collective: str  # "all_gather", "reduce_scatter", "all_reduce", "all_to_all" or "permute"
@@ -79,6 +81,9 @@ class Pass(NamedTuple):
     # whether gradients go back to the inputs of a piece; None: to those of all pieces but the first
     inputs: bool | None = None
     weights: bool = True  # whether they are taken of weights
+    late: bool = (
+        False  # whether those of several passes are added up, and then summed over pc at once
+    )
 
     @property
     def spread(self) -> bool:
@@ -234,9 +239,11 @@ class Pass(NamedTuple):
         for a, d in pairs:
             stored[d != WHOLE] += part_size(a.size, d, size)
         pc = ("pc",) if self.pc > 1 else ()
-        for axes, numbers in (((*over, *pc), stored[False]), (pc, stored[True])):
+        each = [("gradient", (*over, *pc), stored[False]), ("gradient", pc, stored[True])]
+        late = [("gradient", over, stored[False]), (LATE, pc, sum(stored.values()))]
+        for what, axes, numbers in late if self.late else each:
             if axes and numbers:
-                yield Sent("gradient", i, "all_reduce", axes, numbers, backward=True)
+                yield Sent(what, i, "all_reduce", axes, numbers, backward=True)
 
     def _statistics(self, i: int) -> Iterator[Sent]:
         """All-reduces of means and variances, and of the gradients that come back to them."""
@@ -250,7 +257,7 @@ class Pass(NamedTuple):
                 axes = (*(("pr",) if layout in ("samples", "rows") else ()), *pc)
                 numbers = width // (self.grid.size if layout == "columns" else 1)
                 # where gamma is the same on the devices that share them, its gradient's sum is theirs too
-                shared = layout != "rows" and not self._gathers_row(i, width)
+                shared = layout != "rows" and not self._gathers_row(i, width) and not self.late
                 back = 2 if affine and self.weights and shared else 3
             if axes:
                 yield Sent("statistics", i, "all_reduce", axes, 2 * numbers)
@@ -293,7 +300,7 @@ def _pairs(params: Tree, split: Tree) -> list[tuple[Array, int]]:
 
 def in_compute_dtype(sent: Sent) -> bool:
     """Whether it is sent in the dtype that layers compute in; else in that of parameters and samples."""
-    return sent.what not in ("gradient", "statistics") and not sent.wide
+    return sent.what not in ("gradient", LATE, "statistics") and not sent.wide
 
 
 def by_route(sent: Sequence[Sent], pr: int) -> dict[Route, int]:

@@ -13,12 +13,12 @@ from jtssm.protocol.program import Program
 from jtssm.protocol.stages import StageProgram
 from jtssm.protocol.whole import WholeProgram
 from jtssm.protocol.workers import WorkerProgram
+from jtssm.sharding import gloo
 from jtssm.sharding.distributed import check_present
 from jtssm.sharding.layers.choose import program_forms
 from jtssm.sharding.mesh import AxisNames, axis_names, axis_size
 from jtssm.sharding.placement.comparing import agreed
 from jtssm.sharding.placement.elementwise import check_elementwise
-from jtssm.sharding.placement.neighbours import one_way
 from jtssm.sharding.placement.pieces import Placing
 from jtssm.sharding.placement.switch import Place
 from jtssm.sharding.placement.whole import place_whole
@@ -90,7 +90,7 @@ def _(program: StageProgram, mesh: Mesh, names: AxisNames, forms: str | Sequence
     sizes = _sizes(program, mesh, names)
     chosen, stages = program_forms(program, sizes, forms), program.stages
     alike = program.declared.alike or tuple(range(stages.num))
-    at = Place(stages.network, stages.starts, chosen, names, sizes, alike, one_way(mesh, sizes[0]))
+    at = Place(stages.network, stages.starts, chosen, names, sizes, alike, gloo.meet(mesh))
     shapes = stages.network.parameter_shapes()
     for l, optimizer in enumerate(stages.optimizers if sizes[1] > 1 else ()):
         check_elementwise(at, l, optimizer, shapes)

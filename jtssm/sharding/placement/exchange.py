@@ -18,7 +18,8 @@ from jax import lax
 from jtssm.arrays import Array, Tree
 from jtssm.nn.ops import Products, varying
 from jtssm.protocol.exchange import Carried, Exchange, Kind
-from jtssm.sharding import collectives
+from jtssm.sharding import collectives, gloo
+from jtssm.sharding.layers import gradients
 from jtssm.sharding.layers.stored import FLAT, WHOLE, in_a_row
 from jtssm.sharding.placement.neighbours import move, swap
 from jtssm.sharding.placement.packing import Layout, layout_of
@@ -228,14 +229,21 @@ class _Samples(NamedTuple):
         index = collectives.index(self.at.names.pc)
         return lax.dynamic_slice_in_dim(a, index * size, size)
 
-    def sum(self, a: Array) -> Array:
-        """By an all-reduce over pc."""
-        return collectives.total(a, self.at.names.present("pc"))
+    def sum(self, tree: Tree) -> Tree:
+        """By an all-reduce over pc, or as `jtssm.sharding.gloo` says."""
+        return self._over(tree, self.at.names.present("pc"))
+
+    def apart(self, params: Tree) -> Tree:
+        """Each device's own."""
+        return varying(params, self.at.names.present("pc"))
 
     def total(self, sums: Tree) -> Tree:
-        """Over the slots here, then by an all-reduce over subnet and pc."""
+        """Over the slots here, then likewise over subnet and pc."""
         local = jax.tree.map(lambda a: a.sum(axis=0), sums)
-        return collectives.total(local, axes_of(Kind.SUMS, self.at.names))
+        return self._over(local, axes_of(Kind.SUMS, self.at.names))
+
+    def _over(self, tree: Tree, axes: Sequence[str]) -> Tree:
+        return (gloo.totals if self.at.gloo else collectives.total)(tree, axes)
 
 
 class _Layers(NamedTuple):
@@ -246,6 +254,10 @@ class _Layers(NamedTuple):
     def own(self, l: int, params: list[Tree]) -> list[Tree]:
         """By where the device stands along pr."""
         return own_part(self.at, l, params)
+
+    def joined(self, l: int, params: list[Tree], frozen: Sequence[bool]) -> list[Tree]:
+        """Between processes on CPUs, as `jtssm.sharding.layers.gradients` says."""
+        return gradients.joined(self.at.grid, self.at.starts[l], params, frozen)
 
     def products(self, i: int, samples: int) -> Products:
         """Those of the layer's form."""

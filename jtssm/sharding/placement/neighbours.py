@@ -1,30 +1,31 @@
 """What pieces tell their neighbours: inside a device by index, between devices by collectives.
 
 Between processes on CPUs a permute (gloo's) sends one way after the other: 80 ms for 0.52 MB each way at
-100 Mbit/s, where a reduce-scatter takes 45. So there, where "subnet" has two devices, each puts its
-message into the other's half of a pair, zeros into its own, and gets the sum of the halves that are its
-own: the same bytes. Accelerators send permutes side by side; in a longer chain links are busy either way.
+100 Mbit/s, where a reduce-scatter or an all-reduce takes 45. So there two devices along "subnet" add:
+
+    a small message by a reduce-scatter: each puts its own into the other's half of a pair, zeros into its
+    own, and gets the sum of the halves that are its own
+    a larger one by an all-reduce of the bits as integers, from whose sum each takes its own away: exact,
+    since integers wrap
+
+Both send the same bytes as permutes, and arrays of several dtypes in one message as far as bits go into
+one another: codes of 8 bits and the ends of their grids. Accelerators send permutes side by side; in a
+longer chain links are busy either way.
 """
 
 from __future__ import annotations
 
-import jax
+from collections.abc import Iterator, Mapping, Sequence
+
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.sharding import AbstractMesh, Mesh
 
 from jtssm.arrays import Array
-from jtssm.sharding import collectives
+from jtssm.sharding import collectives, gloo
 from jtssm.sharding.placement.packing import Layout
 from jtssm.sharding.placement.rows import Rows
 from jtssm.sharding.placement.switch import Place
-
-
-def one_way(mesh: Mesh | AbstractMesh, subnet: int) -> bool:
-    """Whether permutes between the two devices of "subnet" go one way after the other."""
-    if subnet != 2 or isinstance(mesh, AbstractMesh) or jax.process_count() == 1:
-        return False
-    return mesh.devices.flat[0].platform == "cpu"
 
 
 def move(at: Place, sent: Rows, step: int) -> Rows:
@@ -37,35 +38,61 @@ def move(at: Place, sent: Rows, step: int) -> Rows:
 
 def swap(at: Place, ahead: Rows, behind: Rows) -> tuple[Rows, Rows]:
     """`ahead` one piece on and `behind` one back, both at once where that is faster."""
-    if not at.one_way:
+    if not at.gloo or at.sizes[0] != 2:
         return move(at, ahead, 1), move(at, behind, -1)
+    assert at.names.subnet is not None
     on, back = _crossing(at, ahead, 1), _crossing(at, behind, -1)
-    subnet = at.names.subnet
-    assert subnet is not None
-    for key in on.keys() & back.keys():
-        on[key], back[key] = _swapped(on[key], back[key], subnet)
-    shift = lambda a, step: collectives.shift(a, subnet, a.shape[-1:], step)
-    on |= {key: shift(a, 1) for key, a in on.items() if key not in back}
-    back |= {key: shift(a, -1) for key, a in back.items() if key not in on}
+    for keys in _messages({**back, **on}):
+        _swap(on, back, keys, at.names.subnet)
     return _arrived(ahead, 1, on), _arrived(behind, -1, back)
 
 
-def _swapped(ahead: Array, behind: Array, axis: str) -> tuple[Array, Array]:
-    """Of two devices the first one's `ahead` on the second, and the second one's `behind` on the first.
+def _messages(edges: Mapping[str, Array]) -> Iterator[list[str]]:
+    """Which keys go together: that of most bytes, and all whose numbers are no narrower."""
+    left = sorted(edges, key=lambda key: (-edges[key].size * edges[key].dtype.itemsize, key))
+    while left:
+        width = edges[left[0]].dtype.itemsize
+        yield [key for key in left if edges[key].dtype.itemsize >= width]
+        left = [key for key in left if edges[key].dtype.itemsize < width]
 
-    [samples, n] each, of any two lengths n; zeros where nothing arrives.
+
+def _swap(on: dict[str, Array], back: dict[str, Array], keys: Sequence[str], axis: str) -> None:
+    """Of two devices the first one's `on` on the second, the second one's `back` on the first, in place.
+
+    Arrays [samples, n] of any lengths n; zeros where nothing arrives. The first key has the narrowest
+    numbers.
     """
-    n, m = ahead.shape[-1], behind.shape[-1]
+    like = next(edge[keys[0]] for edge in (on, back) if keys[0] in edge)
+    bits = jnp.dtype(f"uint{8 * like.dtype.itemsize}")
+    ahead, behind = (_row(edge, keys, like.shape[0], bits) for edge in (on, back))
+    n = max(ahead.shape[1], behind.shape[1])
     first = collectives.index(axis) == 0
-    mine = jnp.where(first, _lengthened(ahead, max(n, m)), _lengthened(behind, max(n, m)))
-    kept = mine.astype(jnp.uint8) if mine.dtype == bool else mine
-    other = jnp.where(first, 1, 0)
-    halves = lax.dynamic_update_slice_in_dim(
-        jnp.zeros((2, *kept.shape), kept.dtype), kept[None], other, 0
-    )
-    got = collectives.scatter_sum(halves, axis, 0).reshape(mine.shape).astype(mine.dtype)
-    blank = jnp.zeros_like(got)
-    return jnp.where(first, blank, got)[..., :n], jnp.where(first, got, blank)[..., :m]
+    mine = jnp.where(first, _lengthened(ahead, n), _lengthened(behind, n))
+    got = gloo.of_the_other(mine, axis)
+    for edge, arrives in ((on, jnp.logical_not(first)), (back, first)):
+        start = 0
+        for key in (key for key in keys if key in edge):
+            a, parts = edge[key], edge[key].dtype.itemsize // bits.itemsize
+            after = start + a.shape[1] * parts
+            edge[key] = jnp.where(arrives, _of_bits(got[:, start:after], a), jnp.zeros_like(a))
+            start = after
+
+
+def _row(edge: Mapping[str, Array], keys: Sequence[str], samples: int, bits: np.dtype) -> Array:
+    """[samples, n] integers of so many bits: what of a message goes one way."""
+    own = (edge[key] for key in keys if key in edge)
+    plain = (a.astype(jnp.uint8) if a.dtype == bool else a for a in own)
+    found = [lax.bitcast_convert_type(a, bits).reshape(samples, -1) for a in plain]
+    return jnp.concatenate([jnp.zeros((samples, 0), bits), *found], axis=1)
+
+
+def _of_bits(row: Array, like: Array) -> Array:
+    """The numbers of `like`'s shape and dtype whose bits stand in a row."""
+    if like.dtype == bool:
+        return row.astype(bool)
+    parts = row.shape[1] // max(1, like.shape[1])
+    split = row.reshape(*like.shape, parts) if parts > 1 else row
+    return lax.bitcast_convert_type(split, like.dtype)
 
 
 def _crossing(at: Place, sent: Rows, step: int) -> dict[str, Array]:

@@ -143,10 +143,12 @@ def result_of(kind: Kind, shapes: Sequence[Tree], kept: AnyLayout | None, local:
     """
     if kind is Kind.SUMS:
         return SumsResult(_same_sums(shapes))
-    if kept is None and kind in {Kind.WEIGHTS, Kind.GRADIENTS}:
+    gradients = kind in (Kind.GRADIENTS, Kind.PARTIAL_GRADIENTS)
+    if kept is None and (gradients or kind is Kind.WEIGHTS):
         raise ValueError(f"carried: expected weights, as {kind} are given back; got none")
-    if kept is not None and kind is Kind.GRADIENTS:
-        return SlottedResult(gradients_of(kept, shapes, local), ())
+    if kept is not None and gradients:
+        like = Kind.WEIGHTS if kind is Kind.GRADIENTS else kind
+        return SlottedResult(gradients_of(kept, shapes, local, like), ())
     if kind.trained:
         kept = kept or slotted(layout_of(kind, shapes), local)
         return SlottedResult(kept, ()) if isinstance(kept, Slotted) else RowsResult(kept, (1,))
@@ -156,10 +158,12 @@ def result_of(kind: Kind, shapes: Sequence[Tree], kept: AnyLayout | None, local:
     return SlottedResult(slotted(layout, local), tuple(leaves[0].shape[1:2]) if leaves else ())
 
 
-def gradients_of(weights: AnyLayout, shapes: Sequence[Tree], local: int) -> Slotted:
+def gradients_of(
+    weights: AnyLayout, shapes: Sequence[Tree], local: int, kind: Kind = Kind.WEIGHTS
+) -> Slotted:
     """The layout of gradients, split as the first leaves of the weights are: the parameters.
 
-    shapes: one tree a piece, (gradient, scalars).
+    shapes: one tree a piece, (gradient, scalars).  kind: along which axes they differ.
     """
 
     def split(l: int, tree: Tree) -> tuple[Leaf, ...]:
@@ -169,7 +173,7 @@ def gradients_of(weights: AnyLayout, shapes: Sequence[Tree], local: int) -> Slot
 
     treedefs = tuple(jax.tree.structure(tree) for tree in shapes)
     leaves = tuple(split(l, tree) for l, tree in enumerate(shapes))
-    return slotted(Layout(weights.kind, treedefs, leaves), local)
+    return slotted(Layout(kind, treedefs, leaves), local)
 
 
 def _same_sums(shapes: Sequence[Tree]) -> Tree:

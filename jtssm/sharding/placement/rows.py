@@ -29,6 +29,8 @@ def _axes(kind: Kind, key: str) -> tuple[str | None, ...]:
     """Our names of the axes along the first dimensions of rows [slots, ...]."""
     if kind is Kind.WEIGHTS:
         return ("subnet", "pr") if key.endswith("/pr") else ("subnet",)
+    if kind is Kind.PARTIAL_GRADIENTS:
+        return ("subnet", "pr", "pc") if key.endswith("/pr") else ("subnet", "pc")
     if kind is Kind.COPIES:
         return ("subnet", "pc")
     return ("subnet", None, "pc") if kind is Kind.LINE else ("subnet", "pc")

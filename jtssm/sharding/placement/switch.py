@@ -35,7 +35,7 @@ class Place(NamedTuple):
     names: AxisNames
     sizes: tuple[int, int, int]  # of subnet, pr, pc
     alike: tuple[int, ...]  # for each piece the first one that does the same on the same shapes
-    one_way: bool = False  # whether permutes between two devices of subnet take turns
+    gloo: bool = False  # whether its devices meet by gloo: see `jtssm.sharding.gloo`
     weights: AnyLayout | None = None  # of the weights, where no carried argument tells (in init)
 
     @property
@@ -49,7 +49,8 @@ class Place(NamedTuple):
         _, pr, _ = self.sizes
         axis = self.names.pr if pr > 1 else None
         samples, apart = self.names.present("pc"), self.sizes[0] > 1
-        return Grid(self.network, self.forms, self.starts[:-1], axis, pr, samples, apart)
+        entries = self.starts[:-1]
+        return Grid(self.network, self.forms, entries, axis, pr, samples, apart, gloo=self.gloo)
 
     @property
     def local(self) -> int:
@@ -134,7 +135,8 @@ class _Work(NamedTuple):
 
     def kept(self, kind: Kind) -> AnyLayout | None:
         """The layout of weights that results of that kind keep, or go with; None: none are carried."""
-        of = (lambda a: a.trained) if kind is Kind.GRADIENTS else (lambda a: a is kind)
+        gradients = kind in (Kind.GRADIENTS, Kind.PARTIAL_GRADIENTS)
+        of = (lambda a: a.trained) if gradients else (lambda a: a is kind)
         carried = next((a for a in self.layouts if of(a.kind)), None)
         return self.at.weights or carried if kind is Kind.WEIGHTS else carried
 

@@ -20,14 +20,15 @@ from jtssm import checks
 from jtssm.arrays import AnyArray, Array, Tree
 from jtssm.nn.boundary import float_dtype, num_samples, stacked
 from jtssm.nn.inputs import as_input
-from jtssm.nn.ops import Products
+from jtssm.nn.ops import Products, varying
 from jtssm.protocol import device_memory
 from jtssm.protocol.exchange import Exchange, by_index
 from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method, Placement
 from jtssm.protocol.stages import whole_params
 from jtssm.protocol.whole import WholeProgram
-from jtssm.sharding import collectives
+from jtssm.sharding import collectives, gloo
+from jtssm.sharding.layers import gradients
 from jtssm.sharding.layers.forms import Grid, whole_grid
 from jtssm.sharding.mesh import AxisNames, axis_size, check_split, devices_of, put, put_samples
 from jtssm.sharding.placement import flat
@@ -61,7 +62,9 @@ class _Whole:
         self.program, self.mesh, self.names = program, mesh, names
         self.pr, self.pc = axis_size(mesh, names.pr), axis_size(mesh, names.pc)
         pc = names.pc if isinstance(names.pc, str) else None  # several: of workers alone
-        self.grid = whole_grid(program.network, forms, self.pr, self.pc, (names.pr, pc))
+        self.grid = whole_grid(
+            program.network, forms, self.pr, self.pc, (names.pr, pc), gloo.meet(mesh)
+        )
         self.storage, self.starts = Storage(self.grid), Starts()
         shapes, stages = program.network.parameter_shapes(), program.stages
         self.in_rows = works_on_rows(stages.optimizers[0], self.storage.given((shapes,))[0])
@@ -219,9 +222,13 @@ class _Held(NamedTuple):
             return a
         return lax.dynamic_slice_in_dim(a, lax.axis_index(axes) * self.here, self.here)
 
-    def sum(self, a: Array) -> Array:
+    def sum(self, tree: Tree) -> Tree:
         """Over the devices whose samples it is of."""
-        return _total(self.grid, a)
+        return _total(self.grid, tree)
+
+    def apart(self, params: Tree) -> Tree:
+        """Each device's own, along the axes that split the samples."""
+        return varying(params, self.grid.samples)
 
     def total(self, sums: tuple[Tree, ...]) -> Tree:
         """Over the devices whose samples the sums are of."""
@@ -238,6 +245,10 @@ class _Layers(NamedTuple):
         """All of them: jax shards what is stored."""
         return params
 
+    def joined(self, l: int, params: list[Tree], frozen: Sequence[bool]) -> list[Tree]:
+        """Between processes on CPUs, as `jtssm.sharding.layers.gradients` says."""
+        return gradients.joined(self.grid, 0, params, frozen)
+
     def products(self, i: int, samples: int) -> Products:
         """By the samples of the call, of which `samples` may be a part."""
         return self.grid.products(i, self.here)
@@ -251,8 +262,11 @@ def _total(grid: Grid, sums: Tree) -> Tree:
     """
     names = (*grid.samples, *(() if grid.axis is None else (grid.axis,)))
 
-    def over_its_axes(a: Array) -> Array:
+    def its_axes(a: Array) -> tuple[str, ...]:
         apart = jax.typeof(a).manual_axis_type.varying
-        return collectives.total(a, tuple(n for n in names if n in apart))
+        return tuple(n for n in names if n in apart)
 
-    return jax.tree.map(over_its_axes, sums)
+    if not grid.gloo:
+        return jax.tree.map(lambda a: collectives.total(a, its_axes(a)), sums)
+    leaves, structure = jax.tree.flatten(sums)
+    return jax.tree.unflatten(structure, gloo.summed(leaves, list(map(its_axes, leaves))))

@@ -23,7 +23,7 @@ from jtssm.protocol import device_memory
 from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method, Placement, given_trees
 from jtssm.protocol.workers import Meeting, WorkerProgram
-from jtssm.sharding import collectives
+from jtssm.sharding import collectives, gloo
 from jtssm.sharding.mesh import (
     AXES,
     AxisNames,
@@ -38,8 +38,10 @@ from jtssm.sharding.placement.on_host import gathered
 from jtssm.sharding.placement.starts import Starts
 
 
-def by_collectives(num: int, names: AxisNames) -> Meeting:
+def by_collectives(num: int, names: AxisNames, processes: bool = False) -> Meeting:
     """The meeting of `num` workers spread over a mesh; called inside shard_map.
+
+    processes: whether its devices meet by gloo, see `jtssm.sharding.gloo`.
 
     A deal is one all-to-all: device d sends slice w of its homes to the device of worker w.
     """
@@ -53,6 +55,7 @@ def by_collectives(num: int, names: AxisNames) -> Meeting:
     turned = partial(_turned, axis=names.subnet)
     copy = lambda a: jnp.broadcast_to(a, (num // size, *a.shape))
     sums = lambda tree: jax.tree.map(lambda a: a.sum(axis=0), tree)
+    total = gloo.totals if processes else collectives.total
     return Meeting(
         num=num,
         here=here,
@@ -61,8 +64,8 @@ def by_collectives(num: int, names: AxisNames) -> Meeting:
         own_homes=partial(_own, axis=names.subnet),
         apart=apart,
         copies=lambda tree: apart(jax.tree.map(copy, tree)),
-        mean=lambda tree: jax.tree.map(lambda a: a / num, collectives.total(sums(tree), subnet)),
-        total=lambda tree: collectives.total(sums(tree), (*subnet, *pc)),
+        mean=lambda tree: jax.tree.map(lambda a: a / num, total(sums(tree), subnet)),
+        total=lambda tree: total(sums(tree), (*subnet, *pc)),
         sum_samples=lambda a: collectives.total(a, pc),
         gather=lambda x: collectives.gather_columns(x, names.subnet),
         sum_homes=lambda x: collectives.total(x, subnet),
@@ -204,7 +207,7 @@ class _Crew:
         return work(state, put_samples(x, self.mesh, samples))
 
     def _meeting(self) -> Meeting:
-        return by_collectives(self.program.num, self.names)
+        return by_collectives(self.program.num, self.names, gloo.meet(self.mesh))
 
     def _mapped(self, fn: Callable, in_specs: Tree, out_specs: Tree) -> Callable:
         return jax.shard_map(fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)

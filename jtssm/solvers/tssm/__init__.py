@@ -69,8 +69,8 @@ from jtssm.solvers.tssm.ahead import Recipe
 from jtssm.solvers.tssm.crew import TEXTS as CREW
 from jtssm.solvers.tssm.crew import Crew, crew_of
 from jtssm.solvers.tssm.delayed import slowed
+from jtssm.solvers.tssm.flow import Flow
 from jtssm.solvers.tssm.schedules import Stored, Streaming
-from jtssm.solvers.tssm.streaming import Flow
 from jtssm.solvers.tssm.updates import Penalties
 
 # one for all subnetworks, or one each
@@ -104,15 +104,20 @@ TEXTS = {
         "many bits. None: floats are exchanged."
     ),
     "microbatches": (
-        "streaming only: M, of which a minibatch of batch_size runs through the subnetworks; the gradients "
-        "are summed before an optimizer steps, so that those of subnetwork l are ceil(2(n - l) / M) steps "
-        "old at most. Batch normalisation is over a microbatch. None: the fewest from 2(n - 1) that divide "
-        "batch_size; with several sweeps 1."
+        "streaming only: M, of which a minibatch of batch_size runs through the subnetworks; their "
+        "gradients are summed before an optimizer steps, so that those of subnetwork l are "
+        "ceil(2(n - l) / M) steps old at most. Batch normalisation is over a microbatch. None: the "
+        "fewest from 2(n - 1) that divide batch_size; with several sweeps 1."
     ),
     "prediction": (
-        "streaming only: c, with which a subnetwork runs forward, and takes its gradients, at W + c h U, h "
-        "the steps that it takes in between and U its last update; two more trees of the size of the "
+        "streaming only: c, with which a subnetwork runs forward, and takes its gradients, at W + c h U, "
+        "h the steps that it takes in between and U its last update; two more trees of the size of the "
         "weights. None: 1 with M >= 2(n - 1), else 0 (gradients at the newest weights)."
+    ),
+    "recompute": (
+        "streaming only: True: a subnetwork runs forward again when it takes its gradients; False: what "
+        "these need waits in between, of the microbatches in flight, and no product is made twice. Needs "
+        "prediction > 0 and, on a mesh, pr 1."
     ),
     **CREW,
 }
@@ -134,6 +139,7 @@ def gsadmm(
     schedule: str | Streaming | Stored = "streaming",
     microbatches: int | None = None,
     prediction: float | None = None,
+    recompute: bool = True,
     grid: int | Sequence[float] | None = None,
     workers: int | None = None,
     local_steps: int | None = None,
@@ -174,7 +180,8 @@ def gsadmm(
     crossing = schedules.crossing(grid, found)
     starts = _starts(net, subnets, cuts, balance, found)
     (batch_size,) = checks.count(batch_size=batch_size)
-    recipe = schedules.recipe(found, len(starts) - 1, batch_size, microbatches, prediction)
+    parts = microbatches, prediction, recompute
+    recipe = schedules.recipe(found, len(starts) - 1, batch_size, *parts)
     pieces = _pieces(net, starts, optimizer, found, recipe, loss, compute_dtype)
     rules = Rules(turn.GSADMM, stored_gsadmm.GSADMM)
     crew = crew_of(pieces, workers, local_steps, outer_optimizer)
@@ -197,6 +204,7 @@ def gsam(
     schedule: str | Streaming | Stored = "streaming",
     microbatches: int | None = None,
     prediction: float | None = None,
+    recompute: bool = True,
     grid: int | Sequence[float] | None = None,
     workers: int | None = None,
     local_steps: int | None = None,
@@ -234,7 +242,8 @@ def gsam(
     crossing = schedules.crossing(grid, found)
     starts = _starts(net, subnets, cuts, balance, found)
     (batch_size,) = checks.count(batch_size=batch_size)
-    recipe = schedules.recipe(found, len(starts) - 1, batch_size, microbatches, prediction)
+    parts = microbatches, prediction, recompute
+    recipe = schedules.recipe(found, len(starts) - 1, batch_size, *parts)
     pieces = _pieces(net, starts, optimizer, found, recipe, loss, compute_dtype)
     order = found.order if isinstance(found, Stored) else None
     rules = Rules(turn.GSAM, stored_gsam.ORDERS[order or "sequential"])

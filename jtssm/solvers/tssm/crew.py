@@ -94,7 +94,7 @@ class Crew(NamedTuple):
         return jax.vmap(loss.weight)(y).astype(dtype).reshape(len(y), -1).sum(axis=1)
 
     def met(
-        self, exchange: Exchange, recipe: Recipe, old: Carried, new: Carried, turns: Array
+        self, exchange: Exchange, old: Carried, new: Carried, turns: Array
     ) -> tuple[Carried, Carried]:
         """(the shared weights after a meeting, the workers' optimizer states).
 
@@ -105,8 +105,8 @@ class Crew(NamedTuple):
         """
 
         def mean(tree: Tree) -> Tree:
-            over = lambda a: exchange.samples.sum(a.sum(axis=0)) / self.num
-            return jax.tree.map(over, tree)
+            sums = exchange.samples.sum(jax.tree.map(lambda a: a.sum(axis=0), tree))
+            return jax.tree.map(lambda a: a / self.num, sums)
 
         def meet(l: int, old: Weights, new: Weights) -> tuple[Weights, Tree]:
             met = Weights(averaged(mean, old.params, new.params, self.frozen[l]), ())
@@ -114,7 +114,7 @@ class Crew(NamedTuple):
                 took = turns[l] if turns.ndim == 1 else exchange.samples.sum(turns[l].sum())
                 step = self.outer[l].step(old.params, met.params, old.opt_state, took > 0)
                 met = Weights(*step)
-            return met, recipe.met(new.opt_state, new.params, met.params)
+            return met, new.opt_state
 
         found = exchange.each(meet, old, new, kinds=("weights", "samples"))
         return found[0], found[1]

@@ -31,7 +31,7 @@ from jtssm.protocol.program import Batch
 from jtssm.solvers.tssm import streaming
 from jtssm.solvers.tssm.ahead import divided
 from jtssm.solvers.tssm.crew import Crew
-from jtssm.solvers.tssm.streaming import Flow, State
+from jtssm.solvers.tssm.flow import Flow, State, summed_scan
 from jtssm.solvers.tssm.turn import delay
 from jtssm.solvers.tssm.updates import Penalties
 
@@ -91,14 +91,14 @@ def _round(
         return inner, (sums, _turns(flow, inner))
 
     ticks = None if batches is None else _ticks(flow, exchange, state, *batches)
-    inner, (sums, turns) = streaming.summed_scan(tick, inner, ticks, flow.last)
+    inner, (sums, turns) = summed_scan(tick, inner, ticks, flow.last)
     inner = inner if batches is not None else flow.empty(inner)
-    found = crew.met(exchange, flow.recipe, state.weights, inner.weights, turns)
+    found = crew.met(exchange, state.weights, inner.weights, turns)
     return inner._replace(weights=found[0], opt_states=found[1]), sums
 
 
 def _ticks(flow: Flow, exchange: Exchange, state: State, x: Tree, y: Array) -> tuple:
-    """x, y [R, N, b, ...] and the weights of their minibatches as what R M ticks take, M microbatches each."""
+    """x, y [R, N, b, ...], and the weights of their minibatches, as what R M ticks take."""
     parts = flow.recipe.microbatches
     weight = jax.vmap(lambda y: flow.weight(exchange, y, state.live.dtype))(y)
     row = lambda a: jnp.moveaxis(a, 0, 1).reshape(-1, *a.shape[2:])
@@ -125,6 +125,7 @@ def _declared(flow: Flow, crew: Crew) -> Declared:
         lambda l, _: (streaming.run_of(flow, l, samples, ticks),),
         streaming.num_sums(flow),
         splits_layers=False,
+        how="with workers",
         shows=flow.rule.shows,
         swaps=True,
         apart=True,

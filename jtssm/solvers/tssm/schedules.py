@@ -114,6 +114,7 @@ def recipe(
     batch_size: int,
     microbatches: int | None,
     prediction: float | None,
+    recompute: bool,
 ) -> Recipe:
     """How a minibatch of so many samples runs through `num` subnetworks.
 
@@ -126,6 +127,8 @@ def recipe(
             raise ValueError(f"microbatches: expected None or 1 with {which}; got {microbatches!r}")
         if prediction:
             raise ValueError(f"prediction: expected None or 0 with {which}; got {prediction!r}")
+        if not recompute:
+            raise ValueError(f"recompute: expected True with {which}; got False")
         return Recipe()
     if microbatches is None:
         microbatches = _enough(num, batch_size)
@@ -138,11 +141,17 @@ def recipe(
         )
     if prediction is None:
         prediction = float(microbatches >= 2 * (num - 1))
-    return Recipe(microbatches, checks.not_negative(prediction=prediction)[0])
+    (prediction,) = checks.not_negative(prediction=prediction)
+    if not (recompute or prediction or num == 1):
+        raise ValueError(
+            "recompute: expected True with prediction=0, whose turns take gradients at other weights "
+            "than the forward pass saw; got False: use prediction=1.0"
+        )
+    return Recipe(microbatches, prediction, recompute)
 
 
 def _enough(num: int, batch_size: int) -> int:
-    """The fewest microbatches with which gradients are one step old at most, and which divide batch_size."""
+    """The fewest microbatches that make gradients one step old at most and divide batch_size."""
     most = max(2 * (num - 1), 1)
     return next((m for m in range(most, batch_size) if batch_size % m == 0), batch_size)
 

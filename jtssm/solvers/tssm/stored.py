@@ -96,7 +96,8 @@ class Sweep(NamedTuple):
         def weight_step(weights: Weights, columns: Array) -> tuple[Weights, None]:
             p_, q_, y_ = jax.tree.map(lambda a: self._pick(a, columns), (p, q, self.y))
             weighing = self._weighing(l, y_, self.strata.num)
-            mean = lambda W: self._objective(l, W, p_, q_, weighing)[0] / self.strata.num
+            own = lambda W: self.pieces.joined(self.exchange, l, W)
+            mean = lambda W: self._objective(l, own(W), p_, q_, weighing)[0] / self.strata.num
             loss, gradient = jax.value_and_grad(mean)(weights.params)
             told = self.exchange.samples.sum(loss) if self.pieces.wants_loss(l) else None
             live = True if weighing is None else weighing.counts

@@ -39,202 +39,26 @@ Departs from the paper:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 
-from jtssm.arrays import Array, Scalar, Tree
+from jtssm.arrays import Array, Tree
 from jtssm.nn.boundary import float_dtype, floats_of, stacked, zeros
 from jtssm.protocol.declared import Declared, Move, Run
-from jtssm.protocol.exchange import Carried, Exchange
+from jtssm.protocol.exchange import Carried, Exchange, by_index
 from jtssm.protocol.info import Info, measured
 from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
-from jtssm.solvers.pieces import Pieces
-from jtssm.solvers.quantise import UNROUNDED, Crossing, rounded
-from jtssm.solvers.tssm.ahead import Recipe, divided
-from jtssm.solvers.tssm.crew import Crew, CrewTurn
-from jtssm.solvers.tssm.turn import Kept, Rule, Turn
+from jtssm.solvers.pieces import Weights
+from jtssm.solvers.quantise import rounded
+from jtssm.solvers.tssm.ahead import divided
+from jtssm.solvers.tssm.flow import Flow, State, summed_scan
+from jtssm.solvers.tssm.turn import Kept, Rule
 from jtssm.solvers.tssm.updates import Penalties
-from jtssm.solvers.weighing import total_weight
-
-
-class State(NamedTuple):
-    """What the next tick needs; n pieces, b samples, K sweeps, `Carried` = one tree a piece."""
-
-    weights: Carried  # Weights
-    forward: (
-        Carried  # tuple of K f_{l-1} [b, ...] that arrived, arrays or trees; the first is fresh
-    )
-    backward: Carried  # tuple of K v_l [b, ...] that arrived, one a sweep: of the floats of f_l
-    inputs: Carried  # line [2(n - l), b, ...] of inputs that await their first sweep
-    kept: Carried  # line of K - 1 Kept, leaves [2, b, ...]
-    labels: Array  # [n, b, ...] y of the minibatches on their way to the last piece
-    # [2(n - 1) + 2K - 1, and 2(n - 1) more where weights are predicted] which of the last microbatches
-    # really entered; of a loss with weights the sum of their minibatch's, 0 for one that did not
-    live: Array
-    tick: Array  # [] int32
-    penalties: Penalties  # scalars
-    key: Array | None  # of dropout; None: no layer draws
-    pace: Array  # [] what the steps of W (and of p with K > 1) are multiplied by: see `fit`
-    opt_states: (
-        Carried  # of workers (`jtssm.solvers.tssm.rounds`): [N, ...] their optimizers'; else ()
-    )
-
-
-class Flow(NamedTuple):
-    """What every tick of a method needs to know."""
-
-    rule: Rule
-    pieces: Pieces
-    sweeps: int
-    samples: int  # of the minibatch that a gradient sees
-    recipe: Recipe = Recipe()
-    crossing: Crossing = UNROUNDED  # what f and v are rounded to
-    # workers along pc, each with a minibatch of its own; None: all devices share one
-    crew: Crew | None = None
-
-    def lead(self, exchange: Exchange) -> tuple[int, ...]:
-        """The first dimensions of the samples of a microbatch that live here."""
-        splits, rows = exchange.samples.num_splits, self.samples // self.recipe.microbatches
-        if self.crew is None:
-            return (rows // splits,)
-        return self.crew.num // splits, rows
-
-    @property
-    def last(self) -> int:
-        """Ticks after the entry of a microbatch until its last turn."""
-        return 2 * (self.pieces.num - 1) + 2 * (self.sweeps - 1)
-
-    @property
-    def weighted(self) -> bool:
-        """Whether samples have weights."""
-        return self.pieces.loss.weight is not None
-
-    @property
-    def remembered(self) -> int:
-        """Of how many microbatches `State.live` tells."""
-        predicts = self.recipe.prediction and self.pieces.num > 1
-        return self.last + 1 + (2 * (self.pieces.num - 1) if predicts else 0)
-
-    def tick(
-        self, exchange: Exchange, state: State, x: Tree, y: Array, weight: Array | bool
-    ) -> tuple[State, Carried]:
-        """(the state, sums of every piece as `Turn.take` gives them) after a tick.
-
-        weight: of the minibatch of which the microbatch x, y enters, `weight`; False: none enters.
-        """
-        t, n = state.tick, self.pieces.num
-        labels = state.labels.at[t % n].set(y)
-        live = state.live.at[t % len(state.live)].set(weight)
-        turn = Turn(
-            self.rule,
-            self.pieces,
-            exchange,
-            x,
-            labels[(t + 1) % n],
-            live,
-            t,
-            state.penalties._replace(eta=self._eta(state)),
-            state.pace,
-            self.sweeps,
-            self.samples,
-            state.key,
-            self.recipe,
-            self.crossing,
-        )
-        own = turn if self.crew is None else self.crew.turn(turn, exchange)
-        weights, entry, made, sums = _sweeps(own, exchange, state, t)
-        ahead, behind, kept = made
-        forward, backward = exchange.swap(ahead, behind)
-        state = state._replace(
-            weights=weights,
-            forward=forward,
-            backward=backward,
-            inputs=exchange.ring.store(state.inputs, entry, t),
-            kept=exchange.ring.store(state.kept, kept, t),
-            labels=labels,
-            live=live,
-            tick=t + 1,
-        )
-        return state, sums
-
-    def blank(self, exchange: Exchange, state: State) -> tuple[Tree, Array, bool]:
-        """Zeros in the place of a microbatch that does not enter, and that it does not."""
-        dtype = jnp.result_type(state.penalties.alpha)
-        x = zeros(stacked(self.pieces.arriving(0), *self.lead(exchange), dtype=dtype))
-        return x, jnp.zeros_like(state.labels[0]), False
-
-    def empty(self, state: State) -> State:
-        """A state in which nothing is in flight any more, at whose next tick a minibatch begins."""
-        parts = self.recipe.microbatches
-        if parts == 1:
-            return state
-        tick = -(-state.tick // parts) * parts
-        return state._replace(tick=tick, live=jnp.zeros_like(state.live))
-
-    def _eta(self, state: State) -> Scalar:
-        """The step length of p."""
-        eta = state.penalties.eta
-        if eta is None:
-            eta = self.rule.default_eta(state.penalties, self.sweeps)
-        # with one sweep eta is no step: it makes v the back-propagated gradient
-        return state.pace * eta if self.sweeps > 1 else eta
-
-    def weight(self, exchange: Exchange, y: Array, dtype: DTypeLike) -> Array:
-        """What `State.live` says of a minibatch that enters: y of all its samples."""
-        if self.weighted and self.crew is not None:
-            return self.crew.weights_of(self.pieces.loss, y, dtype)
-        total = total_weight(self.pieces.loss, y, exchange.samples.sum, dtype)
-        return jnp.asarray(True) if total is None else total
-
-
-def _sweeps(
-    turn: Turn | CrewTurn, exchange: Exchange, state: State, t: Array
-) -> tuple[Carried, Carried, tuple[Carried, ...], Carried]:
-    """(weights, what entered, (f_l, v, `Kept`) of all sweeps, sums) at the end of a tick."""
-    arrived = (
-        state.forward,
-        state.backward,
-        exchange.ring.recall(state.inputs, t),
-        exchange.ring.recall(state.kept, t),
-    )
-    weights, entry, sums = state.weights, None, None
-    made: list[Carried] = []
-    for s in range(turn.sweeps):
-        gradient, fresh, *made, seen = exchange.each(
-            partial(turn.take, s),
-            weights,
-            *arrived,
-            *made,
-            kinds=("gradients", *("samples",) * 4, "sums"),
-        )
-        entry = fresh if entry is None else entry
-        weights = _renewed(turn, exchange, s, weights, gradient, made)
-        sums = seen if sums is None else jax.tree.map(jnp.add, sums, seen)
-    return weights, entry, tuple(made), sums
-
-
-def _renewed(
-    turn: Turn | CrewTurn,
-    exchange: Exchange,
-    s: int,
-    weights: Carried,
-    gradient: Carried,
-    made: list[Carried],
-) -> Carried:
-    """The weights of the pieces that a minibatch has come to its end in, or its gradients so far."""
-    live = turn.lives(s)
-    if turn.recipe.microbatches == 1:
-        return exchange.renew(turn.descend, weights, gradient, where=live, after=made)
-    closes = turn.closes(s)
-    weights = exchange.renew(turn.add, weights, gradient, where=live & ~closes, after=made)
-    return exchange.renew(turn.descend, weights, gradient, where=live & closes, after=made)
 
 
 def method(flow: Flow, penalties: Penalties, precision: str | None) -> Method:
@@ -245,7 +69,7 @@ def method(flow: Flow, penalties: Penalties, precision: str | None) -> Method:
         if parts == 1:
             state, sums = flow.tick(exchange, state, x, y, weight)
         else:
-            tick = lambda state, batch: flow.tick(exchange, state, *batch, weight)
+            tick = lambda state, batch: flow.tick(exchange, state, batch[0], batch[1], weight)
             state, sums = summed_scan(tick, state, divided((x, y), parts))
         return state, info(flow.rule, exchange.samples.total(sums), flow.samples)
 
@@ -262,15 +86,6 @@ def method(flow: Flow, penalties: Penalties, precision: str | None) -> Method:
         estimate=pieces.estimate,
         start=partial(flow.recipe.start, pieces),
     ).on_one_device()
-
-
-def summed_scan(
-    tick: Callable[[State, Tree], tuple[State, Tree]], state: State, batches: Tree, length: int | None = None
-) -> tuple[State, Tree]:
-    """(the state, what `tick` gives summed) after ticks on batches [ticks, ...], or so many on None."""
-    length = length if batches is None else None
-    state, found = lax.scan(tick, state, batches, length)
-    return state, jax.tree.map(lambda a: a.sum(axis=0), found)
 
 
 KINDS: dict[str, str] = {  # of what is in flight
@@ -291,7 +106,14 @@ def _declared(flow: Flow) -> Declared:
 
     work = lambda l, samples: (run_of(flow, l, samples // parts, parts),)
     return Declared(
-        moves, work, num_sums(flow), swaps=True, shows=flow.rule.shows, weighed_first=True
+        moves,
+        work,
+        num_sums(flow),
+        splits_layers=flow.recipe.recompute,
+        how="" if flow.recipe.recompute else "with recompute=False",
+        swaps=True,
+        shows=flow.rule.shows,
+        weighed_first=True,
     )
 
 
@@ -303,8 +125,10 @@ def boundary_moves(flow: Flow, samples: int, times: int) -> tuple[Move, ...]:
 
 def run_of(flow: Flow, l: int, samples: int, ticks: int) -> Run:
     """What piece l multiplies in so many ticks of microbatches of so many samples."""
-    # all but the last piece run forward once more, on the minibatch that comes in
-    more = int(l < flow.pieces.num - 1)  # and the last sweep's gradient needs no f
+    # all but the last piece run forward once more, on the microbatch that comes in
+    more = int(
+        l < flow.pieces.num - 1 and flow.recipe.recompute
+    )  # and the last gradient needs no f
     turns = flow.sweeps * ticks
     steps = turns // flow.recipe.microbatches
     forward, unused = turns + more * ticks, more * ticks
@@ -356,7 +180,8 @@ def init(
         empty, kinds=("samples", "samples", "line", "line")
     )
     own = lead[:1] if crew is not None and flow.weighted else ()
-    return State(
+    opt_states = () if crew is None else crew.opt_states(pieces, flow.recipe, exchange, weights)
+    state = State(
         weights,
         forward,
         backward,
@@ -368,10 +193,32 @@ def init(
         penalties=penalties.as_arrays(dtype),
         key=key if pieces.network.random else None,
         pace=jnp.ones((), dtype),
-        opt_states=()
-        if crew is None
-        else crew.opt_states(pieces, flow.recipe, exchange, weights),
+        opt_states=opt_states,
     )
+    return state if flow.recipe.recompute else _waiting(flow, exchange, state, x)
+
+
+def _waiting(flow: Flow, exchange: Exchange, state: State, x: Tree) -> State:
+    """The state with lines of what gradients need, in the place of inputs."""
+    n, (*workers, samples) = flow.pieces.num, flow.lead(exchange)
+    turn = flow.turn(exchange if flow.crew is None else by_index(n), state, (), state.labels[0])
+    of_worker = (
+        jax.tree.map(lambda a: a[0], state.live) if workers and flow.weighted else state.live
+    )
+    turn = turn._replace(live=of_worker)
+
+    def line(l: int, weights: Weights, forward: tuple[Tree, ...]) -> tuple[Tree]:
+        if l == n - 1:
+            return ((),)
+        many = lambda a: jnp.broadcast_to(a[:1], (samples, *a.shape[1:]))
+        one = lambda a: a[0] if workers else a
+        p = jax.tree.map(many, x) if l == 0 else turn.came(l, jax.tree.map(one, forward[0]))
+        rows = jax.eval_shape(lambda p: turn.awaits(l, weights.params, p), p)
+        empty = lambda a: jnp.zeros((2 * (n - 1 - l), *workers, *a.shape), a.dtype)
+        return (jax.tree.map(empty, rows),)
+
+    (inputs,) = exchange.each(line, state.weights, state.forward, kinds=("line",))
+    return state._replace(inputs=inputs)
 
 
 def info(rule: Rule, totals: Sequence[Array], samples: int) -> Info:

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtssm.arrays import Array, Scalar, Tree
-from jtssm.nn.boundary import float_dtype, floats_of, merge, partition
+from jtssm.nn.boundary import float_dtype, floats_of, merge, num_samples, partition
 from jtssm.protocol.exchange import Exchange
 from jtssm.solvers.pieces import Pieces, Weights, training
 from jtssm.solvers.quantise import UNROUNDED, Crossing, restored, rounded
 from jtssm.solvers.tssm.ahead import Recipe
+from jtssm.solvers.tssm.residuals import Traced, traced
 from jtssm.solvers.tssm.updates import (
     Penalties,
     difference,
@@ -40,6 +41,9 @@ class Kept(NamedTuple):
 Renewed = tuple[Tree, Tree, Tree, tuple[Array, ...]]
 Gradient = tuple[list[Tree], Tree]  # g_W; the loss, for an optimizer that wants it, else ()
 Seen = tuple[Array, ...]  # sums over a minibatch: loss, number right, samples; then squares
+Linearised = tuple[
+    Tree, Seen, tuple[list[Tree], Tree], Array
+]  # f_l, seen, (g_W, g_p), what is minimised
 
 
 class Rule(NamedTuple):
@@ -128,38 +132,81 @@ class Turn(NamedTuple):
     ) -> tuple[Gradient, Tree, tuple[Tree, ...], tuple[Tree, ...], tuple[Kept, ...], Seen]:
         """Sweep s of the tick of piece l (both from 0), before its weights change; first a forward pass.
 
-        What awaits its turn stays as it arrived, rounded or not.
+        What awaits its turn stays as it arrived, rounded or not; or what its gradients need of it.
 
         made: f_l, v and `Kept` of the sweeps before, each one a sweep, which this one's are put to.
         """
         first, last = l == 0, l == self.pieces.num - 1
         arrived = self.x if first else forward[0]
         ahead, behind, keep = made or ((), (), ())
+        entry, traced = () if last else arrived, None
         if s == 0:
-            fresh = self._came(l, arrived)
+            start = fresh = self.came(l, arrived)
             if not last:
-                entered, h = self.tick - l, self._steps(l, self.tick - l)
-                run = lambda params: self._forward(l, params, fresh, entered)
-                ahead = (self._sent(self.recipe.fresh(weights, h, run)),)
-            start = fresh if last else self._came(l, waiting)
+                f, entry, traced = self._pass(l, weights, fresh, arrived)
+                ahead = (self._sent(f),)
+                start = fresh if traced else self.came(l, waiting)
             origin, e = start, jax.tree.map(jnp.zeros_like, floats_of(start))
             was = Kept(start, e, e if self.rule.dual else (), self.y)
         else:
             was = kept[s - 1]
-            origin = was.x if first else self._came(l, forward[s])
+            origin = was.x if first else self.came(l, forward[s])
         v_next = None if last else restored(self.crossing.backward, backward[s], self._dtype)
-        gradient, f, v, now, seen = self.sweep(l, s, weights, origin, was, v_next)
+        left = None if traced is None else (traced, waiting)
+        gradient, f, v, now, seen = self.sweep(l, s, weights, origin, was, v_next, left)
         if s + 1 < self.sweeps:
             ahead += () if last else (self._sent(f),)
             keep += (now,)
         behind += () if first else (rounded(self.crossing.backward, v),)
-        return gradient, () if last else arrived, ahead, behind, keep, seen
+        return gradient, entry, ahead, behind, keep, seen
+
+    def _pass(
+        self, l: int, weights: Weights, p: Tree, arrived: Tree
+    ) -> tuple[Tree, Tree, Traced | None]:
+        """(f_l of the microbatch p that comes in, what of it awaits the turn, and the program that left
+        that; None: it awaits as it arrived)."""
+        entered = self.tick - l
+        h = self._steps(l, entered)
+        if self.recipe.recompute:
+            run = lambda params: self._forward(l, params, p, entered)
+            return self.recipe.fresh(weights, h, run), arrived, None
+        traced = self.traced(l, weights.params, p, entered)
+        run = lambda params: traced.forward(params, floats_of(p))
+        f, rest, entry = self.recipe.fresh(weights, h, run)
+        return merge(f, rest), entry, traced
+
+    def traced(self, l: int, params: list[Tree], p: Tree, entered: Array) -> Traced:
+        """The program of piece l's forward pass, and of what its gradients need."""
+        given, _ = partition(p)
+        doubled = self._replace(samples=2 * self.samples)
+        twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), p)
+        return traced(
+            self._run(l, p, entered),
+            doubled._run(l, twice, entered),
+            l > 0,
+            params,
+            given,
+            num_samples(p),
+        )
+
+    def awaits(self, l: int, params: list[Tree], p: Tree) -> Tree:
+        """What of the microbatch p waits at piece l for its turn, where nothing runs forward twice."""
+        return self.traced(l, params, p, self.tick).forward(params, floats_of(p))[-1]
+
+    def _run(
+        self, l: int, p: Tree, entered: Array
+    ) -> Callable[[list[Tree], Tree], tuple[Tree, Tree]]:
+        """(params, floats of p) -> (floats of f_l, its other leaves)."""
+        _, others = partition(p)  # integers and booleans have no gradient
+        return lambda params, given: partition(
+            self._forward(l, params, merge(given, others), entered)
+        )
 
     def _sent(self, f: Tree) -> Tree:
         """f_l as it goes to the next piece."""
         return rounded(self.crossing.forward, f)
 
-    def _came(self, l: int, sent: Tree) -> Tree:
+    def came(self, l: int, sent: Tree) -> Tree:
         """The f_{l-1} that was sent; of the first piece the data, which nobody has rounded."""
         return sent if l == 0 else restored(self.crossing.forward, sent, self._dtype)
 
@@ -169,13 +216,30 @@ class Turn(NamedTuple):
         return jnp.result_type(self.penalties.alpha)
 
     def sweep(
-        self, l: int, s: int, weights: Weights, origin: Tree, was: Kept, v_next: Tree
+        self,
+        l: int,
+        s: int,
+        weights: Weights,
+        origin: Tree,
+        was: Kept,
+        v_next: Tree,
+        left: tuple[Traced, Tree] | None = None,
     ) -> tuple[Gradient, Tree, Tree, Kept, Seen]:
-        """Turn of piece l in sweep s on a minibatch whose f_{l-1} is `origin`."""
+        """Turn of piece l in sweep s on a microbatch whose f_{l-1} is `origin`.
+
+        left: what its forward pass has left for the gradients; then f_l is () and of `origin` the shapes
+        alone are read.
+        """
         total = self._total(l, s)
         p = origin if l == 0 else _shifted(origin, was.e)
         entered = self.tick - delay(self.pieces.num, l, s)
-        run = lambda params: self._linearised(l, params, p, was.y, v_next, entered, total)
+
+        def run(params: list[Tree]) -> Linearised:
+            if left is None:
+                return self._linearised(l, params, p, was.y, v_next, entered, total)
+            gradients = left[0].pull(params, left[1], scaled(v_next, -self.penalties.alpha))
+            return (), *self._towards(v_next, gradients)
+
         f, seen, (g_W, g_p), own = self.recipe.back(weights, self._steps(l, entered), run)
         # what the piece minimises, the mean over the whole minibatch
         wants = self.pieces.wants_loss(l)
@@ -195,17 +259,22 @@ class Turn(NamedTuple):
     def descend(self, l: int, weights: Weights, gradient: Gradient) -> Weights:
         """The step of piece l that a minibatch causes."""
 
-        def step(weights: Weights, gradient: Gradient) -> Weights:
+        def step(
+            weights: Weights, gradient: Gradient, ready: bool | Array
+        ) -> tuple[Weights, list[Tree]]:
             g_W, loss = gradient
             # divided here, where it is read anyway
             g_W = jax.tree.map(lambda g: g / self.samples, g_W)
-            return self.pieces.descend(l, weights, g_W, True, self.pace, loss)
+            # what `ready` is made of is made before: else XLA would copy the weights that it reads
+            pace = self.pace if ready is True else jnp.where(ready, self.pace, 0)
+            return self.pieces.step(l, weights, g_W, pace, loss)
 
         return self.recipe.descend(self.pieces, l, weights, gradient, step)
 
     def add(self, l: int, weights: Weights, gradient: Gradient) -> Weights:
         """The gradient of a microbatch of which more follow, added to its minibatch's."""
-        return self.recipe.summed(weights, gradient)
+        entered = self.tick - delay(self.pieces.num, l, 0)
+        return self.recipe.summed(weights, gradient, entered % self.recipe.microbatches == 0)
 
     def lives(self, s: int) -> Array:
         """[n] for which pieces a microbatch that entered comes to its turn in sweep s."""
@@ -235,16 +304,16 @@ class Turn(NamedTuple):
         return entered % parts == parts - 1
 
     def _steps(self, l: int, entered: Array) -> Array | None:
-        """How often piece l steps between its forward pass on the microbatch that entered at that tick and
-        its turn on it; None: it predicts nothing."""
+        """How often piece l steps between its forward pass on the microbatch that entered then and its
+        turn on it; None: it predicts nothing."""
         if not self.recipe.steps(self.pieces, l):
             return None
         before = entered - jnp.arange(1, 2 * (self.pieces.num - 1 - l) + 1)
         return jnp.sum(self._entered(before) & self._last_of_minibatch(before))
 
     def _forward(self, l: int, params: list[Tree], p: Tree, entered: Array) -> Tree:
-        """f_l at p, of the microbatch that entered at that tick: whenever it runs, it draws the same, which
-        is what its samples draw in the whole minibatch."""
+        """f_l at p, of the microbatch that entered at that tick: whenever it runs, it draws the same as
+        its samples would in the whole minibatch."""
         parts = self.recipe.microbatches
         key = None if self.key is None else jax.random.fold_in(self.key, entered // parts)
         ids = self.exchange.samples.own(jnp.arange(self.samples))
@@ -261,32 +330,36 @@ class Turn(NamedTuple):
         v_next: Tree,  # None: of the last piece
         entered: Array,
         total: Array | None,
-    ) -> tuple[Tree, Seen, tuple[list[Tree], Tree], Array]:
+    ) -> Linearised:
         """f_l at p, what is seen of the loss there, (g_W, g_p), and what the piece minimises: R or
         (alpha/2)|q - f|^2 of the samples here."""
-        given, others = partition(p)  # integers and booleans have no gradient
-
-        def run(params: list[Tree], given: Tree) -> tuple[Tree, Tree]:
-            return partition(self._forward(l, params, merge(given, others), entered))
-
+        given, _ = partition(p)
+        work = self._run(l, p, entered)
+        run = lambda params, given: work(self.pieces.joined(self.exchange, l, params), given)
         if l == 0:  # the data has no gradient: leave its product out
             f, vjp, rest = jax.vjp(lambda params: run(params, given), params, has_aux=True)
         else:
             f, vjp, rest = jax.vjp(run, params, given, has_aux=True)
-
-        def pulled(g_f: Tree) -> tuple[list[Tree], Tree]:
-            gradients = vjp(g_f)
-            return gradients if l > 0 else (*gradients, ())
-
-        dtype = float_dtype(p)
         if v_next is not None:
-            zero = jnp.zeros((), dtype)
-            alpha = self.penalties.alpha
-            found = pulled(scaled(v_next, -alpha))
-            return merge(f, rest), (zero, zero, zero), found, alpha / 2 * squared(v_next)
+            found = vjp(scaled(v_next, -self.penalties.alpha))
+            return merge(f, rest), *self._towards(v_next, found)
         weighing = weighed(self.pieces.loss, y, self.samples, total)
         (own, seen), g_f = jax.value_and_grad(weighing.scaled, has_aux=True)(f)
-        return f, tuple(seen), pulled(g_f), own
+        return f, tuple(seen), _both(vjp(g_f)), own
+
+    def _towards(
+        self, v_next: Tree, gradients: tuple[Tree, ...]
+    ) -> tuple[Seen, tuple[list[Tree], Tree], Array]:
+        """What `_linearised` gives behind f_l, of a piece that has a next one."""
+        square = squared(v_next)
+        zero = jnp.zeros((), self._dtype)
+        return (zero, zero, zero), _both(gradients), self.penalties.alpha / 2 * square
+
+
+def _both(gradients: tuple[Tree, ...]) -> tuple[list[Tree], Tree]:
+    """(g_W, g_p), which is () of the first piece."""
+    g_W, *g_p = gradients
+    return g_W, g_p[0] if g_p else ()
 
 
 def _shifted(origin: Tree, e: Tree) -> Tree:

@@ -310,6 +310,7 @@ def written(tmp_path, **changes):
             {"capacity": -1},
             r"capacity: expected a number above 0 that a float holds, e.g. 8e\+10; got -1",
         ),
+        ({"combined": 0}, r"combined: expected a number above 0 that a float holds, .*; got 0"),
         ({"name": ""}, r"name: expected a text, e.g. 'measured'; got ''"),
         ({"source": 7}, r"source: expected a text, e.g. 'measured'; got 7"),
         (

@@ -30,6 +30,7 @@ from tests.sharding.layers.traffic_cases import AS_WRITTEN
 
 ADAM = optax.adam(1e-3)
 NET = jtssm.mlp([24, 32, 48, 32, 8])
+NORMED = jtssm.mlp([24, 32, 48, 32, 8], normalisation="batch")
 PLATEAU = optax.chain(ADAM, optax.contrib.reduce_on_plateau())
 PARTLY = optax.chain(PLATEAU, optax.masked(optax.set_to_zero(), [True, False, False, False]))
 NESTEROV = optax.sgd(0.7, momentum=0.9, nesterov=True)
@@ -64,6 +65,15 @@ CASES = {
     "sgd on pc": Case(solvers.sgd(IMAGES, **BATCH), (1, 1, 8)),
     "sgd on rows": Case(solvers.sgd(IMAGES, **BATCH), (1, 2, 2), DOMAIN),
     "sgd on tokens": Case(solvers.sgd(DECODER, **BATCH), (1, 2, 2), PAIRED),
+    "pipeline": Case(solvers.pipeline(NET, subnets=4, microbatches=4, **BATCH), (4, 1, 2)),
+    "pipeline, all forward first": Case(
+        solvers.pipeline(NET, subnets=3, microbatches=16, schedule="gpipe", **BATCH), (3, 1, 1)
+    ),
+    "pipeline, normalised, on one device of subnet": Case(
+        solvers.pipeline(NORMED, subnets=2, microbatches=2, **BATCH),
+        (1, 2, 2),
+        ("model", "row") * 2,
+    ),
     "gsadmm on tokens": Case(
         solvers.gsadmm(DECODER, subnets=2, balance="memory", **BATCH), (2, 2, 2), PAIRED
     ),
@@ -132,6 +142,8 @@ CASES = {
 
 RARE = (  # each has a sister that differs from it in its mesh or its network
     "gsadmm, two workers a device",
+    "pipeline, all forward first",
+    "pipeline, normalised, on one device of subnet",
     "sgd, workers that meet",
     "sgd on pc",
     "gsadmm in one piece",
@@ -189,7 +201,6 @@ def test_predicted_bytes_are_those_of_the_compiled_program(name, float32):
     assert found == expected
 
 
-NORMED = jtssm.mlp([24, 32, 48, 32, 8], normalisation="batch")
 STORED = {
     "unequal pieces": Case(
         solvers.gsadmm(NET, subnets=2, schedule="stored", **BATCH),
@@ -197,6 +208,14 @@ STORED = {
         ("gathered", "scattered", "gathered", "batch"),
     ),
     "gsam": Case(solvers.gsam(NET, subnets=4, schedule="stored", **BATCH), (2, 2, 2)),
+    "a pipeline on rows": Case(
+        solvers.pipeline(IMAGES, cuts=[3], microbatches=2, **BATCH), (2, 2, 2), DOMAIN
+    ),
+    "a pipeline that gathers": Case(
+        solvers.pipeline(NET, subnets=2, microbatches=2, schedule="gpipe", **BATCH),
+        (2, 2, 2),
+        ("gathered", "scattered", "gathered", "batch"),
+    ),
     "images": Case(solvers.gsadmm(IMAGES, cuts=[3], schedule="stored", **BATCH), (2, 2, 2), DOMAIN),
     "statistics": Case(
         solvers.gsadmm(NORMED, subnets=2, schedule="stored", **BATCH),
@@ -211,7 +230,7 @@ STORED = {
 
 @pytest.mark.parametrize("name", STORED)
 def test_of_several_switches_a_device_takes_its_own_branches(name, float32):
-    """A stored schedule switches on the piece more than once a step: a compiled program's text shows
+    """A stored schedule, or a pipeline, switches on the piece more than once a step: a compiled program's text shows
     the largest branch of each, the trace what a device hands in."""
     case = STORED[name]
     mesh = sharding.make_mesh(*case.sizes)

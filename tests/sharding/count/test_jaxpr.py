@@ -224,6 +224,11 @@ def test_axes_of_size_one_move_nothing():
     assert count_bytes(run, X) == count_bytes(run, X, compiled=True, mesh=thin) == expected
 
 
+def test_groups_of_one_device_move_nothing():
+    alone = [[0], [1], [2], [3]]
+    assert both(mapped(lambda x: lax.pmax(x, ("a", "b"), axis_index_groups=alone)), X) == {}
+
+
 def test_dead_collectives_do_not_count():
     def work(x):
         lax.psum(x, "a")
@@ -308,6 +313,6 @@ def test_what_cannot_be_counted_is_refused():
     assert count_bytes(jnp.sin, X, by_device=True, mesh=mesh()) == [{}] * 8
     with pytest.raises(ValueError, match="expected every shard_map on one mesh"):
         count_bytes(mapped(total), X, mesh=make_mesh(2))
-    grouped = mapped(lambda x: lax.psum(x, "a", axis_index_groups=[[0], [1]]))
+    grouped = mapped(lambda x: lax.psum(x, ("a", "b"), axis_index_groups=[[0, 1], [2, 3]]))
     with pytest.raises(ValueError, match=r"without axis_index_groups; got .*psum"):
         count_bytes(grouped, X)

@@ -131,8 +131,8 @@ def test_neighbours_receive_what_was_sent_in_its_own_dtypes(subnet, pc):
     assert np.any(seen[1])
 
 
-@pytest.mark.parametrize("one_way", [False, True])
-def test_both_neighbours_are_told_at_once(one_way):
+@pytest.mark.parametrize("gloo", [False, True])
+def test_both_neighbours_are_told_at_once(gloo):
     """Widths and dtypes differ each way; None, as of a message that no piece has, too."""
 
     def work(exchange, x):
@@ -142,15 +142,38 @@ def test_both_neighbours_are_told_at_once(one_way):
 
         return exchange.swap(*exchange.each(send, kinds=("samples",) * 2))
 
-    at = place(NUM, 2, 2)._replace(one_way=one_way)
+    at = place(NUM, 2, 2)._replace(gloo=gloo)
     assert_same(work, at, samples())
     mapped, x = on_mesh(work, at, samples())
     moved = sharding.count_bytes(mapped, x)
-    expected = {"reduce_scatter", "permute"} if one_way else {"permute"}
-    assert {route.collective for route in moved} == expected
-    # ids of one neighbour alone are permuted; a device sends no more than otherwise
+    assert {route.collective for route in moved} == {"reduce_scatter" if gloo else "permute"}
     sent = ring_bytes(moved, {"subnet": 2, "pr": 1, "pc": 2})
-    assert sent == BATCH // 2 * (4 * 4 + 6 + 4 * 2)
+    # h and ids go together, the mask of bytes alone
+    assert sent == BATCH // 2 * (4 * 4 + 4 * 2 + 6)
+    assert str(jax.make_jaxpr(mapped)(x)).count("= reduce_scatter[") == 2 * gloo
+
+
+@pytest.mark.parametrize("main", ["uint8", "uint16", "float32"])
+def test_codes_and_the_ends_of_their_grids_are_one_message(main):
+    """Bits go into narrower numbers; between processes a message costs more than its bytes."""
+
+    def work(exchange, x):
+        def send(l):
+            codes = (x["h"] * 40 + 128 + l).astype(main)
+            ends = {"low": x["h"][:, :1] - l, "step": x["ids"][:, :1] + l}
+            return {"codes": jnp.tile(codes, 9), **ends}, {
+                "codes": codes[:, :3],
+                "low": ends["low"],
+            }
+
+        return exchange.swap(*exchange.each(send, kinds=("samples",) * 2))
+
+    at = place(NUM, 2, 1)._replace(gloo=True)
+    assert_same(work, at, samples())
+    mapped, x = on_mesh(work, at, samples())
+    assert str(jax.make_jaxpr(mapped)(x)).count("= reduce_scatter[") == 1
+    sent = ring_bytes(sharding.count_bytes(mapped, x), {"subnet": 2, "pr": 1, "pc": 1})
+    assert sent == BATCH * (36 * np.dtype(main).itemsize + 4 + 4)
 
 
 @pytest.mark.parametrize(("subnet", "pc"), MESHES)

@@ -1,0 +1,163 @@
+"""Microbatches, forward passes at predicted weights, and what they leave for the gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jtssm
+from jtssm import losses, nn, sharding, solvers
+from jtssm.solvers.tssm.delayed import delays
+from tests.solvers.tssm import twins
+
+NET = jtssm.mlp([5, 8, 6, 8, 4, 3])
+BATCH = 8
+NADAM = optax.nadam(1e-2)
+
+
+def minibatches(num, net_inputs=(5,)):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(num, BATCH, *net_inputs))
+    return list(zip(x, rng.integers(0, 3, (num, BATCH)).astype(np.int32), strict=True))
+
+
+DATA = minibatches(8)
+
+
+def method_of(n, M, c, optimizer=NADAM, net=NET, build=solvers.gsadmm, **more):
+    more = {"schedule": solvers.Streaming(delay_power=0)} | more
+    ways = {"microbatches": M, "prediction": c, "optimizer": optimizer, "batch_size": BATCH}
+    return build(net, subnets=n, **ways, **more)
+
+
+def trained(method, params, batches=DATA, pause=5):
+    """Parameters after all minibatches, with a drain in between; and the losses that were shown."""
+    state = method.init(jax.random.key(0), *batches[0], params)
+    step, drain, shown = jax.jit(method.step), jax.jit(method.drain), []
+    for i, (x, y) in enumerate(batches):
+        if i == pause:
+            state = drain(state)
+        state, info = step(state, x, y)
+        shown.append(info.loss)
+    return method.params(drain(state)), np.asarray(shown)
+
+
+def assert_close(a, b, atol=1e-11):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+@pytest.fixture
+def params():
+    return NET.init(jax.random.key(3), jnp.float64)
+
+
+CASES = [(2, 1, 1.0), (2, 4, 0.0), (3, 2, 1.0), (3, 4, 0.7)]
+MORE = [(n, M, c) for n in (2, 3) for M in (1, 2, 4) for c in (0.0, 1.0) if (n, M, c) not in CASES]
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize(
+    ("n", "M", "c"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
+)
+def test_equals_the_twin_that_knows_the_recipe_alone(params, n, M, c, recompute):
+    if not (c or recompute):
+        pytest.skip("refused: gradients at other weights than the forward pass saw")
+    method = method_of(n, M, c, recompute=recompute, alpha=1.7, rho=0.6)
+    twin = twins.Pieces(NET, params, method.program.stages.starts, NADAM, losses.cross_entropy())
+    first, rest = DATA[:5], DATA[5:]
+    twins.predicted(twin, first, M, c)
+    twins.predicted(twin, rest, M, c)  # after a drain nothing is in flight
+    assert_close(trained(method, params)[0], twin.params())
+
+
+def test_gsam_is_the_same_with_one_sweep(params):
+    ours = trained(method_of(2, 2, 1.0), params)
+    assert_close(trained(method_of(2, 2, 1.0, build=solvers.gsam), params), ours)
+
+
+@pytest.mark.parametrize(
+    ("n", "M", "recompute", "shapes"),
+    [
+        (3, 2, True, [(2, 2, 2)]),
+        (2, 4, False, [(2, 1, 2)]),
+        pytest.param(3, 4, True, [(3, 1, 2), (3, 2, 1), (1, 1, 2)], marks=pytest.mark.slow),
+        pytest.param(3, 2, False, [(3, 1, 1), (2, 1, 2), (1, 1, 2)], marks=pytest.mark.slow),
+        pytest.param(3, 1, True, [(3, 1, 2)], marks=pytest.mark.slow),
+    ],
+)
+def test_a_mesh_gives_the_same_numbers(params, n, M, recompute, shapes):
+    method = method_of(n, M, 1.0, recompute=recompute)
+    alone, shown = trained(method, params)
+    for shape in shapes:
+        placed = sharding.place(method, sharding.make_mesh(*shape))
+        found, losses_there = trained(placed, params)
+        assert_close(found, alone)
+        np.testing.assert_allclose(losses_there, shown, atol=1e-11)
+
+
+def test_one_subnetwork_sums_the_gradients_of_its_minibatch(params):
+    """With weights, dropout by sample, and an optimizer that is told the loss."""
+    net = nn.sequence([nn.dense(6), nn.dropout_layer(0.4), nn.dense(3)], (5,))
+    told = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=2))
+    ways = {"optimizer": told, "net": net, "loss": losses.cross_entropy(ignore_index=0)}
+    batches = [*DATA[:2], (DATA[2][0], np.zeros(BATCH, np.int32)), *DATA[3:]]
+    whole = trained(method_of(1, 1, 0.0, **ways), None, batches)
+    apart = trained(method_of(1, 4, 0.0, **ways), None, batches)
+    assert_close(apart, whole)
+    still = ways | {"net": nn.sequence([nn.dense(6), nn.dense(3)], (5,))}
+    shown = trained(method_of(1, 4, 0.0, **still), None, batches)[1]
+    assert np.nanmax(np.abs(shown - whole[1])) > 1e-3  # something was dropped above
+
+
+def test_workers_run_the_same_recipe_each(params):
+    """A worker of a crew of one that never averages is the method alone."""
+    crew = method_of(2, 2, 1.0, workers=1, local_steps=4)
+    state = crew.init(jax.random.key(0), *DATA[0], params)
+    step = jax.jit(crew.step)
+    for r in (0, 4):
+        x, y = (np.stack(a)[:, None] for a in zip(*DATA[r : r + 4], strict=True))
+        state, _ = step(state, x, y)
+    found = crew.params(jax.jit(crew.drain)(state))
+    assert_close(found, trained(method_of(2, 2, 1.0), params, pause=None)[0])
+
+
+def test_delays_and_defaults():
+    assert delays(4) == [6, 4, 2, 0]
+    assert delays(4, 2) == [3, 2, 1, 0]
+    assert delays(4, 6) == delays(4, 100) == [1, 1, 1, 0]
+    recipe = lambda **ways: solvers.gsadmm(NET, optimizer=NADAM, **ways).program.batch.microbatches
+    assert [recipe(subnets=n, batch_size=24) for n in (1, 2, 3, 4, 5)] == [1, 2, 4, 6, 8]
+    assert recipe(subnets=4, batch_size=10) == 10
+    assert recipe(subnets=5, batch_size=7) == 7
+    assert recipe(subnets=3, batch_size=24, schedule=solvers.Streaming(sweeps=2)) == 1
+
+
+@pytest.mark.parametrize(
+    ("ways", "word"),
+    [
+        (
+            {"microbatches": 3},
+            "microbatches: expected a number that divides batch_size=8, such as 2",
+        ),
+        ({"microbatches": 0}, "microbatches"),
+        ({"microbatches": 2, "schedule": "stored"}, "microbatches: expected None or 1"),
+        ({"prediction": -1.0}, "prediction"),
+        (
+            {"prediction": 1.0, "schedule": solvers.Streaming(sweeps=2)},
+            "prediction: expected None or 0",
+        ),
+        ({"microbatches": 1, "recompute": False}, "recompute: expected True with prediction=0"),
+        ({"recompute": False, "schedule": "stored"}, "recompute: expected True"),
+    ],
+)
+def test_what_cannot_be_is_refused(ways, word):
+    with pytest.raises(ValueError, match=word):
+        solvers.gsadmm(NET, subnets=2, optimizer=NADAM, batch_size=BATCH, **ways)
+
+
+def test_meshes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"'pc' axis that divides batch_size / microbatches=2"):
+        sharding.place(method_of(2, 4, 1.0), sharding.make_mesh(pc=4))
+    with pytest.raises(ValueError, match="gsadmm with recompute=False does not split layers"):
+        sharding.place(method_of(2, 2, 1.0, recompute=False), sharding.make_mesh(pr=2))
