@@ -7,7 +7,7 @@ The suffix of a path is the format: png, svg, pdf.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, takewhile
 from math import isfinite, nan
 from pathlib import Path
 from textwrap import fill
@@ -311,10 +311,8 @@ def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
 def _joint(labels: Sequence[str]) -> str:
     """Several names of a curve as one; words that they begin with stand once."""
     words = [label.split(" ") for label in labels]
-    shortest = min(map(len, words)) - 1
-    same = (i for i in range(shortest) if len({each[i] for each in words}) > 1)
-    start = next(same, shortest) if len(labels) > 1 else 0
-    return " = ".join([labels[0], *(" ".join(each[start:]) for each in words[1:])])
+    same = sum(1 for _ in takewhile(lambda each: len({*each}) == 1, zip(*words, strict=False)))
+    return " = ".join([labels[0], *(" ".join(a[same:]) or " ".join(a) for a in words[1:])])
 
 
 def _whole(axes: Axes) -> None:
