@@ -27,7 +27,19 @@ SMALL = ["--hidden", "16,16", "--epochs", "2", "--batch-size", "60"]
 def test_train_writes_history_figure_weights_and_a_table(tmp_path, capsys):
     out = tmp_path / "run"
     code = main(
-        ["train", "gsadmm", "--subnets", "3", "--mesh", "subnet=3,pc=2", *SMALL, "--out", str(out)]
+        [
+            "train",
+            "gsadmm",
+            "--subnets",
+            "3",
+            "--microbatches",
+            "5",
+            "--mesh",
+            "subnet=3,pc=2",
+            *SMALL,
+            "--out",
+            str(out),
+        ]
     )
     assert code == 0
     table = capsys.readouterr().out

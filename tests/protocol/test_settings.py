@@ -20,6 +20,7 @@ GIVEN = {
     "gsadmm": GSADMM,
     "gsam": GSADMM | {"schedule": solvers.Stored(order="parallel")},
     "pdadmm": {"rho": 3.0, "grid": [0.0, 0.5, 1.0]},
+    "pipeline": GSADMM | {"microbatches": 3},
     "ist": ROUND | {"subnets": 2},
     "local_sgd": ROUND | {"workers": 2},
     "ensemble": ROUND | {"members": 2},
@@ -63,11 +64,14 @@ def test_a_document_has_no_addresses_and_every_kind_of_value():
             "rho": 0.5,
             "alpha": 1.0,
             "eta": None,
-            "schedule": {"kind": "Streaming", "sweeps": 1, "delay_power": 1.0},
+            "schedule": {"kind": "Streaming", "sweeps": 1, "delay_power": None},
             "workers": None,
             "local_steps": None,
             "outer_optimizer": None,
             "grid": None,
+            "microbatches": None,
+            "prediction": None,
+            "recompute": True,
             "loss": "cross_entropy",
             "precision": None,
             "compute_dtype": "bfloat16",
@@ -119,7 +123,7 @@ def test_the_repr_is_the_call_without_what_is_left_at_its_default():
     assert repr(made(schedule="streaming", alpha=1.0).settings) == f"gsadmm({adam})"
     method = made(rho=0.5, precision="highest", schedule=solvers.Streaming(2))
     assert repr(method.settings) == (
-        f"gsadmm({adam}, rho=0.5, schedule=Streaming(sweeps=2, delay_power=1.0), "
+        f"gsadmm({adam}, rho=0.5, schedule=Streaming(sweeps=2, delay_power=None), "
         "precision='highest')"
     )
     several = made(optimizer=[optax.adam(1e-3), optax.sgd(0.1, momentum=0.9)]).settings

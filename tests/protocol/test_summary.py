@@ -18,7 +18,7 @@ SHARED = {"optimizer": ADAM, "batch_size": 24}
 ROUND = {"optimizer": ADAM, "batch_size": 12, "local_steps": 2}
 METHODS = {
     "sgd": (solvers.sgd(NET, **SHARED), (1, 2, 2)),
-    "gsadmm": (solvers.gsadmm(NET, subnets=2, **SHARED), (2, 1, 2)),
+    "gsadmm": (solvers.gsadmm(NET, subnets=2, microbatches=1, **SHARED), (2, 1, 2)),
     "gsam": (solvers.gsam(NET, subnets=3, schedule="stored", **SHARED), (3, 1, 2)),
     "pdadmm": (solvers.pdadmm(NET), (3, 1, 2)),
     "ist": (solvers.ist(NET, subnets=2, **ROUND), (2, 1, 2)),

@@ -184,7 +184,7 @@ def test_sgd_tells_the_loss_of_the_minibatch():
 
 
 def test_a_streaming_subnetwork_is_told_what_it_minimises():
-    method = made("gsadmm, n = 2", remembering(), alpha=3.0, rho=0.5)
+    method = made("gsadmm, n = 2", remembering(), alpha=3.0, rho=0.5, microbatches=1)
     _, state, info = stepped(method, 5)
     coupling = float(info.shown["coupling"])  # of the boundary, one tick later
     step, (x, y) = jax.jit(method.step), step_samples(method)
@@ -230,7 +230,8 @@ def test_on_a_mesh_the_loss_is_that_of_the_whole_minibatch(kind):
 
 def test_a_plateau_makes_the_steps_smaller():
     plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, min_scale=1e-3)
-    method = made("gsadmm, n = 2", optax.chain(optax.sgd(1e-9), plateau))  # no loss falls
+    optimizer = optax.chain(optax.sgd(1e-9), plateau)  # no loss falls
+    method = made("gsadmm, n = 2", optimizer, microbatches=1)
     _, state, _ = stepped(method, 12)
     scales = [float(w.opt_state[-1].scale) for w in state.weights]
     assert all(scale <= 0.25 for scale in scales)

@@ -243,7 +243,8 @@ def test_pieces_on_a_mesh_have_the_numbers_of_one_device_and_send_what_they_decl
 
 
 def test_floats_alone_come_back_and_the_bytes_are_those_of_each_dtype():
-    method = solvers.gsadmm(network("encoder"), subnets=2, optimizer=ADAM, batch_size=BATCH)
+    ways = {"optimizer": ADAM, "batch_size": BATCH, "microbatches": 1}
+    method = solvers.gsadmm(network("encoder"), subnets=2, **ways)
     sent = {m.what: (m.shape, m.itemsize, m.source) for m in method.moves(BATCH) if m.axis != "pc"}
     assert sent == {
         "f": ((BATCH, 16), None, 0),

@@ -140,7 +140,8 @@ def test_callbacks_are_functions_or_hooks():
 def filling(**options):
     """gsADMM of 4 subnetworks, 2 steps an epoch: 3 steps pass before labels meet an output."""
     net = jtssm.mlp([4, 8, 8, 8, 4])
-    how = solvers.gsadmm(net, subnets=4, optimizer=optax.adam(1e-2), batch_size=20)
+    ways = {"optimizer": optax.adam(1e-2), "batch_size": 20, "microbatches": 1}
+    how = solvers.gsadmm(net, subnets=4, **ways)
     return jtssm.fit(how, (X[:40], Y[:40]), epochs=3, key=KEY, **options)
 
 
@@ -173,7 +174,8 @@ def test_a_pipeline_that_fills_is_no_divergence_and_is_gone_on_from(tmp_path, mo
     """Checkpoints every 2 of 12 steps an epoch; the first two keep steps of which nothing is known."""
     monkeypatch.setattr("jtssm.train.batches.CHUNK", 2)
     net = jtssm.mlp([4, 8, 8, 8, 4])
-    how = solvers.gsadmm(net, subnets=4, optimizer=optax.adam(1e-2), batch_size=20)
+    ways = {"optimizer": optax.adam(1e-2), "batch_size": 20, "microbatches": 1}
+    how = solvers.gsadmm(net, subnets=4, **ways)
     ways = {"how": how, "epochs": 4, "evaluate_every": 2, "on_divergence": "halve"}
     with pytest.raises(OSError, match="broken off"):
         fit(tmp_path, every=2, callbacks=[Ending(6)], **ways)

@@ -18,7 +18,8 @@ KEY = jax.random.key(0)
 
 def gsadmm(optimizer=None, **options):
     optimizer = optax.adam(1e-2) if optimizer is None else optimizer
-    return solvers.gsadmm(NET, subnets=2, optimizer=optimizer, batch_size=20, **options)
+    ways = {"batch_size": 20, "microbatches": 1} | options
+    return solvers.gsadmm(NET, subnets=2, optimizer=optimizer, **ways)
 
 
 def test_history_counts_steps_samples_and_evaluates_the_composed_network():

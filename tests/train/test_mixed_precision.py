@@ -100,7 +100,7 @@ ON_MESH = {
         ["batch", "model", "scattered"],
     ),
     "gsadmm": (
-        lambda d: solvers.gsadmm(NET, subnets=4, **batch(d, 0.1)),
+        lambda d: solvers.gsadmm(NET, subnets=4, microbatches=1, **batch(d, 0.1)),
         (2, 2, 2),
         ["model", "row"] * 2,
     ),

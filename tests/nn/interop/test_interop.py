@@ -241,9 +241,8 @@ def test_under_gsadmm_a_minibatch_drops_the_same_neurons_on_every_pass():
     """One minibatch through and out again: exactly a step of SGD with the masks it entered with."""
     net, (x, y) = from_nnx(residual(rate=0.4), IMAGE), images()
     assert [layer.random for layer in net.layers] == [False, False, True, True, False]
-    method = solvers.gsadmm(
-        net, cuts=[3], optimizer=SGD, batch_size=8, schedule=solvers.Streaming(delay_power=0)
-    )
+    ways = {"microbatches": 1, "schedule": solvers.Streaming(delay_power=0)}
+    method = solvers.gsadmm(net, cuts=[3], optimizer=SGD, batch_size=8, **ways)
     state = method.init(jax.random.key(5), x, y)
     key = jax.random.fold_in(state.key, 0)  # the tick at which it enters
 

@@ -27,11 +27,13 @@ def samples(num, dtype=np.float64):
 
 
 def gsadmm(net=NET, optimizer=RATE, **options):
-    return solvers.gsadmm(net, optimizer=optimizer, batch_size=BATCH, rho=0.7, alpha=1.3, **options)
+    ways = {"batch_size": BATCH, "microbatches": 1, "rho": 0.7, "alpha": 1.3} | options
+    return solvers.gsadmm(net, optimizer=optimizer, **ways)
 
 
 def gsam(**options):
-    return solvers.gsam(NET, optimizer=RATE, batch_size=BATCH, alpha=1.3, **options)
+    ways = {"batch_size": BATCH, "microbatches": 1, "alpha": 1.3} | options
+    return solvers.gsam(NET, optimizer=RATE, **ways)
 
 
 def run(method, steps, dtype=np.float64, params=None):

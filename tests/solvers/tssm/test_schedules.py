@@ -24,7 +24,6 @@ NET = jtssm.mlp([4, 8, 8, 3])
         ),
         (solvers.Streaming, {"sweeps": 1001}, r"sweeps: expected at most 1000, .*got 1001"),
         (solvers.Streaming, {"delay_power": -0.5}, r"delay_power: expected a finite .*got -0\.5"),
-        (solvers.Streaming, {"delay_power": None}, r"delay_power: expected a finite .*got None"),
         (solvers.Stored, {"sweeps": True}, r"sweeps: expected an integer of at least 1; got True"),
         (solvers.Stored, {"sweeps": 1001}, r"sweeps: expected at most 1000, .*got 1001"),
         (solvers.Stored, {"weight_steps": 0}, r"weight_steps: expected an integer.*got 0"),
@@ -54,7 +53,7 @@ def test_a_schedule_takes_its_own_numbers_alone_and_keeps_them():
 
 
 def test_names_stand_for_them_with_their_defaults():
-    assert schedules.find("streaming") == solvers.Streaming(sweeps=1, delay_power=1.0)
+    assert schedules.find("streaming") == solvers.Streaming(sweeps=1, delay_power=None)
     assert schedules.find("stored") == solvers.Stored(sweeps=1, weight_steps=None, order=None)
     assert schedules.find(solvers.Streaming(3)) == solvers.Streaming(3)
 
