@@ -28,7 +28,7 @@ def close(a, b):
 
 
 def test_a_run_of_trees_is_resumed_evaluated_and_asked(tmp_path):
-    method = solvers.gsadmm(NET, subnets=2, **SHARED)
+    method = solvers.gsadmm(NET, subnets=2, microbatches=1, **SHARED)
     ways = {"key": KEY, "validation": (X, Y), "progress": False}
     whole = jtssm.fit(method, (jax.tree.map(jnp.asarray, X), Y), epochs=2, **ways)
     mesh = sharding.make_mesh(2, 1, 2)
