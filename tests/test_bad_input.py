@@ -367,7 +367,12 @@ def place(changes=None, mesh=None, **options):
     ("changes", "mesh", "options", "message"),
     [
         ({}, {"subnet": 4}, {}, r"mesh: expected a 'subnet' axis of at most 2.*got 4"),
-        ({}, {"pc": 4}, {}, r"mesh: expected a 'pc' axis that divides batch_size=6; got 4"),
+        (
+            {},
+            {"pc": 4},
+            {},
+            r"mesh: expected a 'pc' axis that divides batch_size / microbatches=3; got 4",
+        ),
         ({}, {"pr": 7}, {}, r"pr: expected a size that divides .*\[8, 8, 3\]; got 7"),
         ({}, {"pr": 2}, {"forms": "rows"}, r"forms: expected 'auto' or a list of 3 forms"),
         (

@@ -52,8 +52,10 @@ def params():
     return NET.init(jax.random.key(3), jnp.float64)
 
 
-CASES = [(2, 1, 1.0), (2, 4, 0.0), (3, 2, 1.0), (3, 4, 0.7)]
-MORE = [(n, M, c) for n in (2, 3) for M in (1, 2, 4) for c in (0.0, 1.0) if (n, M, c) not in CASES]
+CASES = [(2, 4, 0.0), (3, 2, 1.0)]
+MORE = [
+    (n, M, c) for n in (2, 3) for M in (1, 2, 4) for c in (0.0, 0.7, 1.0) if (n, M, c) not in CASES
+]
 
 
 @pytest.mark.parametrize("recompute", [True, False])
@@ -71,6 +73,7 @@ def test_equals_the_twin_that_knows_the_recipe_alone(params, n, M, c, recompute)
     assert_close(trained(method, params)[0], twin.params())
 
 
+@pytest.mark.slow
 def test_gsam_is_the_same_with_one_sweep(params):
     ours = trained(method_of(2, 2, 1.0), params)
     assert_close(trained(method_of(2, 2, 1.0, build=solvers.gsam), params), ours)
@@ -79,8 +82,8 @@ def test_gsam_is_the_same_with_one_sweep(params):
 @pytest.mark.parametrize(
     ("n", "M", "recompute", "shapes"),
     [
-        (3, 2, True, [(2, 2, 2)]),
         (2, 4, False, [(2, 1, 2)]),
+        pytest.param(3, 2, True, [(2, 2, 2)], marks=pytest.mark.slow),
         pytest.param(3, 4, True, [(3, 1, 2), (3, 2, 1), (1, 1, 2)], marks=pytest.mark.slow),
         pytest.param(3, 2, False, [(3, 1, 1), (2, 1, 2), (1, 1, 2)], marks=pytest.mark.slow),
         pytest.param(3, 1, True, [(3, 1, 2)], marks=pytest.mark.slow),
@@ -110,6 +113,7 @@ def test_one_subnetwork_sums_the_gradients_of_its_minibatch(params):
     assert np.nanmax(np.abs(shown - whole[1])) > 1e-3  # something was dropped above
 
 
+@pytest.mark.slow
 def test_workers_run_the_same_recipe_each(params):
     """A worker of a crew of one that never averages is the method alone."""
     crew = method_of(2, 2, 1.0, workers=1, local_steps=4)
