@@ -127,5 +127,6 @@ def test_what_cannot_be_registered_is_refused(given, message):
         "ist",
         "local_sgd",
         "pdadmm",
+        "pipeline",
         "sgd",
     }

@@ -181,7 +181,7 @@ def gsadmm(
     starts = _starts(net, subnets, cuts, balance, found)
     (batch_size,) = checks.count(batch_size=batch_size)
     parts = microbatches, prediction, recompute
-    recipe = schedules.recipe(found, len(starts) - 1, batch_size, *parts)
+    recipe = schedules.recipe(found, net, len(starts) - 1, batch_size, *parts)
     pieces = _pieces(net, starts, optimizer, found, recipe, loss, compute_dtype)
     rules = Rules(turn.GSADMM, stored_gsadmm.GSADMM)
     crew = crew_of(pieces, workers, local_steps, outer_optimizer)
@@ -243,7 +243,7 @@ def gsam(
     starts = _starts(net, subnets, cuts, balance, found)
     (batch_size,) = checks.count(batch_size=batch_size)
     parts = microbatches, prediction, recompute
-    recipe = schedules.recipe(found, len(starts) - 1, batch_size, *parts)
+    recipe = schedules.recipe(found, net, len(starts) - 1, batch_size, *parts)
     pieces = _pieces(net, starts, optimizer, found, recipe, loss, compute_dtype)
     order = found.order if isinstance(found, Stored) else None
     rules = Rules(turn.GSAM, stored_gsam.ORDERS[order or "sequential"])

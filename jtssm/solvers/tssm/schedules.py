@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from jtssm import checks
 from jtssm.nn.cuts import Passes
+from jtssm.nn.network import Network
 from jtssm.solvers.quantise import Crossing, grid_of
 from jtssm.solvers.tssm.ahead import Recipe
 
@@ -110,6 +111,7 @@ def check_for(constructor: str, schedule: Streaming | Stored) -> None:
 
 def recipe(
     schedule: Streaming | Stored,
+    net: Network,
     num: int,
     batch_size: int,
     microbatches: int | None,
@@ -131,7 +133,8 @@ def recipe(
             raise ValueError(f"recompute: expected True with {which}; got False")
         return Recipe()
     if microbatches is None:
-        microbatches = _enough(num, batch_size)
+        own = any(each.over == "samples" for layer in net.layers for each in layer.statistics)
+        microbatches = _enough(num, batch_size, 2 if own or net.estimated else 1)
     (microbatches,) = checks.count(microbatches=microbatches)
     if batch_size % microbatches:
         fits = max(m for m in range(1, microbatches) if batch_size % m == 0)
@@ -150,10 +153,11 @@ def recipe(
     return Recipe(microbatches, prediction, recompute)
 
 
-def _enough(num: int, batch_size: int) -> int:
-    """The fewest microbatches that make gradients one step old at most and divide batch_size."""
-    most = max(2 * (num - 1), 1)
-    return next((m for m in range(most, batch_size) if batch_size % m == 0), batch_size)
+def _enough(num: int, batch_size: int, least: int) -> int:
+    """The fewest microbatches that make gradients one step old at most and divide batch_size; where such
+    would have fewer samples than `least`, as many as go."""
+    fits = [m for m in range(1, batch_size // least + 1) if batch_size % m == 0] or [1]
+    return next((m for m in fits if m >= 2 * (num - 1)), fits[-1])
 
 
 def delay_power(schedule: Streaming, recipe: Recipe, num: int) -> float:
