@@ -143,6 +143,7 @@ def test_1f1b_keeps_less_than_gpipe():
 NORMED = jtssm.mlp([4, 8, 6, 3], normalisation="batch")
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_a_microbatch_on_any_mesh():
     """Against a twin: every second sample is of one microbatch, of whichever device."""
     ways = {"optimizer": optax.sgd(0.1), "batch_size": 24, "subnets": 2}
