@@ -123,6 +123,12 @@ def recipe(
     Raises:
       ValueError: what a schedule does not do, or microbatches that are not all of one size.
     """
+    if microbatches is not None:
+        (microbatches,) = checks.count(microbatches=microbatches)
+    if prediction is not None:
+        (prediction,) = checks.not_negative(prediction=prediction)
+    if not isinstance(recompute, bool):
+        raise ValueError(f"recompute: expected True or False; got {checks.shown(recompute)}")
     if not isinstance(schedule, Streaming) or schedule.sweeps > 1:
         which = "several sweeps" if isinstance(schedule, Streaming) else "schedule='stored'"
         if microbatches not in {None, 1}:
@@ -135,7 +141,6 @@ def recipe(
     if microbatches is None:
         own = any(each.over == "samples" for layer in net.layers for each in layer.statistics)
         microbatches = _enough(num, batch_size, 2 if own or net.estimated else 1)
-    (microbatches,) = checks.count(microbatches=microbatches)
     if batch_size % microbatches:
         fits = max(m for m in range(1, microbatches) if batch_size % m == 0)
         raise ValueError(
@@ -144,7 +149,6 @@ def recipe(
         )
     if prediction is None:
         prediction = float(microbatches >= 2 * (num - 1))
-    (prediction,) = checks.not_negative(prediction=prediction)
     if not (recompute or prediction or num == 1):
         raise ValueError(
             "recompute: expected True with prediction=0, whose turns take gradients at other weights "
