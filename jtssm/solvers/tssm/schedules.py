@@ -160,8 +160,10 @@ def recipe(
 def _enough(num: int, batch_size: int, least: int) -> int:
     """The fewest microbatches that make gradients one step old at most and divide batch_size; where such
     would have fewer samples than `least`, as many as go."""
-    fits = [m for m in range(1, batch_size // least + 1) if batch_size % m == 0] or [1]
-    return next((m for m in fits if m >= 2 * (num - 1)), fits[-1])
+    most, wanted = max(batch_size // least, 1), max(2 * (num - 1), 1)
+    more = range(wanted, min(most, 100 * wanted) + 1)
+    fewer = range(min(most, wanted), 0, -1)
+    return next(m for m in (*more, *fewer) if batch_size % m == 0)
 
 
 def delay_power(schedule: Streaming, recipe: Recipe, num: int) -> float:
