@@ -64,7 +64,7 @@ def test_finished_runs_are_not_run_again(monkeypatch, tmp_path, capsys):
 
     written = {}
     monkeypatch.setattr(tssm_tradeoff, "_train", train)
-    monkeypatch.setattr(tssm_tradeoff.plot, "tradeoff", lambda *_, **__: None)
+    monkeypatch.setattr(tssm_tradeoff.figures, "draw", lambda name: None)
     monkeypatch.setattr(
         record, "write", lambda name, _, content: written.update(content) or tmp_path / "a.json"
     )

@@ -297,7 +297,8 @@ def test_an_address_of_another_machine_and_a_taken_port_are_named():
 
 def test_the_command_line_trains_with_several_processes_and_the_first_one_writes(pair):
     folder, _, _ = pair
-    names = {"history.csv", "history.png", "params.npz", "result.json"}
+    drawn = {f"history.{kind}" for kind in ("png", "svg", "pdf")}
+    names = {"history.csv", "params.npz", "params.json", "result.json"} | drawn
     assert {file.name for file in (folder / "cli-0").iterdir()} == names
     assert not (folder / "cli-1").exists()
     assert (folder / "cli-1.txt").read_text() == ""
