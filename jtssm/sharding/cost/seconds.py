@@ -27,7 +27,6 @@ Sources: Gholami et al., arXiv 1712.04432 (alpha and beta); rings: Thakur, Raben
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from math import ceil, prod
 from typing import NamedTuple
 
@@ -130,9 +129,11 @@ def one_message_seconds(machine: Machine, m: Message, sizes: Sizes, word: int = 
     by_name = dict(zip(("subnet", "pr", "pc"), sizes, strict=True))
     num_bytes = message_bytes(m, word) / m.times
     axes = {name: by_name[name] for name in m.axes}
-    each = partial(collective_seconds, machine, m.collective, axes=axes)
-    more = ceil(num_bytes / machine.combined) - 1 if m.collective == "all_reduce" else 0
-    return m.times * (each(num_bytes) + max(0, more) * each(0))
+    each = collective_seconds(machine, m.collective, num_bytes, axes)
+    if m.collective == "all_reduce" and num_bytes > machine.combined:
+        more = ceil(num_bytes / machine.combined) - 1  # messages, each with latencies of its own
+        each += more * collective_seconds(machine, m.collective, 0.0, axes)
+    return m.times * each
 
 
 def seconds_of(
