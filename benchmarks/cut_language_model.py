@@ -26,7 +26,7 @@ import numpy as np
 
 import jtssm
 from benchmarks import record
-from benchmarks.running import Runs
+from benchmarks.running import Runs, chosen
 from benchmarks.users_networks import SEEDS, TUNING_SEED, optimizer
 from examples import language_model
 from jtssm import nn, solvers
@@ -95,24 +95,18 @@ def main() -> None:
     lines = [line for line in given.lines if re.search(given.only, str(line))]
     with Runs(given.runs, given.workers, lambda seen: True, _shown) as runs:
         every = lambda wanted: runs.all(train, {run: (run, given.smoke) for run in wanted})
-        tuned = every((*line, rate, TUNING_SEED, False) for line in lines for rate in given.rates)
-        tried = {
-            line: {r: tuned[*line, r, TUNING_SEED, False]["valid_bits"] for r in given.rates}
-            for line in lines
-        }
-        best = {line: min(of, key=lambda rate: of[rate]) for line, of in tried.items()}
-        read = every((*line, best[line], seed, True) for line in lines for seed in given.seeds)
+        found = chosen(every, lines, given.rates, given.seeds, TUNING_SEED, "valid_bits", min)
     report = {}
-    for line in lines:
-        seen = [read[*line, best[line], seed, True] for seed in given.seeds]
-        report[str(line)] = {
-            "rate": best[line],
-            "diverged": any(one["diverged"] for one in seen),
-            "valid_bits": [one["valid_bits"] for one in seen],
-            "test_bits": [one["test_bits"] for one in seen],
-            "valid_bits_by_rate": {str(rate): found for rate, found in tried[line].items()},
+    for name, line in ((str(line), found[line]) for line in lines):
+        report[name] = {
+            "rate": line.rate,
+            "diverged": any(one["diverged"] for one in line.runs),
+            "valid_bits": [one["valid_bits"] for one in line.runs],
+            "test_bits": [one["test_bits"] for one in line.runs],
+            "valid_bits_by_rate": line.by_rate,
         }
-        print(f"{line}  rate {best[line]:g}  bits {np.mean(report[str(line)]['test_bits']):.4f}")
+        tests = report[name]["test_bits"]
+        print(f"{name}  rate {line.rate:g}  test {np.mean(tests):.4f} of {tests}")
     if not given.smoke:
         content = {"seeds": given.seeds, "tuning_seed": TUNING_SEED, "results": report}
         print(record.write("cut_language_model", "benchmarks.cut_language_model", content))

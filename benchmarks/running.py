@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -63,6 +63,47 @@ class Runs:
             with self.path.open("a") as file:
                 file.write(json.dumps(seen) + "\n")
         tqdm.write(self.show(seen))
+
+
+class Reported(NamedTuple):
+    """A line of a table, with the rate that was best on held-out samples."""
+
+    rate: float
+    by_rate: dict[str, float]  # what every rate came to there
+    runs: list[dict]  # one a seed
+
+
+def chosen(
+    every: Callable[[Iterable[tuple]], Mapping[tuple, dict]],
+    lines: Sequence[tuple],
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    tuning_seed: int,
+    held_out: str,
+    better: Callable[..., float],
+) -> dict[tuple, Reported]:
+    """Every line with its best rate, of a seed of its own, and what it came to with that.
+
+    Args:
+      every: runs (*line, rate, seed, whether test samples are read) -> what each showed.
+      held_out: what of a run tells how good it is on held-out samples.
+      better: `max`, or `min` where less is better.
+    """
+    tuned = every((*line, rate, tuning_seed, False) for line in lines for rate in rates)
+    tried = {
+        line: {rate: tuned[*line, rate, tuning_seed, False][held_out] for rate in rates}
+        for line in lines
+    }
+    best = {line: better(rates, key=tried[line].__getitem__) for line in lines}
+    read = every((*line, best[line], seed, True) for line in lines for seed in seeds)
+    return {
+        line: Reported(
+            best[line],
+            {str(rate): found for rate, found in tried[line].items()},
+            [read[*line, best[line], seed, True] for seed in seeds],
+        )
+        for line in lines
+    }
 
 
 def _stay_on_a_core(cores: Any) -> None:

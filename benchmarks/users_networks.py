@@ -31,7 +31,7 @@ from flax import linen, nnx
 
 import jtssm
 from benchmarks import record
-from benchmarks.running import Runs
+from benchmarks.running import Runs, chosen
 from jtssm import data, nn, solvers
 from jtssm.train import batches
 
@@ -197,26 +197,19 @@ def main() -> None:
         every = lambda wanted: runs.all(
             train, {run: (run, given.epochs, given.smoke) for run in wanted}
         )
-        tuned = every((*line, rate, TUNING_SEED, False) for line in lines for rate in given.rates)
-        tried = {
-            line: {r: tuned[*line, r, TUNING_SEED, False]["valid_accuracy"] for r in given.rates}
-            for line in lines
-        }
-        best = {line: max(of, key=lambda rate: of[rate]) for line, of in tried.items()}
-        read = every((*line, best[line], seed, True) for line in lines for seed in given.seeds)
+        found = chosen(every, lines, given.rates, given.seeds, TUNING_SEED, "valid_accuracy", max)
     report = {}
-    for line in lines:
-        seen = [read[*line, best[line], seed, True] for seed in given.seeds]
-        report[str(line)] = {
-            "rate": best[line],
-            "cuts": seen[0]["cuts"],
-            "diverged": any(one["diverged"] for one in seen),
-            "valid_accuracy": [one["valid_accuracy"] for one in seen],
-            "test_accuracy": [one["test_accuracy"] for one in seen],
-            "valid_accuracy_by_rate": {str(rate): found for rate, found in tried[line].items()},
+    for name, line in ((str(line), found[line]) for line in lines):
+        report[name] = {
+            "rate": line.rate,
+            "cuts": line.runs[0]["cuts"],
+            "diverged": any(one["diverged"] for one in line.runs),
+            "valid_accuracy": [one["valid_accuracy"] for one in line.runs],
+            "test_accuracy": [one["test_accuracy"] for one in line.runs],
+            "valid_accuracy_by_rate": line.by_rate,
         }
-        found = report[str(line)]["test_accuracy"]
-        print(f"{line}  rate {best[line]:g}  test {np.mean(found):.4f} of {found}")
+        tests = report[name]["test_accuracy"]
+        print(f"{name}  rate {line.rate:g}  test {np.mean(tests):.4f} of {tests}")
     if not given.smoke:
         content = {"seeds": given.seeds, "tuning_seed": TUNING_SEED, "results": report}
         print(record.write("users_networks", "benchmarks.users_networks", content))

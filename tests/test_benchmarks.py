@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from benchmarks import (
+    cut_language_model,
     grid_bytes,
     grid_speed,
     ist_speed,
@@ -21,6 +22,7 @@ from benchmarks import (
     published_figures,
     record,
     rounded_boundaries,
+    running,
     tssm_modelled,
     tssm_speed,
     tssm_tradeoff,
@@ -259,6 +261,29 @@ def test_users_networks_runs_small(monkeypatch, capsys):
     lines = [line for line in lines if "seed" not in line]  # those are of single runs
     names = ("transformer", "residual")
     assert lines == [f"{name}, nadam, n = {n}" for name in names for n in (1, 2)]
+
+
+@pytest.mark.slow
+def test_a_language_model_is_cut_in_small(monkeypatch, capsys):
+    lines = [line.split("  ")[0] for line in smoke(monkeypatch, capsys, cut_language_model)]
+    assert lines[-2:] == ["nadam, n = 1", "nadam, n = 2, M = 8"]
+
+
+@pytest.mark.parametrize(("better", "rate"), [(max, 2.0), (min, 1.0)])
+def test_rates_are_chosen_on_held_out_samples_with_a_seed_of_their_own(better, rate):
+    """Of the test samples nothing is known before; 3.0 is the best rate with a seed that is reported."""
+    held = {1.0: 0.1, 2.0: 0.9, 3.0: 0.5}
+    asked = []
+
+    def every(wanted):
+        asked.append(list(wanted))
+        value = lambda run: held[run[1]] if run[2] == 100 else 10 * run[1]
+        return {run: {"held": value(run), "run": run} for run in asked[-1]}
+
+    (found,) = running.chosen(every, [("a",)], list(held), (0, 1), 100, "held", better).values()
+    assert (found.rate, found.by_rate) == (rate, {str(r): v for r, v in held.items()})
+    assert asked[0] == [("a", r, 100, False) for r in held]
+    assert [one["run"] for one in found.runs] == asked[1] == [("a", rate, s, True) for s in (0, 1)]
 
 
 @pytest.mark.slow

@@ -6,8 +6,9 @@ from jtssm.solvers.descent import sgd
 from jtssm.solvers.layerwise import pdadmm
 from jtssm.solvers.methods import METHODS, register
 from jtssm.solvers.pipelines import pipeline
-from jtssm.solvers.tssm import Variables, gsadmm, gsam, lagrangian, variables
+from jtssm.solvers.tssm import gsadmm, gsam
 from jtssm.solvers.tssm.delayed import delays
+from jtssm.solvers.tssm.lagrangian import Variables, lagrangian, variables
 from jtssm.solvers.tssm.schedules import Stored, Streaming
 from jtssm.solvers.workers.averaging import ensemble, local_sgd
 from jtssm.solvers.workers.ist import ist

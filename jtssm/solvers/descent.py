@@ -42,7 +42,7 @@ from jtssm.solvers.pieces import Pieces, Weights, precisely, training
 from jtssm.solvers.tssm import rounds
 from jtssm.solvers.tssm.crew import TEXTS, crew_of
 from jtssm.solvers.tssm.flow import Flow
-from jtssm.solvers.tssm.turn import SGD
+from jtssm.solvers.tssm.rules import SGD
 from jtssm.solvers.tssm.updates import Penalties
 from jtssm.solvers.weighing import kept, means, weigh
 

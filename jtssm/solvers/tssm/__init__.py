@@ -39,31 +39,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
-import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
 from jtssm import checks, losses
-from jtssm.arrays import Array, Scalar, Tree
 from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network
 from jtssm.protocol import sample_checks
 from jtssm.protocol.arguments import documented
-from jtssm.protocol.exchange import by_index
 from jtssm.protocol.method import Method
 from jtssm.protocol.piece_optimizers import of_pieces
 from jtssm.protocol.settings import recorded
-from jtssm.protocol.stages import StageProgram
-from jtssm.solvers.pieces import Pieces, Weights
+from jtssm.solvers.pieces import Pieces
 from jtssm.solvers.quantise import Crossing
 from jtssm.solvers.tssm import (
     rounds,
+    rules,
     schedules,
     stored,
     stored_gsadmm,
     stored_gsam,
     streaming,
-    turn,
 )
 from jtssm.solvers.tssm.ahead import Recipe
 from jtssm.solvers.tssm.crew import TEXTS as CREW
@@ -183,10 +179,10 @@ def gsadmm(
     parts = microbatches, prediction, recompute
     recipe = schedules.recipe(found, net, len(starts) - 1, batch_size, *parts)
     pieces = _pieces(net, starts, optimizer, found, recipe, loss, compute_dtype)
-    rules = Rules(turn.GSADMM, stored_gsadmm.GSADMM)
+    own = Rules(rules.GSADMM, stored_gsadmm.GSADMM)
     crew = crew_of(pieces, workers, local_steps, outer_optimizer)
     ways = recipe, crossing, crew
-    return _method(found, rules, pieces, batch_size, penalties, precision, *ways)
+    return _method(found, own, pieces, batch_size, penalties, precision, *ways)
 
 
 @recorded(schedule=schedules.find)
@@ -246,16 +242,16 @@ def gsam(
     recipe = schedules.recipe(found, net, len(starts) - 1, batch_size, *parts)
     pieces = _pieces(net, starts, optimizer, found, recipe, loss, compute_dtype)
     order = found.order if isinstance(found, Stored) else None
-    rules = Rules(turn.GSAM, stored_gsam.ORDERS[order or "sequential"])
+    own = Rules(rules.GSAM, stored_gsam.ORDERS[order or "sequential"])
     crew = crew_of(pieces, workers, local_steps, outer_optimizer)
     ways = recipe, crossing, crew
-    return _method(found, rules, pieces, batch_size, penalties, precision, *ways)
+    return _method(found, own, pieces, batch_size, penalties, precision, *ways)
 
 
 class Rules(NamedTuple):
     """What tells gsADMM from gsAM, a rule a schedule."""
 
-    streaming: turn.Rule
+    streaming: rules.Rule
     stored: stored.StoredRule
 
 
@@ -301,7 +297,7 @@ def _pieces(
 
 def _method(
     schedule: Streaming | Stored,
-    rules: Rules,
+    own: Rules,
     pieces: Pieces,
     batch_size: int,
     penalties: Penalties,
@@ -314,7 +310,7 @@ def _method(
     checks.precision(precision)
     sweeps = schedule.sweeps
     if isinstance(schedule, Streaming):
-        flow = Flow(rules.streaming, pieces, sweeps, batch_size, recipe, crossing, crew)
+        flow = Flow(own.streaming, pieces, sweeps, batch_size, recipe, crossing, crew)
         if crew is None:
             return streaming.method(flow, penalties, precision)
         return rounds.method(flow, crew, penalties, precision)
@@ -324,48 +320,5 @@ def _method(
             f"they are; got {crew.num}: use schedule='streaming'"
         )
     return stored.method(
-        rules.stored, pieces, batch_size, penalties, sweeps, precision, schedule.weight_steps
+        own.stored, pieces, batch_size, penalties, sweeps, precision, schedule.weight_steps
     )
-
-
-class Variables(NamedTuple):
-    """The variables of L, one entry a subnetwork or boundary (l = 1 .. n - 1)."""
-
-    W: Sequence[list[Tree]]  # n
-    p: Sequence[Array]  # n: p[0] is the data
-    q: Sequence[Array]  # n - 1
-    u: Sequence[Array]  # n - 1
-
-
-def variables(state: stored.State, x: Array) -> Variables:
-    """The variables of L in an unplaced state of the stored schedule, for samples x [M, ...].
-
-    Of gsAM: q_l = p_{l+1} and u = 0, with which L is its objective, whatever rho.
-    """
-    held = state.held
-    p = [x, *(h.p for h in held[1:])]
-    has_dual = state.penalties.rho is not None
-    return Variables(
-        W=[weights.params for weights in state.weights],
-        p=p,
-        q=[h.q for h in held[:-1]] if has_dual else p[1:],
-        u=[h.u for h in held[1:]] if has_dual else [jnp.zeros_like(a) for a in p[1:]],
-    )
-
-
-def lagrangian(method: Method, v: Variables, y: Array, *, rho: Scalar, alpha: Scalar) -> Array:
-    """L as the module's docstring writes it, a scalar; for tests and monitoring.
-
-    Args:
-      method: from `gsadmm` or `gsam`, unplaced.
-      v: its variables; y: labels or targets [M, ...].  rho, alpha: the numbers of L.
-    """
-    program, n = method.program, len(v.W)
-    if not isinstance(program, StageProgram):
-        raise ValueError(f"method: expected one from gsadmm or gsam; got {method.name}")
-    run = lambda l: program.forward(by_index(n), l, Weights(v.W[l], ()), v.p[l])
-    total = method.loss.value(run(n - 1), y).sum()
-    for l in range(n - 1):
-        gap, miss = v.p[l + 1] - v.q[l], v.q[l] - run(l)
-        total += alpha / 2 * jnp.sum(miss**2) + jnp.sum(v.u[l] * gap) + rho / 2 * jnp.sum(gap**2)
-    return total

@@ -21,7 +21,8 @@ from jtssm.solvers.pieces import Pieces
 from jtssm.solvers.quantise import UNROUNDED, Crossing
 from jtssm.solvers.tssm.ahead import Recipe
 from jtssm.solvers.tssm.crew import Crew, CrewTurn
-from jtssm.solvers.tssm.turn import Rule, Turn
+from jtssm.solvers.tssm.rules import Rule
+from jtssm.solvers.tssm.turn import Turn
 from jtssm.solvers.tssm.updates import Penalties
 from jtssm.solvers.weighing import total_weight
 

@@ -57,7 +57,7 @@ from jtssm.solvers.pieces import Weights
 from jtssm.solvers.quantise import rounded
 from jtssm.solvers.tssm.ahead import divided
 from jtssm.solvers.tssm.flow import Flow, State, summed_scan
-from jtssm.solvers.tssm.turn import Kept, Rule
+from jtssm.solvers.tssm.rules import Kept, Rule
 from jtssm.solvers.tssm.updates import Penalties
 
 
