@@ -14,6 +14,7 @@ from jtssm.nn.boundary import float_dtype, floats_of, merge, partition, stacked,
 from jtssm.nn.ops import Products
 from jtssm.protocol.branching import where_live
 from jtssm.protocol.exchange import Carried, Exchange
+from jtssm.solvers.microbatches import microbatch
 from jtssm.solvers.pieces import Pieces, Weights, training
 from jtssm.solvers.pipelines.orders import Order, Phase
 from jtssm.solvers.weighing import kept, weighed
@@ -143,7 +144,9 @@ class Minibatch(NamedTuple):
         if l == self.pieces.num - 1:  # runs forward when it runs backward
             return (), entry
         f = lambda params, p: self._forward(l, params, p, m)
-        return where_live(live, f, params, self._of(self.x, m) if l == 0 else arrived), entry
+        return where_live(
+            live, f, params, microbatch(self.x, self.order.microbatches, m) if l == 0 else arrived
+        ), entry
 
     def _behind(
         self, phase: Phase, l: int, params: list[Tree], came: Tree, g_f: Tree, t: Array
@@ -151,7 +154,7 @@ class Minibatch(NamedTuple):
         """((g_W, ()), sums, g_p) of the microbatch that runs backward."""
         m = self.order.behind(l, t)
         back = lambda params, p, g_f: self._backward(l, params, p, g_f, m)
-        p = self._of(self.x, m) if l == 0 else came
+        p = microbatch(self.x, self.order.microbatches, m) if l == 0 else came
         live = self.order.lives(m) if self.order.works_behind(phase, l) else False
         return where_live(live, back, params, p, g_f)
 
@@ -177,7 +180,12 @@ class Minibatch(NamedTuple):
 
     def _of_loss(self, f: Array, m: Array) -> tuple[tuple[Array, ...], Array]:
         """(sums, gradient of the minibatch's mean loss) at the outputs of a microbatch."""
-        weighing = weighed(self.pieces.loss, self._of(self.y, m), self.samples, self.total)
+        weighing = weighed(
+            self.pieces.loss,
+            microbatch(self.y, self.order.microbatches, m),
+            self.samples,
+            self.total,
+        )
 
         def mean_loss(f: Array) -> tuple[Array, tuple[Array, ...]]:
             scaled, sums = weighing.scaled(f)
@@ -188,22 +196,13 @@ class Minibatch(NamedTuple):
 
     def _forward(self, l: int, params: list[Tree], p: Tree, m: Array) -> Tree:
         """f_l of a microbatch: whenever it runs, it draws the same, what sgd draws for its samples."""
-        ids = self._of(self.exchange.samples.own(jnp.arange(self.samples)), m)
+        ids = self.exchange.samples.own(jnp.arange(self.samples))
+        ids = microbatch(ids, self.order.microbatches, m)
 
         def products(i: int, here: int) -> Products:
             return training(self.exchange.layers.products(i, here), self.key, i, ids)
 
         return self.pieces.forward(self.exchange, l, params, p, products)
-
-    def _of(self, tree: Tree, m: Array) -> Tree:
-        """Of samples the m-th of every M: the same ones however devices split the minibatch."""
-        num = self.order.microbatches
-
-        def part(a: Array) -> Array:
-            rows = a.reshape(-1, num, *a.shape[1:])
-            return lax.dynamic_index_in_dim(rows, m, axis=1, keepdims=False)
-
-        return jax.tree.map(part, tree)
 
 
 def _added(l: int, gradient: Gradient, more: Gradient) -> Gradient:

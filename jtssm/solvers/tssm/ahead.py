@@ -157,18 +157,3 @@ def _after(made: Tree, gradient: list[Tree], loss: Tree) -> tuple[list[Tree], Tr
     """
     known = lambda a, g: jnp.where(not_before(jnp.asarray(True), a), g, 0)
     return jax.tree.map(known, made, gradient), loss
-
-
-def divided(tree: Tree, microbatches: int, axis: int = 0) -> Tree:
-    """Leaves [..., samples, ...] as [M, ..., samples / M, ...]: microbatch m has m, m + M, ...
-
-    So that each has the same samples however "pc" splits the minibatch.
-
-    axis: of the samples.
-    """
-
-    def apart(a: Array) -> Array:
-        shape = (*a.shape[:axis], -1, microbatches, *a.shape[axis + 1 :])
-        return jnp.moveaxis(a.reshape(shape), axis + 1, 0)
-
-    return jax.tree.map(apart, tree)

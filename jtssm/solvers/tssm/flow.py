@@ -35,7 +35,9 @@ class State(NamedTuple):
         Carried  # tuple of K f_{l-1} [b, ...] that arrived, arrays or trees; the first is fresh
     )
     backward: Carried  # tuple of K v_l [b, ...] that arrived, one a sweep: of the floats of f_l
-    inputs: Carried  # line [2(n - l), b, ...] of inputs that await their first sweep
+    # line [2(n - l), b, ...] of inputs that await their first sweep; with recompute=False of what their
+    # gradients need, rows [b, numbers]
+    inputs: Carried
     kept: Carried  # line of K - 1 Kept, leaves [2, b, ...]
     labels: Array  # [n, b, ...] y of the minibatches on their way to the last piece
     # [2(n - 1) + 2K - 1, and 2(n - 1) more where weights are predicted] which of the last microbatches

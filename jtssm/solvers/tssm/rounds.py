@@ -28,8 +28,8 @@ from jtssm.protocol.exchange import Carried, Exchange
 from jtssm.protocol.info import Info
 from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
+from jtssm.solvers.microbatches import microbatches
 from jtssm.solvers.tssm import streaming
-from jtssm.solvers.tssm.ahead import divided
 from jtssm.solvers.tssm.crew import Crew
 from jtssm.solvers.tssm.flow import Flow, State, summed_scan
 from jtssm.solvers.tssm.turn import delay
@@ -102,7 +102,7 @@ def _ticks(flow: Flow, exchange: Exchange, state: State, x: Tree, y: Array) -> t
     parts = flow.recipe.microbatches
     weight = jax.vmap(lambda y: flow.weight(exchange, y, state.live.dtype))(y)
     row = lambda a: jnp.moveaxis(a, 0, 1).reshape(-1, *a.shape[2:])
-    x, y = jax.tree.map(row, divided((x, y), parts, axis=2))
+    x, y = jax.tree.map(row, microbatches((x, y), parts, axis=2))
     return x, y, jnp.repeat(weight, parts, axis=0)
 
 

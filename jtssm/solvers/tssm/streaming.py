@@ -53,9 +53,9 @@ from jtssm.protocol.exchange import Carried, Exchange, by_index
 from jtssm.protocol.info import Info, measured
 from jtssm.protocol.method import Method
 from jtssm.protocol.program import Batch
+from jtssm.solvers.microbatches import microbatches
 from jtssm.solvers.pieces import Weights
 from jtssm.solvers.quantise import rounded
-from jtssm.solvers.tssm.ahead import divided
 from jtssm.solvers.tssm.flow import Flow, State, summed_scan
 from jtssm.solvers.tssm.rules import Kept, Rule
 from jtssm.solvers.tssm.updates import Penalties
@@ -70,7 +70,7 @@ def method(flow: Flow, penalties: Penalties, precision: str | None) -> Method:
             state, sums = flow.tick(exchange, state, x, y, weight)
         else:
             tick = lambda state, batch: flow.tick(exchange, state, batch[0], batch[1], weight)
-            state, sums = summed_scan(tick, state, divided((x, y), parts))
+            state, sums = summed_scan(tick, state, microbatches((x, y), parts))
         return state, info(flow.rule, exchange.samples.total(sums), flow.samples)
 
     pieces = flow.pieces

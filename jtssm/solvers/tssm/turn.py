@@ -12,6 +12,7 @@ import numpy as np
 from jtssm.arrays import Array, Tree
 from jtssm.nn.boundary import float_dtype, floats_of, merge, num_samples, partition
 from jtssm.protocol.exchange import Exchange
+from jtssm.solvers.microbatches import microbatch
 from jtssm.solvers.pieces import Pieces, Weights, training
 from jtssm.solvers.quantise import UNROUNDED, Crossing, restored, rounded
 from jtssm.solvers.tssm.ahead import Recipe
@@ -244,7 +245,7 @@ class Turn(NamedTuple):
         parts = self.recipe.microbatches
         key = None if self.key is None else jax.random.fold_in(self.key, entered // parts)
         ids = self.exchange.samples.own(jnp.arange(self.samples))
-        ids = ids.reshape(-1, parts)[:, entered % parts]
+        ids = microbatch(ids, parts, entered % parts)
         products = lambda i, here: training(self.exchange.layers.products(i, here), key, i, ids)
         return self.pieces.forward(self.exchange, l, params, p, products)
 
