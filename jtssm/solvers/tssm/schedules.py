@@ -127,22 +127,16 @@ def recipe(
         (microbatches,) = checks.count(microbatches=microbatches)
     if prediction is not None:
         (prediction,) = checks.not_negative(prediction=prediction)
-    if not isinstance(recompute, bool):
-        raise ValueError(f"recompute: expected True or False; got {checks.shown(recompute)}")
+    recompute = checks.flag("recompute", recompute)
     if not isinstance(schedule, Streaming) or schedule.sweeps > 1:
-        which = "several sweeps" if isinstance(schedule, Streaming) else "schedule='stored'"
-        if microbatches not in {None, 1}:
-            raise ValueError(f"microbatches: expected None or 1 with {which}; got {microbatches!r}")
-        if prediction:
-            raise ValueError(f"prediction: expected None or 0 with {which}; got {prediction!r}")
-        if not recompute:
-            raise ValueError(f"recompute: expected True with {which}; got False")
-        return Recipe()
+        return _whole(schedule, microbatches, prediction, recompute)
     if microbatches is None:
         own = any(each.over == "samples" for layer in net.layers for each in layer.statistics)
         microbatches = _enough(num, batch_size, 2 if own or net.estimated else 1)
     if batch_size % microbatches:
-        fits = max(m for m in range(1, microbatches) if batch_size % m == 0)
+        below = min(microbatches, batch_size)
+        near = range(below, max(below - 10_000, 0), -1)
+        fits = next((m for m in near if batch_size % m == 0), 1)
         raise ValueError(
             f"microbatches: expected a number that divides batch_size={batch_size}, such as {fits}; "
             f"got {microbatches}"
@@ -155,6 +149,23 @@ def recipe(
             "than the forward pass saw; got False: use prediction=1.0"
         )
     return Recipe(microbatches, prediction, recompute)
+
+
+def _whole(
+    schedule: Streaming | Stored,
+    microbatches: int | None,
+    prediction: float | None,
+    recompute: bool,
+) -> Recipe:
+    """Whole minibatches, of which nothing is predicted or kept: what several sweeps and "stored" do."""
+    which = "several sweeps" if isinstance(schedule, Streaming) else "schedule='stored'"
+    if microbatches not in {None, 1}:
+        raise ValueError(f"microbatches: expected None or 1 with {which}; got {microbatches!r}")
+    if prediction:
+        raise ValueError(f"prediction: expected None or 0 with {which}; got {prediction!r}")
+    if not recompute:
+        raise ValueError(f"recompute: expected True with {which}; got False")
+    return Recipe()
 
 
 def _enough(num: int, batch_size: int, least: int) -> int:
