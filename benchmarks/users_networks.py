@@ -5,12 +5,14 @@ on 7 x 7 pixels with `nnx.BatchNorm` (flax nnx modules, `jtssm.nn.from_nnx`). Th
 classifier reads an image as rows: 6 encoder blocks of width 64 with 4 heads (flax linen, `from_linen`).
 MNIST 14 x 14, the first 5 000 training images, batch 100, 8 epochs (400 steps), a fifth of the steps of
 warm-up, then a cosine to zero. End to end (`solvers.sgd`) with Adam and with NAdam; cut, gsADMM with
-NAdam, M = 10 microbatches, all else by default. Every line has the same budget: its peak rate is chosen
-out of the same three on the held-out last 5 000 training images, with a seed apart from the reported
-ones. Then three seeds. Accuracies are those of the user's own modules, without jtssm; test images are
-read once a run.
+NAdam, M = 10 or 20 microbatches, all else by default. Every line has the same budget: its peak rate is
+chosen out of the same three on the held-out last 5 000 training images, with a seed apart from the
+reported ones. Then three seeds. Accuracies are those of the user's own modules, without jtssm; test
+images are read once a run.
 
     JTSSM_DATA=FOLDER python -m benchmarks.users_networks --workers 2 [--only PATTERN] [--smoke]
+
+PATTERN: of the lines to run, e.g. "transformer, (adam|nadam, n = [14])".
 
 About an hour on 2 cores. Finished runs are kept in --runs, so an interrupted benchmark goes on where it
 was. Last result: benchmarks/results/users_networks.json, in the README.
@@ -35,7 +37,7 @@ from benchmarks.running import Runs, chosen
 from jtssm import data, nn, solvers
 from jtssm.train import batches
 
-TRAINED, BATCH, EPOCHS, MICROBATCHES = 5_000, 100, 8, 10
+TRAINED, BATCH, EPOCHS = 5_000, 100, 8
 SEEDS, TUNING_SEED = (0, 1, 2), 100
 
 
@@ -45,9 +47,11 @@ class Line(NamedTuple):
     network: str
     optimizer: str
     subnets: int
+    microbatches: int = 1
 
     def __str__(self) -> str:
-        return f"{self.network}, {self.optimizer}, n = {self.subnets}"
+        parts = f", M = {self.microbatches}" if self.subnets > 1 else ""
+        return f"{self.network}, {self.optimizer}, n = {self.subnets}{parts}"
 
 
 class Block(nnx.Module):
@@ -139,9 +143,9 @@ def optimizer(name: str, rate: float, steps: int, warmup: int = 5) -> optax.Grad
 def train(run: tuple, epochs: int, smoke: bool) -> dict[str, Any]:
     """Train once; accuracies of the modules alone.
 
-    run: (network, optimizer, n, rate, seed, whether test images are read).
+    run: (network, optimizer, n, M, rate, seed, whether test images are read).
     """
-    (line, rate, seed, read_test) = Line(*run[:3]), *run[3:]
+    (line, rate, seed, read_test) = Line(*run[:4]), *run[4:]
     if not smoke:
         jax.config.update("jax_compilation_cache_dir", str(Path("run/compiled").absolute()))
         # XLA runs the convolutions of a scan on a CPU three times as slowly as those outside
@@ -154,7 +158,7 @@ def train(run: tuple, epochs: int, smoke: bool) -> dict[str, Any]:
         "batch_size": BATCH,
     }
     method = (
-        solvers.gsadmm(net, subnets=line.subnets, microbatches=MICROBATCHES, **shared)
+        solvers.gsadmm(net, subnets=line.subnets, microbatches=line.microbatches, **shared)
         if line.subnets > 1
         else solvers.sgd(net, **shared)
     )
@@ -228,11 +232,12 @@ def _arguments() -> argparse.Namespace:
     add("--workers", type=int, default=1, help="processes, each on a core of its own")
     add("--runs", type=Path, default=Path("run/users_networks.jsonl"), help="finished runs")
     given = parser.parse_args()
-    ways = [("adam", 1), *(("nadam", n) for n in (1, 2, 3, 4))]
+    cut = [("nadam", n, M) for n, M in ((2, 10), (3, 10), (4, 10), (3, 20), (4, 20))]
+    ways = [("adam", 1), ("nadam", 1), *cut]
     given.rates, given.epochs, given.seeds = (4e-3, 8e-3, 1.6e-2), EPOCHS, SEEDS
     if given.smoke:
         ways, given.rates, given.epochs, given.seeds = (
-            [("nadam", 1), ("nadam", 2)],
+            [("nadam", 1), ("nadam", 2, 10)],
             (1e-3,),
             2,
             (0,),

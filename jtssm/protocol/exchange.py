@@ -32,7 +32,7 @@ class Kind(StrEnum):
     LINE = "line"  # leaves [ticks, samples, ...], split over pc: a ring buffer
     # of the parameters, as they are; behind them any scalars that go with them
     GRADIENTS = "gradients"
-    # the same of the samples here alone, which differ along pc; within a step alone
+    # the same of the samples here alone, which differ along pc
     PARTIAL_GRADIENTS = "partial_gradients"
     SUMS = "sums"  # numbers, the same tree from every piece, each summed over the samples at hand
 

@@ -133,6 +133,7 @@ class Chain:
         self.layered, self.sizes, self.machine, self.overlap = layered, sizes, machine, overlap
         self.quiet = replace(machine, latency=0.0)
         self.met: dict[tuple, Step] = {}
+        self.asked: dict[tuple, Demand] = {}
         self.waits: dict[Ways, int] = {}  # of ways met before
         net, pr = layered.grid.network, sizes[1]
         self.have = [
@@ -260,33 +261,44 @@ class Chain:
 
     def _costs(self, i: int, form: str, following: str | None) -> Step:
         """Of layer i and the next entry."""
-        layered = self.layered
-        net, starts = layered.grid.network, layered.program.stages.starts
+        net = self.layered.grid.network
         after = i + 1 if following is not None else None
-        key = (
-            id(net.layers[i]),
-            net.shapes[i],
-            form,
-            following,
-            after and id(net.layers[after]),
-            after in starts,
-            i in starts,
-            layered.runs[layered.piece(i)],
-            self.trained[i],
-        )
+        key = (*self._alike(i, form), following, after and id(net.layers[after]))
         if key not in self.met:
             self.met[key] = self._found(i, form, following)
         return self.met[key]
 
+    def _alike(self, i: int, form: str) -> tuple:
+        """Equal for layers that ask the same in that form, whatever follows."""
+        layered = self.layered
+        net, starts = layered.grid.network, layered.program.stages.starts
+        return (
+            id(net.layers[i]),
+            net.shapes[i],
+            form,
+            i in starts,
+            i + 1 in starts,
+            layered.runs[layered.piece(i)],
+            self.trained[i],
+        )
+
     def _found(self, i: int, form: str, following: str | None) -> Step:
         grid = self._grid(i, form, following)
-        demand = self.layered.own(grid, i)
+        demand = self._own(grid, i)
         if following is not None:
             demand += self.layered.entry(grid, i + 1)
         words = stored_words(grid, self.layered.params[i], i)
         kept = 1 + self.kept[self.layered.piece(i)]
         weights = WORD * words * (GRADIENTS + (1 + self.copies) * kept)
         return self._priced(demand, weights + kept_bytes(demand))
+
+    def _own(self, grid: Grid, i: int) -> Demand:
+        """Of layer i but for its entry: what follows tells in which layout it leaves."""
+        left = tuple(grid.leaves(i, spread) for spread in (False, True))
+        key = (*self._alike(i, grid.forms[i]), left, i + 1 == len(grid.forms))
+        if key not in self.asked:
+            self.asked[key] = self.layered.own(grid, i)
+        return self.asked[key]
 
     def _priced(self, demand: Demand, held: float) -> Step:
         """The gradients without latency: those of all layers go together (`combined` is not asked)."""

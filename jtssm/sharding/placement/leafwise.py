@@ -2,12 +2,12 @@
 
 An array has one row a device along "subnet", of the piece that the device has at a slot. So a leaf shares
 its array with leaves of the other devices' pieces: with leaves of its own shape, as far as there are any.
-Of the rest the largest goes with the largest, each flattened in a row as long as the longest, while no
+Of the rest the largest goes with the largest, in an array of the shape of the largest of all, while no
 device holds more for it than if all of the rest stood in one row; what is then left does.
 
     [subnet, pr, *shape] over ("subnet", "pr") for leaves split over pr
     [subnet, 1, *shape]  over ("subnet",) for whole ones
-    [subnet, pr or 1, size]  for what shares an array with other shapes
+    [subnet, pr or 1, size]  for what stands in a row with others
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Spot(NamedTuple):
     """Where a leaf lies."""
 
     shelf: int
-    start: int | None  # in a row that is shared; None: it is all of the array
+    start: int | None  # in the row of the array's numbers; None: it is all of the array
 
 
 class Leafwise(NamedTuple):
@@ -70,21 +70,34 @@ class Leafwise(NamedTuple):
         base: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
         """As `Layout.pack`; base: rows to write in where an array is longer than what the piece has."""
+        rows = self.joined(piece, tree, xp)
+        return {
+            key: self.filled(key, row, xp, None if base is None else base[key])
+            for key, row in rows.items()
+        }
+
+    def joined(self, piece: int, tree: Tree, xp: ModuleType = jnp) -> dict[str, Array]:
+        """What the tree of one piece has in each array: all of it, or the first numbers of its row."""
         parts: dict[int, list[Array]] = {}
         pairs = zip(self.spots[piece], jax.tree.leaves(tree), strict=True)
         for spot, a in sorted(pairs, key=lambda pair: pair[0].start or 0):
             parts.setdefault(spot.shelf, []).append(a if spot.start is None else a.reshape(-1))
-        rows = {}
-        for i, found in parts.items():
-            key, shape = self._key(i), self.shelves[i].shape
-            row = found[0] if len(found) == 1 else xp.concatenate(found)
-            if row.shape == shape:
-                rows[key] = row
-            elif base is None:
-                rows[key] = xp.pad(row, (0, shape[0] - row.size))
-            else:
-                rows[key] = base[key].at[: row.size].set(row)
-        return rows
+        joined = lambda found: found[0] if len(found) == 1 else xp.concatenate(found)
+        return {self._key(i): joined(found) for i, found in parts.items()}
+
+    def filled(
+        self, key: str, row: Array, xp: ModuleType = jnp, base: Array | None = None
+    ) -> Array:
+        """An array that begins with what a piece has in it, and goes on as `base`, or with zeros."""
+        shape = self.tail(key)
+        if row.size == prod(shape):
+            return row.reshape(shape)
+        if base is None:
+            return xp.pad(row, (0, prod(shape) - row.size)).reshape(shape)
+        # along its first dimension: XLA would copy the base to flatten it
+        lines = -(-row.size // prod(shape[1:]))
+        row = xp.pad(row, (0, lines * prod(shape[1:]) - row.size))
+        return base.at[:lines].set(row.reshape(lines, *shape[1:]))
 
     def unpack(self, piece: int, rows: Mapping[str, AnyArray]) -> Tree:
         """As `Layout.unpack`."""
@@ -93,7 +106,7 @@ class Leafwise(NamedTuple):
             row = rows[self._key(spot.shelf)]
             if spot.start is None:
                 return row
-            return row[spot.start : spot.start + leaf.size].reshape(leaf.shape)
+            return row.reshape(-1)[spot.start : spot.start + leaf.size].reshape(leaf.shape)
 
         pairs = zip(self.leaves[piece], self.spots[piece], strict=True)
         return jax.tree.unflatten(self.treedefs[piece], [leaf(*pair) for pair in pairs])
@@ -108,10 +121,9 @@ def leafwise(layout: Layout) -> Leafwise:
     spots: list[dict[int, Spot]] = [{} for _ in layout.leaves]
     for key in layout.keys:
         for shape, parts in _shelves([_held(leaves, key) for leaves in layout.leaves]):
-            pairs = [pair for pair in zip(layout.leaves, parts, strict=True) if pair[1]]
-            alone = all([leaves[k].shape for k in part] == [shape] for leaves, part in pairs)
             for found, leaves, part in zip(spots, layout.leaves, parts, strict=True):
-                starts = [None] * len(part) if alone else _starts(leaves, part)
+                alone = [leaves[k].shape for k in part] == [shape]
+                starts = [None] if alone else _starts(leaves, part)
                 found |= {
                     k: Spot(len(shelves), start) for k, start in zip(part, starts, strict=True)
                 }
@@ -138,8 +150,7 @@ def _shelves(held: Sequence[Held]) -> Iterator[tuple[tuple[int, ...], list[list[
     alone = _number_alone([[prod(shape) for _, shape in of] for of in rest])
     for i in range(alone):
         shapes = [of[i][1] for of in rest if i < len(of)]
-        row = shapes[0] if len(set(shapes)) == 1 else (max(map(prod, shapes)),)
-        yield row, [[of[i][0]] if i < len(of) else [] for of in rest]
+        yield max(shapes, key=prod), [[of[i][0]] if i < len(of) else [] for of in rest]
     last = [of[alone:] for of in rest]
     if any(last):
         size = max(sum(prod(shape) for _, shape in of) for of in last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -24,20 +25,27 @@ from jtssm.sharding.placement.slotted import Slotted
 def lay_out(
     layout: AnyLayout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, pr: int, slots: int
 ) -> Rows:
-    """Weights given on the host as rows [slots, ...] on the mesh; each device gets its own part only."""
-    placed = specs(layout, names)
-    parts = pr if any(key.endswith("/pr") for key in layout.keys) else 1
+    """Weights given on the host as rows [slots, ...] on the mesh; each device gets its own part only.
+
+    Of sums over pc, "partial_gradients", the first device of pc gets all, the others zeros.
+    """
+    placed, blank = specs(layout, names), jax.tree.map(np.zeros_like, list(trees))
 
     def array(key: str) -> Array:
-        lead = (layout.num_rows(slots), parts if key.endswith("/pr") else 1)
+        copies = _copies(layout, names, mesh)
+        lead = (layout.num_rows(slots), (pr if key.endswith("/pr") else 1) * copies)
         shape = (*lead, *layout.tail(key))
 
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None  # only of an array that nothing splits
             rows, ranks = (range(*s.indices(d)) for s, d in zip(index, lead, strict=False))
             pieces = [layout.piece(key, row) for row in rows]
-            whole = [[_host_row(layout, l, trees, r, pr, key) for r in ranks] for l in pieces]
-            return np.asarray(whole)
+
+            def row(l: int, rank: int) -> np.ndarray:
+                given = blank if rank % copies else trees
+                return _host_row(layout, l, given, rank // copies, pr, key)
+
+            return np.asarray([[row(l, rank) for rank in ranks] for l in pieces])
 
         return jax.make_array_from_callback(shape, NamedSharding(mesh, placed.rows[key]), shard)
 
@@ -69,8 +77,9 @@ def shapes(
     placed, leaves = specs(layout, names), jax.tree.leaves(list(trees))
 
     def array(key: str) -> jax.ShapeDtypeStruct:
-        if layout.kind is Kind.WEIGHTS:
-            lead: tuple[int, ...] = (pr if key.endswith("/pr") else 1,)
+        if layout.kind.trained:
+            parts = pr if key.endswith("/pr") else 1
+            lead: tuple[int, ...] = (parts * _copies(layout, names, mesh),)
         elif isinstance(layout, Slotted):
             lead = (layout.slot_ticks(key), leaves[0].shape[1])
         else:
@@ -80,6 +89,13 @@ def shapes(
         return jax.ShapeDtypeStruct(shape, dtype_of(key), sharding=sharding)
 
     return Rows({key: array(key) for key in layout.keys}, layout)
+
+
+def _copies(layout: AnyLayout, names: AxisNames, mesh: Mesh) -> int:
+    """How many devices along pc have numbers of their own of what is like weights."""
+    if layout.kind is not Kind.PARTIAL_GRADIENTS:
+        return 1
+    return prod(mesh.shape[name] for name in names.present("pc"))
 
 
 def _host_row(
@@ -117,12 +133,14 @@ def gathered(state: Tree) -> Tree:
 def _trees(packed: Rows) -> tuple[Tree, ...]:
     layout = packed.layout
     rows = {key: _numbers(a) for key, a in packed.rows.items()}
+    if layout.kind is Kind.PARTIAL_GRADIENTS:
+        rows = {key: _over_pc(key, a, packed.rows[key]) for key, a in rows.items()}
     return tuple(_tree(layout, l, rows) for l in range(len(layout.leaves)))
 
 
 def _tree(layout: AnyLayout, piece: int, rows: dict[str, np.ndarray]) -> Tree:
     row, own = layout.row(piece), {key: rows[key] for key in layout.keys_of(piece)}
-    if layout.kind is not Kind.WEIGHTS:
+    if not layout.kind.trained:
         return layout.unpack(piece, {key: a[row] for key, a in own.items()})
     pr = max((a.shape[1] for a in own.values()), default=1)
     ranks = [
@@ -131,6 +149,16 @@ def _tree(layout: AnyLayout, piece: int, rows: dict[str, np.ndarray]) -> Tree:
     ]
     columns = zip(layout.leaves[piece], *map(jax.tree.leaves, ranks), strict=True)
     return jax.tree.unflatten(layout.treedefs[piece], [_joined(*column) for column in columns])
+
+
+def _over_pc(key: str, numbers: np.ndarray, placed: Array) -> np.ndarray:
+    """The sum over the devices of pc, [slots, pr or 1, ...], of numbers [slots, (pr or 1) pc, ...]."""
+    pr = 1
+    if key.endswith("/pr"):
+        assert isinstance(placed.sharding, NamedSharding)
+        axes = placed.sharding.spec[1]
+        pr = placed.sharding.mesh.shape[axes if isinstance(axes, str) else axes[0]]
+    return numbers.reshape(len(numbers), pr, -1, *numbers.shape[2:]).sum(axis=2)
 
 
 def _joined(leaf: Leaf, *parts: np.ndarray) -> np.ndarray:

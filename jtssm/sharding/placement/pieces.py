@@ -24,6 +24,7 @@ from jtssm.sharding.mesh import check_split, devices_of, predicted, put, put_sam
 from jtssm.sharding.placement.exchange import by_collectives, own_part
 from jtssm.sharding.placement.on_host import gathered, lay_out, shapes, spread
 from jtssm.sharding.placement.packing import layout_of
+from jtssm.sharding.placement.results import gradients_of
 from jtssm.sharding.placement.rows import AnyLayout, Rows, is_rows, specs
 from jtssm.sharding.placement.slotted import slotted
 from jtssm.sharding.placement.starts import Starts
@@ -105,13 +106,13 @@ class Placing:
 
         def laid_out(name: str, value: Tree) -> Tree:
             kind = self.program.kinds.get(name, ())
-            if abstract and isinstance(kind, str):
-                layout = weights if kind == "weights" else self._layout(kind, value)
-                return shapes(layout, value, self.mesh, self.names, pr, slots)
-            if kind == "weights":
-                return lay_out(weights, value, self.mesh, self.names, pr, slots)
             if isinstance(kind, str):
-                return spread(self._layout(kind, value), value, self.mesh, self.names, slots)
+                layout = self._layout(kind, value, weights)
+                if abstract:
+                    return shapes(layout, value, self.mesh, self.names, pr, slots)
+                if layout.kind.trained:
+                    return lay_out(layout, value, self.mesh, self.names, pr, slots)
+                return spread(layout, value, self.mesh, self.names, slots)
             return jax.tree.map(lambda a: put(a, self.mesh, self.names.spec(*kind)), value)
 
         return state._replace(
@@ -179,8 +180,12 @@ class Placing:
         batched = self.at.alike != tuple(range(self.at.num))
         return rows if batched else slotted(rows, self.at.local)
 
-    def _layout(self, kind: str, trees: Sequence[Tree]) -> AnyLayout:
-        """Of what is not weights."""
+    def _layout(self, kind: str, trees: Sequence[Tree], weights: AnyLayout) -> AnyLayout:
+        """Of what is carried, beside weights."""
+        if kind == Kind.WEIGHTS:
+            return weights
+        if kind == Kind.PARTIAL_GRADIENTS:
+            return gradients_of(weights, trees, self.at.local, Kind.PARTIAL_GRADIENTS)
         rows = layout_of(kind, trees)
         return slotted(rows, self.at.local) if rows.kind is Kind.LINE else rows
 
@@ -198,7 +203,7 @@ class Placing:
     def _rows(self, whole: Tree, weights: AnyLayout) -> Tree:
         """The state with Rows (of nothing but their layout) where the pieces' trees stood."""
         layouts = {
-            name: weights if kind == "weights" else self._layout(kind, getattr(whole, name))
+            name: self._layout(kind, getattr(whole, name), weights)
             for name, kind in self.program.kinds.items()
             if isinstance(kind, str)
         }

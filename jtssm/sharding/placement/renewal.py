@@ -41,8 +41,8 @@ def renew(
         made = [a[slot] for each in after for a in each.rows.values()]
         live = not_before(flags[device * at.local + slot], made)
         for d, l in enumerate(range(slot, at.num, at.local)):
-            anew = partial(_anew, at, fn, l, layout, others)
-            own = lax.cond(live & (device == d), anew, lambda own, *given: own, own, *given)
+            anew, here = partial(_anew, at, fn, l, layout, others), live & (device == d)
+            own = lax.cond(here, anew, lambda _, own, *given: own, here, own, *given)
         rows |= {key: a[None, None] for key, a in own.items()}
     return Rows(rows, layout)
 
@@ -58,10 +58,27 @@ def _anew(
     l: int,
     layout: Slotted,
     others: Sequence[AnyLayout],
+    here: Array,
     own: Arrays,
     *given: Arrays,
 ) -> Arrays:
-    """The arrays of a slot with the new weights of piece l."""
+    """The arrays of a slot with the new weights of piece l.
+
+    What it has in part of an array is made whole before it is written there: what a conditional is given
+    XLA makes before. Else it would make it twice, as it writes and for what else is made of it, and copy.
+    here: true.
+    """
     trees = [of.unpack(l, a) for of, a in zip(others, given, strict=True)]
-    rows = own | layout.pack(l, fn(l, layout.unpack(l, own), *trees), base=own)
-    return {key: varying(a, axes_of(layout.kind, at.names, key)) for key, a in rows.items()}
+    rows = layout.joined(l, fn(l, layout.unpack(l, own), *trees))
+    filled = lambda rows, own: {key: layout.filled(key, a, own.get(key)) for key, a in rows.items()}
+    marked = lambda rows: {
+        key: varying(a, axes_of(layout.kind, at.names, key)) for key, a in rows.items()
+    }
+    parts = {key: a for key, a in rows.items() if a.size < own[key].size}
+    whole = {key: a for key, a in rows.items() if key not in parts}
+    found = marked(own | filled(whole, {}))
+    if parts:
+        base = {key: own[key] for key in parts}
+        write = lambda parts, base: marked(filled(parts, base))
+        found |= lax.cond(here, write, lambda _, base: marked(base), parts, base)
+    return found

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
 
 from jtssm.protocol.exchange import Kind
 from jtssm.sharding.mesh import AxisNames
@@ -43,7 +44,14 @@ def axes_of(kind: Kind, names: AxisNames, key: str = "") -> tuple[str, ...]:
 
 def specs(layout: AnyLayout, names: AxisNames) -> Rows:
     """How the rows of a layout lie on the mesh."""
-    return Rows({key: names.spec(*_axes(layout.kind, key)) for key in layout.keys}, layout)
+    return Rows({key: _spec(layout.kind, names, key) for key in layout.keys}, layout)
+
+
+def _spec(kind: Kind, names: AxisNames, key: str) -> PartitionSpec:
+    if kind is Kind.PARTIAL_GRADIENTS:  # behind subnet one dimension for pr and pc
+        apart = names.present(*(("pr", "pc") if key.endswith("/pr") else ("pc",)))
+        return PartitionSpec(names.subnet, apart or None)
+    return names.spec(*_axes(kind, key))
 
 
 def dtype_of(key: str) -> str:

@@ -101,6 +101,20 @@ class Slotted(NamedTuple):
             rows = of.pack(piece // self.local, tree, xp)
         return {_joined(slot, key): a for key, a in rows.items()}
 
+    def joined(self, piece: int, tree: Tree) -> dict[str, Array]:
+        """As `Leafwise.joined`, of weights."""
+        of = self._of(piece)
+        assert isinstance(of, Leafwise)
+        rows = of.joined(piece // self.local, tree)
+        return {_joined(piece % self.local, key): a for key, a in rows.items()}
+
+    def filled(self, key: str, row: Array, base: Array | None = None) -> Array:
+        """As `Leafwise.filled`, of weights."""
+        slot, own = _parted(key)
+        of = self.slot_layouts[slot]
+        assert isinstance(of, Leafwise)
+        return of.filled(own, row, base=base)
+
     def unpack(self, piece: int, rows: Mapping[str, AnyArray]) -> Tree:
         """As `Layout.unpack`."""
         own = {_parted(key)[1]: a for key, a in rows.items()}

@@ -28,7 +28,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from jtssm.arrays import Array, Tree
-from jtssm.nn.boundary import float_dtype
 from jtssm.protocol.exchange import not_before
 from jtssm.solvers.pieces import Pieces, Weights
 from jtssm.solvers.tssm.delayed import delays
@@ -39,19 +38,19 @@ Step: TypeAlias = Callable[[Weights, Tree], tuple[Weights, Tree]]
 
 
 class Version(NamedTuple):
-    """Earlier weights of a piece, for microbatches that ran forward then."""
+    """Weights of a piece at which microbatches run forward, or ran."""
 
-    params: Tree  # W
-    update: Tree  # U; where h is never more than 1 it is () and `params` are W + c U
+    params: Tree  # W, but of the newest, which stand with the piece: ()
+    update: Tree  # U; where h is never more than 1 it is (), and `params` are W + c U, of the newest too
 
 
 class Ahead(NamedTuple):
-    """What stands in the place of the optimizer's state of a piece, of which parts may be ()."""
+    """What stands in the place of the optimizer's state of a piece whose weights are predicted."""
 
     opt_state: Tree
-    summed: Tree  # (gradient, loss) of the microbatches of a minibatch so far, as `turn.Gradient`
-    update: Tree  # U of the newest weights
-    past: tuple[Version, ...]  # the h versions before, the newest first
+    versions: tuple[
+        Version, ...
+    ]  # of the newest weights, and of the h before them, the newest first
 
 
 class Recipe(NamedTuple):
@@ -68,7 +67,7 @@ class Recipe(NamedTuple):
 
     def plain(self, pieces: Pieces, l: int) -> bool:
         """Whether piece l keeps nothing but parameters and the optimizer's state."""
-        return self.microbatches == 1 and not self.steps(pieces, l)
+        return not self.steps(pieces, l)
 
     def start(self, pieces: Pieces, l: int, params: list[Tree]) -> Weights:
         """Parameters of piece l with a fresh state."""
@@ -77,23 +76,16 @@ class Recipe(NamedTuple):
             return own
         # copies: a step that is donated its state must not be given an array twice
         copied = lambda: jax.tree.map(lambda a: jnp.array(a, copy=True), params)
-        steps = self.steps(pieces, l)
-        summed: Tree = ()
-        if self.microbatches > 1:
-            loss = jnp.zeros((), float_dtype(params)) if pieces.wants_loss(l) else ()
-            summed = (jax.tree.map(jnp.zeros_like, params), loss)
+        if (steps := self.steps(pieces, l)) == 1:
+            return Weights(
+                params, Ahead(own.opt_state, tuple(Version(copied(), ()) for _ in range(2)))
+            )
         still = lambda: jax.tree.map(jnp.zeros_like, params)
-        past = tuple(Version(copied(), still() if steps > 1 else ()) for _ in range(steps))
-        return Weights(params, Ahead(own.opt_state, summed, still() if steps else (), past))
-
-    def summed(self, weights: Weights, gradient: Tree, first: Array) -> Weights:
-        """The gradient added to those of the minibatch's microbatches before it; first: it has none."""
-        state = weights.opt_state
-        total = jax.tree.map(lambda a, g: jnp.where(first, g, a + g), state.summed, gradient)
-        return weights._replace(opt_state=state._replace(summed=total))
+        past = (Version(copied(), still()) for _ in range(steps))
+        return Weights(params, Ahead(own.opt_state, (Version((), still()), *past)))
 
     def descend(
-        self, pieces: Pieces, l: int, weights: Weights, gradient: Tree, step: Step
+        self, pieces: Pieces, l: int, weights: Weights, gradient: Tree, step: Step, tick: Array
     ) -> Weights:
         """The step of piece l with the gradient of the minibatch's last microbatch.
 
@@ -102,22 +94,16 @@ class Recipe(NamedTuple):
         if self.plain(pieces, l):
             return step(weights, gradient)[0]
         state: Ahead = weights.opt_state
-        if state.summed != ():
-            gradient = jax.tree.map(jnp.add, state.summed, gradient)
-        past = self._past(weights.params, state)
-        if past:
-            gradient = _after(past[0].params, *gradient)
+        newest, *past = state.versions
+        held = newest.params if len(past) == 1 else weights.params
+        before, gradient = _copied(held, gradient, tick)
         new, update = step(weights._replace(opt_state=state.opt_state), gradient)
-        if past:
-            update = jax.tree.map(lambda a, u: u.astype(a.dtype), weights.params, update)
-        state = Ahead(new.opt_state, state.summed, update if past else (), past)
-        return new._replace(opt_state=state)
-
-    def _past(self, params: list[Tree], state: Ahead) -> tuple[Version, ...]:
-        """The weights before a step among those of the past."""
-        if len(state.past) == 1:
-            return (Version(self.moved(params, state.update, 1), ()),)
-        return (Version(params, state.update), *state.past[:-1]) if state.past else ()
+        update = jax.tree.map(lambda a, u: u.astype(a.dtype), weights.params, update)
+        ahead = Version((), update)
+        if len(past) == 1:
+            ahead = Version(self.moved(new.params, update, 1), ())
+        newest = newest._replace(params=before)
+        return new._replace(opt_state=Ahead(new.opt_state, (ahead, newest, *past[:-1])))
 
     def fresh(self, weights: Weights, h: Array | None, fn: Callable[[Tree], Found]) -> Found:
         """fn of the parameters at which a microbatch runs forward, h steps before its turn.
@@ -126,15 +112,17 @@ class Recipe(NamedTuple):
         """
         if h is None:
             return fn(weights.params)
-        state: Ahead = weights.opt_state
-        there = lambda: fn(self.moved(weights.params, state.update, h))
+        newest, *past = weights.opt_state.versions
+        there = lambda: fn(newest.params)
+        if len(past) > 1:
+            there = lambda: fn(self.moved(weights.params, newest.update, h))
         return lax.cond(h > 0, there, lambda: fn(weights.params))
 
     def back(self, weights: Weights, h: Array | None, fn: Callable[[Tree], Found]) -> Found:
         """fn of the parameters at which a microbatch ran forward, which has its turn h steps later."""
         if h is None:
             return fn(weights.params)
-        past: tuple[Version, ...] = weights.opt_state.past
+        past: tuple[Version, ...] = weights.opt_state.versions[1:]
         if len(past) == 1:  # two branches: choosing between two sets of weights would copy one
             return lax.cond(h > 0, lambda: fn(past[0].params), lambda: fn(weights.params))
         params = weights.params
@@ -150,10 +138,15 @@ class Recipe(NamedTuple):
         return jax.tree.map(lambda a, u: a + scale(a) * u if floats(a) else a, params, update)
 
 
-def _after(made: Tree, gradient: list[Tree], loss: Tree) -> tuple[list[Tree], Tree]:
-    """The same gradient, known no earlier than what is made of the weights that it changes.
+def _copied(held: Tree, gradient: tuple[Tree, Tree], tick: Array) -> tuple[Tree, tuple[Tree, Tree]]:
+    """(arrays of their own with the same numbers, the gradient known no earlier than these).
 
-    Else XLA would copy these first.
+    XLA changes an array in place where all who read it are known to come before. Of an addition it takes
+    apart what depends on it; what a conditional is given it makes first.
     """
-    known = lambda a, g: jnp.where(not_before(jnp.asarray(True), a), g, 0)
-    return jax.tree.map(known, made, gradient), loss
+    zero = lambda known, a: jnp.where(not_before(jnp.asarray(True), known), 0, 1).astype(a.dtype)
+    own = jax.tree.map(lambda g, a: a + zero(g, a), gradient[0], held)
+    firsts = lambda tree: jax.tree.map(lambda a: a.reshape(-1)[:1].sum(), tree)
+    others = lambda tree: jax.tree.map(jnp.negative, firsts(tree))
+    seen = lax.cond(tick >= 0, firsts, others, own)
+    return own, (jax.tree.map(lambda a, g: g + zero(a, g), seen, gradient[0]), gradient[1])

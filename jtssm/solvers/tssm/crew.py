@@ -43,6 +43,10 @@ TEXTS = {
 }
 
 
+Given = TypeVar("Given")
+Made = TypeVar("Made", bound=tuple)
+
+
 class Crew(NamedTuple):
     """Workers, and how they meet."""
 
@@ -63,7 +67,7 @@ class Crew(NamedTuple):
 
         def fresh(l: int, weights: Weights) -> tuple[Tree]:
             own = recipe.start(pieces, l, weights.params).opt_state
-            return (self._copied(exchange, own),)
+            return (self.copied(exchange, own),)
 
         return exchange.each(fresh, weights, kinds=("samples",))[0]
 
@@ -71,7 +75,7 @@ class Crew(NamedTuple):
         """The workers' `Weights`, leaves [N, ...], as they set out from the shared ones."""
 
         def copied(l: int, weights: Weights, opt_state: Tree) -> tuple[Weights]:
-            return (Weights(self._copied(exchange, weights.params), opt_state),)
+            return (Weights(self.copied(exchange, weights.params), opt_state),)
 
         return exchange.each(copied, weights, opt_states, kinds=("copies",))[0]
 
@@ -129,7 +133,7 @@ class Crew(NamedTuple):
             found += [_sum("weights of a round", 1, l) for l in range(pieces.num)]
         return tuple(found)
 
-    def _copied(self, exchange: Exchange, tree: Tree) -> Tree:
+    def copied(self, exchange: Exchange, tree: Tree) -> Tree:
         """A tree [N, ...], the same for every worker here."""
         here = self.num // exchange.samples.num_splits
         return jax.tree.map(lambda a: jnp.broadcast_to(a, (here, *a.shape)), tree)
@@ -167,27 +171,25 @@ class CrewTurn(NamedTuple):
         """As `Turn.closes`."""
         return self.alone.closes(s)
 
-    def descend(self, l: int, weights: Weights, gradient: Tree) -> Weights:
+    def descend(self, l: int, weights: Weights, *gradients: Tree) -> Weights:
         """The steps of piece l."""
-        return self._of_each(self.alone.descend, l, weights, gradient)
+        return self._of_each(self.alone.descend, l, weights, *gradients)
 
-    def add(self, l: int, weights: Weights, gradient: Tree) -> Weights:
+    def add(self, l: int, summed: Tree, gradient: Tree) -> Tree:
         """The gradients of microbatches of which more follow."""
-        return self._of_each(self.alone.add, l, weights, gradient)
+        return self._of_each(self.alone.add, l, summed, gradient)
 
-    def _of_each(
-        self, fn: Callable[..., Weights], l: int, weights: Weights, gradient: Tree
-    ) -> Weights:
-        """fn(l, weights, gradient) of the workers whose minibatch entered."""
+    def _of_each(self, fn: Callable[..., Made], l: int, old: Made, *gradients: Tree) -> Made:
+        """fn(l, old, *gradients) of the workers whose minibatch entered, which the last one tells."""
 
-        def of_worker(given: tuple[Weights, Tree]) -> Weights:
-            weights, (g_W, (loss, live)) = given
-            step = lambda weights: fn(l, weights, (g_W, loss))
+        def of_worker(given: tuple[Made, tuple[Tree, ...]]) -> Made:
+            old, (*before, (g_W, (loss, live))) = given
+            renewed = lambda old: fn(l, old, *before, (g_W, loss))
             if "live" not in self.own:
-                return step(weights)
-            return lax.cond(live, step, lambda weights: weights, weights)
+                return renewed(old)
+            return lax.cond(live, renewed, lambda old: old, old)
 
-        return _one_by_one(of_worker, (weights, gradient))
+        return _one_by_one(of_worker, (old, gradients))
 
     def lives(self, s: int) -> Array:
         """[n] for which pieces a minibatch of any worker here that entered comes to its turn."""
@@ -195,10 +197,6 @@ class CrewTurn(NamedTuple):
             return self.alone.lives(s)
         each = jax.vmap(lambda live: self.alone._replace(live=live).lives(s))
         return each(self.own["live"]).any(axis=0)
-
-
-Given = TypeVar("Given")
-Made = TypeVar("Made", bound=tuple)
 
 
 def _one_by_one(fn: Callable[[Given], Made], given: Given) -> Made:

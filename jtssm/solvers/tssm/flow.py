@@ -47,6 +47,8 @@ class State(NamedTuple):
     penalties: Penalties  # scalars
     key: Array | None  # of dropout; None: no layer draws
     pace: Array  # [] what the steps of W (and of p with K > 1) are multiplied by: see `fit`
+    # (gradient, loss) of the microbatches of a minibatch so far, of the samples here; () where M is 1
+    summed: Carried
     opt_states: (
         Carried  # of workers (`jtssm.solvers.tssm.rounds`): [N, ...] their optimizers'; else ()
     )
@@ -99,11 +101,12 @@ class Flow(NamedTuple):
         live = state.live.at[t % len(state.live)].set(weight)
         turn = self.turn(exchange, state._replace(live=live), x, labels[(t + 1) % n])
         own = turn if self.crew is None else self.crew.turn(turn, exchange)
-        weights, entry, made, sums = _sweeps(own, exchange, state, t)
+        weights, summed, entry, made, sums = _sweeps(own, exchange, state, t)
         ahead, behind, kept = made
         forward, backward = exchange.swap(ahead, behind)
         state = state._replace(
             weights=weights,
+            summed=summed,
             forward=forward,
             backward=backward,
             inputs=exchange.ring.store(state.inputs, entry, t),
@@ -172,15 +175,16 @@ class Flow(NamedTuple):
 
 def _sweeps(
     turn: Turn | CrewTurn, exchange: Exchange, state: State, t: Array
-) -> tuple[Carried, Carried, tuple[Carried, ...], Carried]:
-    """(weights, what entered, (f_l, v, `Kept`) of all sweeps, sums) at the end of a tick."""
+) -> tuple[Carried, Carried, Carried, tuple[Carried, ...], Carried]:
+    """(weights, `State.summed`, what entered, (f_l, v, `Kept`) of all sweeps, sums) after a tick."""
     arrived = (
         state.forward,
         state.backward,
         exchange.ring.recall(state.inputs, t),
         exchange.ring.recall(state.kept, t),
     )
-    weights, entry, sums = state.weights, None, None
+    weights, summed, entry, sums = state.weights, state.summed, None, None
+    gradients = "partial_gradients" if turn.recipe.microbatches > 1 else "gradients"
     made: list[Carried] = []
     for s in range(turn.sweeps):
         gradient, fresh, *made, seen = exchange.each(
@@ -188,12 +192,12 @@ def _sweeps(
             weights,
             *arrived,
             *made,
-            kinds=("gradients", *("samples",) * 4, "sums"),
+            kinds=(gradients, *("samples",) * 4, "sums"),
         )
         entry = fresh if entry is None else entry
-        weights = _renewed(turn, exchange, s, weights, gradient, made)
+        weights, summed = _renewed(turn, exchange, s, weights, summed, gradient, made)
         sums = seen if sums is None else jax.tree.map(jnp.add, sums, seen)
-    return weights, entry, tuple(made), sums
+    return weights, summed, entry, tuple(made), sums
 
 
 def _renewed(
@@ -201,17 +205,22 @@ def _renewed(
     exchange: Exchange,
     s: int,
     weights: Carried,
+    summed: Carried,
     gradient: Carried,
     made: list[Carried],
-) -> Carried:
-    """The weights of the pieces that a minibatch has come to its end in, or its gradients so far."""
+) -> tuple[Carried, Carried]:
+    """The weights of the pieces that a minibatch has come to its end in, and its gradients so far."""
     live = turn.lives(s)
-    renew = partial(exchange.renew, after=made)
-    if turn.recipe.microbatches > 1:
-        closes = turn.closes(s)
-        weights = renew(turn.add, weights, gradient, where=live & ~closes)
-        live &= closes
-    return renew(turn.descend, weights, gradient, where=live)
+    if turn.recipe.microbatches == 1:
+        return exchange.renew(turn.descend, weights, gradient, where=live, after=made), summed
+    closes = turn.closes(s) & live
+    given = summed, gradient
+    if isinstance(turn, Turn) and exchange.samples.num_splits > 1:
+        given = exchange.each(partial(turn.total, closes), *given, kinds=("gradients",))
+    weights = exchange.renew(turn.descend, weights, *given, where=closes, after=made)
+    # what reads the sum so far comes before what changes it
+    added = exchange.renew(turn.add, summed, gradient, where=live & ~closes, after=[weights])
+    return weights, added
 
 
 def summed_scan(

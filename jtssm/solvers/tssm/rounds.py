@@ -52,6 +52,7 @@ def method(flow: Flow, crew: Crew, penalties: Penalties, precision: str | None) 
     kinds: dict[str, str | tuple[str | None, ...]] = {
         "weights": "weights",
         "opt_states": "samples",
+        **({"summed": "samples"} if flow.recipe.microbatches > 1 else {}),
         "labels": (None, "pc"),
         "live": (None, "pc") if flow.weighted else (),
     }
@@ -71,7 +72,7 @@ def method(flow: Flow, crew: Crew, penalties: Penalties, precision: str | None) 
         drain=drain,
         estimate=pieces.estimate,
         start=partial(crew.start, pieces),
-        weight_fields=("weights", "opt_states"),
+        weight_fields=("weights", "opt_states", "summed"),
     ).on_one_device()
 
 
@@ -83,7 +84,7 @@ def _round(
     batches: None: as many ticks as empty the pipeline, in which nothing enters.
     """
     copies = crew.copies(exchange, state.weights, state.opt_states)
-    inner = state._replace(weights=copies, opt_states=())
+    inner = state._replace(weights=copies, opt_states=(), summed=_as(exchange, "copies", state))
 
     def tick(inner: State, batch: tuple | None) -> tuple[State, tuple[Carried, Array]]:
         given = flow.blank(exchange, inner) if batch is None else batch
@@ -94,7 +95,15 @@ def _round(
     inner, (sums, turns) = summed_scan(tick, inner, ticks, flow.last)
     inner = inner if batches is not None else flow.empty(inner)
     found = crew.met(exchange, state.weights, inner.weights, turns)
-    return inner._replace(weights=found[0], opt_states=found[1]), sums
+    summed = _as(exchange, "samples", inner)
+    return inner._replace(weights=found[0], opt_states=found[1], summed=summed), sums
+
+
+def _as(exchange: Exchange, kind: str, state: State) -> Carried:
+    """`State.summed` carried as another kind: within a round it lies as the workers' weights do."""
+    if isinstance(state.summed, tuple) and not state.summed:
+        return ()
+    return exchange.each(lambda l, summed: (summed,), state.summed, kinds=(kind,))[0]
 
 
 def _ticks(flow: Flow, exchange: Exchange, state: State, x: Tree, y: Array) -> tuple:

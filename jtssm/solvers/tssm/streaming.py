@@ -76,7 +76,7 @@ def method(flow: Flow, penalties: Penalties, precision: str | None) -> Method:
     pieces = flow.pieces
     return pieces.program(
         flow.rule.name,
-        {"weights": "weights", **KINDS, "labels": (None, "pc")},
+        {"weights": "weights", **KINDS, **_summed(flow), "labels": (None, "pc")},
         _declared(flow),
         Batch(flow.samples, (flow.samples,), microbatches=flow.recipe.microbatches),
         precision,
@@ -85,6 +85,7 @@ def method(flow: Flow, penalties: Penalties, precision: str | None) -> Method:
         drain=partial(_drain, flow),
         estimate=pieces.estimate,
         start=partial(flow.recipe.start, pieces),
+        weight_fields=("weights", "summed"),
     ).on_one_device()
 
 
@@ -94,14 +95,19 @@ KINDS: dict[str, str] = {  # of what is in flight
 }
 
 
+def _summed(flow: Flow) -> dict[str, str]:
+    """Of the gradients so far, where there are any."""
+    return {"summed": "partial_gradients"} if flow.recipe.microbatches > 1 else {}
+
+
 def _declared(flow: Flow) -> Declared:
     pieces, sweeps, parts = flow.pieces, flow.sweeps, flow.recipe.microbatches
 
     def moves(samples: int) -> tuple[Move, ...]:
         return (
             *boundary_moves(flow, samples // parts, sweeps * parts),
-            *pieces.gradient_moves(sweeps * parts),
-            *pieces.loss_moves(sweeps * parts),
+            *pieces.gradient_moves(sweeps),
+            *pieces.loss_moves(sweeps),
         )
 
     work = lambda l, samples: (run_of(flow, l, samples // parts, parts),)
@@ -114,6 +120,7 @@ def _declared(flow: Flow) -> Declared:
         swaps=True,
         shows=flow.rule.shows,
         weighed_first=True,
+        sums_once=parts > 1,
     )
 
 
@@ -176,6 +183,7 @@ def init(
 
     start = partial((flow.recipe if crew is None else crew).start, pieces)
     weights = pieces.weights(exchange, key, dtype, params, start)
+    summed = _no_gradients(flow, exchange, weights)
     forward, backward, inputs, kept = exchange.each(
         empty, kinds=("samples", "samples", "line", "line")
     )
@@ -193,9 +201,26 @@ def init(
         penalties=penalties.as_arrays(dtype),
         key=key if pieces.network.random else None,
         pace=jnp.ones((), dtype),
+        summed=summed,
         opt_states=opt_states,
     )
     return state if flow.recipe.recompute else _waiting(flow, exchange, state, x)
+
+
+def _no_gradients(flow: Flow, exchange: Exchange, weights: Carried) -> Carried:
+    """Of a minibatch of which no microbatch has come to its turn."""
+    if flow.recipe.microbatches == 1:
+        return ()
+
+    def none(l: int, weights: Weights) -> tuple[tuple[Tree, Tree]]:
+        zeros = jax.tree.map(jnp.zeros_like, weights.params)
+        loss = jnp.zeros((), float_dtype(zeros)) if flow.pieces.wants_loss(l) else ()
+        if flow.crew is not None:
+            return (flow.crew.copied(exchange, (zeros, loss)),)
+        return (exchange.samples.apart((zeros, loss)),)
+
+    kind = "partial_gradients" if flow.crew is None else "samples"
+    return exchange.each(none, weights, kinds=(kind,))[0]
 
 
 def _waiting(flow: Flow, exchange: Exchange, state: State, x: Tree) -> State:

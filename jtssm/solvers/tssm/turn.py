@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jtssm.arrays import Array, Tree
 from jtssm.nn.boundary import float_dtype, floats_of, merge, num_samples, partition
@@ -103,7 +104,7 @@ class Turn(NamedTuple):
             run = lambda params: self._forward(l, params, p, entered)
             return self.recipe.fresh(weights, h, run), arrived, None
         traced = self.traced(l, weights.params, p, entered)
-        run = lambda params: traced.forward(params, floats_of(p))
+        run = lambda params: traced.forward(self._own(params), floats_of(p))
         f, rest, entry = self.recipe.fresh(weights, h, run)
         return merge(f, rest), entry, traced
 
@@ -116,14 +117,18 @@ class Turn(NamedTuple):
             self._run(l, p, entered),
             doubled._run(l, twice, entered),
             l > 0,
-            params,
+            self._own(params),
             given,
             num_samples(p),
         )
 
     def awaits(self, l: int, params: list[Tree], p: Tree) -> Tree:
         """What of the microbatch p waits at piece l for its turn, where nothing runs forward twice."""
-        return self.traced(l, params, p, self.tick).forward(params, floats_of(p))[-1]
+        return self.traced(l, params, p, self.tick).forward(self._own(params), floats_of(p))[-1]
+
+    def _own(self, params: list[Tree]) -> list[Tree]:
+        """The parameters as a gradient is to be taken of them."""
+        return self.exchange.samples.apart(params) if self.sums_once else params
 
     def _run(
         self, l: int, p: Tree, entered: Array
@@ -169,13 +174,15 @@ class Turn(NamedTuple):
         def run(params: list[Tree]) -> Linearised:
             if left is None:
                 return self._linearised(l, params, p, was.y, v_next, entered, total)
-            gradients = left[0].pull(params, left[1], scaled(v_next, -self.penalties.alpha))
+            own, g_f = self._own(params), scaled(v_next, -self.penalties.alpha)
+            gradients = left[0].pull(own, left[1], g_f)
             return (), *self._towards(v_next, gradients)
 
         f, seen, (g_W, g_p), own = self.recipe.back(weights, self._steps(l, entered), run)
         # what the piece minimises, the mean over the whole minibatch
         wants = self.pieces.wants_loss(l)
-        loss = self.exchange.samples.sum(own) / self.samples if wants else ()
+        told = own if self.sums_once else self.exchange.samples.sum(own)
+        loss = told / self.samples if wants else ()
         if l == 0:
             e, u, v = (), (), ()
             # a single piece has no boundary, and nothing to sum
@@ -188,8 +195,11 @@ class Turn(NamedTuple):
         now = Kept(() if l else p, e, u, was.y if v_next is None else ())
         return (g_W, loss), f, v, now, seen
 
-    def descend(self, l: int, weights: Weights, gradient: Gradient) -> Weights:
-        """The step of piece l that a minibatch causes."""
+    def descend(self, l: int, weights: Weights, *gradients: Gradient) -> Weights:
+        """The step of piece l that a minibatch causes.
+
+        gradients: of the minibatch; or of its last microbatch, and the sum of those before.
+        """
 
         def step(weights: Weights, gradient: Gradient) -> tuple[Weights, list[Tree]]:
             g_W, loss = gradient
@@ -197,12 +207,24 @@ class Turn(NamedTuple):
             g_W = jax.tree.map(lambda g: g / self.samples, g_W)
             return self.pieces.step(l, weights, g_W, self.pace, loss)
 
-        return self.recipe.descend(self.pieces, l, weights, gradient, step)
+        gradient = gradients[0] if len(gradients) == 1 else _added(*gradients)
+        return self.recipe.descend(self.pieces, l, weights, gradient, step, self.tick)
 
-    def add(self, l: int, weights: Weights, gradient: Gradient) -> Weights:
+    def add(self, l: int, summed: Gradient, gradient: Gradient) -> Gradient:
         """The gradient of a microbatch of which more follow, added to its minibatch's."""
-        entered = self.tick - delay(self.pieces.num, l, 0)
-        return self.recipe.summed(weights, gradient, entered % self.recipe.microbatches == 0)
+        first = (self.tick - delay(self.pieces.num, l, 0)) % self.recipe.microbatches == 0
+        return jax.tree.map(lambda a, g: jnp.where(first, g, a + g), summed, gradient)
+
+    def total(self, closes: Array, l: int, summed: Gradient, gradient: Gradient) -> tuple[Gradient]:
+        """The gradient of the minibatch, all devices together, where its last microbatch closes it."""
+        over_all = lambda *given: self.exchange.samples.sum(_added(*given))
+        none = lambda *_: jax.tree.map(jnp.zeros_like, jax.eval_shape(over_all, summed, gradient))
+        return (lax.cond(closes[l], over_all, none, summed, gradient),)
+
+    @property
+    def sums_once(self) -> bool:
+        """Whether gradients are of the samples here until the last of a minibatch."""
+        return self.recipe.microbatches > 1
 
     def lives(self, s: int) -> Array:
         """[n] for which pieces a microbatch that entered comes to its turn in sweep s."""
@@ -263,7 +285,11 @@ class Turn(NamedTuple):
         (alpha/2)|q - f|^2 of the samples here."""
         given, _ = partition(p)
         work = self._run(l, p, entered)
-        run = lambda params, given: work(self.pieces.joined(self.exchange, l, params), given)
+        params = self._own(params)
+        joined = lambda params: (
+            params if self.sums_once else self.pieces.joined(self.exchange, l, params)
+        )
+        run = lambda params, given: work(joined(params), given)
         if l == 0:  # the data has no gradient: leave its product out
             f, vjp, rest = jax.vjp(lambda params: run(params, given), params, has_aux=True)
         else:
@@ -282,6 +308,10 @@ class Turn(NamedTuple):
         square = squared(v_next)
         zero = jnp.zeros((), self._dtype)
         return (zero, zero, zero), _both(gradients), self.penalties.alpha / 2 * square
+
+
+def _added(a: Gradient, b: Gradient) -> Gradient:
+    return jax.tree.map(jnp.add, a, b)
 
 
 def _both(gradients: tuple[Tree, ...]) -> tuple[list[Tree], Tree]:
