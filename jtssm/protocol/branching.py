@@ -9,7 +9,9 @@ where there is none to do (`where_live`) gives zeros of the types that it would 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +56,21 @@ def where_live(live: Array | bool, fn: Callable[..., Tree], *args: Tree) -> Tree
         return jax.tree.map(_zeros, jax.eval_shape(fn, *args))
 
     return none(*args) if live is False else lax.cond(live, fn, none, *args)
+
+
+ONE_TRIP_IN = "one_trip_in_"
+
+
+def one_trip_in(trips: int) -> AbstractContextManager[None]:
+    """Names what the body of a loop does in one of so many trips alone: who counts what a program moves
+    (`jtssm.sharding.count`) reads it, since a conditional does not tell how often it is taken."""
+    return jax.named_scope(f"{ONE_TRIP_IN}{trips}")
+
+
+def trips_a_run(name: str) -> int:
+    """In how many trips of its loop an operation of that name runs once."""
+    found = re.search(rf"\b{ONE_TRIP_IN}(\d+)", name)
+    return int(found[1]) if found else 1
 
 
 def _zeros(like: jax.ShapeDtypeStruct) -> Array:

@@ -131,7 +131,7 @@ def _copies(program: Program, rest: int, kept: int) -> int:
     if not program.copies_state:
         return 0
     # what changes in a loop of microbatches, where unequal pieces share arrays
-    in_loop = program.batch.microbatches > 1 and not program.declared.sums_once
+    in_loop = program.batch.microbatches > 1
     return COPIES * (rest + kept * copies_weights(program)) + kept * in_loop
 
 

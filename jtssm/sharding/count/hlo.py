@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
+from jtssm.protocol.branching import trips_a_run
 from jtssm.sharding.count import hlo_text, routes
 from jtssm.sharding.count.hlo_text import loop_of, trips
 from jtssm.sharding.count.routes import Count, Route, Sizes
@@ -123,7 +124,8 @@ class _Program:
 
     def _line(self, line: str, caller: list[str]) -> Count:
         if match := _COLLECTIVE.search(line):
-            return {} if self._continued(line) else self._collective(line, match)
+            found = {} if self._continued(line) else self._collective(line, match)
+            return routes.times(found, 1 / trips_a_run(line))
         if _PERMUTE.search(line):
             (permute,) = permutes(line)
             return routes.permuted(permute.bytes, permute.pairs, self.sizes)

@@ -14,6 +14,7 @@ from jax.interpreters import partial_eval
 from jax.sharding import AbstractMesh, Mesh
 
 from jtssm.arrays import Tree
+from jtssm.protocol.branching import trips_a_run
 from jtssm.sharding.count import hlo, routes
 from jtssm.sharding.count.jaxpr_values import CASTS, Atom, Scope, called
 from jtssm.sharding.count.routes import Count, Route, Sizes
@@ -145,7 +146,8 @@ class _Walk:
         if inner is not None:
             return self.count(inner)
         if _names(eqn, scope.sizes):
-            return _collective(eqn, scope.sizes)
+            share = 1 / trips_a_run(str(eqn.source_info.name_stack))
+            return routes.times(_collective(eqn, scope.sizes), share)
         return routes.added(self.count(scope.enter(jaxpr)) for jaxpr in called(eqn))
 
     def _shard_map(self, scope: Scope, eqn: JaxprEqn) -> Count:

@@ -56,19 +56,19 @@ def added(counts: Iterable[Count]) -> Count:
     return total
 
 
-def times(count: Count, trips: int | np.ndarray) -> Count:
-    """A count repeated; trips: a number, or one for each position."""
+def times(count: Count, trips: float | np.ndarray) -> Count:
+    """A count repeated; trips: a number, a part of one too, or one for each position."""
     return {route: sends * trips for route, sends in count.items()}
 
 
 def most(count: Count) -> dict[Route, int]:
     """By route, the bytes of a device that hands in the most; routes without bytes are left out."""
-    return {route: int(sends.max()) for route, sends in count.items() if sends.any()}
+    return {route: round(sends.max()) for route, sends in count.items() if sends.any()}
 
 
 def at(count: Count, position: int) -> dict[Route, int]:
     """By route, the bytes of one device; routes without bytes are left out."""
-    return {route: int(sends[position]) for route, sends in count.items() if sends[position]}
+    return {route: round(sends[position]) for route, sends in count.items() if sends[position]}
 
 
 def largest(counts: Iterable[Count]) -> Count:

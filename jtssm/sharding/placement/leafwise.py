@@ -90,6 +90,8 @@ class Leafwise(NamedTuple):
     ) -> Array:
         """An array that begins with what a piece has in it, and goes on as `base`, or with zeros."""
         shape = self.tail(key)
+        if row.shape == shape:
+            return row
         if row.size == prod(shape):
             return row.reshape(shape)
         if base is None:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jtssm.arrays import Array, Tree
 from jtssm.nn.boundary import float_dtype, floats_of, merge, num_samples, partition
+from jtssm.protocol.branching import one_trip_in, where_live
 from jtssm.protocol.exchange import Exchange
 from jtssm.solvers.microbatches import microbatch
 from jtssm.solvers.pieces import Pieces, Weights, training
@@ -217,9 +217,12 @@ class Turn(NamedTuple):
 
     def total(self, closes: Array, l: int, summed: Gradient, gradient: Gradient) -> tuple[Gradient]:
         """The gradient of the minibatch, all devices together, where its last microbatch closes it."""
-        over_all = lambda *given: self.exchange.samples.sum(_added(*given))
-        none = lambda *_: jax.tree.map(jnp.zeros_like, jax.eval_shape(over_all, summed, gradient))
-        return (lax.cond(closes[l], over_all, none, summed, gradient),)
+
+        def over_all(*given: Gradient) -> Gradient:
+            with one_trip_in(self.recipe.microbatches):
+                return self.exchange.samples.sum(_added(*given))
+
+        return (where_live(closes[l], over_all, summed, gradient),)
 
     @property
     def sums_once(self) -> bool:
