@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType
 
+from jtssm.protocol.branching import one_trip_in
 from jtssm.sharding.count.jaxpr import count_bytes
 from jtssm.sharding.count.routes import Route, ring_bytes
 from jtssm.sharding.mesh import make_mesh
@@ -316,3 +317,21 @@ def test_what_cannot_be_counted_is_refused():
     grouped = mapped(lambda x: lax.psum(x, ("a", "b"), axis_index_groups=[[0, 1], [2, 3]]))
     with pytest.raises(ValueError, match=r"without axis_index_groups; got .*psum"):
         count_bytes(grouped, X)
+
+
+def test_what_is_named_as_done_in_one_trip_of_some_is_counted_so():
+    """A conditional does not tell how often it is taken."""
+
+    def summed(x, last, named):
+        def over_c(x):
+            with one_trip_in(3 if named else 1):
+                return lax.psum(x, "c")
+
+        return lax.cond(last, over_c, lambda x: x, x)
+
+    def run(x, named):
+        trip = lambda i, x: jnp.cos(summed(x, i % 3 == 2, named))
+        return lax.fori_loop(0, 6, trip, x)
+
+    assert both(mapped(lambda x: run(x, True)), X) == {("all_reduce", "c"): 2 * KEPT}
+    assert both(mapped(lambda x: run(x, False)), X) == {("all_reduce", "c"): 6 * KEPT}

@@ -1,5 +1,7 @@
 """Microbatches, forward passes at predicted weights, and what they leave for the gradients."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,6 +99,40 @@ def test_a_mesh_gives_the_same_numbers(params, n, M, recompute, shapes):
         found, losses_there = trained(placed, params)
         assert_close(found, alone)
         np.testing.assert_allclose(losses_there, shown, atol=1e-11)
+
+
+def test_a_state_between_two_microbatches_goes_on_elsewhere(params):
+    """Of a minibatch that has not come to its end every device of pc has the sum over its own samples."""
+    method = method_of(2, 4, 1.0)
+    steps = lambda method, state, batches: [
+        state := jax.jit(method.step)(state, *b)[0] for b in batches
+    ]
+    start = method.init(jax.random.key(0), *DATA[0], params)
+    *_, alone = steps(method, start, DATA[:3])
+    assert max(float(jnp.abs(a).max()) for a in jax.tree.leaves(alone.summed)) > 0.1
+    there = sharding.place(method, sharding.make_mesh(2, 2, 2))
+    *_, placed = steps(there, there.spread(start), DATA[:3])
+    assert_close(sharding.gathered(placed), alone)
+    bytes_ = sharding.count_bytes(there.step, placed, *DATA[0])
+    assert bytes_ == sharding.step_bytes(method, sharding.make_mesh(2, 2, 2), word=8)
+    *_, last = steps(method, sharding.gathered(placed), DATA[3:5])
+    *_, expected = steps(method, alone, DATA[3:5])
+    assert_close(last.weights, expected.weights)
+
+
+@pytest.mark.parametrize("shape", [None, (2, 1, 1)])
+def test_a_step_copies_no_large_array(shape):
+    """Where weights that are predicted, gradients so far and leaves of unequal pieces change in place."""
+    net = jtssm.mlp([48, 64, 64, 64, 64, 5])
+    method = method_of(2, 2, 1.0, optimizer=optax.sgd(0.1, momentum=0.9), net=net)
+    if shape:
+        method = sharding.place(method, sharding.make_mesh(*shape))
+    x, y = np.zeros((BATCH, 48)), np.zeros(BATCH, np.int32)
+    state = method.init(jax.random.key(0), x, y)
+    compiled = jax.jit(method.step, donate_argnums=0).lower(state, x, y).compile().as_text()
+    copied = re.findall(r"= f64\[([\d,]+)\]\S* copy\(", compiled)
+    large = [a for a in copied if np.prod([int(n) for n in a.split(",")]) >= 48 * 64]
+    assert len(large) <= (1 if shape else 0)
 
 
 def test_one_subnetwork_sums_the_gradients_of_its_minibatch(params):
