@@ -157,7 +157,9 @@ def _readme_users():
         title = {"adam": "Adam end to end", "nadam": "NAdam end to end"}[best]
         for n in (2, 3, 4):
             # of several M the one that was best on held-out images
-            tried = [own for way, own in found.items() if way.startswith(f"{kind}, nadam, n = {n},")]
+            tried = [
+                own for way, own in found.items() if way.startswith(f"{kind}, nadam, n = {n},")
+            ]
             if tried:
                 own = max(tried, key=lambda own: mean(own["valid_accuracy"]))
                 value = mean(own["test_accuracy"])

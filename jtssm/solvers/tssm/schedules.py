@@ -132,7 +132,7 @@ def recipe(
         return _whole(schedule, microbatches, prediction, recompute)
     if microbatches is None:
         own = any(each.over == "samples" for layer in net.layers for each in layer.statistics)
-        microbatches = _enough(num, batch_size, 2 if own or net.estimated else 1)
+        microbatches = _enough(num, batch_size, statistics=bool(own or net.estimated))
     if batch_size % microbatches:
         below = min(microbatches, batch_size)
         near = range(below, max(below - 10_000, 0), -1)
@@ -168,10 +168,14 @@ def _whole(
     return Recipe()
 
 
-def _enough(num: int, batch_size: int, least: int) -> int:
-    """The fewest microbatches that make gradients one step old at most and divide batch_size; where such
-    would have fewer samples than `least`, as many as go."""
-    most, wanted = max(batch_size // least, 1), max(2 * (num - 1), 1)
+def _enough(num: int, batch_size: int, *, statistics: bool) -> int:
+    """The fewest microbatches that divide batch_size and make gradients one step old at most, and most of
+    them fresh; where such would have too few samples, as many as go.
+
+    statistics: whether layers take any of a microbatch: those want samples, two at least.
+    """
+    most = max(batch_size // (2 if statistics else 1), 1)
+    wanted = max((2 if statistics else 4) * (num - 1), 1)
     more = range(wanted, min(most, 100 * wanted) + 1)
     fewer = range(min(most, wanted), 0, -1)
     return next(m for m in (*more, *fewer) if batch_size % m == 0)
