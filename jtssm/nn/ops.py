@@ -72,8 +72,13 @@ def _drawn(draw: Callable[[Array, tuple[int, ...]], Array], keys: Array, x: Arra
 
 
 def plain_dense(x: Array, W: Array, b: Array | None) -> Array:
-    """x W + b on one device: x [samples, inputs], W [inputs, outputs], b [outputs]."""
-    return x @ W if b is None else x @ W + b[None, :]
+    """x W + b on one device: x [samples, ..., inputs], W [inputs, outputs], b [outputs]."""
+    return biased(x @ W, b)
+
+
+def biased(z: Array, b: Array | None) -> Array:
+    """z [..., outputs] + b [outputs]; None: z."""
+    return z if b is None else z + b.reshape(*[1] * (z.ndim - 1), -1)
 
 
 def varying(x: Tree, axes: Sequence[str]) -> Tree:
@@ -120,7 +125,7 @@ class Hops(NamedTuple):
 class Products(NamedTuple):
     """The operations that a layer calls; a grid hands in its own versions."""
 
-    # (x [b, i], W [i, o], b [o] or None) -> [b, o]
+    # (x [b, ..., i], W [i, o], b [o] or None) -> [b, ..., o]
     dense: Callable[[Array, Array, Array | None], Array] = plain_dense
     # as `dense`, of columns that `dense` gave within the same layer: the second product of a pair
     second: Callable[[Array, Array, Array | None], Array] = plain_dense

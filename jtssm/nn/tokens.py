@@ -86,11 +86,8 @@ class Half(Layer):
 
     def apply(self, params: Tree, x: Array, products: Products) -> Array:
         """x + between(norm(x) W1 + b1) W2 + b2."""
-        b, tokens, width = x.shape
-        h = _normed(params, x).reshape(b * tokens, width)
-        h = products.dense(h, params["W1"], params["b1"])
-        z = self.between(h.reshape(b, tokens, -1)).reshape(b * tokens, -1)
-        return x + products.second(z, params["W2"], params["b2"]).reshape(b, tokens, width)
+        h = products.dense(_normed(params, x), params["W1"], params["b1"])
+        return x + products.second(self.between(h), params["W2"], params["b2"])
 
     def shape(self, shape: Shape) -> Shape:
         """That of the inputs."""
@@ -322,9 +319,7 @@ class Scores(Layer):
 
     def apply(self, params: Tree, x: Array, products: Products) -> Array:
         """[b, tokens, classes]."""
-        b, tokens, width = x.shape
-        h = _normed(params, x).reshape(b * tokens, width)
-        return products.dense(h, params["W"], params["b"]).reshape(b, tokens, self.classes)
+        return products.dense(_normed(params, x), params["W"], params["b"])
 
     def shape(self, shape: Shape) -> Shape:
         """(tokens, classes)."""

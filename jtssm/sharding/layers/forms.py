@@ -35,7 +35,16 @@ from jtssm.arrays import Array, Tree
 from jtssm.nn.boundary import Sample, SampleTree
 from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network
-from jtssm.nn.ops import PLAIN, Hops, Products, Window, plain_convolved, plain_dense, varying
+from jtssm.nn.ops import (
+    PLAIN,
+    Hops,
+    Products,
+    Window,
+    biased,
+    plain_convolved,
+    plain_dense,
+    varying,
+)
 from jtssm.sharding import collectives
 from jtssm.sharding.layers.halo import Halo, Slabs, windowed
 from jtssm.sharding.layers.layouts import Hop, hops, moved
@@ -231,9 +240,8 @@ def _of_form(grid: Grid, form: str, leaves: str) -> dict[str, Any]:
 
 
 def _dense_sum(summed: Callable, x: Array, W: Array, b: Array | None) -> Array:
-    """x[B, J_pr] W[J_pr, O] summed over the devices, and b."""
-    z = summed(plain_dense(x, W, None))
-    return z if b is None else z + b[None, :]
+    """x[B, ..., J_pr] W[J_pr, O] summed over the devices, and b."""
+    return biased(summed(plain_dense(x, W, None)), b)
 
 
 def _summed(x: Array, axis: str, leaves: str) -> Array:

@@ -11,6 +11,7 @@ from jtssm.nn.network import Network
 from jtssm.solvers.quantise import Crossing, grid_of
 from jtssm.solvers.tssm.ahead import Recipe
 
+ROWS = 4  # samples that a microbatch keeps by default
 MOST_SWEEPS = 1000  # they stand one after the other in the compiled program
 ORDERS = ("sequential", "parallel")
 
@@ -169,16 +170,23 @@ def _whole(
 
 
 def _enough(num: int, batch_size: int, *, statistics: bool) -> int:
-    """The fewest microbatches that divide batch_size and make gradients one step old at most, and most of
-    them fresh; where such would have too few samples, as many as go.
+    """The fewest microbatches that divide batch_size and make gradients one step old at most, and half of
+    them fresh, where each keeps `ROWS` samples; where such would have none, as many as go.
 
     statistics: whether layers take any of a microbatch: those want samples, two at least.
     """
-    most = max(batch_size // (2 if statistics else 1), 1)
-    wanted = max((2 if statistics else 4) * (num - 1), 1)
-    more = range(wanted, min(most, 100 * wanted) + 1)
-    fewer = range(min(most, wanted), 0, -1)
-    return next(m for m in (*more, *fewer) if batch_size % m == 0)
+    if num == 1:
+        return 1
+    most, wanted = max(batch_size // (2 if statistics else 1), 1), 2 * (num - 1)
+    more = None if statistics else _dividing(batch_size, 2 * wanted, batch_size // ROWS)
+    found = more or _dividing(batch_size, wanted, most)
+    return found or next(m for m in range(min(most, wanted), 0, -1) if batch_size % m == 0)
+
+
+def _dividing(batch_size: int, wanted: int, most: int) -> int | None:
+    """The least divisor from `wanted` on, of those near it."""
+    near = range(wanted, min(most, 100 * wanted) + 1)
+    return next((m for m in near if batch_size % m == 0), None)
 
 
 def delay_power(schedule: Streaming, recipe: Recipe, num: int) -> float:

@@ -75,6 +75,23 @@ def test_equals_the_twin_that_knows_the_recipe_alone(params, n, M, c, recompute)
     assert_close(trained(method, params)[0], twin.params())
 
 
+@pytest.mark.parametrize("kind", ["transformer", pytest.param("decoder", marks=pytest.mark.slow)])
+def test_networks_of_tokens_run_forward_once(kind):
+    ways = {"width": 8, "heads": 2, "sequence": 4}
+    if kind == "transformer":
+        net = nn.transformer(2, classes=3, **ways)
+        batches = minibatches(3, net.shapes[0])
+    else:
+        net = nn.decoder(2, vocabulary=5, **ways)
+        ids = np.random.default_rng(0).integers(0, 5, (3, BATCH, 4)).astype(np.int32)
+        batches = [(each, each) for each in ids]
+    again, once = (
+        trained(method_of(2, 2, 1.0, net=net, recompute=flag), None, batches, pause=None)
+        for flag in (True, False)
+    )
+    assert_close(once, again)
+
+
 @pytest.mark.slow
 def test_gsam_is_the_same_with_one_sweep(params):
     ours = trained(method_of(2, 2, 1.0), params)
@@ -167,7 +184,8 @@ def test_delays_and_defaults():
     assert delays(4, 2) == [3, 2, 1, 0]
     assert delays(4, 6) == delays(4, 100) == [1, 1, 1, 0]
     recipe = lambda **ways: solvers.gsadmm(NET, optimizer=NADAM, **ways).program.batch.microbatches
-    assert [recipe(subnets=n, batch_size=24) for n in (1, 2, 3, 4, 5)] == [1, 4, 8, 12, 24]
+    assert [recipe(subnets=n, batch_size=24) for n in (1, 2, 3, 4, 5)] == [1, 4, 4, 6, 8]
+    assert [recipe(subnets=n, batch_size=100) for n in (2, 3, 4)] == [4, 10, 20]
     assert recipe(subnets=4, batch_size=10) == 10
     assert recipe(subnets=5, batch_size=7) == 7
     assert recipe(subnets=3, batch_size=24, schedule=solvers.Streaming(sweeps=2)) == 1
