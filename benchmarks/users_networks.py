@@ -232,7 +232,7 @@ def _arguments() -> argparse.Namespace:
     add("--workers", type=int, default=1, help="processes, each on a core of its own")
     add("--runs", type=Path, default=Path("run/users_networks.jsonl"), help="finished runs")
     given = parser.parse_args()
-    cut = [("nadam", n, M) for n, M in ((2, 10), (3, 10), (4, 10), (3, 20), (4, 20))]
+    cut = [("nadam", n, M) for n, M in ((2, 4), (2, 10), (3, 10), (4, 10), (3, 20), (4, 20))]
     ways = [("adam", 1), ("nadam", 1), *cut]
     given.rates, given.epochs, given.seeds = (4e-3, 8e-3, 1.6e-2), EPOCHS, SEEDS
     if given.smoke:

@@ -582,7 +582,7 @@ def memory_held(found: dict) -> str:
 def users_networks(found: dict) -> str:
     """flax networks end to end, and cut at every n."""
     ways = {"adam, n = 1": "end to end, Adam", "nadam, n = 1": "end to end, NAdam"}
-    cut = [f"n = {n}, M = {M}" for n in (2, 3, 4) for M in (10, 20)]
+    cut = [f"n = {n}, M = {M}" for n in (2, 3, 4) for M in (4, 10, 20)]
     ways |= {f"nadam, {way}": f"gsADMM, {way}, NAdam" for way in cut}
     rows = []
     for kind, network in USERS.items():

@@ -103,7 +103,7 @@ TEXTS = {
         "streaming only: M, of which a minibatch of batch_size runs through the subnetworks; their "
         "gradients are summed before an optimizer steps, so that those of subnetwork l are "
         "ceil(2(n - l) / M) steps old at most. Batch normalisation is over a microbatch. None: the "
-        "fewest from 4(n - 1) that divide batch_size, where each keeps 4 samples and no layer takes "
+        "fewest from 6(n - 1) that divide batch_size, where each keeps 4 samples and no layer takes "
         "statistics of them, else from 2(n - 1); with several sweeps 1."
     ),
     "prediction": (

@@ -170,15 +170,15 @@ def _whole(
 
 
 def _enough(num: int, batch_size: int, *, statistics: bool) -> int:
-    """The fewest microbatches that divide batch_size and make gradients one step old at most, and half of
-    them fresh, where each keeps `ROWS` samples; where such would have none, as many as go.
+    """The fewest microbatches that divide batch_size and make gradients one step old at most, and a third
+    of them at most, where each keeps `ROWS` samples; where such would have none, as many as go.
 
     statistics: whether layers take any of a microbatch: those want samples, two at least.
     """
     if num == 1:
         return 1
     most, wanted = max(batch_size // (2 if statistics else 1), 1), 2 * (num - 1)
-    more = None if statistics else _dividing(batch_size, 2 * wanted, batch_size // ROWS)
+    more = None if statistics else _dividing(batch_size, 3 * wanted, batch_size // ROWS)
     found = more or _dividing(batch_size, wanted, most)
     return found or next(m for m in range(min(most, wanted), 0, -1) if batch_size % m == 0)
 

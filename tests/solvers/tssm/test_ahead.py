@@ -184,8 +184,8 @@ def test_delays_and_defaults():
     assert delays(4, 2) == [3, 2, 1, 0]
     assert delays(4, 6) == delays(4, 100) == [1, 1, 1, 0]
     recipe = lambda **ways: solvers.gsadmm(NET, optimizer=NADAM, **ways).program.batch.microbatches
-    assert [recipe(subnets=n, batch_size=24) for n in (1, 2, 3, 4, 5)] == [1, 4, 4, 6, 8]
-    assert [recipe(subnets=n, batch_size=100) for n in (2, 3, 4)] == [4, 10, 20]
+    assert [recipe(subnets=n, batch_size=24) for n in (1, 2, 3, 4, 5)] == [1, 6, 4, 6, 8]
+    assert [recipe(subnets=n, batch_size=100) for n in (2, 3, 4, 5)] == [10, 20, 20, 25]
     assert recipe(subnets=4, batch_size=10) == 10
     assert recipe(subnets=5, batch_size=7) == 7
     assert recipe(subnets=3, batch_size=24, schedule=solvers.Streaming(sweeps=2)) == 1
