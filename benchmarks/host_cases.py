@@ -51,11 +51,8 @@ class Trained(NamedTuple):
 
 
 WHOLE = {"subnets": 2, "microbatches": 1}  # gsADMM with gradients two minibatches old
-AHEAD = {"subnets": 2, "microbatches": 2, "recompute": False}  # predicted, nothing run twice
-    "subnets": 2,
-    "microbatches": 2,
-    "recompute": False,
-}  # in two microbatches, predicted, nothing run twice
+# two microbatches, predicted, nothing run twice
+AHEAD = {"subnets": 2, "microbatches": 2, "recompute": False}
 EVERY: dict[str, Case] = {  # of all but pdADMM's
     PLAIN: Case("sgd"),
     "one host, gsADMM, n = 2": Case("gsadmm", WHOLE),
