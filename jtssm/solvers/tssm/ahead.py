@@ -48,9 +48,8 @@ class Ahead(NamedTuple):
     """What stands in the place of the optimizer's state of a piece whose weights are predicted."""
 
     opt_state: Tree
-    versions: tuple[
-        Version, ...
-    ]  # of the newest weights, and of the h before them, the newest first
+    # of the newest weights, and of the h before them, the newest first
+    versions: tuple[Version, ...]
 
 
 class Recipe(NamedTuple):
@@ -77,9 +76,8 @@ class Recipe(NamedTuple):
         # copies: a step that is donated its state must not be given an array twice
         copied = lambda: jax.tree.map(lambda a: jnp.array(a, copy=True), params)
         if (steps := self.steps(pieces, l)) == 1:
-            return Weights(
-                params, Ahead(own.opt_state, tuple(Version(copied(), ()) for _ in range(2)))
-            )
+            both = Version(copied(), ()), Version(copied(), ())
+            return Weights(params, Ahead(own.opt_state, both))
         still = lambda: jax.tree.map(jnp.zeros_like, params)
         past = (Version(copied(), still()) for _ in range(steps))
         return Weights(params, Ahead(own.opt_state, (Version((), still()), *past)))
