@@ -209,6 +209,15 @@ def _placed_as(layout: Document, method: Method, state: Tree) -> Tree:
     return place(method, cast(Mesh, mesh), forms=layout["forms"] or "auto").spread(state)
 
 
+_before_ours = [sys.unraisablehook]
+
+
+def _unraisable(found: Any) -> None:
+    """A hook that is never freed: a thread of tensorstore's may call it while another takes it away."""
+    if "Event loop is closed" not in str(found.exc_value):
+        _before_ours[0](found)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """What orbax logs of its errors, tracebacks of hundreds of lines, is left out: they are raised.
@@ -217,16 +226,13 @@ def quiet() -> Iterator[None]:
     """
     log, others = logging.getLogger("absl"), lambda record: "orbax" not in record.pathname
     before = sys.unraisablehook
-
-    def unraisable(found: Any) -> None:
-        if "Event loop is closed" not in str(found.exc_value):
-            before(found)
-
+    if before is not _unraisable:
+        _before_ours[0] = before
     log.addFilter(cast(Callable, others))
-    sys.unraisablehook = unraisable
+    sys.unraisablehook = _unraisable
     try:
         yield
     finally:
         log.removeFilter(cast(Callable, others))
-        if sys.unraisablehook is unraisable:
+        if sys.unraisablehook is _unraisable:
             sys.unraisablehook = before
