@@ -40,8 +40,9 @@ Step: TypeAlias = Callable[[Weights, Tree], tuple[Weights, Tree]]
 class Version(NamedTuple):
     """Weights of a piece at which microbatches run forward, or ran."""
 
-    params: Tree  # W, but of the newest, which stand with the piece: ()
-    update: Tree  # U; where h is never more than 1 it is (), and `params` are W + c U, of the newest too
+    # where h is never more than 1, W + c U; else W, and () of the newest, which the piece itself has
+    params: Tree
+    update: Tree  # where h is never more than 1, (); else U
 
 
 class Ahead(NamedTuple):
@@ -64,18 +65,14 @@ class Recipe(NamedTuple):
         """The most that piece l (from 0) steps between its forward pass on a microbatch and its turn."""
         return delays(pieces.num, self.microbatches)[l] if self.prediction else 0
 
-    def plain(self, pieces: Pieces, l: int) -> bool:
-        """Whether piece l keeps nothing but parameters and the optimizer's state."""
-        return not self.steps(pieces, l)
-
     def start(self, pieces: Pieces, l: int, params: list[Tree]) -> Weights:
         """Parameters of piece l with a fresh state."""
-        own = pieces.start(l, params)
-        if self.plain(pieces, l):
+        own, steps = pieces.start(l, params), self.steps(pieces, l)
+        if not steps:
             return own
         # copies: a step that is donated its state must not be given an array twice
         copied = lambda: jax.tree.map(lambda a: jnp.array(a, copy=True), params)
-        if (steps := self.steps(pieces, l)) == 1:
+        if steps == 1:
             both = Version(copied(), ()), Version(copied(), ())
             return Weights(params, Ahead(own.opt_state, both))
         still = lambda: jax.tree.map(jnp.zeros_like, params)
@@ -88,8 +85,9 @@ class Recipe(NamedTuple):
         """The step of piece l with the gradient of the minibatch's last microbatch.
 
         step: of the optimizer: (weights, gradient of the minibatch) -> its new weights, the update.
+        tick: [] int32, from 0 on.
         """
-        if self.plain(pieces, l):
+        if not self.steps(pieces, l):
             return step(weights, gradient)[0]
         state: Ahead = weights.opt_state
         newest, *past = state.versions

@@ -186,6 +186,12 @@ def test_delays_and_defaults():
     recipe = lambda **ways: solvers.gsadmm(NET, optimizer=NADAM, **ways).program.batch.microbatches
     assert [recipe(subnets=n, batch_size=24) for n in (1, 2, 3, 4, 5)] == [1, 6, 4, 6, 8]
     assert [recipe(subnets=n, batch_size=100) for n in (2, 3, 4, 5)] == [10, 20, 20, 25]
+    # a third of the microbatches at most, of four samples at least; with means over samples fewer
+    means = jtssm.mlp([5, 8, 6, 3], normalisation="batch")
+    assert (
+        solvers.gsadmm(means, subnets=2, optimizer=NADAM, batch_size=100).program.batch.microbatches
+        == 2
+    )
     assert recipe(subnets=4, batch_size=10) == 10
     assert recipe(subnets=5, batch_size=7) == 7
     assert recipe(subnets=3, batch_size=24, schedule=solvers.Streaming(sweeps=2)) == 1
