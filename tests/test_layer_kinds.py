@@ -35,6 +35,7 @@ KINDS = {
     "scores": (nn.scores(4, 6), (5, 4)),
     "perceptron": (nn.perceptron(4, 6), (5, 4)),
     "mean of tokens": (nn.mean_token(4), (5, 4)),
+    "repeated": (nn.repeated([nn.attention(4, 2), nn.perceptron(4, 6)], 3), (5, 4)),
     "a function": (nn.layers([(INIT, lambda p, x: x @ p["W"])], jnp.zeros((1, 6))).layers[0], (6,)),
     "a layer of the user's own": (Grow(3), (6,)),
 }

@@ -28,6 +28,7 @@ from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network, sequence
 from jtssm.nn.norm import NORMALISATIONS
 from jtssm.nn.perceptrons import Dense, dense, mlp
+from jtssm.nn.repeated import Repeated, repeated
 from jtssm.nn.residual import Residual, bottleneck
 from jtssm.nn.tokens import (
     Attention,
@@ -59,6 +60,7 @@ __all__ = [
     "Network",
     "Passes",
     "Perceptron",
+    "Repeated",
     "Residual",
     "SampleTree",
     "Scores",
@@ -82,6 +84,7 @@ __all__ = [
     "mean_token",
     "mlp",
     "perceptron",
+    "repeated",
     "resnet",
     "resnet50",
     "scores",

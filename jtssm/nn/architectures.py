@@ -19,6 +19,7 @@ from jtssm.nn.layer import Layer, Shape
 from jtssm.nn.network import Network
 from jtssm.nn.norm import NORMALISATIONS
 from jtssm.nn.perceptrons import dense
+from jtssm.nn.repeated import repeated
 from jtssm.nn.residual import bottleneck
 from jtssm.nn.tokens import attention, embedding, mean_token, perceptron, scores
 
@@ -105,6 +106,7 @@ def transformer(
     sequence: int = 512,
     hidden: int | None = None,
     classes: int = 1000,
+    together: int = 1,
 ) -> Network:
     """A transformer encoder (Vaswani et al. 2017, arXiv 1706.03762) that classifies sequences.
 
@@ -119,15 +121,17 @@ def transformer(
       sequence: tokens of a sample.
       hidden: width inside the perceptron; None: 4 * width.
       classes: outputs.
+      together: of so many blocks one layer is made (`nn.repeated`), whose program is compiled once: of
+        deep networks, which are then cut between such layers alone, and have no "paired" form.
 
     Raises:
-      ValueError: numbers below 1, heads that do not divide the width.
+      ValueError: numbers below 1, heads that do not divide the width, together not the blocks.
     """
     blocks, width, sequence = checks.count(blocks=blocks, width=width, sequence=sequence)
     _few("blocks", blocks)
     (hidden,) = checks.count(hidden=4 * width if hidden is None else hidden)
-    pair = [attention(width, heads), perceptron(width, hidden)]
-    return network.sequence([*pair * blocks, mean_token(width), dense(classes)], (sequence, width))
+    inner = _blocks([attention(width, heads), perceptron(width, hidden)], blocks, together)
+    return network.sequence([*inner, mean_token(width), dense(classes)], (sequence, width))
 
 
 def decoder(
@@ -138,6 +142,7 @@ def decoder(
     sequence: int = 1024,
     hidden: int | None = None,
     vocabulary: int = 50257,
+    together: int = 1,
 ) -> Network:
     """A decoder-only transformer (Radford et al. 2019, GPT-2, by default its smallest): a language model.
 
@@ -153,16 +158,26 @@ def decoder(
       sequence: words of a sample.
       hidden: width inside the perceptron; None: 4 * width.
       vocabulary: how many words there are.
+      together: of so many blocks one layer is made (`nn.repeated`), whose program is compiled once: of
+        deep networks, which are then cut between such layers alone, and have no "paired" form.
 
     Raises:
-      ValueError: numbers below 1, heads that do not divide the width.
+      ValueError: numbers below 1, heads that do not divide the width, together not the blocks.
     """
     blocks, width, sequence = checks.count(blocks=blocks, width=width, sequence=sequence)
     _few("blocks", blocks)
     (hidden,) = checks.count(hidden=4 * width if hidden is None else hidden)
-    pair = [attention(width, heads, causal=True), perceptron(width, hidden)]
+    inner = _blocks(
+        [attention(width, heads, causal=True), perceptron(width, hidden)], blocks, together
+    )
     ends = embedding(vocabulary, width), scores(width, vocabulary)
-    return network.sequence([ends[0], *pair * blocks, ends[1]], (sequence,))
+    return network.sequence([ends[0], *inner, ends[1]], (sequence,))
+
+
+def _blocks(pair: list[Layer], blocks: int, together: int) -> list[Layer]:
+    """The layers of so many blocks of two, or of `together` of them one layer."""
+    together = checks.divides("together", together, blocks, "blocks")
+    return pair * blocks if together == 1 else [repeated(pair, together)] * (blocks // together)
 
 
 ARCHITECTURES: dict[str, Callable[[], Network]] = {

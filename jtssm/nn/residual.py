@@ -93,12 +93,12 @@ class Residual(Layer):
 
     def _trees(self, params: Tree) -> tuple[list[Tree], list[Tree]]:
         """The parameters of the path's parts, and of the shortcut's."""
-        trees, turn = _by_part(params, len(self.parts)), len(self.path)
+        trees, turn = by_part(params, len(self.parts)), len(self.path)
         return trees[:turn], trees[turn:]
 
     def apply(self, params: Tree, x: Array, products: Products) -> Array:
         """activation(path(x) + shortcut(x))."""
-        (path, shortcut), inner = self._trees(params), _inside(products)
+        (path, shortcut), inner = self._trees(params), inside(products)
         y = run_layers(self.path, path, x, inner)
         return self.activation(y + run_layers(self.shortcut, shortcut, x, inner))
 
@@ -108,13 +108,13 @@ class Residual(Layer):
 
     def estimate(self, params: Tree, x: Array, products: Products) -> Tree:
         """The parameters with the statistics of every part."""
-        (path, shortcut), inner = self._trees(params), _inside(products)
+        (path, shortcut), inner = self._trees(params), inside(products)
         found = estimate_layers(self.path, path, x, inner)
         return numbered([*found, *estimate_layers(self.shortcut, shortcut, x, inner)])
 
     def moving(self, params: Tree) -> Tree:
         """Of all parts."""
-        trees = _by_part(params, len(self.parts))
+        trees = by_part(params, len(self.parts))
         return numbered([part.moving(p) for part, p in zip(self.parts, trees, strict=True)])
 
     @property
@@ -146,13 +146,13 @@ def numbered(trees: Sequence[dict[str, Tree]]) -> dict[str, Tree]:
     return {f"{name}{k}": a for k, tree in enumerate(trees) for name, a in tree.items()}
 
 
-def _by_part(params: dict[str, Tree], parts: int) -> list[dict[str, Tree]]:
+def by_part(params: dict[str, Tree], parts: int) -> list[dict[str, Tree]]:
     """The inverse of `numbered`, for fewer than ten parts."""
     of = lambda k: {name[:-1]: a for name, a in params.items() if name[-1] == str(k)}
     return [of(k) for k in range(parts)]
 
 
-def _inside(products: Products) -> Callable[[int], Products]:
+def inside(products: Products) -> Callable[[int], Products]:
     """The products of a block's parts: the block itself has changed the layout of its inputs."""
     inner = products._replace(hops=Hops(narrowed=products.hops.narrowed))
     return lambda i: inner

@@ -7,6 +7,7 @@ Each question is a function with an answer for kinds that it does not know: such
 from __future__ import annotations
 
 from functools import singledispatch
+from math import prod
 
 from jtssm.arrays import Tree
 from jtssm.nn.adapted import Adapted
@@ -17,6 +18,7 @@ from jtssm.nn.layer import Layer, Shape
 from jtssm.nn.linear import Linear
 from jtssm.nn.ops import Window
 from jtssm.nn.perceptrons import Dense
+from jtssm.nn.repeated import Repeated
 from jtssm.nn.tokens import NORM, Attention, Half, Perceptron
 
 
@@ -155,9 +157,21 @@ def _(layer: Adapted, shape: Shape) -> int:
     return layer.between(shape)
 
 
+@between.register
+def _(layer: Repeated, shape: Shape) -> int:
+    shapes = layer.inputs(shape)
+    inside = sum(between(part, s) for part, s in zip(layer.block, shapes, strict=False))
+    return layer.times * (inside + sum(map(prod, shapes[:-1]))) - prod(shape)
+
+
 @prepares.register
 def _(layer: Half) -> bool:
     return True
+
+
+@prepares.register
+def _(layer: Repeated) -> bool:
+    return prepares(layer.block[0])
 
 
 @bare.register

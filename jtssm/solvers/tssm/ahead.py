@@ -37,6 +37,9 @@ Found = TypeVar("Found")
 Step: TypeAlias = Callable[[Weights, Tree], tuple[Weights, Tree]]
 
 
+ENOUGH = 256  # multiply-adds a weight, of a pass forward, beside which a copy of it is nothing
+
+
 class Version(NamedTuple):
     """Weights of a piece at which microbatches run forward, or ran."""
 
@@ -101,26 +104,30 @@ class Recipe(NamedTuple):
         newest = newest._replace(params=before)
         return new._replace(opt_state=Ahead(new.opt_state, (ahead, newest, *past[:-1])))
 
-    def fresh(self, weights: Weights, h: Array | None, fn: Callable[[Tree], Found]) -> Found:
+    def fresh(
+        self, weights: Weights, h: Array | None, fn: Callable[[Tree], Found], once: bool
+    ) -> Found:
         """fn of the parameters at which a microbatch runs forward, h steps before its turn.
 
-        h: None: of a piece that predicts nothing.
+        h: None: of a piece that predicts nothing.  once: as of `chosen`.
         """
         if h is None:
             return fn(weights.params)
         newest, *past = weights.opt_state.versions
-        there = lambda: fn(newest.params)
-        if len(past) > 1:
-            there = lambda: fn(self.moved(weights.params, newest.update, h))
+        if len(past) == 1:
+            return chosen(h > 0, newest.params, weights.params, fn, once)
+        there = lambda: fn(self.moved(weights.params, newest.update, h))
         return lax.cond(h > 0, there, lambda: fn(weights.params))
 
-    def back(self, weights: Weights, h: Array | None, fn: Callable[[Tree], Found]) -> Found:
+    def back(
+        self, weights: Weights, h: Array | None, fn: Callable[[Tree], Found], once: bool
+    ) -> Found:
         """fn of the parameters at which a microbatch ran forward, which has its turn h steps later."""
         if h is None:
             return fn(weights.params)
         past: tuple[Version, ...] = weights.opt_state.versions[1:]
-        if len(past) == 1:  # two branches: choosing between two sets of weights would copy one
-            return lax.cond(h > 0, lambda: fn(past[0].params), lambda: fn(weights.params))
+        if len(past) == 1:
+            return chosen(h > 0, past[0].params, weights.params, fn, once)
         params = weights.params
         for k, version in enumerate(past, 1):
             there = self.moved(version.params, version.update, k)
@@ -132,6 +139,25 @@ class Recipe(NamedTuple):
         scale = lambda a: jnp.asarray(self.prediction * h, a.dtype)
         floats = lambda a: jnp.issubdtype(a.dtype, jnp.floating)
         return jax.tree.map(lambda a, u: a + scale(a) * u if floats(a) else a, params, update)
+
+
+def chosen(first: Array, a: Tree, b: Tree, fn: Callable[[Tree], Found], once: bool) -> Found:
+    """fn of a where `first` holds, else of b.
+
+    once: by a copy of one of them, and a single program of fn; else by two programs, which take twice as
+    long to compile, and copy nothing.
+    """
+    if once:
+        return fn(jax.tree.map(lambda a, b: jnp.where(first, a, b), a, b))
+    return lax.cond(first, lambda: fn(a), lambda: fn(b))
+
+
+def copied_cheaply(pieces: Pieces, l: int, samples: int) -> bool:
+    """Whether a copy of the weights of piece l costs little beside its work on so many samples."""
+    layers = range(pieces.starts[l], pieces.starts[l + 1])
+    shapes = pieces.network.parameter_shapes()
+    numbers = sum(a.size for i in layers for a in jax.tree.leaves(shapes[i]))
+    return samples * sum(map(pieces.network.cost, layers)) >= ENOUGH * numbers
 
 
 def _copied(held: Tree, gradient: tuple[Tree, Tree], tick: Array) -> tuple[Tree, tuple[Tree, Tree]]:

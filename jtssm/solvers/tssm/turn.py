@@ -16,7 +16,7 @@ from jtssm.protocol.exchange import Exchange
 from jtssm.solvers.microbatches import microbatch
 from jtssm.solvers.pieces import Pieces, Weights, training
 from jtssm.solvers.quantise import UNROUNDED, Crossing, restored, rounded
-from jtssm.solvers.tssm.ahead import Recipe
+from jtssm.solvers.tssm.ahead import Recipe, copied_cheaply
 from jtssm.solvers.tssm.residuals import Traced, traced
 from jtssm.solvers.tssm.rules import Kept, Rule
 from jtssm.solvers.tssm.updates import Penalties, scaled, squared
@@ -99,13 +99,13 @@ class Turn(NamedTuple):
         """(f_l of the microbatch p that comes in, what of it awaits the turn, and the program that left
         that; None: it awaits as it arrived)."""
         entered = self.tick - l
-        h = self._steps(l, entered)
+        h, once = self._steps(l, entered), copied_cheaply(self.pieces, l, num_samples(p))
         if self.recipe.recompute:
             run = lambda params: self._forward(l, params, p, entered)
-            return self.recipe.fresh(weights, h, run), arrived, None
+            return self.recipe.fresh(weights, h, run, once), arrived, None
         traced = self.traced(l, weights.params, p, entered)
         run = lambda params: traced.forward(self._own(params), floats_of(p))
-        f, rest, entry = self.recipe.fresh(weights, h, run)
+        f, rest, entry = self.recipe.fresh(weights, h, run, once)
         return merge(f, rest), entry, traced
 
     def traced(self, l: int, params: list[Tree], p: Tree, entered: Array) -> Traced:
@@ -178,7 +178,8 @@ class Turn(NamedTuple):
             gradients = left[0].pull(own, left[1], g_f)
             return (), *self._towards(v_next, gradients)
 
-        f, seen, (g_W, g_p), own = self.recipe.back(weights, self._steps(l, entered), run)
+        steps, once = self._steps(l, entered), copied_cheaply(self.pieces, l, num_samples(p))
+        f, seen, (g_W, g_p), own = self.recipe.back(weights, steps, run, once)
         # what the piece minimises, the mean over the whole minibatch
         wants = self.pieces.wants_loss(l)
         told = own if self.sums_once else self.exchange.samples.sum(own)

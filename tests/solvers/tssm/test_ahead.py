@@ -10,6 +10,7 @@ import pytest
 
 import jtssm
 from jtssm import losses, nn, sharding, solvers
+from jtssm.solvers.tssm import ahead
 from jtssm.solvers.tssm.delayed import delays
 from tests.solvers.tssm import twins
 
@@ -73,6 +74,25 @@ def test_equals_the_twin_that_knows_the_recipe_alone(params, n, M, c, recompute)
     twins.predicted(twin, first, M, c)
     twins.predicted(twin, rest, M, c)  # after a drain nothing is in flight
     assert_close(trained(method, params)[0], twin.params())
+
+
+def test_weights_that_are_copied_cheaply_have_one_program(params, monkeypatch):
+    """The numbers of two programs, and half the products but for the last piece's, which predicts none."""
+
+    def products(method):
+        text = jax.make_jaxpr(method.step)(
+            method.init(jax.random.key(0), *DATA[0], params), *DATA[0]
+        )
+        return str(text).count("dot_general")
+
+    twice = method_of(3, 4, 1.0)
+    expected, many = trained(twice, params)[0], products(twice)
+    monkeypatch.setattr(ahead, "ENOUGH", 0)
+    once = method_of(3, 4, 1.0)
+    assert_close(trained(once, params)[0], expected)
+    *_, first, end = once.program.stages.starts
+    last = 3 * (end - first)  # forward, and two back, of each of its layers
+    assert many - last == 2 * (products(once) - last) > 0
 
 
 @pytest.mark.parametrize("kind", ["transformer", pytest.param("decoder", marks=pytest.mark.slow)])
