@@ -73,7 +73,20 @@ def _drawn(draw: Callable[[Array, tuple[int, ...]], Array], keys: Array, x: Arra
 
 def plain_dense(x: Array, W: Array, b: Array | None) -> Array:
     """x W + b on one device: x [samples, ..., inputs], W [inputs, outputs], b [outputs]."""
-    return biased(x @ W, b)
+    return biased(_product(x, W), b)
+
+
+def _product(x: Array, W: Array) -> Array:
+    """x W as a product of matrices, also in the gradient of W.
+
+    XLA for CPUs first transposes arrays of which it sums over several dimensions: the gradient of a
+    transformer took twice as long. x is what its gradient keeps, not the matrix of its rows: samples are
+    then known by their dimension (`jtssm.solvers.tssm.residuals`).
+    """
+    if x.ndim == 2:
+        return x @ W
+    flat = lambda x, W: (x.reshape(-1, x.shape[-1]) @ W).reshape(*x.shape[:-1], -1)
+    return jax.checkpoint(flat, prevent_cse=False)(x, W)
 
 
 def biased(z: Array, b: Array | None) -> Array:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from jtssm.nn.norm import Statistics
 
 WORD = 4  # bytes of a number of which nothing else is said: a float32
+SUMMED = 3  # numbers read and written to add a gradient to a sum
 LOSS = "loss"  # what optimizers are told that want value=: a sum over the devices that split the samples
 
 
@@ -37,6 +38,9 @@ class Run(NamedTuple):
     first: bool  # to those of its first layer too
     unused: int = 0  # of the passes forward: those of whose outputs nothing is made
     steps: int | None = None  # how often its optimizer steps; None: once a gradient
+    # numbers read and written in a step for each of its weights, beside the products' and the
+    # optimizer's: by sums of gradients, by copies of weights
+    beside: int = 0
 
     @property
     def updates(self) -> int:
@@ -86,5 +90,7 @@ class Declared(NamedTuple):
     # whether the gradients of all passes are first added up: one sum over the devices that split samples,
     # one step of the optimizer
     sums_once: bool = False
+    # whether pieces step in turn, and those on other devices wait for each of them
+    in_turn: bool = False
     # means and variances that a worker takes in a local step
     statistics: Callable[[], tuple[Statistics, ...]] = tuple

@@ -6,6 +6,7 @@ it is the median of a few such runs. float32 in jax's default precision, as the 
     rates    x <- x W, x of [m, side], W of [side, side]: m is the smallest dimension. The best: `flops`.
     memory   x <- x / 2 + 1 over an array larger than caches: read once and written once.
     kernel   a chain of products of [8, 8], each too small to take time itself.
+    activation  x <- tanh(x) + 1 / 2, over an array such as lies between two products.
     links    the all-reduce of a small and of a large array over all devices, taken as a ring's: two
              equations for `latency` and `link`.
 
@@ -52,11 +53,12 @@ class _Sizes(NamedTuple):
     side: int  # of the square W
     rows: tuple[int, ...]  # m
     array: int  # that memory is timed with
+    between: int  # that an activation function is timed with
     messages: tuple[int, int]  # a device holds, of the small and of the large all-reduce
 
 
-_HOST = _Sizes(2048, (1, 8, 64, 512), 2**25, (2**8, 2**20))
-_ACCELERATOR = _Sizes(8192, (1, 8, 64, 512, 4096), 2**27, (2**8, 2**24))
+_HOST = _Sizes(2048, (1, 8, 64, 512), 2**25, 2**18, (2**8, 2**20))
+_ACCELERATOR = _Sizes(8192, (1, 8, 64, 512, 4096), 2**27, 2**27, (2**8, 2**24))
 
 
 def calibrate(
@@ -84,10 +86,11 @@ def calibrate(
     path = None if path is None else json_path(path)
     devices = _one_kind(jax.devices() if devices is None else list(devices))
     sizes = _HOST if devices[0].platform == "cpu" else _ACCELERATOR
-    share = seconds / (len(sizes.rows) + 4)
+    share = seconds / (len(sizes.rows) + 5)
     with jax.default_device(devices[0]):
         flops, rates = rate_table(_product_flops(sizes.side, sizes.rows, share))
-        memory = 2 * WORD * sizes.array / _pass(sizes.array, share)
+        memory = 2 * WORD * sizes.array / _pass(lambda x: x * 0.5 + 1.0, sizes.array, share)
+        activation = _pass(lambda x: jnp.tanh(x) + 0.5, sizes.between, share) / sizes.between
         kernel = _start(share)
     link, latency, how = memory, kernel, "one device: link is memory, latency is kernel"
     if len(devices) > 1:
@@ -106,6 +109,7 @@ def calibrate(
         capacity=_capacity(devices),
         rates=rates,
         shared=devices[0].platform == "cpu" and len(devices) > 1,
+        activation=activation,
     )
     if path is not None:
         write_machine(machine, path)
@@ -183,10 +187,9 @@ def _product_flops(side: int, rows: Sequence[int], budget: float) -> dict[int, f
     return found
 
 
-def _pass(numbers: int, budget: float) -> float:
-    """Seconds to read and write an array of that many numbers."""
-    x = jnp.zeros(numbers, jnp.float32)
-    return seconds_a_pass(_loop(lambda x: x * 0.5 + 1.0, x), budget)
+def _pass(body: Callable[[Array], Array], numbers: int, budget: float) -> float:
+    """Seconds of x <- body(x) of that many numbers, zeros at first."""
+    return seconds_a_pass(_loop(body, jnp.zeros(numbers, jnp.float32)), budget)
 
 
 def _start(budget: float) -> float:

@@ -37,7 +37,8 @@ def of_stages(
     # what the devices of pr hold of it is the same
     shown = _shown(program, (sizes[0], 1, sizes[2]))
     between = (*_boundaries(moves, local, sizes[2]), *by_all, *shown)
-    return Step(devices, between, program.declared.swaps)
+    turns = min(sizes[0], program.batch.microbatches) if program.declared.in_turn else 1
+    return Step(devices, between, program.declared.swaps, turns)
 
 
 def of_whole(
@@ -135,7 +136,8 @@ class Layered(NamedTuple):
         words = stored_words(grid, self.params[i], i)
         steps = self.workers * sum(run.updates for run in runs)
         updates = ((words, steps),) if words else ()
-        return Demand(tasks, updates, tuple(self._messages(grid, i, Pass.own)))
+        beside = self.workers * words * sum(run.beside for run in runs)
+        return Demand(tasks, updates, tuple(self._messages(grid, i, Pass.own)), beside)
 
     def _pass(self, grid: Grid, run: Run) -> Pass:
         declared, back = self.program.declared, run.first and run.inputs > 0

@@ -39,7 +39,7 @@ MOST_BYTES = 2**20  # of a machine file
 FIELDS = tuple(field.name for field in fields(Machine))
 _NEEDED = tuple(field.name for field in fields(Machine) if field.default is MISSING)
 _EXAMPLE = MACHINES["h100-nvlink"]
-_UNLIMITED = ("capacity", "combined")
+_MAY_BE_IDEAL = ("capacity", "combined", "activation")  # as by default
 
 
 def find_machine(given: Machine | str | Path) -> Machine:
@@ -127,8 +127,8 @@ def write_machine(machine: Machine, path: str | Path) -> None:
     except ValueError as error:
         raise ValueError(f"{machine.name}: {error}") from error
     content = asdict(machine) | {"links": dict(machine.links)}
-    for name in _UNLIMITED:
-        if content[name] == inf:  # has no JSON; it is the default
+    for name in _MAY_BE_IDEAL:
+        if content[name] == inf:  # has no JSON
             del content[name]
     with files.replacing(path) as new:
         new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -174,6 +174,6 @@ def _right_fields(content: Iterable[str]) -> None:
 
 
 def _of_a_device(machine: Machine) -> None:
-    """No number of an ideal machine, but for what may have no limit."""
-    for name in (name for name in NUMBERS if name not in _UNLIMITED):
+    """No number of an ideal machine, but for what is so by default."""
+    for name in (name for name in NUMBERS if name not in _MAY_BE_IDEAL):
         number(name, getattr(machine, name), getattr(_EXAMPLE, name))

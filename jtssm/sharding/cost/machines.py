@@ -26,6 +26,7 @@ NUMBERS = {
     "kernel": (3e-6, 0),
     "capacity": (8e10, inf),
     "combined": (4e6, inf),
+    "activation": (1e-9, 0),
 }
 _RANGES = {
     None: "a finite number above 0",
@@ -59,6 +60,7 @@ class Machine:
     combined: float = (
         inf  # bytes that an all-reduce of several arrays, such as gradients, sums at most
     )
+    activation: float = 0.0  # seconds that an activation function takes for a number
 
     def __post_init__(self) -> None:
         for name, (example, ideal) in NUMBERS.items():

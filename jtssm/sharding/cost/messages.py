@@ -30,10 +30,16 @@ class Demand(NamedTuple):
     tasks: tuple[Task, ...] = ()
     updates: tuple[tuple[float, float], ...] = ()  # (parameters that an optimizer renews, times)
     messages: tuple[Message, ...] = ()
+    beside: float = (
+        0.0  # numbers read and written beside products and the optimizer's: `Run.beside`
+    )
 
     def __add__(self, other: Demand) -> Demand:  # type: ignore[override]
         return Demand(
-            self.tasks + other.tasks, self.updates + other.updates, self.messages + other.messages
+            self.tasks + other.tasks,
+            self.updates + other.updates,
+            self.messages + other.messages,
+            self.beside + other.beside,
         )
 
 
@@ -43,6 +49,7 @@ class Step(NamedTuple):
     devices: tuple[Demand, ...]  # of each position along "subnet"
     between: tuple[Message, ...]  # boundaries, sums, deals
     swaps: bool = False  # whether neighbours along "subnet" tell each other at once
+    turns: int = 1  # how often devices wait for one whose optimizer steps
 
 
 SHOWN = "sums"  # the scalars that a step shows

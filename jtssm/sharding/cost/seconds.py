@@ -5,9 +5,11 @@ traffic, plus the start of a kernel; its backward pass two of those (dX, dW):
 
     max(2 m k n / (flops share(min(m, k, n))),  word (inputs + outputs + |W|) / memory) + kernel
 
-The optimizer is memory traffic alone, `ADAM_WORDS` words a parameter. Of n bytes that each of p devices
-hands in, over links of so many bytes a second, with L = p - 1 (ring) or ceil(log2 p) latencies (the
-paper):
+and for each two numbers that lie between a layer's own products one `activation`. The optimizer is memory
+traffic alone, `ADAM_WORDS` words a parameter, and what sums of gradients and copies of weights read and
+write. Where pieces step in turn (streaming with microbatches) all devices wait for each that steps. Of n
+bytes that each of p devices hands in, over links of so many bytes a second, with L = p - 1 (ring) or
+ceil(log2 p) latencies (the paper):
 
     all-gather      L latency + (p - 1) n / link
     reduce-scatter  L latency + (p - 1) / p n / link, and so an all-to-all
@@ -16,9 +18,9 @@ paper):
 
 A step waits for its slowest device, and its messages add up, one for each layer and kind, but for the
 gradients of a device: they go in one all-reduce, or in one for every `combined` bytes, each with its own
-latencies, and may hide behind products (`overlap`). Left out are activation functions, the loss, the
-scalars that a step shows (nothing waits for them), the host and the packing of weights into rows
-(what our own code does on a mesh). What is multiplied and sent is what methods declare, and the formulas
+latencies, and may hide behind products (`overlap`). Left out are activation functions elsewhere, the
+loss, the scalars that a step shows (nothing waits for them), the host and the packing of weights into
+rows (what our own code does on a mesh). What is multiplied and sent is what methods declare, and the formulas
 of `jtssm.sharding.layers.traffic`, which tests hold equal to the traced and the compiled program.
 
 Sources: Gholami et al., arXiv 1712.04432 (alpha and beta); rings: Thakur, Rabenseifner, Gropp 2005.
@@ -72,13 +74,17 @@ class Seconds(NamedTuple):
 def task_seconds(machine: Machine, task: Task, word: int = WORD) -> float:
     """Seconds of a product on one device, all its repetitions."""
     work = 2 * task.multiply_adds / (machine.flops * machine.share(task.smallest))
-    return task.times * (max(work, word * task.words / machine.memory) + machine.kernel)
+    between = machine.activation * task.between / 2
+    return task.times * (max(work, word * task.words / machine.memory) + machine.kernel + between)
 
 
 def update_seconds(machine: Machine, demand: Demand, word: int = WORD) -> float:
-    """Seconds of the optimizer on one device: its parameters once a step, one kernel for all of them."""
+    """Seconds of the optimizer on one device: its parameters once a step, one kernel for all of them.
+
+    Sums of gradients and copies of weights too.
+    """
     steps = max((times for _, times in demand.updates), default=0)
-    words = sum(ADAM_WORDS * size * times for size, times in demand.updates)
+    words = demand.beside + sum(ADAM_WORDS * size * times for size, times in demand.updates)
     return word * words / machine.memory + steps * machine.kernel
 
 
@@ -152,6 +158,7 @@ def seconds_of(
         machine, _longest(waited_for, step.swaps and sizes[0] == 2), sizes, word
     )
     causes = {name: getattr(slowest, name) + seconds for name, seconds in between.items()}
+    causes["optimizer"] = step.turns * slowest.optimizer
     return slowest._replace(**causes, hidden=min(overlap * slowest.products, reduced))
 
 

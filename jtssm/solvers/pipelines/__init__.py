@@ -40,7 +40,7 @@ from jtssm.nn.cuts import cut
 from jtssm.nn.network import Network
 from jtssm.protocol import sample_checks
 from jtssm.protocol.arguments import documented
-from jtssm.protocol.declared import Declared, Move, Run
+from jtssm.protocol.declared import SUMMED, Declared, Move, Run
 from jtssm.protocol.exchange import Carried, Exchange
 from jtssm.protocol.info import Info, measured
 from jtssm.protocol.method import Method
@@ -181,7 +181,8 @@ def _declared(pieces: Pieces, order: Order) -> Declared:
     def work(l: int, samples: int) -> tuple[Run, ...]:
         again = each if l < last else 0
         passes = each + again, each, each
-        return (Run(samples // each, *passes, first=l > 0, unused=again, steps=1),)
+        beside = SUMMED * each
+        return (Run(samples // each, *passes, l > 0, again, steps=1, beside=beside),)
 
     return Declared(
         moves,

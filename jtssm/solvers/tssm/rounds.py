@@ -138,4 +138,5 @@ def _declared(flow: Flow, crew: Crew) -> Declared:
         shows=flow.rule.shows,
         swaps=True,
         apart=True,
+        in_turn=parts > 1,
     )

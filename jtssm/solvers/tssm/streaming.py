@@ -48,7 +48,7 @@ from jax import lax
 
 from jtssm.arrays import Array, Tree
 from jtssm.nn.boundary import float_dtype, floats_of, stacked, zeros
-from jtssm.protocol.declared import Declared, Move, Run
+from jtssm.protocol.declared import SUMMED, Declared, Move, Run
 from jtssm.protocol.exchange import Carried, Exchange, by_index
 from jtssm.protocol.info import Info, measured
 from jtssm.protocol.method import Method
@@ -121,6 +121,7 @@ def _declared(flow: Flow) -> Declared:
         shows=flow.rule.shows,
         weighed_first=True,
         sums_once=parts > 1,
+        in_turn=parts > 1,
     )
 
 
@@ -139,7 +140,11 @@ def run_of(flow: Flow, l: int, samples: int, ticks: int) -> Run:
     turns = flow.sweeps * ticks
     steps = turns // flow.recipe.microbatches
     forward, unused = turns + more * ticks, more * ticks
-    return Run(samples, forward, turns, turns, first=l > 0, unused=unused, steps=steps)
+    # a sum is read and written, and a gradient read; the newest prediction is written, the one before
+    # it read and written
+    beside = SUMMED * turns * (flow.recipe.microbatches > 1)
+    beside += 3 * steps * (flow.recipe.steps(flow.pieces, l) > 0)
+    return Run(samples, forward, turns, turns, l > 0, unused, steps, beside)
 
 
 def num_sums(flow: Flow) -> int:

@@ -14,7 +14,7 @@ from jtssm.sharding.cost.calibration import calibrate, rate_table, ring, seconds
 from jtssm.sharding.cost.machine_files import find_machine
 from jtssm.sharding.cost.machines import Machine
 
-SMALL = calibration._Sizes(side=64, rows=(1, 16), array=4096, messages=(16, 1024))
+SMALL = calibration._Sizes(side=64, rows=(1, 16), array=4096, between=128, messages=(16, 1024))
 HOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -91,10 +91,11 @@ def measured(monkeypatch):
 
 def test_the_counts_by_hand_where_every_pass_takes_half_a_second(measured):
     """Products 2 m side^2; an array read and written; 32 products a pass; a ring's latencies and bytes."""
-    got = calibrate(seconds=6.0)
+    got = calibrate(seconds=7.0)
     assert got.flops == 2 * 16 * 64**2 / 0.5
     assert got.rates == ((1, 1 / 16), (16, 1.0))
     assert got.memory == 2 * 4 * 4096 / 0.5
+    assert got.activation == 0.5 / 128
     assert got.kernel == 0.5 / 32
     large = 2 * 7 / 8 * 4 * 1024
     np.testing.assert_allclose(got.link, large / 0.5)
@@ -104,6 +105,7 @@ def test_the_counts_by_hand_where_every_pass_takes_half_a_second(measured):
         (1, 64),
         (16, 64),
         (4096,),
+        (128,),
         (8, 8),
         (8 * 16,),
         (8 * 1024,),
@@ -119,11 +121,19 @@ def test_what_is_timed_is_work_that_no_pass_can_skip(measured):
         assert np.abs(a - b).max() > 0.1
         assert 1e-6 < np.abs(late).mean() < 1e3
     np.testing.assert_array_equal(measured[2][0](1), np.full(4096, 1.875, np.float32))  # the fourth
-    for run, out, _ in measured[4:]:
+    np.testing.assert_allclose(measured[3][0](1), np.full(128, _tanhs(4)), rtol=1e-6)
+    for run, out, _ in measured[5:]:
         assert len(out.sharding.device_set) == 8
         text = str(jax.make_jaxpr(run)(2))
         assert "psum" in text
         assert "while" in text
+
+
+def _tanhs(passes):
+    x = 0.0
+    for _ in range(passes):
+        x = np.tanh(x) + 0.5
+    return x
 
 
 def test_a_loop_makes_as_many_passes_as_it_is_told():
@@ -141,7 +151,7 @@ def test_one_device_sends_nothing_and_says_so(measured):
     assert (got.link, got.latency) == (got.memory, got.kernel)
     assert "one device: link is memory, latency is kernel" in got.source
     assert (got.shared, got.capacity, got.name) == (False, HOST_MEMORY, "cpu-x1")
-    assert len(measured) == 4
+    assert len(measured) == 5
     assert all(out.devices() == {jax.devices()[3]} for _, out, _ in measured)
 
 
@@ -149,7 +159,7 @@ def test_one_device_sends_nothing_and_says_so(measured):
 def host(tmp_path_factory):
     path = tmp_path_factory.mktemp("machines") / "host.json"
     with pytest.MonkeyPatch.context() as patch:
-        sizes = calibration._Sizes(512, (1, 8, 64, 512), 2**20, (2**8, 2**16))
+        sizes = calibration._Sizes(512, (1, 8, 64, 512), 2**20, 2**12, (2**8, 2**16))
         patch.setattr(calibration, "_HOST", sizes)
         return calibrate(path, seconds=0.4), path
 

@@ -1,6 +1,7 @@
 """The cost model: its counts are those of the traced program, its limits are known."""
 
 from dataclasses import replace
+from math import inf
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import solvers
+from jtssm import nn, solvers
 from jtssm.sharding import cost
 from jtssm.sharding.cost import seconds
 from jtssm.sharding.cost.machine_table import MACHINES
@@ -97,11 +98,45 @@ def test_more_of_anything_never_costs_more(machine):
 
 def test_pieces_on_their_own_devices_take_the_largest_ones_time():
     machine = replace(SLOW, link=1e18, latency=0.0)
-    method = solvers.gsadmm(WIDE, subnets=10, optimizer=optax.adam(1e-3), batch_size=110)
+    ways = {"optimizer": optax.adam(1e-3), "batch_size": 110, "microbatches": 1}
+    method = solvers.gsadmm(WIDE, subnets=10, **ways)
     times = [seconds.step_seconds(method, machine, subnet=s).total for s in (1, 2, 5, 10)]
     assert times == sorted(times, reverse=True)
     middle = times[0] / 9.8  # ten layers, the first and last cheaper
     assert 0.9 * middle < times[3] < 1.2 * middle
+
+
+def test_sums_of_gradients_and_pieces_that_step_in_turn_are_counted():
+    """Words a weight: Adam's 7, three to add a gradient to a sum, three to keep two predictions."""
+    machine = replace(SLOW, memory=4.0, kernel=0.0)  # a word a second
+    net = jtssm.mlp([30, 20, 10])
+    sizes = [31 * 20, 21 * 10]
+    ways = {"optimizer": optax.adam(1e-3), "batch_size": 12}
+
+    def optimizer(build, subnet, **more):
+        method = build(net, subnets=2, **ways, **more)
+        return seconds.step_seconds(method, machine, subnet=subnet).optimizer
+
+    assert optimizer(solvers.gsadmm, 1, microbatches=1) == 7 * sum(sizes)
+    first, last = (7 + 3 * 4 + 3) * sizes[0], (7 + 3 * 4) * sizes[1]
+    assert optimizer(solvers.gsadmm, 1, microbatches=4) == first + last
+    assert (
+        optimizer(solvers.gsadmm, 1, microbatches=4, prediction=0.0) == first + last - 3 * sizes[0]
+    )
+    assert optimizer(solvers.gsadmm, 2, microbatches=4) == 2 * first  # both wait for each
+    assert optimizer(solvers.gsadmm, 2, microbatches=1) == 7 * sizes[0]
+    # a pipeline's step at once
+    assert optimizer(solvers.pipeline, 2, microbatches=4) == (7 + 3 * 4) * sizes[0]
+
+
+def test_what_lies_between_a_layers_products_takes_an_activation_each_two():
+    net = nn.transformer(1, width=8, heads=2, hidden=12, sequence=3, classes=4)
+    method = solvers.sgd(net, optimizer=optax.adam(1e-3), batch_size=5)
+    ideal = Machine("free", inf, inf, inf, 0, 0, "made up")
+    found = seconds.step_seconds(method, replace(ideal, activation=1.0)).total
+    # heads' queries, keys, values and results, and two of all pairs; hidden neurons; 5 samples, forward
+    # and twice back, but for the gradient of the first layer's inputs
+    assert found == 5 * ((3 * 4 * 8 + 2 * 2 * 9) * 2 + 3 * 2 * 12 * 3) / 2
 
 
 @pytest.mark.parametrize(
