@@ -23,6 +23,7 @@ from benchmarks import (
     record,
     rounded_boundaries,
     running,
+    time_to_accuracy,
     tssm_modelled,
     tssm_speed,
     tssm_tradeoff,
@@ -260,13 +261,38 @@ def test_users_networks_runs_small(monkeypatch, capsys):
     lines = [line.split("  ")[0] for line in smoke(monkeypatch, capsys, users_networks)]
     lines = [line for line in lines if "seed" not in line]  # those are of single runs
     names = ("transformer", "residual")
-    assert lines == [f"{name}, nadam, n = {n}" for name in names for n in (1, 2)]
+    ways = ("n = 1", "n = 2, M = 10")
+    assert lines == [f"{name}, nadam, {way}" for name in names for way in ways]
 
 
 @pytest.mark.slow
 def test_a_language_model_is_cut_in_small(monkeypatch, capsys):
     lines = [line.split("  ")[0] for line in smoke(monkeypatch, capsys, cut_language_model)]
-    assert lines[-2:] == ["nadam, n = 1", "nadam, n = 2, M = 8"]
+    assert lines[-2:] == ["nadam, n = 1", "nadam, n = 2, M = 16"]
+
+
+@pytest.mark.slow
+def test_time_to_accuracy_runs_small(monkeypatch, capsys):
+    lines = [line.split("  ") for line in smoke(monkeypatch, capsys, time_to_accuracy)]
+    reported = {line[0]: line[2:] for line in lines if len(line) > 3}
+    assert list(reported) == [
+        "one host, SGD",
+        "DiLoCo, R = 20",
+        "data parallel",
+        "pipeline, n = 2",
+    ]
+    assert reported["one host, SGD"][0] == reported["data parallel"][0]
+
+
+def test_samples_to_a_goal_are_those_of_the_first_look_that_has_it():
+    curve = [(10, 4.0), (20, 3.0), (30, 3.5), (40, 2.0), (50, 1.0)]
+    assert time_to_accuracy.reached(curve, 3.2) == 20
+    assert time_to_accuracy.reached(curve, 0.5) is None
+    assert time_to_accuracy.goal_of([{"curve": curve}, {"curve": [(50, 4.0)]}]) == 3.0
+    row = {"network": "language", "samples": 5, "step_seconds": {"median": 2.0}}
+    hosts = [row | {"case": case, "link": "free"} for case in ("a", "b")]
+    hosts += [row | {"case": "a", "link": "1gbit", "error": "no end"}]
+    assert time_to_accuracy.seconds(hosts, "a", 20) == {"free": 8.0}
 
 
 @pytest.mark.parametrize(("better", "rate"), [(max, 2.0), (min, 1.0)])

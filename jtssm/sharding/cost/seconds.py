@@ -21,7 +21,7 @@ gradients of a device: they go in one all-reduce, or in one for every `combined`
 latencies, and may hide behind products (`overlap`). Left out are activation functions elsewhere, the
 loss, the scalars that a step shows (nothing waits for them), the host and the packing of weights into
 rows (what our own code does on a mesh). What is multiplied and sent is what methods declare, and the
-formulas of `jtssm.sharding.layers.traffic`, which tests hold equal to the traced and the compiled program.
+formulas of `jtssm.sharding.layers.traffic`, which tests hold equal to the traced and compiled program.
 
 Sources: Gholami et al., arXiv 1712.04432 (alpha and beta); rings: Thakur, Rabenseifner, Gropp 2005.
 """
