@@ -23,6 +23,7 @@ from benchmarks import (
     record,
     rounded_boundaries,
     running,
+    slow_links,
     time_to_accuracy,
     tssm_modelled,
     tssm_speed,
@@ -282,6 +283,17 @@ def test_time_to_accuracy_runs_small(monkeypatch, capsys):
         "pipeline, n = 2",
     ]
     assert reported["one host, SGD"][0] == reported["data parallel"][0]
+
+
+@pytest.mark.slow
+def test_slow_links_are_modelled_in_small(monkeypatch, capsys):
+    lines = smoke(monkeypatch, capsys, slow_links)
+    ways = ["SGD", "local SGD", "gsADMM", "gsADMM, R = 100"] * 2
+    assert [line[26:42].strip() for line in lines] == ways
+    days = [float(line[54:].split()[0]) for line in lines]
+    # rare meetings take less than sums in every step, a fast link less than a slow one
+    assert days[3] < days[2]
+    assert all(slow >= fast for slow, fast in zip(days[:4], days[4:], strict=True))
 
 
 def test_samples_to_a_goal_are_those_of_the_first_look_that_has_it():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from statistics import mean
 
 from result_tables import agreement, draws, markdown
 
@@ -105,4 +106,36 @@ def hosts_predicted(found: dict) -> str:
         for name, a in found["predicted"].items()
     ]
     head = ("network, link", "measured / predicted", "rank agreement (Spearman)", "planned")
+    return markdown(head, rows)
+
+
+@draws("time_to_accuracy", "time_to_accuracy")
+def time_to_accuracy(found: dict) -> str:
+    """Samples and seconds until a goal is reached."""
+    rows = []
+    for case, own in found["results"].items():
+        counts, times = own["samples"], own["seconds"]
+        missed = sum(count is None for count in counts)
+        shown = f"{missed} of {len(counts)} runs did not" if missed else f"{mean(counts):,.0f}"
+        seconds = (f"{times[link]:.1f}" if link in times else "–" for link in LINKS)
+        rows.append((case, f"{own['rate']:g}", f"{mean(own['bits']):.3f}", shown, *seconds))
+    head = ("method", "rate", "bits at the end", "samples to the goal", *LINKS.values())
+    return markdown(head, rows)
+
+
+@draws("slow_links", "slow_links")
+def slow_links(found: dict) -> str:
+    """Modelled days, and what a host holds."""
+    rows = [
+        (
+            row["hosts"],
+            row["link"],
+            row["way"],
+            row["mesh"].replace("x", "×"),
+            f"{row['days']:.2f}",
+            f"{row['bytes_held'] / 1e9:.0f}",
+        )
+        for row in found["rows"]
+    ]
+    head = ("hosts", "link", "method", "subnet × pr × pc", "days, modelled", "GB a host, at most")
     return markdown(head, rows)

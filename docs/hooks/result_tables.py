@@ -609,3 +609,20 @@ def users_networks(found: dict) -> str:
         "points behind the best end to end",
     )
     return markdown(head, rows)
+
+
+@draws("cut_language_model", "cut_language_model")
+def cut_language_model(found: dict) -> str:
+    """A decoder end to end, and cut at every n."""
+    ways = {"adam, n = 1": "end to end, Adam", "nadam, n = 1": "end to end, NAdam"}
+    best = min(mean(found["results"][way]["test_bits"]) for way in ways)
+    bits = lambda value: f"{value:.3f}"
+    rows = []
+    for way, own in found["results"].items():
+        shown = ways.get(way, f"gsADMM, {way.removeprefix('nadam, ')}, NAdam")
+        held, test = mean(own["valid_bits"]), own["test_bits"]
+        behind = f"{mean(test) - best:+.3f}"
+        row = (shown, f"{own['rate']:g}", bits(held), bits(mean(test)), extent(test, bits), behind)
+        rows.append(row)
+    head = ("method", "rate", "held out", "test", "range", "bits behind the best end to end")
+    return markdown(head, rows)
