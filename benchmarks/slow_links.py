@@ -51,7 +51,7 @@ class Way(NamedTuple):
 def ways(net: nn.Network, hosts: int, machine: sharding.Machine) -> dict[str, list[Way]]:
     """By name all that are tried."""
     adam: dict[str, Any] = {"optimizer": optax.adam(1e-3)}
-    batch = {"batch_size": BATCH}
+    batch: dict[str, Any] = {"batch_size": BATCH}
     best, plain = jtssm.plan(net, hosts, BATCH, machine).best, ("batch",) * len(net.layers)
     found = {"SGD": [Way(best.method, best.shape, BATCH, best.forms)]}
     each = BATCH // hosts
@@ -61,10 +61,15 @@ def ways(net: nn.Network, hosts: int, machine: sharding.Machine) -> dict[str, li
         rows = hosts // n
         own = BATCH // rows
         parts = min(own, 1 << (2 * n - 3).bit_length())  # at least 2 (n - 1), if there are as many
-        summed = {"microbatches": parts} | batch
+        summed: dict[str, Any] = {"microbatches": parts} | batch
         cut = solvers.gsadmm(net, subnets=n, **summed, **adam)
         found.setdefault("gsADMM", []).append(Way(cut, (n, 1, rows), BATCH, plain))
-        apart = {"workers": rows, "local_steps": ROUND, "microbatches": parts, "batch_size": own}
+        apart: dict[str, Any] = {
+            "workers": rows,
+            "local_steps": ROUND,
+            "microbatches": parts,
+            "batch_size": own,
+        }
         cut = solvers.gsadmm(net, subnets=n, **apart, **adam)
         found.setdefault(f"gsADMM, R = {ROUND}", []).append(
             Way(cut, (n, 1, rows), BATCH * ROUND, plain)
