@@ -1,12 +1,13 @@
 """Does splitting a network over two hosts pay, and does the planner know?
 
 Two hosts are network namespaces of this machine with one core and one process each; their link has a
-rate in each direction. Every method of `benchmarks.host_cases` runs its placed step in a loop: seconds of
-a step (median of the slower host), samples a second, times the seconds a sample of plain SGD on one host;
-bytes that crossed the link (the kernel's count, headers and all, of the direction that has more) beside
-those of the formula; and the seconds that the planner predicts for a machine of these hosts: calibrated
-in one process, its latency measured by all-reduces of two processes, its link's rate the one that is set.
-A step that does not end is told and left. Other work on the machine should rest meanwhile.
+rate in each direction, and acknowledges every packet at once (`benchmarks.namespaces`). Every method of
+`benchmarks.host_cases` runs its placed step in a loop: seconds of a step (median of the slower host),
+samples a second, times the seconds a sample of plain SGD on one host; bytes that crossed the link (the
+kernel's count, headers and all, of the direction that has more) beside those of the formula; and the
+seconds that the planner predicts for a machine of these hosts: calibrated in one process, its latency
+measured by all-reduces of two processes, its link's rate the one that is set. A step that does not end is
+told and left. Other work on the machine should rest meanwhile.
 
     python -m benchmarks.hosts [--networks mlp,transformer] [--links free,1gbit] [--cases PATTERN]
                                [--steps 20] [--seconds 4] [--realtime] [--smoke]

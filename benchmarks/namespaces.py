@@ -20,8 +20,8 @@ BURST = "256kbit"  # what a link that was silent sends at once
 QUEUED = "200ms"  # most time that a packet waits for its turn
 NETWORK = "192.0.2.0/24"  # one that documents use
 TIMEOUT = 20  # seconds, of a command
-# Linux's own control of TCP's pace, whatever the machine is set to; and every packet acknowledged at once:
-# gloo's last packets of a message wait for that, else up to 40 ms (a transformer's 1 MB at 1 Gbit/s: 220 ms)
+# Linux's own control of TCP's pace, whatever the machine is set to; and every packet acknowledged at
+# once: gloo's messages wait for that, else 40 ms and more (of 1 MB at 1 Gbit/s between products: 220 ms)
 ROUTE = ("congctl", "cubic", "quickack", "1")
 
 
