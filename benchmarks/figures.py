@@ -33,7 +33,7 @@ def _ist_tradeoff(path: Path, document: Mapping[str, Any]) -> None:
 def _hosts(path: Path, document: Mapping[str, Any]) -> None:
     panels: dict[str, dict[str, dict[str, float]]] = {}
     for row in document["rows"]:
-        if row["link"] != "none" and row["ratio"] is not None:
+        if row["link"] != "none" and "error" not in row:
             panel = panels.setdefault(document["titles"][row["network"]], {})
             panel.setdefault(row["case"], {})[row["link"]] = row["ratio"]
     plot.on_links(path, panels)

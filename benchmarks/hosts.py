@@ -3,7 +3,8 @@
 Two hosts are network namespaces of this machine with one core and one process each; their link has a
 rate in each direction, and acknowledges every packet at once (`benchmarks.namespaces`). Every method of
 `benchmarks.host_cases` runs its placed step in a loop: seconds of a step (median of the slower host),
-samples a second, times the seconds a sample of plain SGD on one host; bytes that crossed the link (the
+samples a second, times the seconds a sample of plain SGD on one host, whose step is measured before and
+after it, since machines change their pace; bytes that crossed the link (the
 kernel's count, headers and all, of the direction that has more) beside those of the formula; and the
 seconds that the planner predicts for a machine of these hosts: calibrated in one process, its latency
 measured by all-reduces of two processes, its link's rate the one that is set. A step that does not end is
@@ -23,6 +24,7 @@ import argparse
 import re
 import signal
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from math import inf, prod
 from statistics import median
@@ -45,6 +47,7 @@ RATES: dict[str, float | None] = {"free": None, "1gbit": 1e9, "100mbit": 1e8, "1
 NO_LINK = "none"  # of what runs on one host
 STARTING = 300  # most seconds until all is compiled
 MESSAGES = (2**8, 2**20)  # numbers, of the all-reduces that latency and link are measured with
+BESIDE = 0.6  # seconds, of what a case is compared with, before it and after it
 LEAST_WAIT = 60.0  # seconds that a step may take, however short it is predicted
 
 Row = dict[str, Any]
@@ -59,11 +62,9 @@ def main() -> None:
     with namespaces.joined() as link:
         machines = known_machines(link, given)
         for network in given.networks:
-            trained = (NETWORKS | SMOKE)[network]
-            for case in (name for name in trained.cases if re.search(given.cases, name)):
-                for row in measured(link, trained, network, case, machines, given):
-                    rows.append(row | {"ratio": ratio(row, rows)})
-                    print(shown(rows[-1]), flush=True)
+            for row in of_network(link, network, machines, given):
+                rows.append(row)
+                print(shown(row), flush=True)
     agreement = agreements(rows, given.links)
     for name, found in agreement.items():
         print(name, "  ".join(f"{k} {a:.2f}" for k, a in found.items() if a is not None))
@@ -135,6 +136,24 @@ def _all_reduce_seconds(link: namespaces.Link, numbers: int, given: argparse.Nam
         return median(pair.run(given.steps, LEAST_WAIT)) / SUMS
 
 
+def of_network(
+    link: namespaces.Link,
+    network: str,
+    machines: Mapping[str, sharding.Machine],
+    given: argparse.Namespace,
+) -> Iterator[Row]:
+    """The rows of all cases of a network, each beside what it is compared with."""
+    trained, plain = (NETWORKS | SMOKE)[network], dict[str, Hosts]()
+    with ExitStack() as kept:
+        for case in (name for name in trained.cases if re.search(given.cases, name)):
+            against = trained.cases[case].against
+            if against not in plain:
+                one = Hosts(link, 1, "trained", network, against, before=given.before)
+                plain[against] = kept.enter_context(one)
+                one.answers(STARTING)
+            yield from measured(link, trained, network, case, machines, given, plain[against])
+
+
 def measured(
     link: namespaces.Link,
     trained: Trained,
@@ -142,25 +161,33 @@ def measured(
     name: str,
     machines: Mapping[str, sharding.Machine],
     given: argparse.Namespace,
+    plain: Hosts,
 ) -> Iterator[Row]:
-    """A row for every rate of the link, or one of a case of one host; an error ends them."""
+    """A row for every rate of the link, or one of a case of one host; an error ends them.
+
+    plain: the case that it is compared with, which runs before and after each measurement: a machine that
+    others use changes its pace.
+    """
     case, method = trained.cases[name], trained.method(name)
     links = list(machines) if case.hosts == 2 else [NO_LINK]
     resident = trained.batch if method.resident else None
     about: Row = {"network": network, "case": name, "against": case.against, "link": links[0]}
-    about["samples"] = prod(method.batch_shape or (trained.batch,))
+    about["samples"] = samples_of(trained, name)
     mesh = AbstractMesh(case.mesh or (1, 1, 1), sharding.AXES)
     words = ("trained", network, name)
     link.limit(None)
     try:
         with Hosts(link, max(1, case.hosts), *words, before=given.before) as hosts:
             hosts.answers(STARTING)
+            beside = some_steps(plain)
             for at in links:
                 about["link"] = at
                 machine = machines.get(at) or next(iter(machines.values()))
                 about |= expected(method, machine, mesh, resident)
                 link.limit(at if RATES.get(at) else None)
-                yield about | timed(link, hosts, about["predicted_seconds"], given)
+                row = about | timed(link, hosts, about["predicted_seconds"], given)
+                before, beside = beside, some_steps(plain)
+                yield row | compared(row, [*before, *beside], samples_of(trained, case.against))
     except (TimeoutError, RuntimeError) as error:
         yield about | {"error": str(error)}
 
@@ -207,13 +234,21 @@ def seconds_a_sample(row: Row, key: str = "measured") -> float:
     return step / row["samples"]
 
 
-def ratio(row: Row, rows: list[Row]) -> float | None:
-    """Seconds a sample over those of the case that it is compared with; None where that was not run."""
-    same = lambda a: (a["network"], a["case"]) == (row["network"], row["against"])
-    base = next((a for a in [*rows, row] if same(a) and "error" not in a), None)
-    if base is None or "error" in row:
-        return None
-    return seconds_a_sample(row) / seconds_a_sample(base)
+def some_steps(plain: Hosts) -> list[float]:
+    """Seconds of two steps at least."""
+    first = plain.run(1, LEAST_WAIT)
+    return first + plain.run(max(1, min(20, int(BESIDE / first[0]))), LEAST_WAIT)
+
+
+def samples_of(trained: Trained, name: str) -> int:
+    """Samples of a step of a case."""
+    return prod(trained.method(name).batch_shape or (trained.batch,))
+
+
+def compared(row: Row, seconds: list[float], samples: int) -> Row:
+    """Times the seconds a sample of the case that it is compared with, whose steps took `seconds`."""
+    ratio = seconds_a_sample(row) / (median(seconds) / samples)
+    return {"ratio": ratio, "against_seconds": record.spread(seconds)}
 
 
 def agreements(rows: list[Row], links: list[str]) -> dict[str, dict[str, float | None]]:
@@ -236,8 +271,7 @@ def shown(row: Row) -> str:
         return f"{start} {row['error']}"
     step = row["step_seconds"]["median"]
     parts = [f"{1e3 * step:10.2f} ms a step {1e6 * seconds_a_sample(row):9.1f} us a sample"]
-    if row["ratio"] is not None:
-        parts.append(f"{row['ratio']:6.2f} x {row['against']}")
+    parts.append(f"{row['ratio']:6.2f} x {row['against']}")
     if row["bytes_crossed"]:
         formula = row["bytes_by_formula"]
         share = f" ({row['bytes_crossed'] / formula:.3f} x formula)" if formula else ""

@@ -74,9 +74,8 @@ def test_rows_of_hosts_are_compared_and_predictions_ranked():
     one = row | timed(1.0, 2.0) | {"case": "one host, SGD"}
     two = row | timed(6.0, 3.0) | {"case": "IST", "link": "free", "samples": 20}
     lost = row | {"case": "grid", "link": "free", "error": "no answer"}
-    assert [hosts.ratio(a, [one]) for a in (one, two)] == pytest.approx([1.0, 3.0])
-    assert hosts.ratio(lost, [one]) is None
-    assert hosts.ratio(two, []) is None
+    found = hosts.compared(two, [0.5, 1.0, 5.0], 10)
+    assert (found["ratio"], found["against_seconds"]["median"]) == (pytest.approx(3.0), 1.0)
     (found,) = hosts.agreements([one, two, lost], ["free"]).values()
     assert found["spearman"] == pytest.approx(-1)  # a sample: 0.2 and 0.15 predicted, 0.1 and 0.3
     assert (found["least_ratio"], found["largest_ratio"]) == (0.5, 2.0)
