@@ -1,7 +1,7 @@
 """A language model of a billion parameters on 64 to 4 096 hosts with slow links: modelled, not measured.
 
-A decoder of 16 blocks of width 2 048, sequences of 1 024 words, 4 096 of them a step; a host is an H100
-of 80 GB behind a link of 100 Mbit/s or 1 Gbit/s (20 us a message). By the model of
+A decoder of 16 blocks of width 2 048, sequences of 1 024 words, four of them a host and step; a host is
+an H100 of 80 GB behind a link of 100 Mbit/s or 1 Gbit/s (20 us a message). By the model of
 `jtssm.sharding.cost.seconds`, which `benchmarks.hosts` checks on two hosts: the days that 20 billion
 words take, all counted alike, and what a host holds, for the fastest mesh of each way:
 
@@ -11,11 +11,12 @@ words take, all counted alike, and what a host holds, for the fastest mesh of ea
     gsADMM, R = 100    n subnetworks, rows of hosts train apart and meet every R steps
 
 Words are not equal in what they teach: old gradients and rare meetings cost some (docs/which-method.md
-says how much, on small networks). Left out: what the model leaves out.
+says how much, on small networks), and on 4 096 hosts a round of 100 steps is 1.7 billion words. Left out:
+what the model leaves out.
 
     python -m benchmarks.slow_links [--smoke]
 
-A few minutes. Last result: benchmarks/results/slow_links.json, in docs/which-method.md.
+A minute. Last result: benchmarks/results/slow_links.json, in docs/which-method.md.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from benchmarks import record
 from jtssm import nn, sharding, solvers
 from jtssm.sharding import cost
 
-WORDS, SEQUENCE, BATCH, ROUND = 20e9, 1024, 4096, 100
+WORDS, SEQUENCE, EACH, ROUND = 20e9, 1024, 4, 100
 HOSTS, LINKS = (64, 512, 4096), {"100 Mbit/s": 1.25e7, "1 Gbit/s": 1.25e8}
 SUBNETS = (2, 4, 8, 16)
 DAY = 86_400
@@ -51,19 +52,19 @@ class Way(NamedTuple):
 def ways(net: nn.Network, hosts: int, machine: sharding.Machine) -> dict[str, list[Way]]:
     """By name all that are tried."""
     adam: dict[str, Any] = {"optimizer": optax.adam(1e-3)}
-    batch: dict[str, Any] = {"batch_size": BATCH}
-    best, plain = jtssm.plan(net, hosts, BATCH, machine).best, ("batch",) * len(net.layers)
-    found = {"SGD": [Way(best.method, best.shape, BATCH, best.forms)]}
-    each = BATCH // hosts
-    local = solvers.local_sgd(net, workers=hosts, local_steps=ROUND, batch_size=each, **adam)
-    found["local SGD"] = [Way(local, (hosts, 1, 1), BATCH * ROUND, plain)]
+    whole = EACH * hosts
+    batch: dict[str, Any] = {"batch_size": whole}
+    best, plain = jtssm.plan(net, hosts, whole, machine).best, ("batch",) * len(net.layers)
+    found = {"SGD": [Way(best.method, best.shape, whole, best.forms)]}
+    local = solvers.local_sgd(net, workers=hosts, local_steps=ROUND, batch_size=EACH, **adam)
+    found["local SGD"] = [Way(local, (hosts, 1, 1), whole * ROUND, plain)]
     for n in (n for n in SUBNETS if n <= len(net.layers)):
         rows = hosts // n
-        own = BATCH // rows
+        own = EACH * n
         parts = min(own, 1 << (2 * n - 3).bit_length())  # at least 2 (n - 1), if there are as many
         summed: dict[str, Any] = {"microbatches": parts} | batch
         cut = solvers.gsadmm(net, subnets=n, **summed, **adam)
-        found.setdefault("gsADMM", []).append(Way(cut, (n, 1, rows), BATCH, plain))
+        found.setdefault("gsADMM", []).append(Way(cut, (n, 1, rows), whole, plain))
         apart: dict[str, Any] = {
             "workers": rows,
             "local_steps": ROUND,
@@ -72,7 +73,7 @@ def ways(net: nn.Network, hosts: int, machine: sharding.Machine) -> dict[str, li
         }
         cut = solvers.gsadmm(net, subnets=n, **apart, **adam)
         found.setdefault(f"gsADMM, R = {ROUND}", []).append(
-            Way(cut, (n, 1, rows), BATCH * ROUND, plain)
+            Way(cut, (n, 1, rows), whole * ROUND, plain)
         )
     return found
 
