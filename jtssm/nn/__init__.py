@@ -10,6 +10,7 @@ from jtssm.nn.architectures import (
     transformer,
     vgg16,
 )
+from jtssm.nn.blocks import Repeated, repeated
 from jtssm.nn.boundary import SampleTree
 from jtssm.nn.cuts import BALANCES, Passes, balanced_starts, cut
 from jtssm.nn.dropout import Dropout, dropout_layer
@@ -28,7 +29,6 @@ from jtssm.nn.layer import Layer
 from jtssm.nn.network import Network, sequence
 from jtssm.nn.norm import NORMALISATIONS
 from jtssm.nn.perceptrons import Dense, dense, mlp
-from jtssm.nn.repeated import Repeated, repeated
 from jtssm.nn.residual import Residual, bottleneck
 from jtssm.nn.tokens import (
     Attention,

@@ -14,12 +14,12 @@ import jax
 
 from jtssm import checks
 from jtssm.nn import network, perceptrons
+from jtssm.nn.blocks import repeated
 from jtssm.nn.images import alexnet, convolution, max_pool, mean_pool
 from jtssm.nn.layer import Layer, Shape
 from jtssm.nn.network import Network
 from jtssm.nn.norm import NORMALISATIONS
 from jtssm.nn.perceptrons import dense
-from jtssm.nn.repeated import repeated
 from jtssm.nn.residual import bottleneck
 from jtssm.nn.tokens import attention, embedding, mean_token, perceptron, scores
 

@@ -11,6 +11,7 @@ from math import prod
 
 from jtssm.arrays import Tree
 from jtssm.nn.adapted import Adapted
+from jtssm.nn.blocks import Repeated
 from jtssm.nn.boundary import Sample
 from jtssm.nn.dropout import Dropout
 from jtssm.nn.images import Convolution, Pool
@@ -18,7 +19,6 @@ from jtssm.nn.layer import Layer, Shape
 from jtssm.nn.linear import Linear
 from jtssm.nn.ops import Window
 from jtssm.nn.perceptrons import Dense
-from jtssm.nn.repeated import Repeated
 from jtssm.nn.tokens import NORM, Attention, Half, Perceptron
 
 
