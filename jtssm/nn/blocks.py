@@ -89,12 +89,16 @@ class Repeated(Layer):
         return shapes
 
     def init(self, key: Array, shape: Shape, dtype: DTypeLike) -> Tree:
-        """Those of the layers, of every block from keys of its own."""
+        """Those of the layers, of every block from keys of its own.
+
+        Raises:
+          ValueError: parameters of a layer of one's own that have no names.
+        """
 
         def draw(key: Array) -> Tree:
             keys = jax.random.split(key, len(self.block))
             each = zip(self.block, keys, self.inputs(shape), strict=False)
-            return numbered([layer.init(k, s, dtype) for layer, k, s in each])
+            return numbered([_named(layer, layer.init(k, s, dtype)) for layer, k, s in each])
 
         return lax.map(draw, jax.random.split(key, self.times))
 
@@ -119,3 +123,13 @@ class Repeated(Layer):
     def uncast(self) -> tuple[str, ...]:
         """Of all layers."""
         return tuple(numbered([dict.fromkeys(layer.uncast) for layer in self.block]))
+
+
+def _named(layer: Layer, params: Tree) -> dict[str, Tree]:
+    """The parameters of a layer of the block, by their names."""
+    if not isinstance(params, dict):
+        raise ValueError(
+            f"layers: expected parameters by their names, e.g. {{'W': ...}}, of {layer.name!r}, which is "
+            f"repeated; got {type(params).__name__}"
+        )
+    return params

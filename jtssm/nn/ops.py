@@ -6,6 +6,7 @@ On one device these are plain functions (`PLAIN`); a grid hands in its own versi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import NamedTuple
 
 import jax
@@ -85,7 +86,8 @@ def _product(x: Array, W: Array) -> Array:
     """
     if x.ndim == 2:
         return x @ W
-    flat = lambda x, W: (x.reshape(-1, x.shape[-1]) @ W).reshape(*x.shape[:-1], -1)
+    *lead, inputs = x.shape  # by their numbers: there may be no samples
+    flat = lambda x, W: (x.reshape(prod(lead), inputs) @ W).reshape(*lead, W.shape[1])
     return jax.checkpoint(flat, prevent_cse=False)(x, W)
 
 

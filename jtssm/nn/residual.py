@@ -147,7 +147,7 @@ def numbered(trees: Sequence[dict[str, Tree]]) -> dict[str, Tree]:
 
 
 def by_part(params: dict[str, Tree], parts: int) -> list[dict[str, Tree]]:
-    """The inverse of `numbered`, for fewer than ten parts."""
+    """The inverse of `numbered`, for ten parts at most."""
     of = lambda k: {name[:-1]: a for name, a in params.items() if name[-1] == str(k)}
     return [of(k) for k in range(parts)]
 

@@ -135,6 +135,25 @@ def test_a_layer_of_ones_own_is_repeated():
     np.testing.assert_allclose(layer.apply(params, x, PLAIN), expected, rtol=1e-12)
 
 
+def test_parameters_without_names_are_refused():
+    class Bare(nn.Layer):
+        def init(self, key, shape, dtype):
+            return jnp.zeros(shape, dtype)
+
+        def apply(self, params, x, products):
+            return x + params[None]
+
+        def shape(self, shape):
+            return shape
+
+        def cost(self, shape):
+            return 0
+
+    net = nn.sequence([nn.repeated([Bare()], 2)], (3,))
+    with pytest.raises(ValueError, match="expected parameters by their names.*of 'Bare'.*got"):
+        net.init(jax.random.key(0))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -6,7 +6,7 @@ import numpy as np
 
 from jtssm import nn
 from jtssm.nn.network import estimate_layers, run_layers
-from jtssm.nn.ops import PLAIN, Hops
+from jtssm.nn.ops import PLAIN, Hops, plain_dense
 
 HOPS = Hops(
     weights=lambda p: jax.tree.map(lambda a: 2 * a, p),
@@ -44,3 +44,15 @@ def test_the_parts_of_a_block_take_no_hop_again():
     found = run_layers([block], [params], x, lambda i: PLAIN._replace(hops=HOPS))
     doubled = jax.tree.map(lambda a: 2 * a, params)
     np.testing.assert_allclose(found, 3 * block.apply(doubled, x + 1, PLAIN), rtol=1e-12)
+
+
+def test_the_gradient_of_a_product_of_tokens_is_a_product_of_matrices():
+    """No sum over two dimensions, which XLA for CPUs transposes arrays for; and the same numbers."""
+    rng = np.random.default_rng(0)
+    x, W, g = (rng.normal(size=size) for size in ((3, 4, 5), (5, 6), (3, 4, 6)))
+    gradient = jax.grad(lambda W: (g * plain_dense(x, W, None)).sum())
+    text = jax.jit(gradient).lower(W).as_text()
+    assert "contracting_dims = [0] x [0]" in text
+    assert "contracting_dims = [0, 1]" not in text
+    np.testing.assert_allclose(gradient(W), np.einsum("sti,sto->io", x, g), rtol=1e-12)
+    assert plain_dense(x[:0], W, None).shape == (0, 4, 6)

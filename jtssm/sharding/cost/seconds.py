@@ -79,12 +79,9 @@ def task_seconds(machine: Machine, task: Task, word: int = WORD) -> float:
 
 
 def update_seconds(machine: Machine, demand: Demand, word: int = WORD) -> float:
-    """Seconds of the optimizer on one device: its parameters once a step, one kernel for all of them.
-
-    Sums of gradients and copies of weights too.
-    """
+    """Seconds of the optimizer on one device: its parameters once a step, one kernel for all of them."""
     steps = max((times for _, times in demand.updates), default=0)
-    words = demand.beside + sum(ADAM_WORDS * size * times for size, times in demand.updates)
+    words = sum(ADAM_WORDS * size * times for size, times in demand.updates)
     return word * words / machine.memory + steps * machine.kernel
 
 
@@ -116,7 +113,8 @@ def demand_seconds(machine: Machine, demand: Demand, sizes: Sizes, word: int = W
     crowd = prod(sizes) if machine.shared else 1
     products = crowd * sum(task_seconds(machine, task, word) for task in demand.tasks)
     sent = _sent_seconds(machine, _combined(demand.messages), sizes, word)
-    return Seconds(products, crowd * update_seconds(machine, demand, word), **sent)
+    beside = word * demand.beside / machine.memory
+    return Seconds(products, crowd * (update_seconds(machine, demand, word) + beside), **sent)
 
 
 def _sent_seconds(
@@ -158,7 +156,9 @@ def seconds_of(
         machine, _longest(waited_for, step.swaps and sizes[0] == 2), sizes, word
     )
     causes = {name: getattr(slowest, name) + seconds for name, seconds in between.items()}
-    causes["optimizer"] = step.turns * slowest.optimizer
+    # virtual devices do not wait: their host works for another meanwhile
+    turns = 0 if machine.shared else step.turns - 1
+    causes["optimizer"] = slowest.optimizer + turns * update_seconds(machine, demand, word)
     return slowest._replace(**causes, hidden=min(overlap * slowest.products, reduced))
 
 
