@@ -26,7 +26,7 @@ import numpy as np
 
 import jtssm
 from benchmarks import record
-from benchmarks.running import Runs, chosen
+from benchmarks.running import Runs, arguments, chosen
 from benchmarks.users_networks import SEEDS, TUNING_SEED, optimizer
 from examples import language_model
 from jtssm import nn, solvers
@@ -118,12 +118,9 @@ def _shown(seen: dict) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--smoke", action="store_true", help="a tiny decoder on a few rows")
-    add("--only", default="", help="regular expression: which lines of the table")
-    add("--workers", type=int, default=1, help="processes, each on a core of its own")
-    add("--runs", type=Path, default=Path("run/cut_language_model.jsonl"), help="finished runs")
+    about = __doc__.splitlines()[0]
+    parser = arguments(about, "a tiny decoder on a few rows", "run/cut_language_model.jsonl")
+    parser.add_argument("--only", default="", help="regular expression: which lines of the table")
     given = parser.parse_args()
     given.lines, given.rates, given.seeds = LINES, RATES, SEEDS
     if given.smoke:

@@ -11,6 +11,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from benchmarks import record
@@ -30,13 +31,55 @@ def _ist_tradeoff(path: Path, document: Mapping[str, Any]) -> None:
     plot.against_four(path, {line["kind"]: line for line in shown})
 
 
+def on_links(path: str | Path, panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Seconds a sample on several hosts, times those of one, by the rate of their link.
+
+    Args:
+      path: the file; its suffix is the format.
+      panels: title -> case -> rate -> the ratio.
+
+    Raises:
+      ImportError: matplotlib is not there.
+    """
+    figure = plot.new_figure((3.6 * max(1, len(panels)) + 2.4, 4.2))
+    looks = plot.looks_of(dict.fromkeys(case for cases in panels.values() for case in cases))
+    for i, (title, cases) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        axes.axhline(1, color="black", lw=0.8, label="one host")
+        rates = list(dict.fromkeys(rate for ratios in cases.values() for rate in ratios))
+        axes.set(xticks=range(len(rates)), xticklabels=[_rate(rate) for rate in rates])
+        where = {rate: i for i, rate in enumerate(rates)}
+        plot.draw_curves(
+            axes,
+            [
+                plot.Curve(n, [where[r] for r in a], [*a.values()], looks[n])
+                for n, a in cases.items()
+            ],
+        )
+        axes.set(yscale="log", xlabel="link")
+        axes.set_title(fill(title, 38), fontsize="small")
+        plot.engineering_ticks(axes, [0])
+    if panels:
+        figure.axes[0].set(ylabel="seconds a sample, times one host")
+    plot.legend_beside(figure)
+    plot.save_figure(figure, path)
+
+
+def _rate(word: str) -> str:
+    """A link's rate as people write it: 100mbit is 100 Mbit/s."""
+    for unit in ("gbit", "mbit", "kbit"):
+        if word.endswith(unit):
+            return f"{word.removesuffix(unit)} {unit.capitalize()}/s"
+    return word
+
+
 def _hosts(path: Path, document: Mapping[str, Any]) -> None:
     panels: dict[str, dict[str, dict[str, float]]] = {}
     for row in document["rows"]:
         if row["link"] != "none" and "error" not in row:
             panel = panels.setdefault(document["titles"][row["network"]], {})
             panel.setdefault(row["case"], {})[row["link"]] = row["ratio"]
-    plot.on_links(path, panels)
+    on_links(path, panels)
 
 
 FIGURES: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -63,6 +64,19 @@ class Runs:
             with self.path.open("a") as file:
                 file.write(json.dumps(seen) + "\n")
         tqdm.write(self.show(seen))
+
+
+def arguments(about: str, smoke: str, runs: str) -> argparse.ArgumentParser:
+    """The options of a benchmark of `Runs`: --smoke, --workers and --runs.
+
+    about: what it asks.  smoke: what its small run is.  runs: the file of finished ones.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    add = parser.add_argument
+    add("--smoke", action="store_true", help=smoke)
+    add("--workers", type=int, default=1, help="processes, each on a core of its own")
+    add("--runs", type=Path, default=Path(runs), help="finished runs")
+    return parser
 
 
 class Reported(NamedTuple):

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 from math import log, prod
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -32,7 +31,7 @@ import jtssm
 from benchmarks import record
 from benchmarks.host_cases import EVERY, NETWORKS, PLAIN
 from benchmarks.hosts import NO_LINK
-from benchmarks.running import Runs, chosen
+from benchmarks.running import Runs, arguments, chosen
 from benchmarks.users_networks import SEEDS, TUNING_SEED, optimizer
 from examples import language_model
 from jtssm import solvers
@@ -145,11 +144,10 @@ def _shown(seen: dict) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--smoke", action="store_true", help="two methods, one rate and seed, few rows")
-    add("--workers", type=int, default=1, help="processes, each on a core of its own")
-    add("--runs", type=Path, default=Path("run/time_to_accuracy.jsonl"), help="finished runs")
+    about = __doc__.splitlines()[0]
+    parser = arguments(
+        about, "two methods, one rate and seed, few rows", "run/time_to_accuracy.jsonl"
+    )
     given = parser.parse_args()
     given.cases, given.rates, given.seeds = TRAINED, RATES, SEEDS
     if given.smoke:

@@ -33,7 +33,7 @@ from flax import linen, nnx
 
 import jtssm
 from benchmarks import record
-from benchmarks.running import Runs, chosen
+from benchmarks.running import Runs, arguments, chosen
 from jtssm import data, nn, solvers
 from jtssm.train import batches
 
@@ -225,12 +225,9 @@ def _shown(seen: dict) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--smoke", action="store_true", help="tiny networks on the embedded digits")
-    add("--only", default="", help="regular expression: which lines of the table")
-    add("--workers", type=int, default=1, help="processes, each on a core of its own")
-    add("--runs", type=Path, default=Path("run/users_networks.jsonl"), help="finished runs")
+    about = __doc__.splitlines()[0]
+    parser = arguments(about, "tiny networks on the embedded digits", "run/users_networks.jsonl")
+    parser.add_argument("--only", default="", help="regular expression: which lines of the table")
     given = parser.parse_args()
     cut = [("nadam", n, M) for n, M in ((2, 4), (2, 10), (3, 10), (4, 10), (3, 20), (4, 20))]
     ways = [("adam", 1), ("nadam", 1), *cut]

@@ -56,18 +56,18 @@ def histories(path: str | Path, runs: Mapping[str, Sequence[Mapping[str, float]]
     Raises:
       ImportError: matplotlib is not there.
     """
-    figure = _figure((13, 3.8))
-    looks = _looks(runs)
+    figure = new_figure((13, 3.8))
+    looks = looks_of(runs)
     for axes, (title, suffix) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         found = (_columns(name, lines, suffix, looks[name]) for name, lines in runs.items())
-        _draw(axes, [curve for curves in found for curve in curves])
+        draw_curves(axes, [curve for curves in found for curve in curves])
         axes.set(title=title, xlabel="epoch", ylabel=UNITS[title])
         if suffix != "_accuracy":
             axes.set_yscale("log")
             _plain_log(axes)
         _whole(axes)
-    _legend(figure)
-    _save(figure, path)
+    legend_beside(figure)
+    save_figure(figure, path)
 
 
 def _columns(
@@ -103,14 +103,14 @@ def tradeoff(path: str | Path, lines: Mapping[str, Mapping], baseline: str) -> N
     Points are percentage points of test accuracy behind the baseline's mean, on a logarithmic axis that
     ends at 0.01; what is not behind stands there.
     """
-    figure = _figure((11.5, 4.4))
+    figure = new_figure((11.5, 4.4))
     behind, coupling = figure.subplots(1, 2)
     ends = lines[baseline]["test_accuracy"]
     mean = sum(ends) / len(ends)
     spread = max(LEAST, 100 * (mean - min(ends)))
     behind.axhspan(LEAST, spread, color="black", alpha=0.12, lw=0, label=f"seeds of {baseline}")
     names = list(dict.fromkeys(key.rsplit(", n = ", 1)[0] for key in lines if key != baseline))
-    looks, curves = _looks(names), []
+    looks, curves = looks_of(names), []
     for name in names:
         points = [line for key, line in lines.items() if key.rsplit(", n = ", 1)[0] == name]
         points = sorted(points, key=lambda line: line["subnets"])
@@ -118,7 +118,7 @@ def tradeoff(path: str | Path, lines: Mapping[str, Mapping], baseline: str) -> N
         seeds = [[100 * (mean - a) for a in point["test_accuracy"]] for point in points]
         _behind(behind, n, seeds, name, looks[name])
         curves.append(Curve(name, n, [line["coupling"] for line in points], looks[name]))
-    _draw(coupling, curves)
+    draw_curves(coupling, curves)
     behind.set(ylabel=f"points of test accuracy behind {baseline}", yscale="log")
     behind.set(title="test accuracy of the composed network")
     coupling.set(
@@ -129,8 +129,8 @@ def tradeoff(path: str | Path, lines: Mapping[str, Mapping], baseline: str) -> N
         axes.set(xlabel="subnetworks n", xticks=sorted(numbers))
         axes.grid(alpha=0.3)
     behind.yaxis.set_major_formatter("{x:g}")
-    _legend(figure)
-    _save(figure, path)
+    legend_beside(figure)
+    save_figure(figure, path)
 
 
 def _behind(
@@ -153,26 +153,28 @@ def against_four(path: str | Path, lines: Mapping[str, Mapping]) -> None:
     Raises:
       ImportError: matplotlib is not there.
     """
-    figure = _figure((14, 4))
+    figure = new_figure((14, 4))
     names = {
         "steps": "steps, one after the other",
         "samples": "samples",
         "bytes": "bytes a worker sends",
         "seconds": "seconds on this host",
     }
-    looks = _looks(lines)
+    looks = looks_of(lines)
     for axes, (what, title) in zip(figure.subplots(1, 4, sharey=True), names.items(), strict=True):
         silent = [n for n, line in lines.items() if what == "bytes" and not any(line["bytes"])]
         told = [n for n in lines if n not in silent]
-        _draw(axes, [Curve(n, lines[n][what], lines[n]["valid_accuracy"], looks[n]) for n in told])
+        draw_curves(
+            axes, [Curve(n, lines[n][what], lines[n]["valid_accuracy"], looks[n]) for n in told]
+        )
         for name in silent:  # across: it would stand at zero
             last = lines[name]["valid_accuracy"][-1]
             axes.axhline(last, ls=":", color=looks[name].color, label="dotted: nothing sent")
         axes.set(xlabel=title, xscale="linear" if what == "samples" else "log")
-        _engineering(axes, [] if what == "samples" else [1])
+        engineering_ticks(axes, [] if what == "samples" else [1])
     figure.axes[0].set(ylabel="held-out accuracy of the whole network")
-    _legend(figure)
-    _save(figure, path)
+    legend_beside(figure)
+    save_figure(figure, path)
 
 
 STACK = {
@@ -208,7 +210,7 @@ def shapes(path: str | Path, records: Sequence[Mapping[str, Any]], title: str) -
       ImportError: matplotlib is not there.
     """
     records = [record for record in records if "seconds" in record]
-    figure = _figure((max(7.5, 3 + 0.5 * len(records)), 6.4))
+    figure = new_figure((max(7.5, 3 + 0.5 * len(records)), 6.4))
     times, memory = figure.subplots(2, 1, sharex=True)
     _stack(times, records, {f"seconds_{cause}": label for cause, label in STACK.items()}, 1e3)
     _stack(memory, records, {f"memory_{part}": part for part in HELD}, 1e-6)
@@ -228,7 +230,7 @@ def shapes(path: str | Path, records: Sequence[Mapping[str, Any]], title: str) -
     memory.tick_params(axis="x", rotation=60)
     for axes in (times, memory) if records else ():
         axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _stack(
@@ -248,52 +250,13 @@ def _stack(
     axes.set_axisbelow(True)
 
 
-def on_links(path: str | Path, panels: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Seconds a sample on several hosts, times those of one, by the rate of their link.
-
-    Args:
-      path: the file; its suffix is the format.
-      panels: title -> case -> rate -> the ratio.
-
-    Raises:
-      ImportError: matplotlib is not there.
-    """
-    figure = _figure((3.6 * max(1, len(panels)) + 2.4, 4.2))
-    looks = _looks(dict.fromkeys(case for cases in panels.values() for case in cases))
-    for i, (title, cases) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), i + 1)
-        axes.axhline(1, color="black", lw=0.8, label="one host")
-        rates = list(dict.fromkeys(rate for ratios in cases.values() for rate in ratios))
-        axes.set(xticks=range(len(rates)), xticklabels=[_rate(rate) for rate in rates])
-        where = {rate: i for i, rate in enumerate(rates)}
-        _draw(
-            axes,
-            [Curve(n, [where[r] for r in a], [*a.values()], looks[n]) for n, a in cases.items()],
-        )
-        axes.set(yscale="log", xlabel="link")
-        axes.set_title(fill(title, 38), fontsize="small")
-        _engineering(axes, [0])
-    if panels:
-        figure.axes[0].set(ylabel="seconds a sample, times one host")
-    _legend(figure)
-    _save(figure, path)
-
-
-def _rate(word: str) -> str:
-    """A link's rate as people write it: 100mbit is 100 Mbit/s."""
-    for unit in ("gbit", "mbit", "kbit"):
-        if word.endswith(unit):
-            return f"{word.removesuffix(unit)} {unit.capitalize()}/s"
-    return word
-
-
-def _looks(names: Iterable[str]) -> dict[str, Look]:
+def looks_of(names: Iterable[str]) -> dict[str, Look]:
     """A colour and a marker for each name."""
     faces = cycle([*COLOURS, *["white"] * len(COLOURS)])
     return dict(zip(names, map(Look, cycle(COLOURS), cycle(MARKERS), faces), strict=False))
 
 
-def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
+def draw_curves(axes: Axes, curves: Sequence[Curve]) -> None:
     """Curves with their markers; equal ones once."""
     same: dict[tuple, list[Curve]] = {}
     for curve in curves:
@@ -322,7 +285,7 @@ def _whole(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
 
 
-def _engineering(axes: Axes, which: Sequence[int]) -> None:
+def engineering_ticks(axes: Axes, which: Sequence[int]) -> None:
     """100 k in place of 100000 along x; along a logarithmic axis y (0) or x (1) decades as numbers."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
@@ -345,7 +308,7 @@ def _plain_log(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
 
 
-def _legend(figure: Figure) -> None:
+def legend_beside(figure: Figure) -> None:
     """What is what, each once, beside the panels."""
     found: dict[str, Any] = {}
     for axes in figure.axes:
@@ -356,7 +319,12 @@ def _legend(figure: Figure) -> None:
         figure.legend([*found.values()], labels, loc="outside right upper", fontsize="small")
 
 
-def _figure(size: tuple[float, float]) -> Figure:
+def new_figure(size: tuple[float, float]) -> Figure:
+    """An empty figure of that width and height, in inches.
+
+    Raises:
+      ImportError: matplotlib is not there.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -364,7 +332,7 @@ def _figure(size: tuple[float, float]) -> Figure:
     return Figure(figsize=size, layout="constrained")
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
     """The same bytes for the same figure."""
     import matplotlib
 

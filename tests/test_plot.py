@@ -5,6 +5,7 @@ from math import nan
 import numpy as np
 import pytest
 
+from benchmarks import figures as figures_of_results
 from jtssm import plot
 
 FILLING = [
@@ -16,8 +17,8 @@ PLAIN = [{"epoch": 1, "loss": 1.0, "valid_loss": 0.9, "valid_accuracy": 0.7}]
 
 @pytest.fixture
 def figures(monkeypatch):
-    made, figure = [], plot._figure
-    monkeypatch.setattr(plot, "_figure", lambda size: made.append(figure(size)) or made[-1])
+    made, figure = [], plot.new_figure
+    monkeypatch.setattr(plot, "new_figure", lambda size: made.append(figure(size)) or made[-1])
     return made
 
 
@@ -38,7 +39,9 @@ def test_a_run_of_which_nothing_was_measured_has_no_curve_of_residuals(figures, 
 
 
 def test_hosts_are_lines_over_the_rates_of_their_link_with_one_host_across(figures, tmp_path):
-    plot.on_links(tmp_path / "a.png", {"mlp": {"gsADMM": {"free": 0.6, "10mbit": 6.0}}})
+    figures_of_results.on_links(
+        tmp_path / "a.png", {"mlp": {"gsADMM": {"free": 0.6, "10mbit": 6.0}}}
+    )
     (axes,) = figures[0].axes
     one, line = axes.lines
     assert line.get_label() == "gsADMM"
@@ -122,7 +125,7 @@ def test_what_sends_nothing_is_a_dotted_line_in_the_panel_of_bytes(figures, tmp_
 
 
 def test_names_beyond_the_colours_have_looks_of_their_own():
-    looks = plot._looks(map(str, range(16)))
+    looks = plot.looks_of(map(str, range(16)))
     assert len({*looks.values()}) == 16
     assert {look.markerfacecolor for look in [*looks.values()][8:]} == {"white"}
 

@@ -627,3 +627,13 @@ def cut_language_model(found: dict) -> str:
         rows.append(row)
     head = ("method", "rate", "held out", "test", "range", "bits behind the best end to end")
     return markdown(head, rows)
+
+
+@draws("compile_seconds", "compile_seconds")
+def compile_seconds(found: dict) -> str:
+    """Seconds until a step is compiled."""
+    rows = [
+        (name, *(f"{own[part]:.1f}" for part in ("start", "trace", "compile")))
+        for name, own in found["results"].items()
+    ]
+    return markdown(("24 blocks", "state, s", "traced, s", "compiled, s"), rows)

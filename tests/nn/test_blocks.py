@@ -150,7 +150,7 @@ def test_parameters_without_names_are_refused():
             return 0
 
     net = nn.sequence([nn.repeated([Bare()], 2)], (3,))
-    with pytest.raises(ValueError, match="expected parameters by their names.*of 'Bare'.*got"):
+    with pytest.raises(ValueError, match=r"expected parameters by their names.*of 'Bare'.*got"):
         net.init(jax.random.key(0))
 
 
