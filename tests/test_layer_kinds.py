@@ -135,10 +135,13 @@ def test_what_is_dealt_are_the_parameters_dimensions(kind):
     params = layer.init(jax.random.key(0), shape, jnp.float64)
     roles = neurons(layer)
     if roles is not None:
-        widths = {"in": prod(shape), "out": layer.shape(shape)[0]}
-        assert {n: tuple(widths[r] for r in role) for n, role in roles.items()} == {
-            name: a.shape for name, a in params.items()
-        }
+        image = len(layer.shape(shape)) > 1
+        widths = {"in": shape[-1] if image else prod(shape), "out": layer.shape(shape)[-1]}
+        assert set(roles) == set(params)
+        for name, role in roles.items():
+            told = [(widths[r], n) for r, n in zip(role, params[name].shape, strict=True) if r]
+            assert told
+            assert all(n == size for n, size in told)
 
 
 def test_what_pdadmm_trains_is_the_activation_of_x_W_and_b(kind):

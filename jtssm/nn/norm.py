@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 
 from jtssm import checks
 from jtssm.arrays import Array, Tree
-from jtssm.nn.ops import Products, in_full
+from jtssm.nn.ops import Products, beside, in_full
 
 EPSILON = 1e-5
 
@@ -69,7 +69,7 @@ class Normalisation(NamedTuple):
         scale = lax.rsqrt(var + EPSILON)
         if "gamma" not in params:
             return ((z - mean) * scale).astype(dtype)
-        gamma, beta = (_beside(params[name], z) for name in ("gamma", "beta"))
+        gamma, beta = (beside(params[name], z) for name in ("gamma", "beta"))
         return ((z - mean) * (gamma * scale) + beta).astype(dtype)
 
     def estimate(self, params: Tree, z: Array, products: Products) -> Tree:
@@ -78,20 +78,15 @@ class Normalisation(NamedTuple):
         return params | {"mean": mean.reshape(-1), "var": var.reshape(-1)}
 
 
-def _beside(a: Array, z: Array) -> Array:
-    """a [width] with as many dimensions as z [b, ..., width]."""
-    return a.reshape((1,) * (z.ndim - 1) + (-1,))
-
-
 def _of_samples(params: Tree, z: Array, products: Products) -> tuple[Array, Array]:
-    mean = _beside(products.over_samples(z), z)
-    return mean, _beside(products.over_samples((z - mean) ** 2), z)
+    mean = beside(products.over_samples(z), z)
+    return mean, beside(products.over_samples((z - mean) ** 2), z)
 
 
 def _running(params: Tree, z: Array, products: Products) -> tuple[Array, Array]:
     if products.mode.training:
         return _of_samples(params, z, products)
-    return _beside(params["mean"], z), _beside(params["var"], z)
+    return beside(params["mean"], z), beside(params["var"], z)
 
 
 def _of_neurons(params: Tree, z: Array, products: Products) -> tuple[Array, Array]:

@@ -93,7 +93,12 @@ def _product(x: Array, W: Array) -> Array:
 
 def biased(z: Array, b: Array | None) -> Array:
     """z [..., outputs] + b [outputs]; None: z."""
-    return z if b is None else z + b.reshape(*[1] * (z.ndim - 1), -1)
+    return z if b is None else z + beside(b, z)
+
+
+def beside(a: Array, z: Array) -> Array:
+    """a [width] with as many dimensions as z [b, ..., width]."""
+    return a.reshape((1,) * (z.ndim - 1) + (-1,))
 
 
 def varying(x: Tree, axes: Sequence[str]) -> Tree:

@@ -2,7 +2,7 @@
 
     bottleneck   relu(x + f(x)), f of three convolutions (He et al. 2015, arXiv 1512.03385)
 
-It cannot be dealt to independent subnets. The halves of a transformer's block: `jtssm.nn.tokens`.
+The halves of a transformer's block: `jtssm.nn.tokens`.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ class Residual(Layer):
             )
         return ends[0]
 
-    def _inputs(self, shape: Shape) -> list[Shape]:
+    def inputs(self, shape: Shape) -> list[Shape]:
         """What each part takes."""
         return [*_shapes(self.path, shape)[:-1], *_shapes(self.shortcut, shape)[:-1]]
 
     def init(self, key: Array, shape: Shape, dtype: DTypeLike) -> Tree:
         """Those of the parts, each from a key of its own."""
         keys = jax.random.split(key, len(self.parts))
-        drawn = zip(self.parts, keys, self._inputs(shape), strict=True)
+        drawn = zip(self.parts, keys, self.inputs(shape), strict=True)
         return numbered([part.init(k, s, dtype) for part, k, s in drawn])
 
     def _trees(self, params: Tree) -> tuple[list[Tree], list[Tree]]:
@@ -104,7 +104,7 @@ class Residual(Layer):
 
     def cost(self, shape: Shape) -> int:
         """Of all parts."""
-        return sum(p.cost(s) for p, s in zip(self.parts, self._inputs(shape), strict=True))
+        return sum(p.cost(s) for p, s in zip(self.parts, self.inputs(shape), strict=True))
 
     def estimate(self, params: Tree, x: Array, products: Products) -> Tree:
         """The parameters with the statistics of every part."""

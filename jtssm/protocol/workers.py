@@ -20,6 +20,7 @@ from jtssm import checks
 from jtssm.arrays import AnyArray, Array, Shaped, Tree
 from jtssm.nn.boundary import float_dtype
 from jtssm.nn.inputs import as_input, laid_out
+from jtssm.nn.network import Network
 from jtssm.nn.ops import PLAIN, Products
 from jtssm.protocol import device_memory, sample_checks
 from jtssm.protocol.info import Info, measured
@@ -84,6 +85,7 @@ class WorkerProgram(Program):
     deals: bool = (
         False  # whether workers train parts that are dealt anew, and their optimizers start anew
     )
+    trained: Network | None = None  # what each of them trains; None: the network
 
     @property
     def num(self) -> int:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from math import prod
 
 from jtssm import checks
-from jtssm.protocol.declared import MatrixProduct, Move
+from jtssm.protocol.declared import Move, Run
 from jtssm.protocol.workers import WorkerProgram
 from jtssm.sharding.cost.messages import SHOWN, Demand, Message, Sizes, Step, weighing
-from jtssm.sharding.cost.products import Task, batched, matrix_task, network_tasks
+from jtssm.sharding.cost.products import Task, batched, network_tasks
 
 
 def of_workers(
@@ -38,11 +38,9 @@ def of_workers(
 def _local_tasks(program: WorkerProgram, local: int, splits: int) -> Iterable[Task]:
     """The products of `local` workers, over so many shares of their samples."""
     for work in program.declared.work(0, 0):
-        if isinstance(work, MatrixProduct):
-            yield batched(matrix_task(work, splits), local)
-        else:
-            for each in network_tasks(program.network, work, splits):
-                yield batched(each, local)
+        assert isinstance(work, Run)
+        for each in network_tasks(program.trained or program.network, work, splits):
+            yield batched(each, local)
 
 
 def _statistics(program: WorkerProgram, local: int, axes: tuple[str, ...]) -> Iterable[Message]:

@@ -14,8 +14,6 @@ a turned matrix for free, where turning it at every deal cost a sixth of a round
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
 from types import ModuleType
 from typing import NamedTuple
 
@@ -24,15 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtssm.arrays import AnyArray, Array
-from jtssm.nn.network import Network
 from jtssm.protocol.workers import Meeting
-from jtssm.solvers.workers.neurons import neurons
 
 
 class Cut(NamedTuple):
     """The neurons between two layers, and how they are dealt."""
 
-    after: int  # the layer whose neurons they are
+    number: int  # of the layer whose neurons they are, blocks counted by their layers
     width: int  # M
     homes: int  # H
     subnets: int  # N
@@ -103,11 +99,14 @@ class Cut(NamedTuple):
 
 
 class Dealt(NamedTuple):
-    """How one parameter is stored and dealt."""
+    """How one parameter is stored and dealt.
 
-    roles: tuple[str, ...]  # of its dimensions, "in" or "out"
+    That of a layer which flattens images is seen as [pixels, channels, ...].
+    """
+
     cuts: tuple[Cut | None, ...]  # of its dimensions; None: not dealt
     home: int  # the dimension stored by homes
+    pixels: int = 1
 
     @property
     def cut(self) -> Cut:
@@ -124,6 +123,7 @@ class Dealt(NamedTuple):
 
     def store(self, xp: ModuleType, a: AnyArray) -> AnyArray:
         """The parameter by homes: [H, places, ...], every dealt dimension with its empty places."""
+        a = a.reshape(self.seen(a.shape))
         for dimension, cut in enumerate(self.cuts):
             if cut is not None:
                 a = _spaced(xp, a, dimension, cut)
@@ -132,18 +132,38 @@ class Dealt(NamedTuple):
 
     def whole(self, a: AnyArray) -> AnyArray:
         """The parameter from its homes."""
-        a = self.joined(a)
+        a = self._ordered(a.reshape(-1, *a.shape[2:]))
         for dimension, cut in enumerate(self.cuts):
             if cut is not None and cut.width != cut.homes * cut.places:
                 a = a[(slice(None),) * dimension + (np.flatnonzero(cut.inside),)]
-        return a
+        return self._flat(a)
 
     def joined(self, a: AnyArray) -> AnyArray:
-        """[homes, places, ...] -> the layer's own order of dimensions, empty places included."""
+        """[homes, places, ...] -> the layer's own dimensions, empty places included."""
         return self.turned(a.reshape(-1, *a.shape[2:]))
 
     def turned(self, a: AnyArray) -> AnyArray:
-        """[places, ...] -> the layer's own order of dimensions."""
+        """[places, ...] -> the layer's own dimensions."""
+        return self._flat(self._ordered(a))
+
+    def in_subnet(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that a parameter of this shape has in a subnet, with its empty places."""
+        pairs = zip(self.seen(shape), self.cuts, strict=True)
+        return self._merged(tuple(n if cut is None else cut.slots for n, cut in pairs))
+
+    def seen(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a parameter with its pixels in a dimension of their own."""
+        return shape if self.pixels == 1 else (self.pixels, shape[0] // self.pixels, *shape[1:])
+
+    def _merged(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The inverse of `seen`."""
+        return shape if self.pixels == 1 else (shape[0] * shape[1], *shape[2:])
+
+    def _flat(self, a: AnyArray) -> AnyArray:
+        return a.reshape(self._merged(a.shape))
+
+    def _ordered(self, a: AnyArray) -> AnyArray:
+        """[places, ...] -> the dimensions in the layer's order."""
         order = list(range(1, a.ndim))
         order.insert(self.home, 0)
         return a.transpose(order)
@@ -208,49 +228,3 @@ def _spaced(xp: ModuleType, a: AnyArray, dimension: int, cut: Cut) -> AnyArray:
     shape = [1] * a.ndim
     shape[dimension] = -1
     return xp.where(cut.inside.ravel().reshape(shape), picked, 0).astype(a.dtype)
-
-
-def cuts_of(net: Network, subnets: int, homes: int) -> list[Cut | None]:
-    """For the neurons before the first layer and after each: how they are dealt; None: they are not.
-
-    Raises:
-      ValueError: a layer that cannot be dealt, a layer narrower than N, or no hidden layer.
-    """
-    for i, layer in enumerate(net.layers):
-        if neurons(layer) is None or (not neurons(layer) and net.shapes[i] != net.shapes[i + 1]):
-            raise ValueError(
-                f"net: expected layers whose parameters belong to neurons (dense, normalised, "
-                f"dropout), which can be dealt; got layer {i}, {layer.name!r}"
-            )
-    makers = [i for i, layer in enumerate(net.layers) if neurons(layer)]
-    if len(makers) < 2:
-        raise ValueError(
-            f"net: expected at least one hidden layer, whose neurons are dealt; got {len(makers)} "
-            f"layer with weights: use mlp([inputs, hidden, outputs])"
-        )
-    cuts: list[Cut | None] = [None]
-    for i, (layer, shape) in enumerate(zip(net.layers, net.shapes[1:], strict=True)):
-        if neurons(layer) and i < makers[-1] and prod(shape) < subnets:
-            raise ValueError(
-                f"subnets: expected at most {prod(shape)}, the width of layer {i}, {layer.name!r}; "
-                f"got {subnets}"
-            )
-        new = Cut(i, prod(shape), homes, subnets) if i < makers[-1] else None
-        cuts.append(new if neurons(layer) else cuts[-1])
-    return cuts
-
-
-def dealt(net: Network, cuts: Sequence[Cut | None]) -> list[dict[str, Dealt | None]]:
-    """How each parameter of each layer is stored; None: shared."""
-    plan = []
-    for i, layer in enumerate(net.layers):
-        of = {"in": cuts[i], "out": cuts[i + 1]}
-        plan.append({name: _stored(roles, of) for name, roles in (neurons(layer) or {}).items()})
-    return plan
-
-
-def _stored(roles: tuple[str, ...], of: dict[str, Cut | None]) -> Dealt | None:
-    cuts = tuple(of[role] for role in roles)
-    dealt = [d for d, cut in enumerate(cuts) if cut is not None]
-    own = [d for d in dealt if roles[d] == "out"]
-    return Dealt(roles, cuts, (own or dealt)[0]) if dealt else None

@@ -13,23 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from jtssm.arrays import AnyArray, Array, Shaped, Tree
+from jtssm.arrays import AnyArray, Array, Tree
 from jtssm.nn.boundary import float_dtype
-from jtssm.nn.network import Network, estimate_layers
-from jtssm.nn.norm import Statistics
-from jtssm.nn.ops import Products, entering, narrowed, widened
-from jtssm.protocol.declared import MatrixProduct, Move
+from jtssm.nn.network import Network
+from jtssm.protocol.declared import Move
 from jtssm.protocol.info import Info
 from jtssm.protocol.workers import Meeting, round_info
 from jtssm.solvers.workers.deal import Cut, Dealt
-from jtssm.solvers.workers.local_steps import Local, composed
-from jtssm.solvers.workers.neurons import scaled
+from jtssm.solvers.workers.dealt_forward import Own, forward_of_whole
+from jtssm.solvers.workers.local_steps import Local
 from jtssm.solvers.workers.outer import averaged
+from jtssm.solvers.workers.parts import Block, Plan, cuts_of
 
 DEAL = (("pull", "all_to_all"), ("push", "all_to_all"))
-
-
-Plan = list[dict[str, Dealt | None]]  # how each parameter of each layer is stored; None: shared
 
 
 class State(NamedTuple):
@@ -42,53 +38,16 @@ class State(NamedTuple):
     pace: Array  # [] what the optimizer's updates are multiplied by: 1, less after a divergence
 
 
-class Own(NamedTuple):
-    """What tells a subnet's slots; None where none is empty."""
-
-    # for the neurons before each layer and after the last: [slots] 1 or 0
-    taken: list[Array | None]
-    scale: list[Array | None]  # M / neurons of this subnet
-
-
 def start(key: Array, homes: list[Tree], shared: list[Tree]) -> State:
     dtype = jax.tree.leaves((homes, shared))[0].dtype
     return State(homes, shared, jnp.zeros((), jnp.int32), key, jnp.ones((), dtype))
-
-
-def forward_of_subnet(
-    net: Network,
-    plan: Plan,
-    params: list[Tree],
-    x: Array,
-    own: Own,
-    products: Callable[[int], Products],
-    dtype: DTypeLike | None,
-) -> Array:
-    """Outputs of one subnet for x [b, ...], computed in `dtype`; empty places give zeros."""
-    inputs, x = x, entering(x, dtype)
-    for i, (layer, how, p) in enumerate(zip(net.layers, plan, params, strict=True)):
-        scale = own.scale[i]
-        if scaled(layer) and scale is not None:
-            x = (x * scale).astype(x.dtype)  # a scale is not rounded
-        p = {name: kept.turned(p[name]) if kept else p[name] for name, kept in how.items()}
-        given, taken = products(i), own.taken[i + 1]
-        given = given if taken is None else _among(given, taken)
-        x = layer.apply(narrowed(p, layer.uncast, dtype, given), x, given)
-        x = x if taken is None else x * taken[None, :].astype(x.dtype)
-    return widened(x, dtype, params, inputs)
-
-
-def _among(products: Products, taken: Array) -> Products:
-    """The products of a layer of which only some places are taken."""
-    mean = lambda a: (a * taken[None, :]).sum(axis=1, keepdims=True) / taken.sum()
-    return products._replace(over_neurons=mean)
 
 
 class DealtModel(NamedTuple):
     """The whole model, and a round of training it."""
 
     net: Network
-    cuts: list[Cut | None]
+    blocks: list[Block]
     plan: Plan
     trainer: Local
     scale: float | None
@@ -134,8 +93,7 @@ class DealtModel(NamedTuple):
 
     def deal(self, key: Array) -> dict[Cut, Array]:
         """Of every hidden layer: who gets which neuron; the same on every device."""
-        dealt = dict.fromkeys(cut for cut in self.cuts if cut is not None)
-        return {cut: cut.draw(jax.random.fold_in(key, cut.after)) for cut in dealt}
+        return {cut: cut.draw(jax.random.fold_in(key, cut.number)) for cut in cuts_of(self.blocks)}
 
     def pull(self, meeting: Meeting, state: State, deals: dict[Cut, Array]) -> list[Tree]:
         """The subnets here: parameters [n, ...]."""
@@ -160,49 +118,24 @@ class DealtModel(NamedTuple):
     def own(self, meeting: Meeting, dtype: DTypeLike) -> Own:
         """What tells the slots of the subnets here, [n, ...] each."""
         pick = lambda a: jnp.asarray(a, dtype)[meeting.here]
-        taken = [None if c is None or c.even else pick(c.taken) for c in self.cuts]
-        return Own(taken, [self._scale(c, pick) for c in self.cuts])
+        cuts = cuts_of(self.blocks)
+        taken = {cut.number: pick(cut.taken) for cut in cuts if not cut.even}
+        return Own(taken, {cut.number: pick(self._scales(cut)) for cut in cuts})
 
-    def _scale(self, cut: Cut | None, pick: Callable[[np.ndarray], Array]) -> Array | None:
-        if cut is None:
-            return None
+    def _scales(self, cut: Cut) -> np.ndarray:
         neurons = cut.taken.sum(axis=1)
-        return pick(
-            cut.width / neurons if self.scale is None else np.full(len(neurons), self.scale)
-        )
+        return cut.width / neurons if self.scale is None else np.full(len(neurons), self.scale)
 
     def forward(self, meeting: Meeting, state: State, x: Array) -> Array:
         """Outputs [b, ...] of the whole network; no device holds more of it than its homes."""
-        params = self._joined(state, Dealt.joined)
-        own = lambda i: self._split(meeting, meeting.products, i)
-        return composed(self.net)(params, x, None, own, self.trainer.compute_dtype)
-
-    def _split(self, meeting: Meeting, products: Products, i: int) -> Products:
-        """The products of a layer of the whole network, whose neurons are split over homes."""
-        before, after = self.cuts[i], self.cuts[i + 1]
-        plain = products.dense
-
-        def dense(x: Array, W: Array, b: Array | None) -> Array:
-            if after is None:  # split by inputs
-                whole = meeting.sum_homes(plain(x, W, None))
-                return whole if b is None else whole + b[None, :]
-            return plain(x if before is None else meeting.gather(x), W, b)
-
-        if after is None:
-            return products._replace(dense=dense)
-
-        def over_neurons(a: Array) -> Array:
-            inside = meeting.own_homes(jnp.asarray(after.inside, a.dtype)).reshape(1, -1)
-            return meeting.sum_homes((a * inside).sum(axis=1, keepdims=True)) / after.width
-
-        return products._replace(dense=dense, over_neurons=over_neurons)
+        params, dtype = self._joined(state, Dealt.joined), self.trainer.compute_dtype
+        return forward_of_whole(meeting, meeting.products, self.blocks, params, x, dtype)[0]
 
     def estimate(self, meeting: Meeting, state: State, x: Array) -> State:
         """The state with the whole network's statistics of x."""
-        products = meeting.products.to_train()
+        products, dtype = meeting.products.to_train(), self.trainer.compute_dtype
         params = self._joined(state, Dealt.joined)
-        split = lambda i: self._split(meeting, products, i)
-        found = estimate_layers(self.net.layers, params, x, split, self.trainer.compute_dtype)
+        _, found = forward_of_whole(meeting, products, self.blocks, params, x, dtype, True)
         return state._replace(
             homes=self._estimated(found, state.homes), shared=self._estimated(found, state.shared)
         )
@@ -216,36 +149,11 @@ class DealtModel(NamedTuple):
 
     def _places(self) -> list[dict[str, tuple[int, ...]]]:
         """The shape of each parameter in a subnet, with its empty places; one dict a layer."""
-        params = self.net.parameter_shapes()
-
-        def shape(a: Shaped, kept: Dealt | None) -> tuple[int, ...]:
-            cuts = (None,) * a.ndim if kept is None else kept.cuts
-            return tuple(
-                n if cut is None else cut.slots for n, cut in zip(a.shape, cuts, strict=True)
-            )
-
+        pairs = zip(self.plan, self.net.parameter_shapes(), strict=True)
         return [
-            {name: shape(p[name], kept) for name, kept in how.items()}
-            for how, p in zip(self.plan, params, strict=True)
+            {n: kept.in_subnet(p[n].shape) if kept else p[n].shape for n, kept in how.items()}
+            for how, p in pairs
         ]
-
-    def work(self) -> tuple[MatrixProduct, ...]:
-        """Of one worker in a round: products forward, for dW and, but in the first layer, for dX."""
-        found, steps = [], self.trainer.local_steps
-        for i, shapes in enumerate(self._places()):
-            if "W" in shapes:
-                times = steps * (3 if i else 2)
-                inner, columns = shapes["W"]
-                found.append(MatrixProduct(self.trainer.batch_size, inner, columns, times))
-        return tuple(found)
-
-    def statistics(self) -> tuple[Statistics, ...]:
-        """Means and variances of one subnet in a local step, over its places."""
-        return tuple(
-            each if cut is None else each._replace(width=cut.slots)
-            for layer, cut in zip(self.net.layers, self.cuts[1:], strict=True)
-            for each in layer.statistics
-        )
 
     def moves(self, samples: int) -> tuple[Move, ...]:
         """Of one worker in a round: a pull and a push of its subnet, the mean of what all share, and the

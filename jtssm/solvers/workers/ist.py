@@ -35,15 +35,16 @@ from jtssm import checks, losses
 from jtssm.nn.network import Network
 from jtssm.protocol import sample_checks
 from jtssm.protocol.arguments import documented
-from jtssm.protocol.declared import Declared
+from jtssm.protocol.declared import Declared, Run
 from jtssm.protocol.method import Method
 from jtssm.protocol.optimizers import accumulates
 from jtssm.protocol.settings import recorded
 from jtssm.protocol.workers import Model, WorkerProgram
 from jtssm.solvers.pieces import precisely
-from jtssm.solvers.workers.deal import cuts_of, dealt
-from jtssm.solvers.workers.dealt_model import DealtModel, forward_of_subnet, start
+from jtssm.solvers.workers.dealt_forward import forward_of_subnet
+from jtssm.solvers.workers.dealt_model import DealtModel, start
 from jtssm.solvers.workers.local_steps import local
+from jtssm.solvers.workers.parts import blocks_of, subnet_of
 
 DEALS = ("stratified", "uniform")
 
@@ -106,9 +107,8 @@ def ist(
     if scale is not None:
         (scale,) = checks.positive(scale=scale)
     homes = subnets if deal == "stratified" else 1
-    cuts = cuts_of(net, subnets, homes)
-    plan = dealt(net, cuts)
-    forward = partial(forward_of_subnet, net, plan)
+    blocks = blocks_of(net, subnets, homes)
+    forward = partial(forward_of_subnet, blocks)
     trainer = local(
         net, optimizer, loss, local_steps, batch_size, precision, compute_dtype, forward
     )
@@ -117,17 +117,19 @@ def ist(
             "optimizer: expected one that updates at every step, since its state starts anew at each "
             "deal; got optax.MultiSteps, whose sums would be lost: use a larger batch_size"
         )
-    model = DealtModel(net, cuts, plan, trainer, scale)
+    model = DealtModel(net, blocks, [block.plan() for block in blocks], trainer, scale)
+    run = Run(batch_size, local_steps, local_steps, local_steps, first=False)
+    trained = subnet_of(net, blocks)
     return WorkerProgram(
         name="ist",
         stages=trainer.stages,
         batch=trainer.batch(subnets),
         declared=Declared(
             moves=model.moves,
-            work=lambda l, samples: model.work(),
+            work=lambda l, samples: (run,),
             sums=2 if trainer.loss.weight is None else 3,
             weighings=lambda samples: local_steps,
-            statistics=model.statistics,
+            statistics=lambda: trained.statistics,
         ),
         kinds={"homes": ("subnet",), "shared": (), "round": (), "key": (), "pace": ()},
         model=Model(net.init, model.lay_out, start, model.params, homes),
@@ -136,4 +138,5 @@ def ist(
         estimate=precisely(precision, model.estimate),
         weight_fields=("homes", "shared"),
         deals=True,
+        trained=trained,
     ).on_one_device()

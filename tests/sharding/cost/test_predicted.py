@@ -12,7 +12,7 @@ from jax.extend.core import jaxprs_in_params
 from jax.interpreters import partial_eval
 
 import jtssm
-from jtssm import sharding, solvers
+from jtssm import nn, sharding, solvers
 from jtssm.nn import architectures, images
 from jtssm.planning.trials import traced_bytes
 from jtssm.sharding.cost import memory
@@ -30,6 +30,17 @@ from tests.sharding.layers.traffic_cases import AS_WRITTEN
 
 ADAM = optax.adam(1e-3)
 NET = jtssm.mlp([24, 32, 48, 32, 8])
+RESIDUAL = jtssm.sequence(
+    [
+        nn.convolution(8, 3, 1, "SAME", jax.nn.relu),
+        nn.max_pool(2),
+        nn.convolution(20, 3),
+        nn.bottleneck(5),  # widened, both its ends would be told one sum of gradients of beta
+        nn.convolution(8, 1, 1, "SAME", jax.nn.relu, "batch"),
+        nn.dense(8),
+    ],
+    (8, 3, 1),
+)
 NORMED = jtssm.mlp([24, 32, 48, 32, 8], normalisation="batch")
 PLATEAU = optax.chain(ADAM, optax.contrib.reduce_on_plateau())
 PARTLY = optax.chain(PLATEAU, optax.masked(optax.set_to_zero(), [True, False, False, False]))
@@ -126,6 +137,7 @@ CASES = {
         solvers.ist(jtssm.mlp([24, 30, 45, 8], normalisation="batch"), subnets=4, **ROUND),
         (2, 2, 2),
     ),
+    "ist, channels": Case(solvers.ist(RESIDUAL, subnets=4, **ROUND), (4, 1, 2)),
     "local_sgd": Case(solvers.local_sgd(NET, workers=4, **ROUND), (4, 1, 2)),
     "gsadmm, told the loss": Case(
         solvers.gsadmm(NET, subnets=2, optimizer=PLATEAU, batch_size=16), (2, 1, 2)

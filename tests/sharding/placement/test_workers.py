@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType
 
 import jtssm
-from jtssm import sharding, solvers
+from jtssm import nn, sharding, solvers
 from jtssm.data import synthetic
 from jtssm.sharding import cost
 from jtssm.sharding.count import hlo
@@ -25,6 +25,17 @@ ROUND = {
 }
 PLAIN = jtssm.mlp([6, 16, 8, 3])
 BATCH = jtssm.mlp([6, 16, 3], normalisation="batch")
+IMAGES = jtssm.sequence(  # six numbers as an image of two rows
+    [
+        nn.convolution(5, 3, 1, "SAME", jax.nn.sigmoid, "layer"),
+        nn.convolution(8, 3, 1, "SAME", jax.nn.relu),
+        nn.bottleneck(6, 1, "running", widen=True),
+        nn.convolution(4, 1, 1, "SAME", jax.nn.sigmoid),
+        nn.dense(9, jax.nn.sigmoid),
+        nn.dense(3),
+    ],
+    (2, 3, 1),
+)
 METHODS = {
     "ist": solvers.ist(PLAIN, subnets=8, **ROUND),
     "ist, uneven, running": solvers.ist(
@@ -37,6 +48,9 @@ METHODS = {
         local_steps=2,
         batch_size=8,
     ),
+    "ist, channels": solvers.ist(
+        IMAGES, subnets=4, **ROUND | {"optimizer": optax.sgd(0.1, momentum=0.9)}
+    ),
     "local_sgd": solvers.local_sgd(BATCH, workers=8, **ROUND),
     "diloco": solvers.local_sgd(
         BATCH, workers=8, outer_optimizer=optax.sgd(0.7, momentum=0.9, nesterov=True), **ROUND
@@ -45,18 +59,24 @@ METHODS = {
 }
 
 
-def batch(method, i, x=X):
+def batch(method, i):
     shape = method.batch_shape
-    ids = np.random.default_rng(i).choice(len(x), shape)
-    return x[ids], Y[ids]
+    ids = np.random.default_rng(i).choice(len(X), shape)
+    return samples(method)[ids], Y[ids]
+
+
+def samples(method):
+    """X in the shape that the network takes."""
+    return X.reshape(-1, *method.network.shapes[0])
 
 
 def trained(method, rounds=3):
-    state = method.init(KEY, X, Y)
+    x = samples(method)
+    state = method.init(KEY, x, Y)
     step = jax.jit(method.step)
     for i in range(rounds):
         state, info = step(state, *batch(method, i))
-    state = jax.jit(method.estimate)(state, X)
+    state = jax.jit(method.estimate)(state, x)
     return state, info
 
 
@@ -83,6 +103,7 @@ RARE = (
         pytest.param("ist", (2, 1, 4), marks=pytest.mark.slow),
         *(pytest.param("ist", shape, marks=pytest.mark.slow) for shape in ((1, 1, 8), (2, 1, 1))),
         pytest.param("ist, uneven, running", (2, 1, 2), marks=pytest.mark.slow),
+        pytest.param("ist, channels", (2, 1, 2), marks=pytest.mark.slow),
     ],
 )
 def test_sharded_equals_unsharded(name, shape):
@@ -92,9 +113,10 @@ def test_sharded_equals_unsharded(name, shape):
     for a, b in zip(numbers(method, state), numbers(placed, other), strict=True):
         np.testing.assert_allclose(b, a, atol=1e-9)
     np.testing.assert_allclose(seen[:3], info[:3], atol=1e-10)
+    x = samples(method)
     for rows in (
-        X,
-        X[:7],
+        x,
+        x[:7],
     ):  # 7: not divided by pc, yet statistics of the samples at hand are theirs
         np.testing.assert_allclose(
             placed.predict(other, rows), method.predict(state, rows), atol=1e-9

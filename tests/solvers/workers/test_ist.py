@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jtssm
-from jtssm import solvers
+from jtssm import nn, solvers
 from jtssm.data import synthetic
 from jtssm.nn import perceptrons
 from jtssm.nn.dropout import dropout_layer
@@ -67,6 +67,68 @@ def test_a_round_equals_ragged_subnets_cut_out_by_index(widths, normalisation, s
     assert not np.allclose(method.params(state)[0]["W"], params[0]["W"])
 
 
+IMAGES = X.repeat(16, axis=1).reshape(-1, 8, 6, 2)[:720]
+
+
+def images(kind):
+    """Networks of images, whose channels are dealt: uneven, flattened, pooled, in residual blocks."""
+    relu = jax.nn.relu
+    layers = {
+        "convolutions, without normalisation": [
+            nn.convolution(5, 3, 1, "SAME", jax.nn.sigmoid),
+            nn.max_pool(2),
+            nn.convolution(4, 3, 2, "SAME", relu),
+            nn.dense(7, relu),
+            nn.dense(3),
+        ],
+        "convolutions to the end": [
+            nn.convolution(6, 3, 1, "VALID", relu, "layer"),
+            nn.dropout_layer(0.0),
+            nn.convolution(3, 1),
+            nn.mean_pool(4),
+            nn.dense(3, normalisation="batch"),
+        ],
+        "residual blocks": [
+            nn.convolution(8, 3, 2, "SAME", relu, "batch"),
+            nn.bottleneck(5, widen=True),
+            nn.bottleneck(5),
+            nn.convolution(6, 1, 1, "SAME", relu),
+            nn.mean_pool(2),
+            nn.dense(3),
+        ],
+    }
+    return jtssm.sequence(layers[kind], (8, 6, 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "subnets", "deal"),
+    [
+        ("convolutions, without normalisation", 2, "stratified"),
+        ("convolutions to the end", 3, "uniform"),
+        ("residual blocks", 4, "stratified"),
+    ],
+)
+def test_channels_are_dealt_as_neurons_are(kind, subnets, deal):
+    net, optimizer = images(kind), optax.sgd(0.1, momentum=0.9)
+    method = solvers.ist(
+        net, subnets=subnets, optimizer=optimizer, local_steps=2, batch_size=6, deal=deal
+    )
+    params = net.init(jax.random.key(2), jnp.float64)
+    rng = np.random.default_rng(1)
+    ids = [rng.choice(len(X), (2, subnets, 6)) for _ in range(2)]
+    xs, ys = [IMAGES[i] for i in ids], [Y[i] for i in ids]
+    state = method.init(KEY, IMAGES, Y, params)
+    step = jax.jit(method.step)
+    for x, y in zip(xs, ys, strict=True):
+        state, _ = step(state, x, y)
+    homes = subnets if deal == "stratified" else 1
+    found = method.params(state)
+    close(found, twin.rounds(net, optimizer, params, KEY, xs, ys, homes))
+    np.testing.assert_allclose(
+        method.predict(state, IMAGES[:7]), net.apply(found, IMAGES[:7]), atol=1e-12
+    )
+
+
 def test_the_scale_of_a_dealt_input_is_the_users():
     net = jtssm.mlp([6, 8, 3])
     method = solvers.ist(
@@ -83,7 +145,7 @@ def test_the_scale_of_a_dealt_input_is_the_users():
 )
 def test_every_neuron_has_one_owner_and_subnets_differ_by_at_most_one(width, subnets, homes):
     net = jtssm.mlp([6, width, 3])
-    (mine,) = [o for o in twin.owners(net, subnets, homes, KEY, 0) if o is not None]
+    (mine,) = twin.owners(net, subnets, homes, KEY, 0).values()
     assert sorted(np.concatenate(mine)) == list(range(width))
     sizes = [len(neurons) for neurons in mine]
     assert max(sizes) - min(sizes) <= 1
@@ -133,7 +195,7 @@ def test_all_local_steps_reach_the_model_and_unowned_weights_keep_their_value():
     owned = twin.owners(net, 2, 2, KEY, 0)
     block = np.zeros((8, 12))
     for w in range(2):
-        block[np.ix_(owned[1][w], owned[2][w])] = 5.0
+        block[np.ix_(owned[0][w], owned[1][w])] = 5.0
     np.testing.assert_allclose(rise[1]["W"], block)
     assert (rise[1]["W"] == 0).sum() == 48  # bit for bit
 
