@@ -110,7 +110,7 @@ def step_memory(
     weights, fresh = trained, 0.0
     if program.renews_optimizer:
         (optimizer,) = program.stages.optimizers
-        weights = kept
+        weights = sum(held(getattr(state, name)) for name in ("homes", "shared"))
         fresh = trained * _state_words(optimizer, program.network.parameter_shapes())
     return Memory(
         weights,

@@ -21,7 +21,10 @@ Departs from the paper:
     that their sum has the whole layer's mean over deals; the paper normalises instead, and so can a user.
   - Each subnet sees its own minibatches (the released code gives all the same), and all R steps reach
     the whole model (the released code loses the last one, or the tail of an epoch).
-  - Any optax optimizer; its state starts anew at each deal (as GIST does), its schedules run on.
+  - Any optax optimizer; its state starts anew at each deal (as GIST does), its schedules run on; or its
+    moments travel with their weights (`carry`).
+  - Channels of convolutions are dealt as neurons are, also those within residual blocks, whose inputs and
+    outputs stay whole (ResIST deals whole blocks instead).
 """
 
 from __future__ import annotations
@@ -42,11 +45,13 @@ from jtssm.protocol.settings import recorded
 from jtssm.protocol.workers import Model, WorkerProgram
 from jtssm.solvers.pieces import precisely
 from jtssm.solvers.workers.dealt_forward import forward_of_subnet
-from jtssm.solvers.workers.dealt_model import DealtModel, start
+from jtssm.solvers.workers.dealt_model import DealtModel
 from jtssm.solvers.workers.local_steps import local
+from jtssm.solvers.workers.moments import check_carried
 from jtssm.solvers.workers.parts import blocks_of, subnet_of
 
 DEALS = ("stratified", "uniform")
+CARRIES = ("fresh", "moments")
 
 
 @recorded()
@@ -61,6 +66,7 @@ def ist(
     loss: str | losses.Loss = "cross_entropy",
     deal: str = "stratified",
     scale: float | None = None,
+    carry: str = "fresh",
     precision: str | None = None,
     compute_dtype: DTypeLike | None = None,
 ) -> Method:
@@ -70,11 +76,12 @@ def ist(
     subnet w. On a mesh subnets lie along "subnet", which must divide N, a subnet's minibatch along "pc".
 
     Args:
-      net: layers that can be dealt (dense, normalised or not, dropout), with one hidden layer at least.
+      net: layers that can be dealt (dense, convolutions without groups, bottlenecks, normalised or not,
+        pools, dropout), with one hidden layer at least.
       subnets: N, how many there are, at most the width of every hidden layer. Where N^2 does not divide
         a width M, a subnet computes, holds and sends N ceil(ceil(M / N) / N) places instead of M / N
         neurons.
-      optimizer: an optax optimizer. Its state starts anew at each deal; schedules count all local steps.
+      optimizer: an optax optimizer. Its schedules count all local steps.
         It sees matrices with a hidden layer's own neurons first, W as [outputs, inputs]: only what
         depends on that order (the scale of muon) is not as in `sgd`.
       local_steps: R, steps of a subnet between two deals; all of them reach the whole model.
@@ -82,6 +89,9 @@ def ist(
       deal: "stratified", or "uniform" (any share of a layer is as likely; on one device only).
       scale: of what a layer without normalisation takes from a dealt one; None: M over the number of the
         subnet's neurons, 1.0: nothing.
+      carry: "fresh": an optimizer's state starts anew at each deal; "moments": what it keeps of each
+        parameter is dealt, travels and comes back as the parameter does, of what all share as a mean,
+        and its counts run on. A deal then moves as much again for each moment (Adam: three times).
 
     Raises:
       ValueError: bad arguments, a layer that cannot be dealt or is narrower than N; from `init`, bad
@@ -104,6 +114,7 @@ def ist(
     sample_checks.one_array(net, "ist")
     (subnets,) = checks.count(subnets=subnets)
     checks.one_of("deal", deal, DEALS)
+    checks.one_of("carry", carry, CARRIES)
     if scale is not None:
         (scale,) = checks.positive(scale=scale)
     homes = subnets if deal == "stratified" else 1
@@ -117,7 +128,10 @@ def ist(
             "optimizer: expected one that updates at every step, since its state starts anew at each "
             "deal; got optax.MultiSteps, whose sums would be lost: use a larger batch_size"
         )
-    model = DealtModel(net, blocks, [block.plan() for block in blocks], trainer, scale)
+    shapes = net.parameter_shapes()
+    carried = check_carried(trainer.optimizer, shapes) if carry == "moments" else 0
+    plan = [block.plan() for block in blocks]
+    model = DealtModel(net, blocks, plan, trainer, scale, carried)
     run = Run(batch_size, local_steps, local_steps, local_steps, first=False)
     trained = subnet_of(net, blocks)
     return WorkerProgram(
@@ -131,12 +145,15 @@ def ist(
             weighings=lambda samples: local_steps,
             statistics=lambda: trained.statistics,
         ),
-        kinds={"homes": ("subnet",), "shared": (), "round": (), "key": (), "pace": ()},
-        model=Model(net.init, model.lay_out, start, model.params, homes),
+        kinds={
+            **dict.fromkeys(("homes", "moment_homes"), ("subnet",)),
+            **dict.fromkeys(("shared", "moment_shared", "round", "key", "pace"), ()),
+        },
+        model=Model(net.init, model.lay_out, model.start, model.params, homes),
         step=precisely(precision, model.step),
         forward=precisely(precision, model.forward),
         estimate=precisely(precision, model.estimate),
-        weight_fields=("homes", "shared"),
+        weight_fields=("homes", "shared", "moment_homes", "moment_shared"),
         deals=True,
         trained=trained,
     ).on_one_device()

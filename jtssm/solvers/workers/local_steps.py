@@ -233,12 +233,15 @@ class Local(NamedTuple):
         pick = lambda a, old: jnp.where(weighing.counts, a, old)
         return jax.tree.map(pick, new, (params, opt_state)), sums
 
-    def fresh(self, params: Tree, rounds: int | Array) -> Tree:
-        """Optimizer states [n, ...] for params [n, ...], with schedules after so many rounds."""
+    def fresh(self, params: Tree, rounds: int | Array, *, every_count: bool = False) -> Tree:
+        """Optimizer states [n, ...] for params [n, ...], with schedules after so many rounds.
+
+        every_count: whether all that counts steps, for whatever, has counted those.
+        """
         one = lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype)
         check_state(self.optimizer, jax.tree.map(one, params))
         opt_state = jax.vmap(self.optimizer.init)(params)
-        return _resumed(opt_state, rounds * self.local_steps)
+        return _resumed(opt_state, rounds * self.local_steps, every_count)
 
 
 def _of_workers(of_worker: Callable[..., Made], num: int) -> Callable[..., Made]:
@@ -259,11 +262,14 @@ def _of_workers(of_worker: Callable[..., Made], num: int) -> Callable[..., Made]
     return of_one
 
 
-def _resumed(tree: Tree, count: int | Array) -> Tree:
-    """An optimizer state whose schedules have counted so many steps."""
-    counts = lambda node: type(node).__name__ in SCHEDULES
+def _resumed(tree: Tree, count: int | Array, every: bool) -> Tree:
+    """An optimizer state whose schedules, or whatever else counts, have counted so many steps."""
+    has = lambda node: every and "count" in getattr(node, "_fields", ())
+    counts = lambda node: type(node).__name__ in SCHEDULES or has(node)
     inside = lambda node: node is not tree and counts(node)
-    tree = jax.tree.map(lambda n: _resumed(n, count) if inside(n) else n, tree, is_leaf=inside)
+    tree = jax.tree.map(
+        lambda n: _resumed(n, count, every) if inside(n) else n, tree, is_leaf=inside
+    )
     return tree._replace(count=jnp.full_like(tree.count, count)) if counts(tree) else tree
 
 

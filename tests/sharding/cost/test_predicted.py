@@ -137,6 +137,7 @@ CASES = {
         solvers.ist(jtssm.mlp([24, 30, 45, 8], normalisation="batch"), subnets=4, **ROUND),
         (2, 2, 2),
     ),
+    "ist, moments": Case(solvers.ist(NET, subnets=4, carry="moments", **ROUND), (2, 1, 2)),
     "ist, channels": Case(solvers.ist(RESIDUAL, subnets=4, **ROUND), (4, 1, 2)),
     "local_sgd": Case(solvers.local_sgd(NET, workers=4, **ROUND), (4, 1, 2)),
     "gsadmm, told the loss": Case(

@@ -49,7 +49,7 @@ METHODS = {
         batch_size=8,
     ),
     "ist, channels": solvers.ist(
-        IMAGES, subnets=4, **ROUND | {"optimizer": optax.sgd(0.1, momentum=0.9)}
+        IMAGES, subnets=4, carry="moments", **ROUND | {"optimizer": optax.sgd(0.1, momentum=0.9)}
     ),
     "local_sgd": solvers.local_sgd(BATCH, workers=8, **ROUND),
     "diloco": solvers.local_sgd(

@@ -67,39 +67,55 @@ def forward(blocks, params, x, sizes, scale):
     return x
 
 
-def train(blocks, optimizer, sizes, scale, params, x, y):
+def train(blocks, optimizer, sizes, scale, params, state, x, y):
     """A subnet's local steps; x [R, b, ...]; sizes: (number of a cut, its neurons there)."""
-    state = optimizer.init(params)
     for xb, yb in zip(list(x), list(y), strict=True):
         loss = lambda p, xb=xb, yb=yb: (
             losses.cross_entropy().value(forward(blocks, p, xb, dict(sizes), scale), yb).mean()
         )
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         params = optax.apply_updates(params, updates)
-    return params
+    return params, state
 
 
-def rounds(net, optimizer, params, key, xs, ys, homes, scale=None):
-    """The whole model after len(xs) rounds; xs[r]: [R, N, b, ...]."""
-    params = jax.tree.map(np.array, params)
-    subnets = xs[0].shape[1]
+def rounds(net, optimizer, params, key, xs, ys, homes, scale=None, carry=False):
+    """The whole model after len(xs) rounds; xs[r]: [R, N, b, ...].
+
+    carry: whether moments travel, of an optimizer whose state's first part is `scale_by_adam`'s.
+    """
+    trees = [jax.tree.map(np.array, params)]
+    trees += [jax.tree.map(np.zeros_like, params) for _ in range(2 * carry)]
+    steps, subnets = xs[0].shape[:2]
     blocks = blocks_of(net, subnets, homes)
     learn = jax.jit(partial(train, blocks, optimizer), static_argnums=(0, 1))
     for r, (x, y) in enumerate(zip(xs, ys, strict=True)):
         owned = owners(net, subnets, homes, key, r)
-        old = jax.tree.map(np.copy, params)
-        sums = jax.tree.map(np.zeros_like, params)
+        old = jax.tree.map(np.copy, trees)
+        sums = jax.tree.map(np.zeros_like, trees)
         for w in range(subnets):
             mine = {number: each[w] for number, each in owned.items()}
-            at = indices(blocks, old, mine)
+            at = indices(blocks, old[0], mine)
             sizes = tuple((number, len(each)) for number, each in mine.items())
-            cut_out = [{n: a[ix[n]] for n, a in p.items()} for ix, p in zip(at, old, strict=True)]
-            new = learn(sizes, scale, cut_out, x[:, w], y[:, w])
-            for p, total, ix, found in zip(params, sums, at, new, strict=True):
-                for n in p:
-                    if prod(p[n][ix[n]].shape) == p[n].size:  # nobody's: the mean
-                        total[n] += np.asarray(found[n]) / subnets
-                        p[n][...] = total[n]
-                    else:
-                        p[n][ix[n]] = found[n]
-    return params
+            params, *moments = (
+                [{n: a[ix[n]] for n, a in p.items()} for ix, p in zip(at, tree, strict=True)]
+                for tree in old
+            )
+            state = optimizer.init(params)
+            if carry:
+                state = (optax.ScaleByAdamState(np.int32(r * steps), *moments), *state[1:])
+            params, state = learn(sizes, scale, params, state, x[:, w], y[:, w])
+            found = [params, *state[0][1:]] if carry else [params]
+            for tree, total, new in zip(trees, sums, found, strict=True):
+                put(tree, total, at, new, subnets)
+    return trees[0]
+
+
+def put(tree, total, at, new, subnets):
+    """A subnet's arrays in their places in the whole; total: sums of those that no neuron owns."""
+    for whole, added, ix, found in zip(tree, total, at, new, strict=True):
+        for n, a in whole.items():
+            if prod(a[ix[n]].shape) == a.size:  # nobody's: the mean
+                added[n] += np.asarray(found[n]) / subnets
+                a[...] = added[n]
+            else:
+                a[ix[n]] = found[n]

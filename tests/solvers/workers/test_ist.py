@@ -129,6 +129,33 @@ def test_channels_are_dealt_as_neurons_are(kind, subnets, deal):
     )
 
 
+def test_moments_travel_with_the_weights_they_are_of():
+    """Counts run on, a moment that nobody owned keeps its value, what all share has the mean's."""
+    net = jtssm.mlp([6, 13, 7, 3], normalisation="batch")
+    optimizer = optax.chain(optax.scale_by_adam(), optax.scale(-0.05))
+    method = solvers.ist(
+        net, subnets=3, optimizer=optimizer, local_steps=2, batch_size=6, carry="moments"
+    )
+    params = net.init(jax.random.key(2), jnp.float64)
+    xs, ys = batches(4, 2, 3, 6)
+    state, _ = run(method, xs, ys, params)
+    found = twin.rounds(net, optimizer, params, KEY, xs, ys, 3, carry=True)
+    close(method.params(state), found, atol=1e-9)
+    fresh = twin.rounds(net, optimizer, params, KEY, xs, ys, 3)
+    assert not np.allclose(found[0]["W"], fresh[0]["W"], atol=1e-3)
+
+
+def test_moments_that_belong_to_no_parameter_do_not_travel():
+    net = jtssm.mlp([6, 8, 3])
+    masked = optax.masked(optax.adam(0.1), [True, False])
+    with pytest.raises(ValueError, match=r"carry: expected 'fresh' with an optimizer whose state"):
+        solvers.ist(net, subnets=2, optimizer=masked, local_steps=2, batch_size=4, carry="moments")
+    with pytest.raises(ValueError, match=r"carry: expected one of .*'moments'.*; got 'all'"):
+        solvers.ist(
+            net, subnets=2, optimizer=optax.adam(0.1), local_steps=2, batch_size=4, carry="all"
+        )
+
+
 def test_the_scale_of_a_dealt_input_is_the_users():
     net = jtssm.mlp([6, 8, 3])
     method = solvers.ist(
