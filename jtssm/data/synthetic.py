@@ -50,3 +50,40 @@ def gratings(
     colours /= np.linalg.norm(colours, axis=-1, keepdims=True)
     x = (of_each(0.5, 1.5) * stripes)[..., None] * colours
     return (x + noise * rng.normal(size=x.shape)).astype(np.float32), y
+
+
+def block_graph(
+    seed: int,
+    nodes: int = 2708,
+    classes: int = 7,
+    words: int = 500,
+    *,
+    degree: float = 4.0,
+    within: float = 0.8,
+    telling: float = 6.0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A citation-like graph: a stochastic block model whose nodes have bags of words.
+
+    Nodes of a class are joined more often, and each class uses a tenth of the words more often than
+    others do: neither words nor edges tell the class by themselves. By default of Cora's size, degree and
+    share of edges within classes.
+
+    Args:
+      seed: of everything.
+      words: of the dictionary; a node uses some 2 % of them.
+      degree: mean number of a node's edges.
+      within: share of them that join nodes of one class.
+      telling: how much more often a class uses its own words.
+
+    Returns:
+      x float32 [nodes, words], 0 or 1; y int32 [nodes], as many of each class; edges int32 [edges, 2].
+    """
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.arange(nodes) % classes).astype(np.int32)
+    own = rng.random((classes, words)) < 0.1
+    x = rng.random((nodes, words)) < 0.02 * np.where(own[y], telling, 1.0)
+    same = y[:, None] == y[None, :]
+    others = nodes / classes
+    chance = degree * np.where(same, within / others, (1 - within) / (nodes - others))
+    joined = np.triu(rng.random((nodes, nodes)) < chance, k=1)
+    return x.astype(np.float32), y, np.argwhere(joined).astype(np.int32)
