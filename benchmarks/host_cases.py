@@ -16,7 +16,11 @@ Shape = tuple[int, int, int]  # subnet x pr x pc
 PLAIN = "one host, SGD"  # what the others are compared with
 ROUND = 20  # local steps
 OUTER = optax.sgd(0.7, momentum=0.9, nesterov=True)
-OPTIMIZERS = {"momentum": optax.sgd(1e-3, momentum=0.9), "adam": optax.adam(1e-4)}
+OPTIMIZERS = {
+    "momentum": optax.sgd(1e-3, momentum=0.9),
+    "adam": optax.adam(1e-4),
+    "sgd": optax.sgd(1e-3),
+}
 
 
 class Case(NamedTuple):
@@ -77,6 +81,19 @@ DENSE: dict[str, Case] = {  # of dense layers, which are split and dealt
 }
 
 
+def wide(rounds: tuple[int, ...]) -> dict[str, Case]:
+    """What a wide network is trained by: plain SGD, in rounds of so many steps where it is dealt."""
+    ways = {"workers": 2, "local_steps": ROUND}
+    dealt = {f"IST, R = {r}": ("ist", {"subnets": 2, "local_steps": r}) for r in rounds}
+    rest = {
+        "local SGD, R = 20": ("local_sgd", ways),
+        "DiLoCo, R = 20": ("local_sgd", ways | {"outer_optimizer": OUTER}),
+    }
+    found = {PLAIN: Case("sgd", optimizer="sgd")}
+    found["data parallel"] = Case("sgd", {}, (1, 1, 2), "sgd")
+    return found | {n: Case(*given, (2, 1, 1), "sgd") for n, given in (rest | dealt).items()}
+
+
 def placing(*cuts: int) -> dict[str, Case]:
     """What placing a method costs on a single device, for every n: against the same one unplaced."""
     found = {"one host, Adam": Case("sgd", optimizer="adam")}
@@ -107,7 +124,13 @@ NETWORKS = {
         lambda: nn.transformer(8, width=256, heads=8, sequence=32, classes=10), 32, EVERY
     ),
     "language": Trained(language_model.network, 64, EVERY),
+    # of benchmarks.ist_wide
+    "wide": Trained(
+        lambda: jtssm.mlp([196, 4096, 10], normalisation="batch"), 128, wide((5, 20, 80, 200))
+    ),
+    "half": Trained(lambda: jtssm.mlp([196, 2048, 10], normalisation="batch"), 128, wide(())),
 }
+TABLE = ("mlp", "layers", "transformer", "language")
 SMOKE = {
     "smoke": Trained(
         lambda: jtssm.mlp([64, 256, 256, 8]), 128, {n: EVERY[n] for n in (PLAIN, "gsADMM, n = 2")}
@@ -117,5 +140,7 @@ TITLES = {
     "mlp": "perceptron 784-6×1024-10, batch 128, SGD with momentum",
     "layers": "pdADMM, 9 layers of 512, 4 096 samples",
     "transformer": "transformer, 8 blocks of 256, batch 32 × 32 tokens",
+    "wide": "perceptron 196-4096-10, batch normalisation, batch 128, SGD",
+    "half": "the same, 2048 wide",
     "language": "language model of bytes (examples/language_model.py), batch 64 × 32 bytes",
 }

@@ -11,9 +11,9 @@ measured by all-reduces of two processes, its link's rate the one that is set. A
 told and left. Other work on the machine should rest meanwhile.
 
     python -m benchmarks.hosts [--networks mlp,transformer] [--links free,1gbit] [--cases PATTERN]
-                               [--steps 20] [--seconds 4] [--realtime] [--smoke]
+                               [--steps 20] [--seconds 4] [--realtime] [--write NAME] [--smoke]
 
-Needs root, ip, tc and taskset. Only the whole table is written.
+Needs root, ip, tc and taskset. Only the whole table is written, and what is given a name.
 
 Fifteen minutes on 2 cores. Last result: benchmarks/results/hosts.json and .png, in docs/which-method.md.
 """
@@ -34,7 +34,7 @@ from jax.sharding import AbstractMesh
 
 import jtssm
 from benchmarks import figures, namespaces, record
-from benchmarks.host_cases import NETWORKS, SMOKE, TITLES, Trained
+from benchmarks.host_cases import NETWORKS, SMOKE, TABLE, TITLES, Trained
 from benchmarks.host_control import Hosts
 from benchmarks.host_process import SUMS
 from benchmarks.planner_measured import ranked
@@ -68,12 +68,12 @@ def main() -> None:
     agreement = agreements(rows, given.links)
     for name, found in agreement.items():
         print(name, "  ".join(f"{k} {a:.2f}" for k, a in found.items() if a is not None))
-    if given.whole:
+    if given.write or given.whole:
         content = {"titles": TITLES, "machines": {k: asdict(m) for k, m in machines.items()}}
         content |= {"rows": rows, "predicted": agreement}
-        path = record.write("hosts", "benchmarks.hosts", content)
+        print(record.write(given.write or "hosts", "benchmarks.hosts", content))
+    if given.whole:
         figures.draw("hosts")
-        print(path)
 
 
 def _arguments() -> argparse.Namespace:
@@ -82,11 +82,12 @@ def _arguments() -> argparse.Namespace:
     )
     add = parse.add_argument
     add("--smoke", action="store_true", help="a minute, a small network, no result file")
-    add("--networks", default=",".join(NETWORKS), help="of benchmarks.host_cases")
+    add("--networks", default=",".join(TABLE), help="of benchmarks.host_cases")
     add("--links", default=",".join(RATES), help="their rates, in tc's words")
     add("--cases", default="", help="regular expression: which lines of the tables")
     add("--steps", type=int, default=20, help="most steps that are measured")
     add("--seconds", type=float, default=4.0, help="about the most that one measurement takes")
+    add("--write", help="the name of a result file of these cases alone")
     add("--realtime", action="store_true", help="keep other work off the hosts' cores (chrt -f 10)")
     given = parse.parse_args()
     whole = ("smoke", "networks", "links", "cases")

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from math import log, prod
 from statistics import mean
 from typing import Any
@@ -64,25 +65,40 @@ def train(run: tuple, smoke: bool) -> dict[str, Any]:
     descent = optimizer("nadam", rate, minibatches // options.get("workers", 1), warmup=10)
     net = trained.network()
     method = build(net, **options, optimizer=descent, batch_size=trained.batch)
+    look = jax.jit(lambda params: bits(net, params, *held))
+    most, every = minibatches * trained.batch, LOOKS * trained.batch
+    curve = looks(method, (x[:end], y[:end]), seed, most, every, look)
+    return {"run": list(run), "curve": curve, "bits": curve[-1][1]}
+
+
+def looks(
+    method: jtssm.Method,
+    samples: tuple[np.ndarray, np.ndarray],
+    seed: int,
+    most: int,
+    every: int,
+    look: Callable[[Any], jax.Array],
+) -> list[tuple[int, float]]:
+    """(samples so far, what a look at the parameters shows) of a training on `most` samples.
+
+    every: samples between two looks.
+    """
+    x, y = samples
     state, step = method.init(jax.random.key(seed), x, y), jax.jit(method.step, donate_argnums=0)
-    look, curve, rng = (
-        jax.jit(lambda params: bits(net, params, *held)),
-        [],
-        np.random.default_rng(seed),
-    )
+    rng, left, curve = np.random.default_rng(seed), np.empty(0, int), []
     shape = method.batch_shape
     assert shape is not None  # none keeps all samples
-    each, left = prod(shape), np.empty(0, int)
-    every = max(1, LOOKS * trained.batch // each)
-    for i in range(1, minibatches * trained.batch // each + 1):
+    each = prod(shape)
+    every = max(1, every // each)
+    for i in range(1, most // each + 1):
         while len(left) < each:
-            left = np.concatenate([left, rng.permutation(end)])
+            left = np.concatenate([left, rng.permutation(len(x))])
         rows, left = left[:each], left[each:]
         given = (a[rows].reshape(*shape, *a.shape[1:]) for a in (x, y))
         state, _ = step(state, *given)
         if i % every == 0:
             curve.append((i * each, float(look(method.params(state)))))
-    return {"run": list(run), "curve": curve, "bits": curve[-1][1]}
+    return curve
 
 
 def bits(net: jtssm.nn.Network, params: Any, x: np.ndarray, y: np.ndarray) -> jax.Array:
@@ -103,9 +119,11 @@ def goal_of(runs: list[dict]) -> float:
     return mean(at(run["curve"]) for run in runs)
 
 
-def seconds(hosts: list[dict], case: str, samples: float) -> dict[str, float]:
+def seconds(
+    hosts: list[dict], case: str, samples: float, network: str = NETWORK
+) -> dict[str, float]:
     """Of so many samples, by the rate of the link."""
-    own = (r for r in hosts if (r["network"], r["case"]) == (NETWORK, case) and "error" not in r)
+    own = (r for r in hosts if (r["network"], r["case"]) == (network, case) and "error" not in r)
     return {r["link"]: samples / r["samples"] * r["step_seconds"]["median"] for r in own}
 
 
