@@ -128,7 +128,9 @@ NETWORKS = {
     "wide": Trained(
         lambda: jtssm.mlp([196, 4096, 10], normalisation="batch"), 128, wide((5, 20, 80, 200))
     ),
-    "half": Trained(lambda: jtssm.mlp([196, 2048, 10], normalisation="batch"), 128, wide(())),
+    "half": Trained(
+        lambda: jtssm.mlp([196, 2048, 10], normalisation="batch"), 128, {PLAIN: wide(())[PLAIN]}
+    ),
 }
 TABLE = ("mlp", "layers", "transformer", "language")
 SMOKE = {

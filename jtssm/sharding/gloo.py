@@ -7,7 +7,8 @@ of as little, but 50 ms and more of 4 MB, where an all-reduce takes 9. So there
     small arrays go together in one message;
     a small message over an axis of two is a reduce-scatter of two copies, whose sum each device gets: as
     many bytes as a ring's all-reduce sends, and both add the same two numbers;
-    larger ones are all-reduced.
+    larger ones are all-reduced;
+    what two devices tell each other is their sum, less one's own: both ways at once.
 
 jax knows the result of a reduce-scatter as another on every device. That it is not is said by a maximum
 over groups of one device each, which moves nothing.
@@ -113,6 +114,19 @@ def of_the_other(x: Array, axis: str) -> Array:
         halves = lax.dynamic_update_slice_in_dim(blank, mine[None], other, 0)
         found = lax.psum_scatter(halves, axis)
     return found.astype(bool) if x.dtype == bool else lax.bitcast_convert_type(found, x.dtype)
+
+
+def turned(a: Array, axis: str) -> Array:
+    """A[I_X, J, ...] -> A[J_X, I, ...] along an axis of two devices: an all-to-all, told both ways at once.
+
+    gloo's own tells one way after the other.
+    """
+    here, half = lax.axis_index(axis), a.shape[1] // 2
+    of_device = lambda d: lax.dynamic_slice_in_dim(a, d * half, half, axis=1)
+    own, other = of_device(here), of_the_other(of_device(1 - here), axis)
+    pick = lambda first, second: jnp.where(here == 0, first, second)
+    rows = jnp.concatenate([pick(own, other), pick(other, own)])
+    return rows.swapaxes(0, 1)
 
 
 def same(x: Array, axes: Sequence[str]) -> Array:

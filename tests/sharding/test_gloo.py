@@ -14,6 +14,7 @@ import jtssm
 from jtssm import nn, sharding, solvers
 from jtssm.sharding import gloo
 from jtssm.sharding.count.routes import ring_bytes
+from jtssm.sharding.placement import workers
 
 BATCH = 8
 KINDS = {"psum", "psum_invariant", "reduce_scatter", "ppermute", "all_gather", "pmax"}
@@ -99,6 +100,21 @@ def test_two_devices_tell_each_other_to_the_bit(dtype, small, monkeypatch):
     (route,) = counted
     assert route.collective == ("all_reduce" if small == 0 else "reduce_scatter")
     assert ring_bytes(counted, mesh.shape) == x.nbytes // 2
+
+
+@pytest.mark.parametrize("small", [0, gloo.SMALL])
+def test_two_devices_deal_as_an_all_to_all_does(small, monkeypatch):
+    monkeypatch.setattr(gloo, "SMALL", small)
+    mesh = sharding.make_mesh(2)
+    x = np.random.default_rng(0).normal(size=(6, 4, 3))
+    run = lambda turned: jax.shard_map(
+        lambda a: turned(a, "subnet"), mesh=mesh, in_specs=P("subnet"), out_specs=P("subnet")
+    )
+    expected = jax.jit(run(lambda a, axis: workers._turned(a, axis=axis)))(x)
+    found = jax.jit(run(gloo.turned))(x)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found, x.swapaxes(0, 1))
+    assert ring_bytes(sharding.count_bytes(run(gloo.turned), x), mesh.shape) == x.nbytes // 4
 
 
 def test_a_sum_has_the_gradient_of_an_all_reduce():

@@ -43,7 +43,7 @@ def by_collectives(num: int, names: AxisNames, processes: bool = False) -> Meeti
 
     processes: whether its devices meet by gloo, see `jtssm.sharding.gloo`.
 
-    A deal is one all-to-all: device d sends slice w of its homes to the device of worker w.
+    A deal is one all-to-all of each array: device d sends slice w of its homes to the device of worker w.
     """
     subnet, pc = (
         names.present("subnet"),
@@ -52,7 +52,7 @@ def by_collectives(num: int, names: AxisNames, processes: bool = False) -> Meeti
     size = lax.axis_size(subnet) if subnet else 1
     here = collectives.index(names.subnet) * (num // size) + jnp.arange(num // size)
     apart = partial(varying, axes=subnet)
-    turned = partial(_turned, axis=names.subnet)
+    turned = partial(gloo.turned if processes and size == 2 else _turned, axis=names.subnet)
     copy = lambda a: jnp.broadcast_to(a, (num // size, *a.shape))
     sums = lambda tree: jax.tree.map(lambda a: a.sum(axis=0), tree)
     total = gloo.totals if processes else collectives.total
