@@ -17,6 +17,8 @@ from typing import Any
 from benchmarks import record
 from jtssm import plot
 
+Curves = tuple[list[float], list[float]]  # along x, along y
+
 BASELINE = "Adam end to end"  # of tssm_tradeoff
 SHOWN = {"data": "mnist", "depth": 2, "workers": 4, "normalisation": "batch"}  # of ist_tradeoff
 
@@ -65,6 +67,34 @@ def on_links(path: str | Path, panels: Mapping[str, Mapping[str, Mapping[str, fl
     plot.save_figure(figure, path)
 
 
+def seconds_on_links(
+    path: str | Path, panels: Mapping[str, Mapping[str, Curves]], ylabel: str
+) -> None:
+    """A measure against seconds, a panel a link.
+
+    Args:
+      path: the file; its suffix is the format.
+      panels: title -> label -> (seconds, values).
+
+    Raises:
+      ImportError: matplotlib is not there.
+    """
+    figure = plot.new_figure((3.4 * max(1, len(panels)) + 2.4, 4.2))
+    looks = plot.looks_of(dict.fromkeys(name for lines in panels.values() for name in lines))
+    first = None
+    for i, (title, lines) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), i + 1, sharey=first)
+        first = first or axes
+        plot.draw_curves(axes, [plot.Curve(n, *a, looks[n]) for n, a in lines.items()])
+        axes.set(xscale="log", xlabel="seconds, log scale")
+        axes.set_title(title, fontsize="small")
+        plot.engineering_ticks(axes, [1])
+    if first is not None:
+        first.set(ylabel=ylabel)
+    plot.legend_beside(figure)
+    plot.save_figure(figure, path)
+
+
 def _rate(word: str) -> str:
     """A link's rate as people write it: 100mbit is 100 Mbit/s."""
     for unit in ("gbit", "mbit", "kbit"):
@@ -82,10 +112,26 @@ def _hosts(path: Path, document: Mapping[str, Any]) -> None:
     on_links(path, panels)
 
 
+def _ist_wide(path: Path, document: Mapping[str, Any]) -> None:
+    """Every line on every link, from where it is within 3 points of the goal."""
+    panels: dict[str, dict[str, Curves]] = {}
+    results = {n: own for n, own in document["results"].items() if own["seconds_a_sample"]}
+    links = dict.fromkeys(link for own in results.values() for link in own["seconds_a_sample"])
+    for link in (link for link in links if link != document["one_host"]):
+        panel = panels.setdefault(f"link {_rate(link)}", {})
+        for name, own in results.items():
+            seconds = own["seconds_a_sample"]
+            one = seconds.get(link, seconds.get(document["one_host"]))
+            near = [(a, b) for a, b in own["held_out"] if b > document["goal"] - 0.03]
+            panel[name] = [one * a for a, _ in near], [100 * b for _, b in near]
+    seconds_on_links(path, panels, "held-out accuracy, %")
+
+
 FIGURES: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {
     "tssm_tradeoff": _tssm_tradeoff,
     "ist_tradeoff": _ist_tradeoff,
     "hosts": _hosts,
+    "ist_wide": _ist_wide,
 }
 
 

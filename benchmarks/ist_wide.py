@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import optax
 
 import jtssm
-from benchmarks import record
+from benchmarks import figures, record
 from benchmarks.host_cases import NETWORKS, PLAIN
 from benchmarks.hosts import NO_LINK
 from benchmarks.running import Runs, arguments, chosen
@@ -111,19 +111,26 @@ def main() -> None:
         counts = [reached(run["curve"], goal) for run in each.runs]
         whole = [count for count in counts if count is not None]
         at = ("half", PLAIN) if line == HALF else (NETWORK, line)
-        taken = seconds(hosts["rows"], at[1], mean(whole), at[0]) if None not in counts else {}
+        one = seconds(hosts["rows"], at[1], 1.0, at[0])
+        taken = {} if None in counts else {k: mean(whole) * a for k, a in one.items()}
         report[line] = {
             "rate": each.rate,
             "held_out_by_rate": {rate: 1 - a for rate, a in each.by_rate.items()},
             "test": [run["test"] for run in each.runs],
             "samples": counts,  # None: the goal was not reached
             "seconds": taken,
+            "seconds_a_sample": one,
+            "held_out": [
+                (at[0][0], 1 - mean(wrong for _, wrong in at))
+                for at in zip(*(run["curve"] for run in each.runs), strict=True)
+            ],
         }
         print(f"{line}  rate {each.rate:g}  test {report[line]['test']}  {counts}  {taken}")
     if not given.smoke:
         content = {"goal": 1 - goal, "seeds": given.seeds, "hosts_commit": hosts["commit"]}
         content |= {"one_host": NO_LINK, "results": report}
         print(record.write("ist_wide", "benchmarks.ist_wide", content))
+        figures.draw("ist_wide")
 
 
 def _shown(seen: dict) -> str:

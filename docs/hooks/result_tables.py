@@ -341,6 +341,20 @@ def pdadmm_rounded(found: dict) -> str:
     return markdown(("exchanged", "bytes, share of float32", "held-out accuracy"), rows)
 
 
+@draws("pdadmm_graph", "pdadmm_graph")
+def pdadmm_graph(found: dict) -> str:
+    """Perceptrons on a graph's features."""
+    rows = [
+        (
+            name,
+            "–" if a["bytes_of_float32"] is None else f"{a['bytes_of_float32']:.3f}",
+            f"{accuracy(mean(a['test']))} ({extent(a['test'])})",
+        )
+        for name, a in found["results"].items()
+    ]
+    return markdown(("trained by", "bytes, share of float32", "test accuracy"), rows)
+
+
 @draws("pdadmm_speed", "pdadmm_speed")
 def pdadmm_speed(found: dict) -> str:
     """What an iteration costs."""

@@ -52,7 +52,9 @@ def by_collectives(num: int, names: AxisNames, processes: bool = False) -> Meeti
     size = lax.axis_size(subnet) if subnet else 1
     here = collectives.index(names.subnet) * (num // size) + jnp.arange(num // size)
     apart = partial(varying, axes=subnet)
-    turned = partial(gloo.turned if processes and size == 2 else _turned, axis=names.subnet)
+    turned = partial(_turned, axis=names.subnet)
+    if processes and size == 2:
+        turned = partial(gloo.turned, axis=subnet[0])
     copy = lambda a: jnp.broadcast_to(a, (num // size, *a.shape))
     sums = lambda tree: jax.tree.map(lambda a: a.sum(axis=0), tree)
     total = gloo.totals if processes else collectives.total
