@@ -6,6 +6,8 @@ import re
 import subprocess
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks import (
@@ -15,8 +17,11 @@ from benchmarks import (
     grid_speed,
     ist_speed,
     ist_tradeoff,
+    ist_wide,
     memory_held,
     pdadmm_accuracy,
+    pdadmm_devices,
+    pdadmm_graph,
     pdadmm_speed,
     planner_measured,
     planner_paper,
@@ -303,6 +308,58 @@ def test_slow_links_are_modelled_in_small(monkeypatch, capsys):
     # rare meetings take less than sums in every step, a fast link less than a slow one
     assert days[3] < days[2]
     assert all(slow >= fast for slow, fast in zip(days[:4], days[4:], strict=True))
+
+
+@pytest.mark.slow
+def test_a_wide_network_is_timed_in_small(monkeypatch, capsys):
+    lines = [line.split("  ") for line in smoke(monkeypatch, capsys, ist_wide)]
+    reported = [line[0] for line in lines if line[1].startswith("rate") and len(line) > 3]
+    assert reported == [
+        "one host, SGD",
+        "IST, R = 5",
+        "one host, half as wide",
+        "IST, R = 5, Adam, moments",
+        "data parallel",
+    ]
+
+
+def test_half_as_wide_and_moments_are_what_they_are_called():
+    plain, half, moved = (
+        ist_wide.method_of(line, 64, 0.1, 2560)
+        for line in ("one host, SGD", ist_wide.HALF, "IST, R = 5, Adam, moments")
+    )
+    assert [m.network.shapes[1] for m in (plain, half, moved)] == [(64,), (32,), (64,)]
+    state = moved.init(jax.random.key(0), jnp.zeros((4, 196)), jnp.zeros(4, int))
+    assert len(state.moment_homes) == 2
+    assert moved.batch_shape == (5, 2, 128)
+
+
+@pytest.mark.slow
+def test_pdadmm_on_a_graph_runs_small(monkeypatch, capsys):
+    lines = smoke(monkeypatch, capsys, pdadmm_graph)
+    assert [line.split(", 2 hidden")[0] for line in lines] == [
+        *list(pdadmm_graph.GRIDS)[:2],
+        *pdadmm_graph.FEATURES,
+    ]
+
+
+def test_nodes_that_train_choose_and_test_are_others_and_classes_train_alike():
+    splits = pdadmm_graph.nodes(0, 1, smoke=True)
+    assert np.bincount(splits.train.y).tolist() == [pdadmm_graph.LABELLED] * 7
+    rows = np.concatenate([split.x for split in splits])
+    assert len(np.unique(rows, axis=0)) == len(rows) == 140 + 100 + 200
+    assert pdadmm_graph.sent("pdADMM, 8 bits", 9) < 0.4
+    assert pdadmm_graph.sent("pdADMM, float32", 2) == 1.0
+
+
+def test_devices_of_pdadmm_are_modelled_in_small(monkeypatch, capsys):
+    lines = smoke(monkeypatch, capsys, pdadmm_devices)
+    found = [re.split(r"\s{2,}", line) for line in lines]
+    assert [int(cells[1]) for cells in found] == [
+        n for n in pdadmm_devices.DEVICES for _ in range(4)
+    ]
+    (held,) = {cells[-1].endswith(" GB") for cells in found}
+    assert held
 
 
 def test_samples_to_a_goal_are_those_of_the_first_look_that_has_it():

@@ -341,6 +341,24 @@ def pdadmm_rounded(found: dict) -> str:
     return markdown(("exchanged", "bytes, share of float32", "held-out accuracy"), rows)
 
 
+@draws("pdadmm_devices", "pdadmm_devices")
+def pdadmm_devices(found: dict) -> str:
+    """Modelled milliseconds of an iteration, and gigabytes of a device."""
+    machines = list(found["rows"][0]["seconds"])
+    rows = [
+        (
+            row["method"],
+            row["devices"],
+            *(f"{1e3 * row['seconds'][name]:.0f}" for name in machines),
+            f"{row['bytes'] / 1e9:.0f}",
+        )
+        for row in found["rows"]
+        if row["devices"] in (1, 2, 5, 10, 19)
+    ]
+    rows.sort(key=lambda row: row[0])
+    return markdown(("modelled", "devices", *(f"{n}, ms" for n in machines), "GB a device"), rows)
+
+
 @draws("pdadmm_graph", "pdadmm_graph")
 def pdadmm_graph(found: dict) -> str:
     """Perceptrons on a graph's features."""

@@ -117,7 +117,7 @@ def of_the_other(x: Array, axis: str) -> Array:
 
 
 def turned(a: Array, axis: str) -> Array:
-    """A[I_X, J, ...] -> A[J_X, I, ...] along an axis of two devices: an all-to-all, told both ways at once.
+    """A[I_X, J, ...] -> A[J_X, I, ...] over two devices: an all-to-all, told both ways at once.
 
     gloo's own tells one way after the other.
     """
