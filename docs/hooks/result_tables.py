@@ -406,6 +406,7 @@ IST_KINDS = {
 }
 
 
+@draws("ist_speakers", "ist_speakers")
 @draws("ist_tradeoff", "ist_tradeoff")
 def ist_tradeoff(found: dict) -> str:
     """IST, its baselines and its controls."""
@@ -416,7 +417,7 @@ def ist_tradeoff(found: dict) -> str:
         start = f"{data}, {depth} hidden"
         one = cell(results[f"{start}, plain SGD, N = 1"]["test_accuracy"])
         rows.append((start, 1, f"{one}, plain SGD: all are the same", *[""] * 5))
-        for n in (2, 4, 8):
+        for n in (n for n in (2, 4, 8) if f"{start}, IST, N = {n}" in results):
             seen = (results[f"{start}, {kind}, N = {n}"]["test_accuracy"] for kind in IST_KINDS)
             rows.append((start, n, *map(cell, seen)))
     return markdown(("data, hidden layers", "N", *IST_KINDS.values()), rows)

@@ -48,6 +48,7 @@ def load(
     flat: bool = False,
     data_dir: str | os.PathLike | None = None,
     download: bool = False,
+    split: str | None = None,
 ) -> Splits:
     """A data set by name; `sources()` lists them.
 
@@ -59,6 +60,8 @@ def load(
       flat: [n, features] instead of [n, h, w, c].
       data_dir: the folder of data sets; None: `default_dir()`.
       download: whether files that are not there are fetched first, by `get`.
+      split: of spoken digits "takes", their own (None), or "speakers": the sixth tests, the fifth is held
+        out, and neither is heard in training.
 
     Returns:
       Splits with pixels in [0, 1]. valid is held out of the original training set: of the MNIST
@@ -79,11 +82,17 @@ def load(
     """
     checks.one_of("name", name, list(SOURCES))
     flat, download = checks.flag("flat", flat), checks.flag("download", download)
+    read = SOURCES[name].read
+    if split is not None:
+        if not SOURCES[name].others:
+            raise ValueError(f"split: expected None for {name}; got {checks.shown(split)}")
+        checks.one_of("split", split, list(SOURCES[name].others))
+        read = SOURCES[name].others[split]
     root = default_dir() if data_dir is None else checks.path("data_dir", data_dir)
     if missing(name, root):
         _obtain(name, root, download)
     folders.check(root / name, (*SOURCES[name].files, *SOURCES[name].unpacked))
-    splits = SOURCES[name].read(root / name)
+    splits = read(root / name)
     if size is not None:
         height, width = splits.train.x.shape[1:3]
         (size,) = checks.count(size=size)

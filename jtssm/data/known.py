@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jtssm.data import archives
 from jtssm.data.cifar import (
     CIFAR_100_ARCHIVE,
     CIFAR_100_FILES,
@@ -17,9 +16,9 @@ from jtssm.data.cifar import (
     cifar_10,
     cifar_100,
 )
-from jtssm.data.folders import path_of
 from jtssm.data.idx import MNIST_FILES, mnist
-from jtssm.data.splits import Split, Splits, cut
+from jtssm.data.splits import Splits, cut
+from jtssm.data.spoken import by_speaker, by_take
 
 
 class Source(NamedTuple):
@@ -30,6 +29,7 @@ class Source(NamedTuple):
     obtain: str
     read: Callable[[Path], Splits]
     unpacked: tuple[str, ...] = ()  # files that serve in place of `files`, an archive
+    others: Mapping[str, Callable[[Path], Splits]] = {}  # of splits that have names
 
 
 def digits(folder: Path) -> Splits:
@@ -45,28 +45,6 @@ def digits(folder: Path) -> Splits:
     x = (found.images[order, :, :, None] / 16).astype(np.float32)
     y = found.target[order].astype(np.int32)
     return cut(x, y, 1200, 1437)
-
-
-def spoken_digits(folder: Path) -> Splits:
-    """Spectrograms of spoken digits, split by the number of the take."""
-    path = path_of(folder, "spoken-digits.npz")
-    expected = "a spoken digits archive with arrays x [n, 4096], y [n] and index [n]"
-    x, y, take = archives.arrays(path, ("x", "y", "index"), expected)
-    shapes = x.shape, y.shape, take.shape
-    if not x.size or x.shape[1:] != (4096,) or not y.shape == take.shape == x.shape[:1]:
-        raise ValueError(f"{path}: expected {expected}, n of at least 1; got {shapes}")
-    kinds = x.dtype.kind, y.dtype.kind, take.dtype.kind
-    if kinds[0] not in "fiu" or not {*kinds[1:]} <= {*"iu"} or not np.isfinite(x).all():
-        raise ValueError(
-            f"{path}: expected {expected}, x of finite numbers, y and index of integers; got "
-            f"{x.dtype}, {y.dtype}, {take.dtype}: fetch it again"
-        )
-    if y.min() < 0 or y.max() > 9:
-        raise ValueError(f"{path}: expected labels 0..9; got {y.min()}..{y.max()}: fetch it again")
-    x, y = x.astype(np.float32), y.astype(np.int32)
-    x = (x / 80 + 1).reshape(-1, 128, 32, 1)  # dB, -80..0, to 0..1
-    parts = (take >= 10, (take >= 5) & (take < 10), take < 5)
-    return Splits(*(Split(x[part], y[part]) for part in parts))
 
 
 def _family(title: str, site: str) -> Source:
@@ -103,6 +81,7 @@ SOURCES = {
         "Make it from the recordings of the Free Spoken Digit Dataset "
         "(github.com/Jakobovski/free-spoken-digit-dataset): "
         "python -m benchmarks.make_spoken_digits RECORDINGS FILE.",
-        spoken_digits,
+        by_take,
+        others={"takes": by_take, "speakers": by_speaker},
     ),
 }

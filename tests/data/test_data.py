@@ -388,6 +388,27 @@ def test_spoken_digits_are_split_by_take(tmp_path):
     np.testing.assert_array_equal(test.y, np.arange(5))
 
 
+def test_spoken_digits_are_split_by_speaker_too(tmp_path):
+    path = tmp_path / "spoken_digits.npz"
+    spoken(path, speaker=np.arange(20) % 4)
+    parts = data.load("spoken-digits", data_dir=tmp_path, split="speakers")
+    assert [len(s.y) for s in parts] == [10, 5, 5]
+    np.testing.assert_array_equal(parts.test.y, np.arange(20)[3::4] % 10)
+    np.testing.assert_array_equal(parts.valid.y, np.arange(20)[2::4] % 10)
+    taken, own = (data.load("spoken-digits", data_dir=tmp_path, split=s) for s in ("takes", None))
+    np.testing.assert_array_equal(taken.test.y, own.test.y)
+    spoken(path, speaker=np.arange(20) % 2)
+    with pytest.raises(ValueError, match=r"spoken_digits.npz: expected three speakers .*; got 2"):
+        data.load("spoken-digits", data_dir=tmp_path, split="speakers")
+    spoken(path)
+    with pytest.raises(ValueError, match=r"expected .* y \[n\] and speaker \[n\]"):
+        data.load("spoken-digits", data_dir=tmp_path, split="speakers")
+    with pytest.raises(ValueError, match=r"split: expected one of .*'speakers'.*; got 'voices'"):
+        data.load("spoken-digits", data_dir=tmp_path, split="voices")
+    with pytest.raises(ValueError, match=r"split: expected None for digits; got 'speakers'"):
+        data.load("digits", split="speakers")
+
+
 def test_a_damaged_archive_is_named(tmp_path):
     path = tmp_path / "spoken_digits.npz"
     spoken(path, x=np.zeros((20, 7), np.float16))
@@ -403,6 +424,12 @@ def test_real_mnist_has_its_known_counts(data_dir):
     assert [len(s.y) for s in (train, valid, test)] == [55000, 5000, 10000]
     assert np.bincount(test.y).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert abs(float(train.x.mean()) - 0.1307) < 5e-4
+
+
+def test_real_speakers_are_heard_in_one_part_each(data_dir):
+    parts = data.load("spoken-digits", flat=True, data_dir=data_dir, split="speakers")
+    assert [s.x.shape for s in parts] == [(2000, 4096), (500, 4096), (500, 4096)]
+    assert [np.bincount(s.y).tolist() for s in parts] == [[n] * 10 for n in (200, 50, 50)]
 
 
 def test_real_spoken_digits_have_their_own_split(data_dir):
