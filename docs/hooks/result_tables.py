@@ -82,8 +82,15 @@ def about(name: str) -> str:
 
 def duration(name: str) -> str:
     """How long a benchmark takes, as its docstring says."""
-    text = " ".join(docstring(ROOT / "benchmarks" / f"{name}.py").split("\n\n")[-1].split())
+    text = " ".join(docstring(written_by(name)).split("\n\n")[-1].split())
     return re.split(r"[;.]", text)[0]
+
+
+def written_by(name: str) -> Path:
+    """The benchmark that wrote a result, by its command."""
+    module = re.search(r"-m benchmarks\.(\w+)", load(name)["command"])
+    assert module is not None, name
+    return ROOT / "benchmarks" / f"{module[1]}.py"
 
 
 def docstring(path: Path) -> str:
@@ -96,14 +103,15 @@ def reproduce() -> str:
     rows = []
     for path in sorted(RESULTS.glob("*.json")):
         name, found = path.stem, load(path.stem)
-        question = docstring(ROOT / "benchmarks" / f"{name}.py").split("\n")[0]
-        data = "MNIST" if "JTSSM_DATA" in docstring(ROOT / "benchmarks" / f"{name}.py") else "–"
+        text = docstring(written_by(name))
+        data = "MNIST" if "JTSSM_DATA" in text else "–"
         data += " and spoken digits" if name == "ist_tradeoff" else ""
+        data = "spoken digits" if name == "ist_speakers" else data
         command = found["command"].replace("|", "\\|")
         rows.append(
             (
                 f"[{name}](/results/{name}.json)",
-                question,
+                text.split("\n")[0],
                 f"`{command}`",
                 data,
                 duration(name),
