@@ -110,7 +110,7 @@ METHODS = {
     "sgd, mixed forms": Row(
         solvers.sgd(CONVOLUTIONS, **BATCH),
         IMAGES_SPLIT,
-        SPLIT | WHOLE | {"pr": {"all_gather", "all_reduce", "all_to_all", "reduce_scatter"}},
+        SPLIT | {"pr": {"all_gather", "all_reduce", "all_to_all", "reduce_scatter"}},
         MIXED,
         FEW_CHANNELS,
     ),
@@ -121,7 +121,7 @@ METHODS = {
     "gsadmm, domain": Row(
         solvers.gsadmm(IMAGES, subnets=2, **BATCH),
         TWO_PIECES,
-        BOUNDARIES | FORMS | WHOLE,
+        BOUNDARIES | FORMS,  # weights that are whole are summed over pr, and over pc once a step
         DOMAIN,
         FEW_CHANNELS,
     ),
@@ -147,6 +147,7 @@ METHODS = {
     ),
     "ensemble": Row(solvers.ensemble(NET, members=4, **ROUND), WORKERS, {"pc": {"all_reduce"}}),
 }
+FEW = 512  # bytes of a gather that a TPU may do as a sum
 SCALARS = 4 * 8  # bytes of the longest of a step's Info, which all devices share
 
 # images of which there is something to compute while edges travel; in jax's default precision
@@ -278,10 +279,21 @@ def by_axes(counted):
     return found
 
 
-def assert_same(found, expected, *, besides=0):
-    """The same bytes by axes and kind; besides: bytes by which sums may differ."""
-    for key in {*found, *expected}:
-        assert abs(found[key] - expected[key]) <= (besides if key[1] == "all_reduce" else 0), key
+def assert_same(found, expected, mesh, *, besides=0):
+    """The same bytes by axes and kind; besides: bytes by which sums may differ.
+
+    A gather of few numbers XLA may do, on a TPU, as the sum of what all hold, zeros but for their own.
+    """
+    for axes, kind in {*found, *expected}:
+        less = expected[axes, "all_gather"] - found[axes, "all_gather"]
+        assert 0 <= less <= FEW, axes
+        if kind == "all_gather":
+            continue
+        size = int(np.prod([mesh.shape[name] for name in axes]))
+        more = (
+            found[axes, kind] - expected[axes, kind] - (less * size if kind == "all_reduce" else 0)
+        )
+        assert abs(more) <= (besides if kind == "all_reduce" else 0), (axes, kind)
 
 
 def in_branches(text):
@@ -348,7 +360,8 @@ def test_boundaries_are_crossed_by_the_declared_bytes(topology, name):
     found = [
         p for p in hlo.permutes(program(topology, name).text) if along(mesh, p.pairs[0]) == "subnet"
     ]
-    assert sum(p.bytes * len(p.pairs) for p in found) == pr * declared
+    loop = method.program.batch.microbatches  # whose permutes stand in the text once
+    assert loop * sum(p.bytes * len(p.pairs) for p in found) == pr * declared
 
 
 @every(["ist", "local_sgd", "ensemble"])
@@ -365,7 +378,7 @@ def test_a_device_hands_in_the_bytes_of_the_trace(topology, name):
     compiled, placed, state, samples = program(topology, name)
     found = by_axes(hlo.moved(compiled.as_text(), placed.mesh))
     traced = by_axes(sharding.count_bytes(placed.step, state, *samples))
-    assert_same(found, traced, besides=SCALARS)
+    assert_same(found, traced, placed.mesh, besides=SCALARS)
 
 
 @every([name for name in METHODS if name.startswith("sgd")])
@@ -373,7 +386,7 @@ def test_a_step_of_sgd_moves_what_the_formulas_say(topology, name):
     row, mesh = METHODS[name], program(topology, name).mesh
     found = by_axes(hlo.moved(program(topology, name).text, mesh))
     declared = by_axes(cost.step_bytes(row.method, mesh, forms=row.forms))
-    assert_same(found, declared, besides=SCALARS if name == "sgd, clipped" else 0)
+    assert_same(found, declared, mesh, besides=SCALARS if name == "sgd, clipped" else 0)
 
 
 @every()
@@ -391,7 +404,8 @@ def test_edges_of_a_subnetworks_images_are_gathered_in_its_branch(topology, name
     assert {(2, 16, 8), (2, 8, 16)} <= shapes
 
 
-@every([name for name in METHODS if "pr+pc" not in METHODS[name].crosses])
+# of slabs of rows weights are whole on every device of pr
+@every([name for name in METHODS if METHODS[name].forms != DOMAIN])
 def test_gradients_are_summed_over_the_samples_as_declared(topology, name):
     """A step's scalars may travel with them, and norms of ADMM, which are not declared."""
     method, mesh = METHODS[name].method, program(topology, name).mesh
