@@ -15,6 +15,7 @@ from benchmarks import (
     cut_language_model,
     grid_bytes,
     grid_speed,
+    ist_images,
     ist_speed,
     ist_tradeoff,
     ist_wide,
@@ -321,6 +322,12 @@ def test_a_wide_network_is_timed_in_small(monkeypatch, capsys):
         "IST, R = 5, Adam, moments",
         "data parallel",
     ]
+
+
+@pytest.mark.slow
+def test_channels_are_dealt_in_small(monkeypatch, capsys):
+    *_, line = smoke(monkeypatch, capsys, ist_images)
+    assert line.startswith("convolutional, IST  rate 0.1  test ")
 
 
 def test_half_as_wide_and_moments_are_what_they_are_called():
