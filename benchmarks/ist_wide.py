@@ -76,22 +76,17 @@ def train(run: tuple, smoke: bool) -> dict[str, Any]:
         splits = data.load("mnist", size=14, flat=True)
     samples = len(splits.train.x) * (1 if smoke else PASSES)
     method = method_of(line, 16 if smoke else 4096, rate, samples)
-    state: dict[str, Any] = {}
 
-    def wrong(params: Any, split: data.Split) -> jax.Array:
-        scores = method.network.apply(params, jnp.asarray(split.x))
-        return (scores.argmax(axis=1) != jnp.asarray(split.y)).mean()
+    @jax.jit
+    def wrong(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        return (method.network.apply(params, x).argmax(axis=1) != y).mean()
 
-    held = jax.jit(lambda params: wrong(params, splits.valid))
-
-    def look(params: Any) -> jax.Array:
-        state["params"] = params
-        return held(params)
-
+    of = lambda split: (jnp.asarray(split.x), jnp.asarray(split.y))
+    look = lambda params: wrong(params, *of(splits.valid))
     every = (5 if smoke else LOOKS) * BATCH
-    curve = looks(method, splits.train, seed, samples, every, look)
+    curve, params = looks(method, splits.train, seed, samples, every, look)
     seen = {"run": list(run), "curve": curve, "wrong": curve[-1][1]}
-    return seen | ({"test": 1 - float(wrong(state["params"], splits.test))} if read_test else {})
+    return seen | ({"test": 1 - float(wrong(params, *of(splits.test)))} if read_test else {})
 
 
 def main() -> None:

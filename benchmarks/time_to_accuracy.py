@@ -67,7 +67,7 @@ def train(run: tuple, smoke: bool) -> dict[str, Any]:
     method = build(net, **options, optimizer=descent, batch_size=trained.batch)
     look = jax.jit(lambda params: bits(net, params, *held))
     most, every = minibatches * trained.batch, LOOKS * trained.batch
-    curve = looks(method, (x[:end], y[:end]), seed, most, every, look)
+    curve, _ = looks(method, (x[:end], y[:end]), seed, most, every, look)
     return {"run": list(run), "curve": curve, "bits": curve[-1][1]}
 
 
@@ -78,10 +78,10 @@ def looks(
     most: int,
     every: int,
     look: Callable[[Any], jax.Array],
-) -> list[tuple[int, float]]:
-    """(samples so far, what a look at the parameters shows) of a training on `most` samples.
+) -> tuple[list[tuple[int, float]], Any]:
+    """(samples so far, what a look at the parameters shows) of a training, and its last parameters.
 
-    every: samples between two looks.
+    most: samples that it takes.  every: samples between two looks.
     """
     x, y = samples
     state, step = method.init(jax.random.key(seed), x, y), jax.jit(method.step, donate_argnums=0)
@@ -98,7 +98,7 @@ def looks(
         state, _ = step(state, *given)
         if i % every == 0:
             curve.append((i * each, float(look(method.params(state)))))
-    return curve
+    return curve, method.params(state)
 
 
 def bits(net: jtssm.nn.Network, params: Any, x: np.ndarray, y: np.ndarray) -> jax.Array:
