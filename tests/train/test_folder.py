@@ -59,7 +59,10 @@ WEIGHTS = {
     "sgd": (lambda: solvers.sgd(DEEP, **BATCHES), (1, 2, 2)),
     "gsadmm": (lambda: solvers.gsadmm(NET, subnets=2, **BATCHES), (2, 2, 2)),
     "pdadmm": (lambda: solvers.pdadmm(jtssm.mlp([4, 8, 8, 4])), (2, 1, 2)),
-    "ist": (lambda: solvers.ist(DEEP, subnets=2, **ROUNDS), (2, 1, 2)),  # 7 neurons of two homes
+    "ist": (
+        lambda: solvers.ist(DEEP, subnets=2, carry="moments", **ROUNDS),
+        (2, 1, 2),
+    ),  # 7 neurons of two homes
     "ensemble": (lambda: solvers.ensemble(NET, members=2, **ROUNDS), (2, 1, 2)),
 }
 
