@@ -82,16 +82,30 @@ DENSE: dict[str, Case] = {  # of dense layers, which are split and dealt
 
 
 def wide(rounds: tuple[int, ...]) -> dict[str, Case]:
-    """What a wide network is trained by: plain SGD, in rounds of so many steps where it is dealt."""
+    """What a wide network is trained by: SGD, in rounds of so many steps where it is dealt, and Adam."""
     ways = {"workers": 2, "local_steps": ROUND}
-    dealt = {f"IST, R = {r}": ("ist", {"subnets": 2, "local_steps": r}) for r in rounds}
-    rest = {
-        "local SGD, R = 20": ("local_sgd", ways),
-        "DiLoCo, R = 20": ("local_sgd", ways | {"outer_optimizer": OUTER}),
+    dealt = {r: ("ist", {"subnets": 2, "local_steps": r}, (2, 1, 1)) for r in (*rounds, ROUND)}
+    plain = {
+        PLAIN: ("sgd", {}, None),
+        "data parallel": ("sgd", {}, (1, 1, 2)),
+        "local SGD, R = 20": ("local_sgd", ways, (2, 1, 1)),
+        "DiLoCo, R = 20": ("local_sgd", ways | {"outer_optimizer": OUTER}, (2, 1, 1)),
+        **{f"IST, R = {r}": dealt[r] for r in rounds},
     }
-    found = {PLAIN: Case("sgd", optimizer="sgd")}
-    found["data parallel"] = Case("sgd", {}, (1, 1, 2), "sgd")
-    return found | {n: Case(*given, (2, 1, 1), "sgd") for n, given in (rest | dealt).items()}
+    adam = {
+        "one host, Adam": plain[PLAIN],
+        "data parallel, Adam": plain["data parallel"],
+        "local SGD, R = 20, Adam": plain["local SGD, R = 20"],
+        "IST, R = 20, Adam": dealt[ROUND],
+    }
+    found = {name: Case(*given, "sgd") for name, given in plain.items()}
+    return found | {name: Case(*given, "adam") for name, given in adam.items()}
+
+
+def half() -> dict[str, Case]:
+    """A network half as wide, on one host."""
+    cases = wide(())
+    return {name: cases[name] for name in (PLAIN, "one host, Adam")}
 
 
 def placing(*cuts: int) -> dict[str, Case]:
@@ -128,9 +142,7 @@ NETWORKS = {
     "wide": Trained(
         lambda: jtssm.mlp([196, 4096, 10], normalisation="batch"), 128, wide((5, 20, 80, 200))
     ),
-    "half": Trained(
-        lambda: jtssm.mlp([196, 2048, 10], normalisation="batch"), 128, {PLAIN: wide(())[PLAIN]}
-    ),
+    "half": Trained(lambda: jtssm.mlp([196, 2048, 10], normalisation="batch"), 128, half()),
 }
 TABLE = ("mlp", "layers", "transformer", "language")
 SMOKE = {

@@ -1,13 +1,13 @@
 """Seconds until a wide network is as good as plain training makes it: IST on two hosts, R = 5 to 200.
 
 A perceptron 196-4096-10 with batch normalisation on MNIST 14 x 14, four passes over 55 000 images in
-batches of 128, plain SGD along a cosine; beside it one network half as wide, and with Adam whether
-moments that travel with their weights gain anything. The accuracy to be reached, on the last 5 000
-training images, is that of plain training on one host after 80 % of its steps, mean of the seeds. Every
-line takes the same samples; its peak rate is the best of three at the end, with a seed apart from the
-reported ones, whose test images are read once. Steps are counted in one process, since a mesh changes
-no number; data parallel training has the numbers of plain training. The seconds of a step are those of
-the hosts (benchmarks/results/hosts_wide.json).
+batches of 128, plain SGD or Adam along a cosine; beside it one network half as wide, and whether moments
+that travel with their weights gain anything. The accuracy to be reached, on the last 5 000 training
+images, is that of plain SGD on one host after 80 % of its steps, mean of the seeds. Every line takes the
+same samples; its peak rate is the best of three at the end, with a seed apart from the reported ones,
+whose test images are read once. Steps are counted in one process, since a mesh changes no number; data
+parallel training has the numbers of plain training. The seconds of a step are those of the hosts
+(benchmarks/results/hosts_wide.json).
 
     python -m benchmarks.hosts --networks wide,half --seconds 2 --write hosts_wide
     JTSSM_DATA=FOLDER python -m benchmarks.ist_wide --workers 2 [--smoke]
@@ -30,36 +30,44 @@ import jtssm
 from benchmarks import figures, record
 from benchmarks.host_cases import NETWORKS, PLAIN
 from benchmarks.hosts import NO_LINK
-from benchmarks.running import Runs, arguments, chosen
+from benchmarks.running import Reported, Runs, arguments, chosen
 from benchmarks.time_to_accuracy import goal_of, looks, reached, seconds
 from benchmarks.users_networks import SEEDS, TUNING_SEED
 from jtssm import data, solvers
 
 NETWORK, PASSES, BATCH, LOOKS = "wide", 4, 128, 40
-HALF, PARALLEL = "one host, half as wide", "data parallel"
-ADAM = {
-    "Adam": {},
-    "IST, R = 20, Adam": {"local_steps": 20},
+PARALLEL = {
+    "data parallel": PLAIN,
+    "data parallel, Adam": "one host, Adam",
+}  # whose numbers they have
+HALF = {
+    "half as wide": PLAIN,
+    "half as wide, Adam": "one host, Adam",
+}  # of which case, half as wide
+ALONE: dict[str, dict[str, Any]] = {  # not on the hosts
     "IST, R = 20, Adam, moments": {"local_steps": 20, "carry": "moments"},
     "IST, R = 5, Adam": {"local_steps": 5},
     "IST, R = 5, Adam, moments": {"local_steps": 5, "carry": "moments"},
 }
+LINES = [*(n for n in NETWORKS[NETWORK].cases if n not in PARALLEL), *HALF, *ALONE]
 RATES = {"sgd": (0.3, 1.0, 3.0), "adam": (1e-3, 3e-3, 1e-2)}
+
+
+def optimizer_of(line: str) -> str:
+    """Its name."""
+    return "adam" if "Adam" in line else "sgd"
 
 
 def method_of(line: str, width: int, rate: float, samples: int) -> jtssm.Method:
     """What a line trains, on so many samples in all."""
-    net = jtssm.mlp([196, width // (2 if line == HALF else 1), 10], normalisation="batch")
-    name, options = "sgd", {}
-    if line in ADAM:
-        name, options = ("ist" if ADAM[line] else "sgd"), dict(ADAM[line])
-        options |= {"subnets": 2} if options else {}
-    elif line != HALF:
-        case = NETWORKS[NETWORK].cases[line]
+    net = jtssm.mlp([196, width // (2 if line in HALF else 1), 10], normalisation="batch")
+    name, options = "ist", {"subnets": 2, **ALONE.get(line, {})}
+    if line not in ALONE:
+        case = NETWORKS[NETWORK].cases[HALF.get(line, line)]
         name, options = case.method, dict(case.options)
     workers = 1 if name == "sgd" else 2
     cosine = optax.cosine_decay_schedule(rate, samples // (BATCH * workers))
-    descent = (optax.adam if line in ADAM else optax.sgd)(cosine)
+    descent = getattr(optax, optimizer_of(line))(cosine)
     return solvers.METHODS[name](net, **options, optimizer=descent, batch_size=BATCH)
 
 
@@ -89,38 +97,45 @@ def train(run: tuple, smoke: bool) -> dict[str, Any]:
     return seen | ({"test": 1 - float(wrong(params, *of(splits.test)))} if read_test else {})
 
 
+def reported(line: str, each: Reported, goal: float, rows: list[dict]) -> dict[str, Any]:
+    """What the table says of a line; rows: of the hosts."""
+    counts = [reached(run["curve"], goal) for run in each.runs]
+    whole = [count for count in counts if count is not None]
+    one = seconds(rows, HALF.get(line, line), 1.0, "half" if line in HALF else NETWORK)
+    return {
+        "rate": each.rate,
+        "held_out_by_rate": {rate: 1 - a for rate, a in each.by_rate.items()},
+        "test": [run["test"] for run in each.runs],
+        "samples": counts,  # None: the goal was not reached
+        "seconds": {} if None in counts else {k: mean(whole) * a for k, a in one.items()},
+        "seconds_a_sample": one,
+        "held_out": [
+            (at[0][0], 1 - mean(wrong for _, wrong in at))
+            for at in zip(*(run["curve"] for run in each.runs), strict=True)
+        ],
+    }
+
+
 def main() -> None:
     """Train, count samples to the goal, multiply; write."""
     given = _arguments()
     found: dict[tuple, Any] = {}
     with Runs(given.runs, given.workers, lambda seen: True, _shown) as runs:
         every = lambda wanted: runs.all(train, {run: (run, given.smoke) for run in wanted})
-        for kind, lines in given.lines.items():
+        for kind in RATES:
+            lines = [(line,) for line in given.lines if optimizer_of(line) == kind]
             rates = RATES[kind][: 1 if given.smoke else None]
-            lines = [(line,) for line in lines]
             found |= chosen(every, lines, rates, given.seeds, TUNING_SEED, "wrong", min)
     path = record.RESULTS / "hosts_wide.json"
     hosts = json.loads(path.read_text()) if path.exists() else {"rows": [], "commit": None}
-    goal, report = goal_of(found[PLAIN,].runs), {}
-    for (line,), each in ({**found, (PARALLEL,): found[PLAIN,]}).items():
-        counts = [reached(run["curve"], goal) for run in each.runs]
-        whole = [count for count in counts if count is not None]
-        at = ("half", PLAIN) if line == HALF else (NETWORK, line)
-        one = seconds(hosts["rows"], at[1], 1.0, at[0])
-        taken = {} if None in counts else {k: mean(whole) * a for k, a in one.items()}
-        report[line] = {
-            "rate": each.rate,
-            "held_out_by_rate": {rate: 1 - a for rate, a in each.by_rate.items()},
-            "test": [run["test"] for run in each.runs],
-            "samples": counts,  # None: the goal was not reached
-            "seconds": taken,
-            "seconds_a_sample": one,
-            "held_out": [
-                (at[0][0], 1 - mean(wrong for _, wrong in at))
-                for at in zip(*(run["curve"] for run in each.runs), strict=True)
-            ],
-        }
-        print(f"{line}  rate {each.rate:g}  test {report[line]['test']}  {counts}  {taken}")
+    goal = goal_of(found[PLAIN,].runs)
+    named = {line: found[line,] for line in given.lines}
+    named |= {line: named[same] for line, same in PARALLEL.items() if same in named}
+    report = {line: reported(line, each, goal, hosts["rows"]) for line, each in named.items()}
+    for line, own in report.items():
+        print(
+            f"{line}  rate {own['rate']:g}  test {own['test']}  {own['samples']}  {own['seconds']}"
+        )
     if not given.smoke:
         content = {"goal": 1 - goal, "seeds": given.seeds, "hosts_commit": hosts["commit"]}
         content |= {"one_host": NO_LINK, "results": report}
@@ -136,10 +151,9 @@ def _shown(seen: dict) -> str:
 def _arguments() -> Any:
     about = __doc__.splitlines()[0]
     given = arguments(about, "a narrow network, zeros", "run/ist_wide.jsonl").parse_args()
-    alone = [case for case in NETWORKS[NETWORK].cases if case != PARALLEL]
-    given.lines, given.seeds = {"sgd": [*alone, HALF], "adam": list(ADAM)}, SEEDS
+    given.lines, given.seeds = LINES, SEEDS
     if given.smoke:
-        given.lines = {"sgd": [PLAIN, "IST, R = 5", HALF], "adam": [list(ADAM)[4]]}
+        given.lines = [PLAIN, "IST, R = 5", "half as wide", "IST, R = 5, Adam, moments"]
         given.seeds, given.runs, given.workers = (0,), None, 0
     return given
 

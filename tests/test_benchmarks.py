@@ -318,7 +318,7 @@ def test_a_wide_network_is_timed_in_small(monkeypatch, capsys):
     assert reported == [
         "one host, SGD",
         "IST, R = 5",
-        "one host, half as wide",
+        "half as wide",
         "IST, R = 5, Adam, moments",
         "data parallel",
     ]
@@ -333,7 +333,7 @@ def test_channels_are_dealt_in_small(monkeypatch, capsys):
 def test_half_as_wide_and_moments_are_what_they_are_called():
     plain, half, moved = (
         ist_wide.method_of(line, 64, 0.1, 2560)
-        for line in ("one host, SGD", ist_wide.HALF, "IST, R = 5, Adam, moments")
+        for line in ("one host, SGD", "half as wide", "IST, R = 5, Adam, moments")
     )
     assert [m.network.shapes[1] for m in (plain, half, moved)] == [(64,), (32,), (64,)]
     state = moved.init(jax.random.key(0), jnp.zeros((4, 196)), jnp.zeros(4, int))
