@@ -242,7 +242,6 @@ WRONG = ["sgd", "--mesh", "pr=2,pc=2", *CONVNET, "--forms"]
             ["pdadmm", *CONVNET[:-2]],
             "net: expected dense layers only; got layer 0, 'convolution 3x3 2 relu'",
         ),
-        (["ist", "--subnets", "2", *CONVNET], "got layer 0, 'convolution 3x3 2 relu'"),
         (
             ["ist", "--subnets", "2", "--mesh", "subnet=2", "--forms", "auto"],
             "train ist: expected no --forms",

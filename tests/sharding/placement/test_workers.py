@@ -28,7 +28,6 @@ BATCH = jtssm.mlp([6, 16, 3], normalisation="batch")
 IMAGES = jtssm.sequence(  # six numbers as an image of two rows
     [
         nn.convolution(5, 3, 1, "SAME", jax.nn.sigmoid, "layer"),
-        nn.convolution(8, 3, 1, "SAME", jax.nn.relu),
         nn.bottleneck(6, 1, "running", widen=True),
         nn.convolution(4, 1, 1, "SAME", jax.nn.sigmoid),
         nn.dense(9, jax.nn.sigmoid),

@@ -104,7 +104,7 @@ def images(kind):
     ("kind", "subnets", "deal"),
     [
         ("convolutions, without normalisation", 2, "stratified"),
-        ("convolutions to the end", 3, "uniform"),
+        pytest.param("convolutions to the end", 3, "uniform", marks=pytest.mark.slow),
         ("residual blocks", 4, "stratified"),
     ],
 )
@@ -154,6 +154,20 @@ def test_moments_that_belong_to_no_parameter_do_not_travel():
         solvers.ist(
             net, subnets=2, optimizer=optax.adam(0.1), local_steps=2, batch_size=4, carry="all"
         )
+
+
+def test_what_cannot_be_dealt_is_refused_by_name():
+    ways = {"subnets": 2, "optimizer": optax.sgd(0.1), "local_steps": 1, "batch_size": 4}
+    grouped = [nn.convolution(4, 3, groups=2), nn.dense(3)]
+    with pytest.raises(ValueError, match=r"which can be dealt; got layer 0, 'convolution 3x3 4'"):
+        solvers.ist(nn.sequence(grouped, (8, 6, 2)), **ways)
+    narrow = [nn.convolution(8, 3), nn.bottleneck(1, widen=True), nn.mean_pool(2), nn.dense(3)]
+    with pytest.raises(ValueError, match=r"subnets: expected at most 1, the width of layer 1, "):
+        solvers.ist(nn.sequence(narrow, (8, 6, 2)), **ways)
+    with pytest.raises(
+        ValueError, match=r"net: expected at least one hidden layer, .*; got 1 layer"
+    ):
+        solvers.ist(nn.sequence([nn.mean_pool(2), nn.dense(3)], (8, 6, 2)), **ways)
 
 
 def test_the_scale_of_a_dealt_input_is_the_users():
