@@ -442,6 +442,21 @@ def ist_normalisation(found: dict) -> str:
     return markdown(("normalisation", "one hidden layer", "two hidden layers"), rows)
 
 
+@draws("ist_images", "ist_images")
+def ist_images(found: dict) -> str:
+    """Channels that are dealt, beside what else takes the same samples."""
+    rows = [
+        (
+            name,
+            f"{a['rate']:g}",
+            f"{accuracy(mean(a['test']))} ({extent(a['test'])})",
+            "–" if a["bytes_a_round"] is None else f"{a['bytes_a_round'] / 1e3:.0f}",
+        )
+        for name, a in found["results"].items()
+    ]
+    return markdown(("network, method", "rate", "test accuracy", "kB sent a round"), rows)
+
+
 @draws("ist_speed", "ist_speed")
 def ist_speed(found: dict) -> str:
     """A round against its products, and the share of a deal."""
