@@ -4,12 +4,14 @@ import json
 import os
 import re
 import subprocess
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jtssm
 from benchmarks import (
     compile_seconds,
     cut_language_model,
@@ -38,6 +40,7 @@ from benchmarks import (
     tssm_tradeoff,
     users_networks,
 )
+from jtssm import sharding, solvers
 
 
 @pytest.fixture(autouse=True)
@@ -365,8 +368,23 @@ def test_devices_of_pdadmm_are_modelled_in_small(monkeypatch, capsys):
     assert [int(cells[1]) for cells in found] == [
         n for n in pdadmm_devices.DEVICES for _ in range(4)
     ]
-    (held,) = {cells[-1].endswith(" GB") for cells in found}
-    assert held
+    net = jtssm.mlp([784, *[2400] * 18, 10])
+    fast, slow = (
+        replace(sharding.MACHINES["h100-nvlink"], name=name, link=link)
+        for name, link in (("fast", 4e11), ("slow", 1.25e9))
+    )
+    of = lambda n, **options: pdadmm_devices.costs(
+        solvers.pdadmm(net, **options), (n, 1, 1), 55_000, (fast, slow)
+    )
+    one, many, rounded = of(1), of(10), of(10, grid=8)
+    assert one["seconds"]["fast"] == one["seconds"]["slow"]  # nothing crosses
+    # a boundary's two matrices, one after the other: p backward, u - rho q forward
+    crossing = 2 * 55_000 * 2400 * 4
+    assert many["seconds"]["slow"] - many["seconds"]["fast"] == pytest.approx(
+        crossing * (1 / 1.25e9 - 1 / 4e11), rel=0.02
+    )
+    assert rounded["seconds"]["slow"] < 0.35 * many["seconds"]["slow"]
+    assert 8 < one["bytes"] / many["bytes"] < 10  # 19 layers, two on the largest
 
 
 def test_samples_to_a_goal_are_those_of_the_first_look_that_has_it():

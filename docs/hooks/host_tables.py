@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from statistics import mean
 
-from result_tables import accuracy, agreement, draws, extent, markdown
+from result_tables import agreement, draws, markdown, seeds_of
 
 NONE = "none"  # the link of what runs on one host
 PLAIN = "one host, SGD"
@@ -109,16 +109,21 @@ def hosts_predicted(found: dict) -> str:
     return markdown(head, rows)
 
 
+def to_goal(own: dict) -> tuple[str, ...]:
+    """Samples until a goal is reached, or how many runs did not, and seconds by link."""
+    counts, times = own["samples"], own["seconds"]
+    missed = sum(count is None for count in counts)
+    shown = f"{missed} of {len(counts)} runs did not" if missed else f"{mean(counts):,.0f}"
+    return (shown, *(f"{times[link]:.1f}" if link in times else "–" for link in LINKS))
+
+
 @draws("time_to_accuracy", "time_to_accuracy")
 def time_to_accuracy(found: dict) -> str:
     """Samples and seconds until a goal is reached."""
-    rows = []
-    for case, own in found["results"].items():
-        counts, times = own["samples"], own["seconds"]
-        missed = sum(count is None for count in counts)
-        shown = f"{missed} of {len(counts)} runs did not" if missed else f"{mean(counts):,.0f}"
-        seconds = (f"{times[link]:.1f}" if link in times else "–" for link in LINKS)
-        rows.append((case, f"{own['rate']:g}", f"{mean(own['bits']):.3f}", shown, *seconds))
+    rows = [
+        (case, f"{own['rate']:g}", f"{mean(own['bits']):.3f}", *to_goal(own))
+        for case, own in found["results"].items()
+    ]
     head = ("method", "rate", "bits at the end", "samples to the goal", *LINKS.values())
     return markdown(head, rows)
 
@@ -126,14 +131,10 @@ def time_to_accuracy(found: dict) -> str:
 @draws("ist_wide", "ist_wide")
 def ist_wide(found: dict) -> str:
     """Test accuracy, samples and seconds until a goal is reached, of a wide network."""
-    rows = []
-    for line, own in found["results"].items():
-        counts, times = own["samples"], own["seconds"]
-        missed = sum(count is None for count in counts)
-        shown = f"{missed} of {len(counts)} runs did not" if missed else f"{mean(counts):,.0f}"
-        seconds = (f"{times[link]:.1f}" if link in times else "–" for link in LINKS)
-        test = f"{accuracy(mean(own['test']))} ({extent(own['test'])})"
-        rows.append((line, f"{own['rate']:g}", test, shown, *seconds))
+    rows = [
+        (line, f"{own['rate']:g}", seeds_of(own["test"]), *to_goal(own))
+        for line, own in found["results"].items()
+    ]
     head = ("method", "rate", "test accuracy", "samples to the goal", *LINKS.values())
     return markdown(head, rows)
 

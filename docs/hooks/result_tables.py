@@ -53,6 +53,11 @@ def extent(values: list[float], show: Callable[[float], str] = accuracy) -> str:
     return f"{show(min(values))} – {show(max(values))}" if len(values) > 1 else "–"
 
 
+def seeds_of(values: list[float]) -> str:
+    """Their mean, and in brackets from the smallest to the largest."""
+    return f"{accuracy(mean(values))} ({extent(values)})"
+
+
 def points(value: float, baseline: float) -> str:
     """How far behind a baseline, in points."""
     return f"{100 * (baseline - value):.2f}"
@@ -374,7 +379,7 @@ def pdadmm_graph(found: dict) -> str:
         (
             name,
             "–" if a["bytes_of_float32"] is None else f"{a['bytes_of_float32']:.3f}",
-            f"{accuracy(mean(a['test']))} ({extent(a['test'])})",
+            seeds_of(a["test"]),
         )
         for name, a in found["results"].items()
     ]
@@ -419,15 +424,14 @@ IST_KINDS = {
 def ist_tradeoff(found: dict) -> str:
     """IST, its baselines and its controls."""
     results = found["results"]
-    cell = lambda a: f"{accuracy(mean(a))} ({extent(a)})"
     rows = []
     for data, depth in dict.fromkeys((a["data"], a["depth"]) for a in results.values()):
         start = f"{data}, {depth} hidden"
-        one = cell(results[f"{start}, plain SGD, N = 1"]["test_accuracy"])
+        one = seeds_of(results[f"{start}, plain SGD, N = 1"]["test_accuracy"])
         rows.append((start, 1, f"{one}, plain SGD: all are the same", *[""] * 5))
         for n in (n for n in (2, 4, 8) if f"{start}, IST, N = {n}" in results):
             seen = (results[f"{start}, {kind}, N = {n}"]["test_accuracy"] for kind in IST_KINDS)
-            rows.append((start, n, *map(cell, seen)))
+            rows.append((start, n, *map(seeds_of, seen)))
     return markdown(("data, hidden layers", "N", *IST_KINDS.values()), rows)
 
 
@@ -449,7 +453,7 @@ def ist_images(found: dict) -> str:
         (
             name,
             f"{a['rate']:g}",
-            f"{accuracy(mean(a['test']))} ({extent(a['test'])})",
+            seeds_of(a["test"]),
             "–" if a["bytes_a_round"] is None else f"{a['bytes_a_round'] / 1e3:.0f}",
         )
         for name, a in found["results"].items()

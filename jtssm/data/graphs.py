@@ -11,7 +11,7 @@ def hops(x: np.ndarray, edges: np.ndarray, most: int) -> np.ndarray:
     """[X, A X, A^2 X, ...]: what a perceptron takes instead of a graph.
 
     A = D^(-1/2) (E + I) D^(-1/2), E the edges and D the degrees of E + I: the features that pdADMM-G
-    trains on (Wang, Li, Chai, Wang, Cheng, Zhao, arXiv 2105.09837, section 3).
+    trains on (arXiv 2105.09837).
 
     Args:
       x: [nodes, features].
