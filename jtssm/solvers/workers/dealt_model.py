@@ -64,21 +64,22 @@ class DealtModel(NamedTuple):
         if self.carried:
             params = self._joined(homes, shared, lambda kept, a: a)
             found = moments(self.trainer.optimizer.init(params), params)
-        dealt, rest = ([*map(of, found)] for of in (self._dealt, self._shared))
+        dealt = [self._dealt(tree, lambda kept, a: a) for tree in found]
+        rest = [self._shared(tree) for tree in found]
         one = jnp.ones((), jax.tree.leaves((homes, shared))[0].dtype)
         return State(homes, shared, jnp.zeros((), jnp.int32), key, one, dealt, rest)
 
     def lay_out(self, xp: ModuleType, params: list[Tree]) -> dict[str, list[Tree]]:
         """Parameters, one tree a layer, as they are stored; xp: numpy or jax.numpy."""
-        homes = [
-            {name: kept.store(xp, p[name]) for name, kept in how.items() if kept is not None}
-            for how, p in zip(self.plan, params, strict=True)
-        ]
+        homes = self._dealt(params, lambda kept, a: kept.store(xp, a))
         return {"homes": homes, "shared": self._shared(params)}
 
-    def _dealt(self, params: list[Tree]) -> list[Tree]:
+    def _dealt(
+        self, params: list[Tree], stored: Callable[[Dealt, AnyArray], AnyArray]
+    ) -> list[Tree]:
+        """What neurons own; stored: (how it is stored, a parameter) -> what stands for it."""
         return [
-            {name: p[name] for name, kept in how.items() if kept is not None}
+            {name: stored(kept, p[name]) for name, kept in how.items() if kept is not None}
             for how, p in zip(self.plan, params, strict=True)
         ]
 
