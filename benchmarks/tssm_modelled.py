@@ -27,7 +27,7 @@ from benchmarks import record
 from jtssm import sharding, solvers
 from jtssm.sharding import cost
 
-SAMPLES, ADAM, LINE = 55_000, "Adam end to end", "gsADMM streaming, n = {}"
+SAMPLES = 55_000
 DEVICES = (2, 4, 5, 8, 10, 16)
 MACHINES = ("tpu-v5e", "h100-nvlink", "h100-ethernet")
 
@@ -57,7 +57,7 @@ def main() -> None:
 def _curves(smoke: bool) -> dict[str, list[float]]:
     """Mean held-out accuracy after each epoch, by line of the trade-off table."""
     if smoke:
-        return {name: [0.9, 0.975, 0.985] for name in (ADAM, *map(LINE.format, (2, 4, 5, 8, 10)))}
+        return {name: [0.9, 0.975, 0.985] for name in (ADAM, *map(WHOLE, (2, 4, 5, 8, 10)))}
     results = json.loads((record.RESULTS / "tssm_tradeoff.json").read_text())["results"]
     return {name: line["valid_accuracy_by_epoch"] for name, line in results.items()}
 
@@ -101,7 +101,7 @@ def _lines(net, batch, machine, devices):
         method = _method("gsadmm", width, batch, subnets=stages, microbatches=1)
         seconds = sharding.step_seconds(method, machine, subnet=stages, pc=pc)
         delay = max(solvers.delays(stages))
-        yield _line("gsADMM", mesh, seconds, epochs_of=LINE.format(stages), delay=delay)
+        yield _line("gsADMM", mesh, seconds, epochs_of=WHOLE(stages), delay=delay)
         for m in (m for m in range(2, 23) if batch // pc % m == 0):
             made = _method("pipeline", width, batch, subnets=stages, microbatches=m)
             seconds = sharding.step_seconds(made, machine, subnet=stages, pc=pc)
