@@ -24,6 +24,7 @@ import optax
 
 import jtssm
 from benchmarks import record
+from benchmarks.tssm_tradeoff import ADAM, WHOLE
 from jtssm import sharding, solvers
 from jtssm.sharding import cost
 
