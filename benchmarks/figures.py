@@ -24,7 +24,9 @@ SHOWN = {"data": "mnist", "depth": 2, "workers": 4, "normalisation": "batch"}  #
 
 
 def _tssm_tradeoff(path: Path, document: Mapping[str, Any]) -> None:
-    plot.tradeoff(path, document["results"], baseline=BASELINE)
+    lines = document["results"].items()
+    shown = {name: line for name, line in lines if line["subnets"] > 1 or name == BASELINE}
+    plot.tradeoff(path, shown, baseline=BASELINE)
 
 
 def _ist_tradeoff(path: Path, document: Mapping[str, Any]) -> None:
