@@ -4,9 +4,9 @@ A perceptron of 5 x 256, MNIST 14 x 14, the first 11 000 training images, batch 
 of W (a tenth of them warm-up, then a cosine to zero), n = 2 and 3. Every line has the same budget: its
 peak rate is chosen out of the same three on the held-out last 5 000 training images with a seed apart
 from the reported ones; rho stands in the line. Then three seeds, whose test images are read once.
-"products": of a run's multiply-adds, times end to end (the cost model counts them). "p carried on": before
-every iteration of the stored schedule p moves on by half of its last change, which is what a prediction of
-p comes to.
+"products": of a run's multiply-adds, times end to end (the cost model counts them). "p carried on":
+before every iteration of the stored schedule p moves on by half of its last change, which is what a
+prediction of p comes to.
 
     JTSSM_DATA=FOLDER python -m benchmarks.tssm_duals --workers 2 [--smoke]
 
