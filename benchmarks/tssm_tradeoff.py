@@ -8,9 +8,9 @@ training images, with a seed apart from the reported ones; both ends, streaming 
 takes the next coarser one's rate) and whole minibatches at n = 2, 3, 5, 10 are tuned so, whole
 minibatches at other n take the rate of the nearest; the other lines, not tuned, a quarter of it (the full
 rate made 2 sweeps collapse at n = 3). Then test accuracy over the seeds, read once a run. A rate at which
-one of the seeds collapses (held-out accuracy below one half) gives way to the next best one, and stands in
-the JSON as `collapsed`. Accuracies are computed from the final parameters by `Network.apply`, not by the
-method.
+one of the seeds collapses (held-out accuracy below one half) gives way to the next best one, and stands
+in the JSON as `collapsed`. Accuracies are computed from the final parameters by `Network.apply`, not by
+the method.
 
     JTSSM_DATA=FOLDER python -m benchmarks.tssm_tradeoff [--only PATTERN] [--workers 2] [--smoke]
 
