@@ -75,6 +75,11 @@ EVERY: dict[str, Case] = {  # of all but pdADMM's
     ),
     "SGD, R = 20 local steps": Case("sgd", {"workers": 2, "local_steps": ROUND}, (1, 1, 2)),
 }
+# more microbatches: fewer of them have old gradients, for more and shorter messages
+FINER: dict[str, Case] = {
+    f"gsADMM, n = 2, predicted, M = {m}": Case("gsadmm", AHEAD | {"microbatches": m}, (2, 1, 1))
+    for m in (4, 8, 16)
+}
 DENSE: dict[str, Case] = {  # of dense layers, which are split and dealt
     "grid, pr = 2": Case("sgd", {}, (1, 2, 1)),
     "IST, R = 20": Case("ist", {"subnets": 2, "local_steps": ROUND}, (2, 1, 1)),
@@ -135,9 +140,9 @@ NETWORKS = {
     ),
     "layers": Trained(lambda: jtssm.mlp([784, *[512] * 8, 10]), 4096, layered()),
     "transformer": Trained(
-        lambda: nn.transformer(8, width=256, heads=8, sequence=32, classes=10), 32, EVERY
+        lambda: nn.transformer(8, width=256, heads=8, sequence=32, classes=10), 32, EVERY | FINER
     ),
-    "language": Trained(language_model.network, 64, EVERY),
+    "language": Trained(language_model.network, 64, EVERY | FINER),
     # of benchmarks.ist_wide
     "wide": Trained(
         lambda: jtssm.mlp([196, 4096, 10], normalisation="batch"), 128, wide((5, 20, 80, 200))
