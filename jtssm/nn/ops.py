@@ -12,10 +12,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from jtssm.arrays import Array, Tree
 from jtssm.nn.boundary import cast, float_dtype, floating
+
+PRODUCT = "product"  # what a product of tokens is called, for who keeps it of a forward pass
 
 
 class Window(NamedTuple):
@@ -88,7 +91,7 @@ def _product(x: Array, W: Array) -> Array:
         return x @ W
     *lead, inputs = x.shape  # by their numbers: there may be no samples
     flat = lambda x, W: (x.reshape(prod(lead), inputs) @ W).reshape(*lead, W.shape[1])
-    return jax.checkpoint(flat, prevent_cse=False)(x, W)
+    return checkpoint_name(jax.checkpoint(flat, prevent_cse=False)(x, W), PRODUCT)
 
 
 def biased(z: Array, b: Array | None) -> Array:

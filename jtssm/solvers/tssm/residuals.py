@@ -2,27 +2,32 @@
 
 `jax.vjp` keeps arrays of two kinds. Some are made of parameters alone (the weights themselves, a cast
 of them): they are made again at the turn, of the parameters that the forward pass saw. The others depend
-on the samples: they wait, one row a sample, in a line like everything that is in flight. What belongs to
-a whole microbatch, such as the mean of a batch normalisation, waits with each of its samples.
+on the samples: they wait, one row a sample, in a line like everything that is in flight. Of these only
+what comes in and products wait (and what devices sum); what lies between is made again of them: to copy
+it took longer than to make it, in a transformer by a third of a step. What belongs to a whole microbatch, such as the mean of a batch normalisation, waits with each of its samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
 from jax.tree_util import PyTreeDef
 
 from jtssm.arrays import Array, Tree
 from jtssm.nn.boundary import num_samples
+from jtssm.nn.ops import PRODUCT
 
-Run = Callable[
-    [list[Tree], Tree], tuple[Tree, Tree]
-]  # (params, floats that came in) -> f, the rest of it
+# (params, floats that came in) -> f, the rest of it
+Run = Callable[[list[Tree], Tree], tuple[Tree, Tree]]
+
+PRODUCTS = ("dot_general", "conv_general_dilated")
+COLLECTIVES = ("psum", "psum_invariant", "pmax", "pmin", "all_gather", "all_gather_invariant")
 
 
 class Row(NamedTuple):
@@ -101,9 +106,9 @@ def traced(
     Raises:
       ValueError: arrays for the gradients in which samples lie along several dimensions, or mixed.
     """
-    program, shapes, form = _program(run, inner, params, given)
+    program, shapes, form = _program(run, inner, params, given, samples)
     twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), given)
-    more = jax.eval_shape(lambda: _needed(doubled, inner, params, twice))
+    more = jax.eval_shape(lambda: _needed(doubled, inner, params, twice, 2 * samples))
     num, count = len(jax.tree.leaves(params)), len(more)
     of_samples = _of_samples(program, num)
     outs = program.jaxpr.outvars[-count:] if count else []
@@ -115,13 +120,13 @@ def traced(
 
 
 def _program(
-    run: Run, inner: bool, params: list[Tree], given: Tree
+    run: Run, inner: bool, params: list[Tree], given: Tree, samples: int
 ) -> tuple[ClosedJaxpr, tuple[Tree, Tree, list[jax.ShapeDtypeStruct]], PyTreeDef]:
     """What `Traced` holds, and the shapes of its outputs."""
     forms: list[PyTreeDef] = []
 
     def whole(params: list[Tree], given: Tree) -> tuple[Tree, Tree, list[Array]]:
-        f, vjp, rest = _vjp(run, inner, params, given)
+        f, vjp, rest = _vjp(run, inner, params, given, samples)
         needed, form = jax.tree.flatten(vjp)
         forms.append(form)
         return f, rest, needed
@@ -131,16 +136,29 @@ def _program(
 
 
 def _vjp(
-    run: Run, inner: bool, params: list[Tree], given: Tree
+    run: Run, inner: bool, params: list[Tree], given: Tree, samples: int
 ) -> tuple[Tree, Callable[[Tree], tuple], Tree]:
-    """As `jax.vjp` of run; of the first piece the data has no gradient: its product is left out."""
+    """As `jax.vjp` of run; of the first piece the data has no gradient: its product is left out.
+
+    Of what lies between products nothing is kept: it is made again of these.
+    """
+    run = jax.checkpoint(run, policy=partial(_kept, samples), prevent_cse=False)
     if inner:
         return jax.vjp(run, params, given, has_aux=True)
     return jax.vjp(lambda params: run(params, given), params, has_aux=True)
 
 
-def _needed(run: Run, inner: bool, params: list[Tree], given: Tree) -> list[Array]:
-    return jax.tree.leaves(_vjp(run, inner, params, given)[1])
+def _kept(samples: int, primitive: Primitive, *given: jax.core.ShapedArray, **how: Any) -> bool:
+    """Whether the gradients are to have what a primitive makes: a product, or what devices sum."""
+    if primitive.name == "name":
+        return how["name"] == PRODUCT
+    # of a matrix of tokens samples are no dimension; its product has a name where they are one
+    product = primitive.name in PRODUCTS and given[0].shape[:1] == (samples,)
+    return product or primitive.name in COLLECTIVES
+
+
+def _needed(run: Run, inner: bool, params: list[Tree], given: Tree, samples: int) -> list[Array]:
+    return jax.tree.leaves(_vjp(run, inner, params, given, samples)[1])
 
 
 def _of_samples(program: ClosedJaxpr, params: int) -> set[Var]:

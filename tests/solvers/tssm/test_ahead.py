@@ -112,6 +112,17 @@ def test_networks_of_tokens_run_forward_once(kind):
     assert_close(once, again)
 
 
+def test_products_alone_wait():
+    """Of a block of width w with h heads on t tokens: what comes in, q, k and v, scores, what heads make
+    of them, their projection, and 4 w neurons; what comes out needs no gradient of its own."""
+    t, w, h = 3, 8, 2
+    net = nn.transformer(2, width=w, heads=h, sequence=t, classes=3)  # places, blocks, classes
+    method = method_of(None, 2, 1.0, net=net, recompute=False, cuts=(2,))
+    state = jax.eval_shape(method.init, jax.random.key(0), *minibatches(1, net.shapes[0])[0])
+    kept = sorted(a.shape[2] for a in jax.tree.leaves(state.inputs))
+    assert kept == sorted([t * w, 3 * t * w, h * t * t, t * w, t * w, 4 * t * w])
+
+
 @pytest.mark.slow
 def test_gsam_is_the_same_with_one_sweep(params):
     ours = trained(method_of(2, 2, 1.0), params)
