@@ -76,15 +76,12 @@ EVERY: dict[str, Case] = {  # of all but pdADMM's
     "SGD, R = 20 local steps": Case("sgd", {"workers": 2, "local_steps": ROUND}, (1, 1, 2)),
 }
 # more microbatches: fewer of them have old gradients, for more and shorter messages
-FINER: dict[str, Case] = {
+FINER = {
     f"gsADMM, n = 2, predicted, M = {m}": Case("gsadmm", AHEAD | {"microbatches": m}, (2, 1, 1))
-    for m in (4, 8, 16)
+    for m in (4, 8)
 }
-FINER["gsADMM, n = 2, predicted, M = 8, 8 bits"] = Case(
-    "gsadmm", AHEAD | {"microbatches": 8, "grid": 8}, (2, 1, 1)
-)
-# what trains a language model to an accuracy
-TRAINING = (PLAIN, "data parallel", "pipeline, n = 2", "local SGD, R = 20", "DiLoCo, R = 20")
+# of networks of tokens; all subnetworks have the same work where nothing runs forward twice
+TOKENS = {name: EVERY[name] for name in EVERY if name != "gsADMM, n = 2"} | FINER
 DENSE: dict[str, Case] = {  # of dense layers, which are split and dealt
     "grid, pr = 2": Case("sgd", {}, (1, 2, 1)),
     "IST, R = 20": Case("ist", {"subnets": 2, "local_steps": ROUND}, (2, 1, 1)),
@@ -139,27 +136,22 @@ def layered() -> dict[str, Case]:
     }
 
 
+def language_model_of() -> nn.Network:
+    """Of bytes."""
+    ways = {"sequence": language_model.LENGTH, "vocabulary": language_model.BYTES}
+    return nn.decoder(8, width=64, heads=4, **ways)
+
+
 NETWORKS = {
     "mlp": Trained(
         lambda: jtssm.mlp([784, *[1024] * 6, 10]), 128, EVERY | DENSE | placing(1, 2, 7)
     ),
     "layers": Trained(lambda: jtssm.mlp([784, *[512] * 8, 10]), 4096, layered()),
     "transformer": Trained(
-        lambda: nn.transformer(8, width=256, heads=8, sequence=32, classes=10), 32, EVERY | FINER
+        lambda: nn.transformer(8, width=256, heads=8, sequence=32, classes=10), 32, TOKENS
     ),
-    "language": Trained(language_model.network, 64, EVERY | FINER),
     # of benchmarks.cut_language_model
-    "decoder": Trained(
-        lambda: nn.decoder(
-            8,
-            width=64,
-            heads=4,
-            sequence=language_model.LENGTH,
-            vocabulary=language_model.BYTES,
-        ),
-        64,
-        {name: EVERY[name] for name in TRAINING} | FINER,
-    ),
+    "language": Trained(language_model_of, 64, TOKENS),
     # of benchmarks.ist_wide
     "wide": Trained(
         lambda: jtssm.mlp([196, 4096, 10], normalisation="batch"), 128, wide((5, 20, 80, 200))
@@ -178,6 +170,5 @@ TITLES = {
     "transformer": "transformer, 8 blocks of 256, batch 32 × 32 tokens",
     "wide": "perceptron 196-4096-10, batch normalisation, batch 128, SGD",
     "half": "the same, 2048 wide",
-    "decoder": "decoder, 8 blocks of 64, batch 64 × 32 bytes",
-    "language": "language model of bytes (examples/language_model.py), batch 64 × 32 bytes",
+    "language": "decoder of bytes, 8 blocks of 64, batch 64 × 32 bytes",
 }

@@ -6,8 +6,7 @@ those of plain training on one host after 80 % of its steps, mean of the seeds. 
 same samples; its peak rate is chosen out of the same three by its bits at the end, with a seed apart from
 the reported ones. Steps are counted here, in one process, since a mesh changes no number; data parallel
 training and the pipeline have the numbers of plain training. The seconds of a step are those measured on
-the hosts (benchmarks/results/hosts_language.json of `python -m benchmarks.hosts --networks language
---links free,1gbit,100mbit --write hosts_language`, with momentum where NAdam trains here).
+the hosts (benchmarks/results/hosts.json, with momentum where NAdam trains here).
 
     python -m benchmarks.time_to_accuracy --workers 2 [--smoke]
 
@@ -38,18 +37,16 @@ from benchmarks.users_networks import SEEDS, TUNING_SEED, optimizer
 from examples import language_model
 from jtssm import solvers
 
-NETWORK, PASSES, HELD_OUT, RATES = "language", 4, 1000, (8e-3, 1.6e-2, 3.2e-2)
+NETWORK, PASSES, HELD_OUT, RATES = "language", 4, 1000, (4e-3, 8e-3, 1.6e-2)
 SHARE = 0.8  # of plain training's steps, after which it has reached what is to be reached
-LOOKS = 8  # minibatches between two looks at held-out rows
+LOOKS = 16  # minibatches between two looks at held-out rows
 SAME = {"data parallel": PLAIN, "pipeline, n = 2": PLAIN}  # the numbers of which case they have
 TRAINED = (
     PLAIN,
-    "gsADMM, n = 2",
     "gsADMM, n = 2, predicted",
     *FINER,
     "local SGD, R = 20",
     "DiLoCo, R = 20",
-    "SGD, R = 20 local steps",
 )
 
 
@@ -136,7 +133,7 @@ def main() -> None:
         every = lambda wanted: runs.all(train, {run: (run, given.smoke) for run in wanted})
         lines = [(name,) for name in given.cases]
         found = chosen(every, lines, given.rates, given.seeds, TUNING_SEED, "bits", min)
-    hosts = json.loads((record.RESULTS / "hosts_language.json").read_text())
+    hosts = json.loads((record.RESULTS / "hosts.json").read_text())
     goal, report = goal_of(found[PLAIN,].runs), {}
     for case in (*given.cases, *SAME):
         line = found[SAME.get(case, case),]

@@ -61,7 +61,7 @@ def test_tssm_tradeoff_runs_small(monkeypatch, capsys):
     assert lines == [
         name
         for name in tssm_tradeoff.entries([2, 4])
-        if name.endswith("end") or "parallel" in name or name.endswith("n = 4")
+        if name.endswith(("end", "n = 4")) or "parallel" in name
     ]
 
 
