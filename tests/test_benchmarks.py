@@ -35,6 +35,7 @@ from benchmarks import (
     running,
     slow_links,
     time_to_accuracy,
+    tssm_duals,
     tssm_modelled,
     tssm_speed,
     tssm_tradeoff,
@@ -63,6 +64,25 @@ def test_tssm_tradeoff_runs_small(monkeypatch, capsys):
         for name in tssm_tradeoff.entries([2, 4])
         if name.endswith(("end", "n = 4")) or "parallel" in name
     ]
+
+
+@pytest.mark.slow
+def test_tssm_duals_runs_small(monkeypatch, capsys):
+    lines = smoke(monkeypatch, capsys, tssm_duals)
+    shown = [line for line in lines if line.startswith("n = ")]
+    assert len(shown) == len(tssm_duals.lines())
+    assert all(0 < float(line.split()[-1]) < 1 for line in shown)
+
+
+def test_products_are_those_of_sweeps_and_of_passes():
+    own = {name: tssm_duals.products(name, 2) for name in tssm_duals.lines()}
+    assert own[tssm_duals.ENDS] == 1
+    # a sweep more is a turn more of everything
+    assert own["4 sweeps, rho = 1"] - own["2 sweeps, rho = 1"] == pytest.approx(2)
+    seldom, often = (own[f"stored, {steps} W-steps, rho = 1"] for steps in ("an epoch of", "10"))
+    # passes over all samples ten times as often, and as many steps of W, which take no gradient of p
+    steps = (10 * seldom - often) / 9
+    assert 0.9 < steps < 1
 
 
 def test_finished_runs_are_not_run_again(monkeypatch, tmp_path, capsys):
