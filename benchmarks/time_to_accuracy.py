@@ -10,7 +10,7 @@ the hosts (benchmarks/results/hosts.json, with momentum where NAdam trains here)
 
     python -m benchmarks.time_to_accuracy --workers 2 [--smoke]
 
-Ten minutes on 2 cores. Finished runs are kept in --runs. Last result:
+Twenty minutes on 2 cores. Finished runs are kept in --runs. Last result:
 benchmarks/results/time_to_accuracy.json, in docs/which-method.md.
 """
 
@@ -46,7 +46,6 @@ TRAINED = (
     "gsADMM, n = 2, predicted",
     *FINER,
     "local SGD, R = 20",
-    "DiLoCo, R = 20",
 )
 
 
@@ -168,7 +167,7 @@ def _arguments() -> argparse.Namespace:
     given = parser.parse_args()
     given.cases, given.rates, given.seeds = TRAINED, RATES, SEEDS
     if given.smoke:
-        given.cases, given.rates, given.seeds = (PLAIN, "DiLoCo, R = 20"), RATES[:1], (0,)
+        given.cases, given.rates, given.seeds = (PLAIN, "local SGD, R = 20"), RATES[:1], (0,)
         given.runs, given.workers = None, 0
     return given
 
