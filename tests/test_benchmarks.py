@@ -315,7 +315,7 @@ def test_time_to_accuracy_runs_small(monkeypatch, capsys):
     reported = {line[0]: line[2:] for line in lines if len(line) > 3}
     assert list(reported) == [
         "one host, SGD",
-        "DiLoCo, R = 20",
+        "local SGD, R = 20",
         "data parallel",
         "pipeline, n = 2",
     ]
