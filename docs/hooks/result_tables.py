@@ -218,7 +218,15 @@ def tssm_tradeoff(found: dict) -> str:
         behind = points(mean(seen), end) if n > 1 else "–"
         coupling, seeds = f"{line.get('coupling', 0):.2g}", len(seen)
         rows.append((method, n, accuracy(mean(seen)), extent(seen), seeds, behind, coupling))
-    head = ("method", "n", "test accuracy", "range", "seeds", "behind the best end, points", "coupling")
+    head = (
+        "method",
+        "n",
+        "test accuracy",
+        "range",
+        "seeds",
+        "behind the best end, points",
+        "coupling",
+    )
     return markdown(head, rows)
 
 
