@@ -136,8 +136,8 @@ def layered() -> dict[str, Case]:
     }
 
 
-def language_model_of() -> nn.Network:
-    """Of bytes."""
+def decoder() -> nn.Network:
+    """Of bytes, that of benchmarks.cut_language_model."""
     ways = {"sequence": language_model.LENGTH, "vocabulary": language_model.BYTES}
     return nn.decoder(8, width=64, heads=4, **ways)
 
@@ -150,8 +150,7 @@ NETWORKS = {
     "transformer": Trained(
         lambda: nn.transformer(8, width=256, heads=8, sequence=32, classes=10), 32, TOKENS
     ),
-    # of benchmarks.cut_language_model
-    "language": Trained(language_model_of, 64, TOKENS),
+    "language": Trained(decoder, 64, TOKENS),
     # of benchmarks.ist_wide
     "wide": Trained(
         lambda: jtssm.mlp([196, 4096, 10], normalisation="batch"), 128, wide((5, 20, 80, 200))

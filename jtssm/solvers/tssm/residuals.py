@@ -116,6 +116,11 @@ def traced(
     depends = tuple(isinstance(out, Var) and out in of_samples for out in outs)
     waits = tuple(i for i in range(count) if depends[i] and outs[i] not in outs[:i])
     *_, needed = shapes
+    if len(needed) != count:
+        raise ValueError(
+            f"recompute: expected True with layers that multiply an array of {samples} rows, as many as "
+            "there are samples, from the left; got False"
+        )
     rows = tuple(_row(needed[i].shape, more[i].shape, samples) for i in waits)
     return Traced(program, jax.tree.structure(shapes), form, depends, waits, rows)
 
