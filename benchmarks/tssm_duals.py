@@ -10,7 +10,7 @@ prediction of p comes to.
 
     JTSSM_DATA=FOLDER python -m benchmarks.tssm_duals --workers 2 [--smoke]
 
-A quarter of an hour on 2 cores. There is no result yet: it would be benchmarks/results/tssm_duals.json.
+Ten minutes on 2 cores. Last result: benchmarks/results/tssm_duals.json, in docs/methods/tssm.md.
 """
 
 from __future__ import annotations
