@@ -4,7 +4,7 @@
 of them): they are made again at the turn, of the parameters that the forward pass saw. The others depend
 on the samples: they wait, one row a sample, in a line like everything that is in flight. Of these only
 what comes in and products wait (and what devices sum); what lies between is made again of them: copying
-it took longer, in a transformer by a third of a step. What belongs to a whole microbatch, such as the
+it took longer, in a transformer by a quarter of a step. What belongs to a whole microbatch, such as the
 mean of a batch normalisation that devices share, waits with each of its samples.
 """
 
