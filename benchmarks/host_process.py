@@ -25,8 +25,8 @@ from jax.sharding import PartitionSpec
 from benchmarks.host_cases import NETWORKS, SMOKE
 from jtssm import sharding
 from jtssm.planning.trials import drawn_samples
-from jtssm.sharding import gloo
 from jtssm.sharding.cost import calibration
+from jtssm.sharding.receiving import let_compute_first
 
 SUMS = 16  # all-reduces in a dispatch
 Step = Callable[[], Any]
@@ -66,6 +66,7 @@ def sums(numbers: str) -> Step:
 def messages(kind: str, numbers: str) -> Step:
     """`SUMS` messages of a kind, each of so many numbers that a device sends to the only other one."""
     mesh, size = sharding.make_mesh(2), int(numbers)
+    let_compute_first()
     send = MESSAGES[kind]
     body = lambda _, x: lax.pcast(y, "subnet", to="varying") if _same(y := send(x)) else y
     loop = lambda x: lax.fori_loop(0, SUMS, body, x)
@@ -94,8 +95,6 @@ MESSAGES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "reduce-scatter": _scattered,
     "all-to-all": _turned,
     "permutes": lambda x: x + lax.ppermute(x, "subnet", [(0, 1), (1, 0)]),
-    # a reduce-scatter, marked as the same on both
-    "sum": lambda x: gloo.same(_scattered(x), ("subnet",)),
 }
 
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax import lax
 from jax.sharding import PartitionSpec as P
 
 import jtssm
@@ -41,10 +40,9 @@ def _collectives(jaxpr):
                 yield from _collectives(inner)
 
 
-@pytest.mark.parametrize(("shape", "sums"), [((2, 2), "reduce_scatter"), ((2, 3), "psum")])
-def test_small_arrays_are_summed_together_and_known_to_be_the_same(shape, sums):
-    """Of each dtype a message along each axis of two; large arrays go alone."""
-    mesh = sharding.make_mesh(shape[0], 1, shape[1])
+def test_small_arrays_are_summed_together_and_known_to_be_the_same():
+    """Of each dtype a message; large arrays go alone."""
+    mesh = sharding.make_mesh(2, 1, 3)
     large = np.arange(gloo.JOINED // 4, dtype=np.float32)
 
     def work(rank):
@@ -59,14 +57,13 @@ def test_small_arrays_are_summed_together_and_known_to_be_the_same(shape, sums):
 
     spec = P(("subnet", "pc"))
     run = jax.shard_map(work, mesh=mesh, in_specs=spec, out_specs=P())
-    ranks = np.arange(6 if sums == "psum" else 4, dtype=np.int32)
+    ranks = np.arange(6, dtype=np.int32)
     found, factor = jax.jit(run)(ranks), (ranks + 1).sum()
     np.testing.assert_array_equal(found["a"], factor)
     np.testing.assert_array_equal(found["b"], factor * np.arange(6.0).reshape(2, 3))
     np.testing.assert_array_equal(found["i"], [(ranks + 7).sum()])
     np.testing.assert_allclose(found["l"], factor * large, rtol=1e-6)
-    twos = {"reduce_scatter": 4, "psum": 1}
-    assert messages(run, ranks) == (twos if sums == "reduce_scatter" else {"psum": 3})
+    assert messages(run, ranks) == {"psum": 3}
 
 
 def test_messages_of_several_arrays_end_before_they_are_too_long(monkeypatch):
@@ -77,13 +74,11 @@ def test_messages_of_several_arrays_end_before_they_are_too_long(monkeypatch):
     x = np.arange(8, dtype=np.float32)  # 16 bytes a device: two and two go together
     for k, a in enumerate(jax.jit(run)(x)[:3], 1):
         np.testing.assert_array_equal(a, k * (x[:4] + x[4:]))
-    assert messages(run, x) == {"reduce_scatter": 2}
+    assert messages(run, x) == {"psum": 2}
 
 
-@pytest.mark.parametrize("small", [gloo.SMALL, 0])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8", "bool", "int32", "float64"])
-def test_two_devices_tell_each_other_to_the_bit(dtype, small, monkeypatch):
-    monkeypatch.setattr(gloo, "SMALL", small)
+def test_two_devices_tell_each_other_to_the_bit(dtype):
     mesh = sharding.make_mesh(2)
     run = jax.shard_map(
         lambda x: gloo.of_the_other(x, "subnet"),
@@ -98,13 +93,11 @@ def test_two_devices_tell_each_other_to_the_bit(dtype, small, monkeypatch):
     assert found.tobytes() == np.concatenate([x[5:], x[:5]]).tobytes()
     counted = sharding.count_bytes(run, x)
     (route,) = counted
-    assert route.collective == ("all_reduce" if small == 0 else "reduce_scatter")
+    assert route.collective == "all_reduce"
     assert ring_bytes(counted, mesh.shape) == x.nbytes // 2
 
 
-@pytest.mark.parametrize("small", [0, gloo.SMALL])
-def test_two_devices_deal_as_an_all_to_all_does(small, monkeypatch):
-    monkeypatch.setattr(gloo, "SMALL", small)
+def test_two_devices_deal_as_an_all_to_all_does():
     mesh = sharding.make_mesh(2)
     x = np.random.default_rng(0).normal(size=(6, 4, 3))
     run = lambda turned: jax.shard_map(
@@ -115,19 +108,6 @@ def test_two_devices_deal_as_an_all_to_all_does(small, monkeypatch):
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(found, x.swapaxes(0, 1))
     assert ring_bytes(sharding.count_bytes(run(gloo.turned), x), mesh.shape) == x.nbytes // 4
-
-
-def test_a_sum_has_the_gradient_of_an_all_reduce():
-    mesh = sharding.make_mesh(pc=2)
-
-    def gradient(total):
-        loss = lambda x: (total(jnp.sin(x)) ** 2 * jnp.arange(1.0, 4.0)).sum()
-        run = jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=P("pc"), out_specs=P("pc"))
-        return jax.jit(run)(np.linspace(0.0, 1.0, 6))
-
-    found = gradient(lambda x: gloo.total(x, ("pc",)))
-    np.testing.assert_allclose(found, gradient(lambda x: lax.psum(x, "pc")), rtol=1e-12)
-    assert np.abs(found).min() > 0.1
 
 
 PERCEPTRON = jtssm.mlp([6, 8, 8, 8, 4])
@@ -170,14 +150,13 @@ CASES = [
     (
         solvers.sgd(PERCEPTRON, optimizer=FROZEN, batch_size=BATCH),
         (1, 1, 2),
-        {"reduce_scatter": 2, "psum": 2},
+        {"psum": 4},
     ),
-    # gradients of the last piece, and of the first at newest and at earlier weights, in branches; the
-    # boundary; sums along subnet and pc
+    # gradients of the last piece and of the first, in branches; the boundary; sums along subnet and pc
     (
         solvers.gsadmm(PERCEPTRON, subnets=2, alpha=1.3, **TRAINED),
         (2, 1, 2),
-        {"reduce_scatter": 6},
+        {"psum": 4},
     ),
 ]
 SLOW = [
@@ -186,12 +165,12 @@ SLOW = [
     (
         solvers.local_sgd(PERCEPTRON, workers=2, local_steps=2, **TRAINED),
         (2, 1, 1),
-        {"reduce_scatter": 2},
+        {"psum": 2},
     ),
     (
         solvers.gsam(PERCEPTRON, workers=2, local_steps=4, subnets=1, **TRAINED),
         (1, 1, 2),
-        {"reduce_scatter": 2},
+        {"psum": 2},
     ),
     (
         solvers.gsadmm(

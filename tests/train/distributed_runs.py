@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import warnings
@@ -31,6 +32,7 @@ from jtssm.train.lock import Lock
 
 DEVICES = 8
 LOST_AFTER = 10  # seconds
+TASKS = "/proc/self/task"
 X, Y = synthetic.separable(0, 96, 4, 3, np.float64)
 HELD_OUT = (X[:30], Y[:30])  # pc does not divide them
 NET = jtssm.mlp([4, 16, 3])
@@ -106,6 +108,11 @@ def numbers(result: Any) -> dict[str, Any]:
         "params": params,
         "outputs": result.predict(shaped(result.method, HELD_OUT)[0]).tolist(),
     }
+
+
+def in_batches() -> int:
+    """Threads of this process that wait for their turn."""
+    return sum(os.sched_getscheduler(int(t)) == os.SCHED_BATCH for t in os.listdir(TASKS))
 
 
 def run_cases(which: Callable) -> dict[str, Any]:
@@ -444,6 +451,7 @@ PROGRAMS: dict[str, Callable[[Path], Any]] = {
         "of one": of_one_process(),
         "folder": folder_of_another(folder),
         "kept": kept(folder, 1, one_case),
+        "in batches": in_batches() if Path(TASKS).exists() else None,
     },
     "long": lambda folder: {
         "cases": run_cases(more_cases),

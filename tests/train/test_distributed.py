@@ -161,6 +161,13 @@ def test_a_method_of_each_kind_trains_to_the_numbers_of_one_process(pair):
     assert found[1]["cases"] == found[0]["cases"]
 
 
+def test_threads_that_wait_for_messages_let_compute_first(pair):
+    for found in pair[1]:
+        if found["in batches"] is None:
+            pytest.skip("threads cannot be seen here")
+        assert found["in batches"] >= 1
+
+
 def test_processes_train_on_shares_of_their_own(pair):
     _, found, _ = pair
     sgd, _ = runs.sharers()["sgd"]

@@ -37,10 +37,12 @@ from jtssm import checks
 from jtssm.arrays import Array
 from jtssm.protocol import device_memory
 from jtssm.protocol.declared import WORD
+from jtssm.sharding import gloo
 from jtssm.sharding.cost.machine_files import json_path, write_machine
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.count.routes import ring_share
 from jtssm.sharding.mesh import put
+from jtssm.sharding.receiving import let_compute_first
 
 Run = Callable[[int], Array]  # a number of passes -> what they come to
 _REPEATS = 5
@@ -207,6 +209,8 @@ def _start(budget: float) -> float:
 def all_reduces(devices: Sequence[jax.Device], numbers: int) -> Run:
     """run(n): n sums over the devices, of one process or several, of arrays of that many numbers each."""
     mesh = Mesh(np.array(devices), ("all",), axis_types=(AxisType.Auto,))
+    if gloo.meet(mesh):
+        let_compute_first()
     zeros = np.zeros(len(devices) * numbers, np.float32)  # they stay zeros under sums
     x = put(zeros, mesh, P("all"))
     body = lambda _, x: lax.pcast(lax.psum(x, "all"), "all", to="varying")

@@ -23,6 +23,7 @@ from jtssm.sharding.placement.pieces import Placing
 from jtssm.sharding.placement.switch import Place
 from jtssm.sharding.placement.whole import place_whole
 from jtssm.sharding.placement.workers import place_workers
+from jtssm.sharding.receiving import let_compute_first
 
 
 def place(
@@ -76,6 +77,8 @@ def place(
     checks.instance("method", method, Method, "solvers.sgd(net, ...)")
     checks.instance("mesh", mesh, (Mesh, AbstractMesh), "sharding.make_mesh(pc=2)")
     check_present(mesh)
+    if gloo.meet(mesh):
+        let_compute_first()
     return agreed(_placed(method.program, mesh, axis_names(mesh, axes), forms))
 
 

@@ -146,11 +146,11 @@ def test_both_neighbours_are_told_at_once(gloo):
     assert_same(work, at, samples())
     mapped, x = on_mesh(work, at, samples())
     moved = sharding.count_bytes(mapped, x)
-    assert {route.collective for route in moved} == {"reduce_scatter" if gloo else "permute"}
+    assert {route.collective for route in moved} == {"all_reduce" if gloo else "permute"}
     sent = ring_bytes(moved, {"subnet": 2, "pr": 1, "pc": 2})
     # h and ids go together, the mask of bytes alone
     assert sent == BATCH // 2 * (4 * 4 + 4 * 2 + 6)
-    assert str(jax.make_jaxpr(mapped)(x)).count("= reduce_scatter[") == 2 * gloo
+    assert str(jax.make_jaxpr(mapped)(x)).count("= psum_invariant[") == 2 * gloo
 
 
 @pytest.mark.parametrize("main", ["uint8", "uint16", "float32"])
@@ -171,7 +171,7 @@ def test_codes_and_the_ends_of_their_grids_are_one_message(main):
     at = place(NUM, 2, 1)._replace(gloo=True)
     assert_same(work, at, samples())
     mapped, x = on_mesh(work, at, samples())
-    assert str(jax.make_jaxpr(mapped)(x)).count("= reduce_scatter[") == 1
+    assert str(jax.make_jaxpr(mapped)(x)).count("= psum_invariant[") == 1
     sent = ring_bytes(sharding.count_bytes(mapped, x), {"subnet": 2, "pr": 1, "pc": 1})
     assert sent == BATCH * (36 * np.dtype(main).itemsize + 4 + 4)
 
