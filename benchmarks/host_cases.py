@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import optax
 
 import jtssm
+from benchmarks import users_networks
 from examples import language_model
 from jtssm import nn, solvers
 
@@ -142,6 +143,11 @@ def decoder() -> nn.Network:
     return nn.decoder(8, width=64, heads=4, **ways)
 
 
+def classifier() -> nn.Network:
+    """Of images whose rows are tokens, that of benchmarks.users_networks."""
+    return users_networks.transformer((14, 14, 1), *users_networks.SIZES["transformer"])
+
+
 NETWORKS = {
     "mlp": Trained(
         lambda: jtssm.mlp([784, *[1024] * 6, 10]), 128, EVERY | DENSE | placing(1, 2, 7)
@@ -151,13 +157,14 @@ NETWORKS = {
         lambda: nn.transformer(8, width=256, heads=8, sequence=32, classes=10), 32, TOKENS
     ),
     "language": Trained(decoder, 64, TOKENS),
+    "classifier": Trained(classifier, 128, TOKENS),
     # of benchmarks.ist_wide
     "wide": Trained(
         lambda: jtssm.mlp([196, 4096, 10], normalisation="batch"), 128, wide((5, 20, 80, 200))
     ),
     "half": Trained(lambda: jtssm.mlp([196, 2048, 10], normalisation="batch"), 128, half()),
 }
-TABLE = ("mlp", "layers", "transformer", "language")
+TABLE = ("mlp", "layers", "transformer", "language", "classifier")
 SMOKE = {
     "smoke": Trained(
         lambda: jtssm.mlp([64, 256, 256, 8]), 128, {n: EVERY[n] for n in (PLAIN, "gsADMM, n = 2")}
@@ -170,4 +177,5 @@ TITLES = {
     "wide": "perceptron 196-4096-10, batch normalisation, batch 128, SGD",
     "half": "the same, 2048 wide",
     "language": "decoder of bytes, 8 blocks of 64, batch 64 × 32 bytes",
+    "classifier": "flax transformer, 6 blocks of 64, batch 128 × 14 rows of an image",
 }

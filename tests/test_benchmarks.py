@@ -41,6 +41,8 @@ from benchmarks import (
     tssm_tradeoff,
     users_networks,
 )
+from benchmarks.host_cases import PLAIN
+from benchmarks.running import Reported
 from jtssm import sharding, solvers
 
 
@@ -313,13 +315,10 @@ def test_compile_seconds_run_small(monkeypatch, capsys):
 def test_time_to_accuracy_runs_small(monkeypatch, capsys):
     lines = [line.split("  ") for line in smoke(monkeypatch, capsys, time_to_accuracy)]
     reported = {line[0]: line[2:] for line in lines if len(line) > 3}
-    assert list(reported) == [
-        "one host, SGD",
-        "local SGD, R = 20",
-        "data parallel",
-        "pipeline, n = 2",
-    ]
-    assert reported["one host, SGD"][0] == reported["data parallel"][0]
+    plain, *others = reported
+    assert plain == "language, one host, SGD"
+    assert others == [f"language, {n}" for n in ("local SGD, R = 20", *time_to_accuracy.SAME)]
+    assert reported[plain][0] == reported["language, data parallel"][0]
 
 
 @pytest.mark.slow
@@ -407,6 +406,19 @@ def test_devices_of_pdadmm_are_modelled_in_small(monkeypatch, capsys):
     assert 8 < one["bytes"] / many["bytes"] < 10  # 19 layers, two on the largest
 
 
+def test_lines_that_are_not_trained_again_are_kept():
+    runs = [{"curve": [(80, 0.5), (100, 0.25)], "held_out": 0.25}]
+    again = {("classifier", PLAIN): Reported(1e-3, {"0.001": 0.25}, runs)}
+    kept = {"results": {"local SGD, R = 20": {"samples": [90]}}, "goal": 0.75}
+    before = {"language": kept, "classifier": kept}
+    found = time_to_accuracy.learnt(again, before)
+    assert [found[network]["goal"] for network in time_to_accuracy.TASKS] == [0.75, 0.5]
+    assert list(found["language"]["results"]) == ["local SGD, R = 20"]
+    lines = found["classifier"]["results"]
+    assert lines["local SGD, R = 20"] == {"samples": [90]}
+    assert lines[PLAIN]["samples"] == lines["data parallel"]["samples"] == [80]
+
+
 def test_samples_to_a_goal_are_those_of_the_first_look_that_has_it():
     curve = [(10, 4.0), (20, 3.0), (30, 3.5), (40, 2.0), (50, 1.0)]
     assert time_to_accuracy.reached(curve, 3.2) == 20
@@ -415,7 +427,7 @@ def test_samples_to_a_goal_are_those_of_the_first_look_that_has_it():
     row = {"network": "language", "samples": 5, "step_seconds": {"median": 2.0}}
     hosts = [row | {"case": case, "link": "free"} for case in ("a", "b")]
     hosts += [row | {"case": "a", "link": "1gbit", "error": "no end"}]
-    assert time_to_accuracy.seconds(hosts, "a", 20) == {"free": 8.0}
+    assert time_to_accuracy.seconds(hosts, "a", 20, "language") == {"free": 8.0}
 
 
 @pytest.mark.parametrize(("better", "rate"), [(max, 2.0), (min, 1.0)])

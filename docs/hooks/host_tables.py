@@ -121,10 +121,11 @@ def to_goal(own: dict) -> tuple[str, ...]:
 def time_to_accuracy(found: dict) -> str:
     """Samples and seconds until a goal is reached."""
     rows = [
-        (case, f"{own['rate']:g}", f"{mean(own['bits']):.3f}", *to_goal(own))
-        for case, own in found["results"].items()
+        (network, case, f"{own['rate']:g}", f"{mean(own['held_out']):.4g}", *to_goal(own))
+        for network, of in found["networks"].items()
+        for case, own in of["results"].items()
     ]
-    head = ("method", "rate", "bits at the end", "samples to the goal", *LINKS.values())
+    head = ("network", "method", "rate", "at the end", "samples to the goal", *LINKS.values())
     return markdown(head, rows)
 
 
