@@ -91,7 +91,7 @@ def chosen(
     every: Callable[[Iterable[tuple]], Mapping[tuple, dict]],
     lines: Sequence[tuple],
     rates: Sequence[float],
-    seeds: Sequence[int],
+    seeds: Sequence[int] | Callable[[tuple], Sequence[int]],
     tuning_seed: int,
     held_out: str,
     better: Callable[..., float],
@@ -100,6 +100,7 @@ def chosen(
 
     Args:
       every: runs (*line, rate, seed, whether test samples are read) -> what each showed.
+      seeds: of every line, or a line -> its own.
       held_out: what of a run tells how good it is on held-out samples.
       better: `max`, or `min` where less is better.
     """
@@ -109,12 +110,13 @@ def chosen(
         for line in lines
     }
     best = {line: better(rates, key=tried[line].__getitem__) for line in lines}
-    read = every((*line, best[line], seed, True) for line in lines for seed in seeds)
+    own = {line: seeds(line) if callable(seeds) else seeds for line in lines}
+    read = every((*line, best[line], seed, True) for line in lines for seed in own[line])
     return {
         line: Reported(
             best[line],
             {str(rate): found for rate, found in tried[line].items()},
-            [read[*line, best[line], seed, True] for seed in seeds],
+            [read[*line, best[line], seed, True] for seed in own[line]],
         )
         for line in lines
     }

@@ -204,11 +204,8 @@ def main() -> None:
         every = lambda wanted: runs.all(
             train, {run: (run, given.epochs, given.smoke) for run in wanted}
         )
-        found = {}
-        for more in ((), MORE_SEEDS):
-            its = [line for line in lines if (line.subnets == FINEST) == bool(more)]
-            seeds = (*given.seeds, *more)
-            found |= chosen(every, its, given.rates, seeds, TUNING_SEED, "valid_accuracy", max)
+        of = lambda line: (*given.seeds, *(MORE_SEEDS if line.subnets == FINEST else ()))
+        found = chosen(every, lines, given.rates, of, TUNING_SEED, "valid_accuracy", max)
     report = {}
     for name, line in ((str(line), found[line]) for line in lines):
         report[name] = {

@@ -26,6 +26,7 @@ from benchmarks import (
     pdadmm_devices,
     pdadmm_graph,
     pdadmm_speed,
+    pdadmm_training,
     planner_measured,
     planner_paper,
     process_faults,
@@ -309,6 +310,29 @@ def test_a_language_model_is_cut_in_small(monkeypatch, capsys):
 def test_compile_seconds_run_small(monkeypatch, capsys):
     lines = smoke(monkeypatch, capsys, compile_seconds)
     assert [line.split(" start ")[0] for line in lines] == list(compile_seconds.CASES)
+
+
+@pytest.mark.slow
+def test_ways_to_train_pdadmm_run_small(monkeypatch, capsys):
+    lines = [line.split("  ") for line in smoke(monkeypatch, capsys, pdadmm_training)]
+    shown = {
+        line[0].strip(): float(line[-1].split()[1])
+        for line in lines
+        if "  test " in "  ".join(line)
+    }
+    assert list(shown) == list(pdadmm_training.LINES)
+    assert shown["pdADMM, blocks"] > 0.9 > shown["Adam, full batches"]  # two steps of Adam
+
+
+def test_visits_take_every_sample_once_a_pass():
+    line = pdadmm_training.Line(visits=2, block=4)
+    found = list(pdadmm_training.order(line, 10, line.visits, 0))
+    assert [i for i, _ in found] == [0, 0, 1, 1]  # what fills no block is left out
+    for i in range(2):
+        rows = np.concatenate([rows for at, rows in found if at == i])
+        assert len(set(rows.tolist())) == 8
+    ((_, whole),) = pdadmm_training.order(line._replace(block=None), 10, 1, 0)
+    assert sorted(whole) == list(range(10))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 
 import jtssm
 from jtssm import losses, nn, sharding, solvers
-from jtssm.solvers.tssm import ahead
+from jtssm.solvers.tssm import ahead, residuals
 from jtssm.solvers.tssm.delayed import delays
 from tests.solvers.tssm import twins
 
@@ -256,3 +256,16 @@ def test_meshes_that_do_not_fit_are_refused():
         sharding.place(method_of(2, 4, 1.0), sharding.make_mesh(pc=4))
     with pytest.raises(ValueError, match="gsadmm with recompute=False does not split layers"):
         sharding.place(method_of(2, 2, 1.0, recompute=False), sharding.make_mesh(pr=2))
+
+
+def test_what_waits_for_twice_the_samples_must_be_alike_or_is_refused():
+    """Where samples lie is seen by what twice as many leave: as many arrays."""
+    rng = np.random.default_rng(0)
+    params = [rng.normal(size=shape) for shape in ((5, 6), (6, 3))]
+    long = lambda params, x: (jnp.tanh(jnp.tanh(x @ params[0]) @ params[1]), ())
+    short = lambda params, x: (jnp.tanh(x @ params[0]), ())
+    x = rng.normal(size=(BATCH, 5))
+    found = residuals.traced(long, long, True, params, x, BATCH)
+    assert {row.shape[row.axis] for row in found.rows} == {BATCH}
+    with pytest.raises(ValueError, match=f"array of {BATCH} rows, as many as there are samples"):
+        residuals.traced(long, short, True, params, x, BATCH)
