@@ -81,6 +81,9 @@ FINER = {
     f"gsADMM, n = 2, predicted, M = {m}": Case("gsadmm", AHEAD | {"microbatches": m}, (2, 1, 1))
     for m in (4, 8)
 }
+FINER["gsADMM, n = 2, predicted, M = 8, 8 bits"] = Case(
+    "gsadmm", AHEAD | {"microbatches": 8, "grid": 8}, (2, 1, 1)
+)
 # of networks of tokens; all subnetworks have the same work where nothing runs forward twice
 TOKENS = {name: EVERY[name] for name in EVERY if name != "gsADMM, n = 2"} | FINER
 DENSE: dict[str, Case] = {  # of dense layers, which are split and dealt

@@ -11,9 +11,10 @@ measured by all-reduces of two processes, its link's rate the one that is set. A
 told and left. Other work on the machine should rest meanwhile.
 
     python -m benchmarks.hosts [--networks mlp,transformer] [--links free,1gbit] [--cases PATTERN]
-                               [--steps 20] [--seconds 4] [--realtime] [--write NAME] [--smoke]
+                               [--steps 20] [--seconds 4] [--realtime] [--write NAME] [--add] [--smoke]
 
-Needs root, ip, tc and taskset. Only the whole table is written, and what is given a name.
+Needs root, ip, tc and taskset. Only the whole table is written, and what is given a name; --add puts
+what was measured in the place of the same cases, or after the others, of the table that stands there.
 
 Fifteen minutes on 2 cores. Last result: benchmarks/results/hosts.json and .png, in docs/which-method.md.
 """
@@ -21,6 +22,7 @@ Fifteen minutes on 2 cores. Last result: benchmarks/results/hosts.json and .png,
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import signal
 from collections.abc import Iterator, Mapping
@@ -65,15 +67,32 @@ def main() -> None:
             for row in of_network(link, network, machines, given):
                 rows.append(row)
                 print(shown(row), flush=True)
+    name = given.write or "hosts"
+    content = {"titles": TITLES, "machines": {k: asdict(m) for k, m in machines.items()}}
+    if given.add:
+        table = json.loads((record.RESULTS / f"{name}.json").read_text())
+        rows, content = among(table, rows, content)
     agreement = agreements(rows, given.links)
-    for name, found in agreement.items():
-        print(name, "  ".join(f"{k} {a:.2f}" for k, a in found.items() if a is not None))
-    if given.write or given.whole:
-        content = {"titles": TITLES, "machines": {k: asdict(m) for k, m in machines.items()}}
+    for of, found in agreement.items():
+        print(of, "  ".join(f"{k} {a:.2f}" for k, a in found.items() if a is not None))
+    if given.write or given.whole or given.add:
         content |= {"rows": rows, "predicted": agreement}
-        print(record.write(given.write or "hosts", "benchmarks.hosts", content))
-    if given.whole:
+        print(record.write(name, "benchmarks.hosts", content))
+    if name == "hosts" and (given.whole or given.add):
         figures.draw("hosts")
+
+
+def among(
+    table: dict[str, Any], rows: list[Row], content: dict[str, Any]
+) -> tuple[list[Row], dict[str, Any]]:
+    """The rows of a table with these in it; its content, and what of it was measured apart, how."""
+    key = lambda row: (row["network"], row["case"], row["link"])
+    new = {key(row): row for row in rows}
+    kept = [new.pop(key(row), row) for row in table["rows"]]
+    about = {k: table[k] for k in ("command", "date", "commit", "machines")}
+    cases = sorted({(row["network"], row["case"]) for row in rows})
+    apart = [*(table.get("apart") or [{"cases": "all others"} | about]), {"cases": cases}]
+    return [*kept, *new.values()], content | {"apart": apart}
 
 
 def _arguments() -> argparse.Namespace:
@@ -88,6 +107,7 @@ def _arguments() -> argparse.Namespace:
     add("--steps", type=int, default=20, help="most steps that are measured")
     add("--seconds", type=float, default=4.0, help="about the most that one measurement takes")
     add("--write", help="the name of a result file of these cases alone")
+    add("--add", action="store_true", help="to the table that stands there")
     add("--realtime", action="store_true", help="keep other work off the hosts' cores (chrt -f 10)")
     given = parse.parse_args()
     whole = ("smoke", "networks", "links", "cases")

@@ -127,3 +127,20 @@ def test_hosts_run_small_and_what_crosses_is_what_the_formula_says(monkeypatch, 
     assert "measured" in lines[1]
     assert lines[2].startswith("smoke, 100mbit spearman")
     assert my_namespaces() == []
+
+
+def test_what_is_measured_again_takes_the_place_of_the_same_case():
+    row = lambda case, link, step: {"network": "a", "case": case, "link": link, "step": step}
+    table = {"rows": [row("x", "free", 1), row("y", "free", 2)], "command": "c", "date": "d"}
+    table |= {"commit": "e", "machines": {}}
+    again = [row("x", "free", 3), row("x", "1gbit", 4)]
+    rows, content = hosts.among(table, again, {"titles": {}})
+    assert [r["step"] for r in rows] == [3, 2, 4]
+    first, second = content["apart"]
+    assert (first["cases"], first["commit"], second) == ("all others", "e", {"cases": [("a", "x")]})
+    _, content = hosts.among(table | content, again[1:], {})
+    assert [part["cases"] for part in content["apart"]] == [
+        "all others",
+        [("a", "x")],
+        [("a", "x")],
+    ]
