@@ -47,6 +47,7 @@ for _network, _against in (
     ("mlp", PLAIN),
     ("transformer", PLAIN),
     ("language", PLAIN),
+    ("classifier", PLAIN),
     ("layers", "one host, pdADMM"),
 ):
     draws(f"hosts_{_network}", "hosts")(

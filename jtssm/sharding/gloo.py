@@ -1,7 +1,7 @@
 """Sums between processes on CPUs, which meet by gloo: few messages, and both ways at once.
 
 Measured on two pinned cores, one process each (`benchmarks.gloo_messages`; `jtssm.sharding.receiving`
-keeps gloo's thread from taking them): a message takes 0.1 ms beside its bytes, and what two devices tell
+keeps gloo's thread from taking them): a message takes 0.15 ms beside its bytes, and what two devices tell
 each other by permutes or an all-to-all goes one way after the other, twice the time on a link of 1 Gbit/s
 or less. So there
 
