@@ -4,8 +4,8 @@ gloo reads a message when the computation asks for it. What comes before that wa
 gloo's thread, which asks the kernel again and again whether there is anything, does nothing else: the
 sooner the neighbour has told something, the more of a core it takes. Linux moreover lets a thread that
 wakes up often run before one that computes, and takes the core from it at the next tick alone, so that
-each all-reduce lasts as long as a tick: 3 to 4 ms. As a thread that works in batches (SCHED_BATCH) it has the
-same share of the core, but waits for its turn. Two processes of one core each, a free link
+each all-reduce lasts as long as a tick: 3 to 4 ms. As a thread that works in batches (SCHED_BATCH) it has
+the same share of the core, but waits for its turn. Two processes of one core each, a free link
 (`benchmarks.gloo_messages`): an all-reduce of 32 bytes 3.5 -> 0.15 ms, of 0.5 MB 3.5 -> 0.3 ms.
 """
 
