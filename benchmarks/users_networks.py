@@ -9,7 +9,7 @@ NAdam, M = 10 or 20 microbatches, all else by default. Every line has the same b
 chosen out of the same three on the held-out last 5 000 training images, with a seed apart from the
 reported ones. Then three seeds, five of n = 4: does one collapse? Accuracies are those of the user's own
 modules, without jtssm; test images are read once a run. --epochs 32 --rates 8e-3: 1 600 steps at one rate
-for all, whose result has its own file.
+for all and three seeds, whose result has its own file.
 
     JTSSM_DATA=FOLDER python -m benchmarks.users_networks --workers 2 [--only PATTERN] [--smoke]
                              [--epochs 8] [--rates 4e-3 8e-3 1.6e-2]
@@ -17,7 +17,8 @@ for all, whose result has its own file.
 PATTERN: of the lines to run, e.g. "transformer, (adam|nadam, n = [14])".
 
 About an hour on 2 cores. Finished runs are kept in --runs, so an interrupted benchmark goes on where it
-was. Last result: benchmarks/results/users_networks.json, in the README; of 1 600 steps there is none yet.
+was. Last result: benchmarks/results/users_networks.json, in the README; of 1 600 steps
+users_networks_long.json, in docs/how-to/own-network.md.
 """
 
 from __future__ import annotations
@@ -204,7 +205,8 @@ def main() -> None:
         every = lambda wanted: runs.all(
             train, {run: (run, given.epochs, given.smoke) for run in wanted}
         )
-        of = lambda line: (*given.seeds, *(MORE_SEEDS if line.subnets == FINEST else ()))
+        more = MORE_SEEDS if given.epochs == EPOCHS else ()  # not of the long runs
+        of = lambda line: (*given.seeds, *(more if line.subnets == FINEST else ()))
         found = chosen(every, lines, given.rates, of, TUNING_SEED, "valid_accuracy", max)
     report = {}
     for name, line in ((str(line), found[line]) for line in lines):
@@ -219,7 +221,7 @@ def main() -> None:
         tests = report[name]["test_accuracy"]
         print(f"{name}  rate {line.rate:g}  test {np.mean(tests):.4f} of {tests}")
     if not given.smoke:
-        content = {"seeds": given.seeds, "more_seeds_of_the_finest": MORE_SEEDS}
+        content = {"seeds": given.seeds, "more_seeds_of_the_finest": more}
         content |= {"tuning_seed": TUNING_SEED, "epochs": given.epochs, "results": report}
         name = "users_networks" if given.epochs == EPOCHS else "users_networks_long"
         print(record.write(name, "benchmarks.users_networks", content))

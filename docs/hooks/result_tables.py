@@ -419,6 +419,23 @@ def pdadmm_graph(found: dict) -> str:
     return markdown(("trained by", "bytes, share of float32", "test accuracy"), rows)
 
 
+@draws("pdadmm_training", "pdadmm_training")
+def pdadmm_training(found: dict) -> str:
+    """Ways to go through all samples."""
+    rows = [
+        (
+            a["line"],
+            f"{a['samples']:,}",
+            f"{a['setting']:g}",
+            f"{mean(a['train']):.4f}",
+            seeds_of(a["test"]),
+        )
+        for a in found["results"].values()
+    ]
+    head = ("line", "images", "damping or rate", "training accuracy", "test accuracy")
+    return markdown(head, rows)
+
+
 @draws("pdadmm_speed", "pdadmm_speed")
 def pdadmm_speed(found: dict) -> str:
     """What an iteration costs."""
