@@ -62,7 +62,7 @@ def place(
     Where "subnet" does not divide the number of pieces n, every device has ceil(n / subnet) slots, the
     last of which stay empty: a step takes as long, and a device holds as much, as with full slots.
 
-    Where CPUs of several processes meet, gloo's thread is made to wait for its turn (SCHED_BATCH on Linux).
+    Where CPUs of several processes meet, gloo's thread is made to wait for its turn (Linux: SCHED_BATCH).
 
     Examples:
       >>> import jax, jtssm, optax
