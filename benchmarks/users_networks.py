@@ -9,7 +9,7 @@ NAdam, M = 10 or 20 microbatches, all else by default. Every line has the same b
 chosen out of the same three on the held-out last 5 000 training images, with a seed apart from the
 reported ones. Then three seeds, five of n = 4: does one collapse? Accuracies are those of the user's own
 modules, without jtssm; test images are read once a run. --epochs 32 --rates 8e-3: 1 600 steps at one rate
-for all and three seeds, whose result has its own file.
+for all, whose result has its own file.
 
     JTSSM_DATA=FOLDER python -m benchmarks.users_networks --workers 2 [--only PATTERN] [--smoke]
                              [--epochs 8] [--rates 4e-3 8e-3 1.6e-2]
@@ -205,8 +205,7 @@ def main() -> None:
         every = lambda wanted: runs.all(
             train, {run: (run, given.epochs, given.smoke) for run in wanted}
         )
-        more = MORE_SEEDS if given.epochs == EPOCHS else ()  # not of the long runs
-        of = lambda line: (*given.seeds, *(more if line.subnets == FINEST else ()))
+        of = lambda line: (*given.seeds, *(MORE_SEEDS if line.subnets == FINEST else ()))
         found = chosen(every, lines, given.rates, of, TUNING_SEED, "valid_accuracy", max)
     report = {}
     for name, line in ((str(line), found[line]) for line in lines):
@@ -221,7 +220,7 @@ def main() -> None:
         tests = report[name]["test_accuracy"]
         print(f"{name}  rate {line.rate:g}  test {np.mean(tests):.4f} of {tests}")
     if not given.smoke:
-        content = {"seeds": given.seeds, "more_seeds_of_the_finest": more}
+        content = {"seeds": given.seeds, "more_seeds_of_the_finest": MORE_SEEDS}
         content |= {"tuning_seed": TUNING_SEED, "epochs": given.epochs, "results": report}
         name = "users_networks" if given.epochs == EPOCHS else "users_networks_long"
         print(record.write(name, "benchmarks.users_networks", content))

@@ -688,6 +688,7 @@ def memory_held(found: dict) -> str:
     return markdown(head, rows)
 
 
+@draws("users_networks_long", "users_networks_long")
 @draws("users_networks", "users_networks")
 def users_networks(found: dict) -> str:
     """flax networks end to end, and cut at every n."""
