@@ -11,23 +11,22 @@ not (the gap p - q takes up the rest); so a visit starts with the variables that
                  training loss no larger (the safeguard)
     blocks       12 passes, 5 iterations to 1 100 images after the other, the damping larger by a quarter
                  after each pass
-    grown        ten passes of blocks, then nine hidden layers (identities, `layerwise.grow`) and one
-                 more, of 19 times the products
 
 Beside them Adam, 100 epochs of full batches as in the paper, and 12 passes in the same blocks, 5 steps to
 each. rho = 300, nu = 0.03. Every line has one setting of three, pdADMM its damping, Adam its rate, the
-best on the last 5 000 training images with a seed apart from the reported ones; with it some of them then
-train on all 55 000. Test images are read once a run.
+best on the last 5 000 training images with a seed apart from the reported ones. Test images are read once
+a run.
 
     JTSSM_DATA=FOLDER python -m benchmarks.pdadmm_training --workers 2 [--only PATTERN] [--smoke]
 
-A quarter of an hour on 2 cores. Finished runs are kept in --runs. Last result:
+Five minutes on 2 cores. Finished runs are kept in --runs. Last result:
 benchmarks/results/pdadmm_training.json, in docs/methods/pdadmm.md.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -37,14 +36,14 @@ import optax
 
 import jtssm
 from benchmarks import record
-from benchmarks.running import Runs, arguments, chosen
+from benchmarks.running import Reported, Runs, arguments, chosen
 from benchmarks.users_networks import SEEDS, TUNING_SEED
 from jtssm import data, losses, solvers
 from jtssm.arrays import Array, Tree
 from jtssm.solvers import layerwise
 
-WIDTH, LAYERS, RHO, NU = 500, 9, 300.0, 0.03
-SETTINGS = {"pdADMM": (1.0, 3.0, 10.0), "Adam": (1e-3, 3e-3, 1e-2)}  # damping; rate
+WIDTH, TRAINED, RHO, NU = 500, 10_000, 300.0, 0.03
+SETTINGS = {"pdADMM": (0.1, 1.0, 3.0), "Adam": (1e-3, 3e-3, 1e-2)}  # damping; rate
 
 
 class Line(NamedTuple):
@@ -56,7 +55,6 @@ class Line(NamedTuple):
     growth: float = 1.0  # of the damping, after a pass
     nu_growth: float = 1.0  # of nu, after an iteration
     momentum: float = 0.0
-    deep: int = 0  # passes of the deep network, after the others
 
 
 BLOCK = 1100
@@ -66,13 +64,9 @@ LINES = {
     "pdADMM, renewed": Line(12),
     "pdADMM, momentum": Line(12, momentum=0.5),
     "pdADMM, blocks": Line(12, block=BLOCK, growth=1.25),
-    "pdADMM, grown": Line(10, block=BLOCK, growth=1.25, deep=1),
     "Adam, full batches": Line(100, 1),
     "Adam, blocks": Line(12, block=BLOCK),
 }
-
-FEW, ALL = 10_000, 55_000
-ON_ALL = ("pdADMM, blocks", "Adam, full batches")
 
 
 def visited(method: jtssm.Method, line: Line) -> Any:
@@ -107,10 +101,10 @@ def went_on(net: jtssm.nn.Network, momentum: float) -> Any:
     return further
 
 
-def order(line: Line, num: int, passes: int, seed: int) -> Any:
+def order(line: Line, num: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
     """(pass, samples of a visit) one after the other."""
     rng, block = np.random.default_rng(seed), line.block or num
-    for i in range(passes):
+    for i in range(line.visits):
         rows = rng.permutation(num)
         for start in range(0, num - block + 1, block):
             yield i, rows[start : start + block]
@@ -118,26 +112,16 @@ def order(line: Line, num: int, passes: int, seed: int) -> Any:
 
 def layered(line: Line, damping: float, split: data.Split, seed: int) -> tuple[Any, Tree]:
     """pdADMM's network and weights."""
-    ways: dict[str, Any] = {"rho": RHO, "nu": NU, "damping": damping}
-    widths = lambda depth: [split.x.shape[1], *[WIDTH] * depth, 10]
-    method = solvers.pdadmm(jtssm.mlp(widths(1)), **ways)
-    size, now = line.block or len(split.x), damping
-    state = method.init(jax.random.key(seed), split.x[:size], split.y[:size])
-    params = method.params(state)
-    for depth, passes in ((1, line.visits), (LAYERS, line.deep)):
-        if depth > 1 and passes:
-            state = method.init(jax.random.key(seed), split.x[:size], split.y[:size], params)
-            method, state = layerwise.grow(method, state, jtssm.mlp(widths(depth)))
-            params = method.params(state)
-        visit, further = visited(method, line), went_on(method.network, line.momentum)
-        before = -1
-        for i, rows in order(line, len(split.x), passes, seed):
-            now *= line.growth if i > before >= 0 else 1.0
-            x, y = split.x[rows], split.y[rows]
-            after = visit(params, jnp.asarray(now, jnp.float32), x, y)
-            params = further(params, after, x, y) if line.momentum else after
-            before = i
-    return method.network, params
+    net = jtssm.mlp([split.x.shape[1], WIDTH, 10])
+    method = solvers.pdadmm(net, rho=RHO, nu=NU, damping=damping)
+    size = line.block or len(split.x)
+    params = method.params(method.init(jax.random.key(seed), split.x[:size], split.y[:size]))
+    visit, further = visited(method, line), went_on(net, line.momentum)
+    for i, rows in order(line, len(split.x), seed):
+        x, y = split.x[rows], split.y[rows]
+        after = visit(params, jnp.asarray(damping * line.growth**i, jnp.float32), x, y)
+        params = further(params, after, x, y) if line.momentum else after
+    return net, params
 
 
 def adam(line: Line, rate: float, split: data.Split, seed: int) -> tuple[Any, Tree]:
@@ -149,7 +133,7 @@ def adam(line: Line, rate: float, split: data.Split, seed: int) -> tuple[Any, Tr
     method = solvers.sgd(net, optimizer=descent, batch_size=size)
     state = method.init(jax.random.key(seed), split.x, split.y)
     step = jax.jit(method.step, donate_argnums=0)
-    for _, rows in order(line, len(split.x), line.visits, seed):
+    for _, rows in order(line, len(split.x), seed):
         x, y = split.x[rows], split.y[rows]
         for _ in range(line.iterations):
             state, _ = step(state, x, y)
@@ -159,14 +143,14 @@ def adam(line: Line, rate: float, split: data.Split, seed: int) -> tuple[Any, Tr
 def train(run: tuple, smoke: bool) -> dict[str, Any]:
     """Train once; accuracies of the composed network.
 
-    run: (line, training images, damping or rate, seed, whether test images are read).
+    run: (line, damping or rate, seed, whether test images are read).
     """
-    name, samples, setting, seed, read_test = run
+    name, setting, seed, read_test = run
     splits = data.load("digits" if smoke else "mnist", flat=True, **({} if smoke else {"size": 14}))
     line = LINES[name]
     if smoke:
         line = line._replace(visits=min(line.visits, 2), block=line.block and 200, iterations=2)
-    split = data.Split(*(a[:samples] for a in splits.train))
+    split = data.Split(*(a[:TRAINED] for a in splits.train))
     net, params = (adam if name.startswith("Adam") else layered)(line, setting, split, seed)
     scores = jax.jit(net.apply)
     right = lambda split: float((scores(params, split.x).argmax(axis=1) == split.y).mean())
@@ -188,31 +172,25 @@ def main() -> None:
     with Runs(given.runs, given.workers, lambda seen: True, _shown) as runs:
         every = lambda wanted: runs.all(train, {run: (run, given.smoke) for run in wanted})
         for kind, settings in SETTINGS.items():
-            its = [(name, FEW) for name in lines if name.startswith(kind)]
+            its = [(name,) for name in lines if name.startswith(kind)]
             few = settings[:1] if given.smoke else settings
             found = chosen(every, its, few, seeds, TUNING_SEED, "valid", max)
-            for (name, _), each in found.items():
-                more = {"valid_by_setting": each.by_rate}
-                report[name] = shown(name, FEW, each.rate, each.runs) | more
-        for name in (name for name in ON_ALL if name in lines and not given.smoke):
-            setting = report[name]["setting"]
-            again = every([(name, ALL, setting, seed, True) for seed in seeds])
-            report[f"{name}, {ALL}"] = shown(name, ALL, setting, list(again.values()))
+            report |= {name: reported(name, each) for (name,), each in found.items()}
     if not given.smoke and not given.only:
         content = {"seeds": list(seeds), "tuning_seed": TUNING_SEED, "results": report}
         print(record.write("pdadmm_training", "benchmarks.pdadmm_training", content))
 
 
-def shown(name: str, samples: int, setting: float, runs: list[dict]) -> dict[str, Any]:
+def reported(name: str, line: Reported) -> dict[str, Any]:
     """What the table says of a line, printed too."""
-    found = {k: [run[k] for run in runs] for k in ("train", "valid", "test")}
-    print(f"{name:20} {samples} images  {setting:g}  test {np.mean(found['test']):.4f}")
-    return found | {"line": name, "samples": samples, "setting": setting}
+    found = {k: [run[k] for run in line.runs] for k in ("train", "valid", "test")}
+    print(f"{name:20} {line.rate:g}  test {np.mean(found['test']):.4f}")
+    return found | {"setting": line.rate, "valid_by_setting": line.by_rate}
 
 
 def _shown(seen: dict) -> str:
-    line, samples, setting, seed, _ = seen["run"]
-    return f"{line}, {samples} images, {setting:g}, seed {seed}  held-out {seen['valid']:.4f}"
+    line, setting, seed, _ = seen["run"]
+    return f"{line}, {setting:g}, seed {seed}  held-out {seen['valid']:.4f}"
 
 
 if __name__ == "__main__":

@@ -326,12 +326,12 @@ def test_ways_to_train_pdadmm_run_small(monkeypatch, capsys):
 
 def test_visits_take_every_sample_once_a_pass():
     line = pdadmm_training.Line(visits=2, block=4)
-    found = list(pdadmm_training.order(line, 10, line.visits, 0))
+    found = list(pdadmm_training.order(line, 10, 0))
     assert [i for i, _ in found] == [0, 0, 1, 1]  # what fills no block is left out
     for i in range(2):
         rows = np.concatenate([rows for at, rows in found if at == i])
         assert len(set(rows.tolist())) == 8
-    ((_, whole),) = pdadmm_training.order(line._replace(block=None), 10, 1, 0)
+    ((_, whole),) = pdadmm_training.order(pdadmm_training.Line(), 10, 0)
     assert sorted(whole) == list(range(10))
 
 

@@ -423,17 +423,10 @@ def pdadmm_graph(found: dict) -> str:
 def pdadmm_training(found: dict) -> str:
     """Ways to go through all samples."""
     rows = [
-        (
-            a["line"],
-            f"{a['samples']:,}",
-            f"{a['setting']:g}",
-            f"{mean(a['train']):.4f}",
-            seeds_of(a["test"]),
-        )
-        for a in found["results"].values()
+        (name, f"{a['setting']:g}", accuracy(mean(a["train"])), seeds_of(a["test"]))
+        for name, a in found["results"].items()
     ]
-    head = ("line", "images", "damping or rate", "training accuracy", "test accuracy")
-    return markdown(head, rows)
+    return markdown(("", "damping or rate", "training accuracy", "test accuracy"), rows)
 
 
 @draws("pdadmm_speed", "pdadmm_speed")
