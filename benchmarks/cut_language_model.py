@@ -27,7 +27,13 @@ import numpy as np
 import jtssm
 from benchmarks import record
 from benchmarks.running import Runs, arguments, chosen
-from benchmarks.users_networks import MORE_SEEDS, SEEDS, TUNING_SEED, optimizer
+from benchmarks.users_networks import (
+    MORE_SEEDS,
+    SEEDS,
+    TUNING_SEED,
+    more_of_the_finest,
+    optimizer,
+)
 from examples import language_model
 from jtssm import nn, solvers
 
@@ -96,8 +102,8 @@ def main() -> None:
     lines = [line for line in given.lines if re.search(given.only, str(line))]
     with Runs(given.runs, given.workers, lambda seen: True, _shown) as runs:
         every = lambda wanted: runs.all(train, {run: (run, given.smoke) for run in wanted})
-        of = lambda line: (*given.seeds, *(MORE_SEEDS if line.subnets == FINEST else ()))
-        found = chosen(every, lines, given.rates, of, TUNING_SEED, "valid_bits", min)
+        seeds = more_of_the_finest(given.seeds, FINEST)
+        found = chosen(every, lines, given.rates, seeds, TUNING_SEED, "valid_bits", min)
     report = {}
     for name, line in ((str(line), found[line]) for line in lines):
         report[name] = {

@@ -7,7 +7,7 @@ it is, which `jtssm.sharding.receiving` has wait for its turn.
 
     python -m benchmarks.gloo_messages [--links free,1gbit,100mbit] [--bytes 32,65536,524288] [--smoke]
 
-Needs root, ip, tc and taskset. Three minutes on 2 cores, which should be idle. Last result:
+Needs root, ip, tc and taskset. Two minutes on 2 cores, which should be idle. Last result:
 benchmarks/results/gloo_messages.json.
 """
 

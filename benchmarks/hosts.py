@@ -16,7 +16,8 @@ told and left. Other work on the machine should rest meanwhile.
 Needs root, ip, tc and taskset. Only the whole table is written, and what is given a name; --add puts
 what was measured in the place of the same cases, or after the others, of the table that stands there.
 
-Fifteen minutes on 2 cores. Last result: benchmarks/results/hosts.json and .png, in docs/which-method.md.
+Twenty-five minutes on 2 cores. Last result: benchmarks/results/hosts.json and .png, in
+docs/which-method.md.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def main() -> None:
     if given.add:
         table = json.loads((record.RESULTS / f"{name}.json").read_text())
         rows, content = among(table, rows, content)
-    agreement = agreements(rows, given.links)
+    agreement = agreements(rows, list(RATES) if given.add else given.links)
     for of, found in agreement.items():
         print(of, "  ".join(f"{k} {a:.2f}" for k, a in found.items() if a is not None))
     if given.write or given.whole or given.add:
@@ -89,10 +90,10 @@ def among(
     key = lambda row: (row["network"], row["case"], row["link"])
     new = {key(row): row for row in rows}
     kept = [new.pop(key(row), row) for row in table["rows"]]
-    about = {k: table[k] for k in ("command", "date", "commit", "machines")}
+    *before, last = table.get("apart", [{"cases": "all others"}])
+    last = last | {k: table[k] for k in ("command", "date", "commit", "machines")}
     cases = sorted({(row["network"], row["case"]) for row in rows})
-    apart = [*(table.get("apart") or [{"cases": "all others"} | about]), {"cases": cases}]
-    return [*kept, *new.values()], content | {"apart": apart}
+    return [*kept, *new.values()], content | {"apart": [*before, last, {"cases": cases}]}
 
 
 def _arguments() -> argparse.Namespace:

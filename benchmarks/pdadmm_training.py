@@ -1,8 +1,8 @@
 """Does pdADMM train better when its variables are renewed, in blocks of samples, with momentum?
 
 MNIST 14 x 14, a perceptron of one hidden layer of 500, the first 10 000 training images, as many products
-as 60 iterations take. In long runs p of the last layer meets all labels while the composed network does
-not (the gap p - q takes up the rest); so a visit starts with the variables that a forward pass gives:
+as 60 iterations take. In long runs the last layer's variables meet all labels while the composed network
+does not; so a visit starts with the variables that a forward pass gives:
 
     as it is     one visit of 60 iterations to all images
     nu grows     the same, nu and u larger by 5 % after each iteration

@@ -14,7 +14,7 @@ numbers of plain training. The seconds of a step are those measured on the hosts
 
 PATTERN: of the lines to train, e.g. "classifier"; what is known of the others is kept.
 
-Forty minutes on 2 cores. Finished runs are kept in --runs. Last result:
+Fifty minutes on 2 cores. Finished runs are kept in --runs. Last result:
 benchmarks/results/time_to_accuracy.json, in docs/which-method.md.
 """
 
@@ -177,16 +177,23 @@ def line_of(each: Reported, goal: float) -> dict[str, Any]:
 
 
 def learnt(found: Mapping[tuple, Reported], before: Mapping[str, Any]) -> dict[str, Any]:
-    """Of every network its goal and its lines; before: what was known, in the same form."""
+    """Of every network its goal and its lines; before: what was known, in the same form.
+
+    What was counted to another goal is left out.
+    """
     report = {}
     for network, task in TASKS.items():
         old = before.get(network, {"results": {}})
         mine = {case: each for (of, case), each in found.items() if of == network}
-        goal = goal_of(mine[PLAIN].runs) if PLAIN in mine else old.get("goal")
-        lines = old["results"] | {case: line_of(each, goal) for case, each in mine.items()}
+        if not mine and not old["results"]:
+            continue
+        if PLAIN not in mine and "goal" not in old:
+            raise ValueError(f"--only: expected {PLAIN!r} among the lines of {network}; got none")
+        goal = goal_of(mine[PLAIN].runs) if PLAIN in mine else old["goal"]
+        kept = old["results"] if goal == old.get("goal") else {}
+        lines = kept | {case: line_of(each, goal) for case, each in mine.items()}
         lines |= {case: lines[same] for case, same in SAME.items() if same in lines}
-        if lines:
-            report[network] = {"unit": task.unit, "goal": goal, "results": lines}
+        report[network] = {"unit": task.unit, "goal": goal, "results": lines}
     return report
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,6 +186,11 @@ def train(run: tuple, epochs: int, smoke: bool) -> dict[str, Any]:
     return seen | ({"test_accuracy": accuracy(modules, splits.test)} if read_test else {})
 
 
+def more_of_the_finest(seeds: Sequence[int], finest: int) -> Callable[[Any], tuple[int, ...]]:
+    """A line -> its seeds: those, and where its n is the finest `MORE_SEEDS`."""
+    return lambda line: (*seeds, *(MORE_SEEDS if line.subnets == finest else ()))
+
+
 def accuracy(modules: list[Any], split: Any) -> float:
     """Of the user's own modules."""
     for module in modules:
@@ -205,8 +211,8 @@ def main() -> None:
         every = lambda wanted: runs.all(
             train, {run: (run, given.epochs, given.smoke) for run in wanted}
         )
-        of = lambda line: (*given.seeds, *(MORE_SEEDS if line.subnets == FINEST else ()))
-        found = chosen(every, lines, given.rates, of, TUNING_SEED, "valid_accuracy", max)
+        seeds = more_of_the_finest(given.seeds, FINEST)
+        found = chosen(every, lines, given.rates, seeds, TUNING_SEED, "valid_accuracy", max)
     report = {}
     for name, line in ((str(line), found[line]) for line in lines):
         report[name] = {

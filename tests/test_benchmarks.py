@@ -432,15 +432,20 @@ def test_devices_of_pdadmm_are_modelled_in_small(monkeypatch, capsys):
 
 def test_lines_that_are_not_trained_again_are_kept():
     runs = [{"curve": [(80, 0.5), (100, 0.25)], "held_out": 0.25}]
-    again = {("classifier", PLAIN): Reported(1e-3, {"0.001": 0.25}, runs)}
-    kept = {"results": {"local SGD, R = 20": {"samples": [90]}}, "goal": 0.75}
-    before = {"language": kept, "classifier": kept}
-    found = time_to_accuracy.learnt(again, before)
+    line = Reported(1e-3, {"0.001": 0.25}, runs)
+    kept = lambda goal: {"results": {"local SGD, R = 20": {"samples": [90]}}, "goal": goal}
+    before = {"language": kept(0.75), "classifier": kept(0.5)}
+    found = time_to_accuracy.learnt({("classifier", PLAIN): line}, before)
     assert [found[network]["goal"] for network in time_to_accuracy.TASKS] == [0.75, 0.5]
     assert list(found["language"]["results"]) == ["local SGD, R = 20"]
     lines = found["classifier"]["results"]
     assert lines["local SGD, R = 20"] == {"samples": [90]}
     assert lines[PLAIN]["samples"] == lines["data parallel"]["samples"] == [80]
+    # counted to another goal
+    found = time_to_accuracy.learnt({("language", PLAIN): line}, before)
+    assert "local SGD, R = 20" not in found["language"]["results"]
+    with pytest.raises(ValueError, match="expected 'one host, SGD' among the lines of classifier"):
+        time_to_accuracy.learnt({("classifier", "local SGD, R = 20"): line}, {})
 
 
 def test_samples_to_a_goal_are_those_of_the_first_look_that_has_it():

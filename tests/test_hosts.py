@@ -138,9 +138,7 @@ def test_what_is_measured_again_takes_the_place_of_the_same_case():
     assert [r["step"] for r in rows] == [3, 2, 4]
     first, second = content["apart"]
     assert (first["cases"], first["commit"], second) == ("all others", "e", {"cases": [("a", "x")]})
-    _, content = hosts.among(table | content, again[1:], {})
-    assert [part["cases"] for part in content["apart"]] == [
-        "all others",
-        [("a", "x")],
-        [("a", "x")],
-    ]
+    _, content = hosts.among(table | content | {"commit": "f"}, again[1:], {})
+    first, second, third = content["apart"]
+    assert (first["commit"], second["commit"], second["cases"]) == ("e", "f", [("a", "x")])
+    assert third == {"cases": [("a", "x")]}

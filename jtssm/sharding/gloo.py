@@ -21,7 +21,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jtssm.arrays import Array, Tree
 from jtssm.nn.ops import varying
 
-JOINED = 2**18  # bytes below which an array goes with others: a copy takes less than a message
+JOINED = 2**18  # bytes below which an array goes with others: copies take less, by estimate
 LONGEST = 2**22  # bytes of a message of several arrays
 
 

@@ -77,7 +77,9 @@ def test_messages_of_several_arrays_end_before_they_are_too_long(monkeypatch):
     assert messages(run, x) == {"psum": 2}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8", "bool", "int32", "float64"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bfloat16", "uint8", "uint16", "bool", "int32", "float64"]
+)
 def test_two_devices_tell_each_other_to_the_bit(dtype):
     mesh = sharding.make_mesh(2)
     run = jax.shard_map(

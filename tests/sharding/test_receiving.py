@@ -30,12 +30,16 @@ def waiting():
         time.sleep(0.01)
     own = threading.Thread(target=wait)
     own.start()
-    while len(found) < 2 or not all(_sleeps(thread) for thread in found):
+    end = time.monotonic() + 5
+    while not (told := len(found) == 2 and all(map(_sleeps, found))) and time.monotonic() < end:
         time.sleep(0.01)
-    yield found
+    if told:
+        yield found
     os.write(writing, b" ")
     own.join()
     os.close(writing)
+    if not told:
+        pytest.skip("the kernel does not tell what a thread waits for")
 
 
 def _sleeps(thread: int) -> bool:

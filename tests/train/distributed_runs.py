@@ -26,13 +26,13 @@ from jtssm import cli, losses, sharding, solvers
 from jtssm.data import synthetic
 from jtssm.nn import images, perceptrons
 from jtssm.nn.network import sequence
+from jtssm.sharding import receiving
 from jtssm.train import agreement
 from jtssm.train.journal import Journal
 from jtssm.train.lock import Lock
 
 DEVICES = 8
 LOST_AFTER = 10  # seconds
-TASKS = "/proc/self/task"
 X, Y = synthetic.separable(0, 96, 4, 3, np.float64)
 HELD_OUT = (X[:30], Y[:30])  # pc does not divide them
 NET = jtssm.mlp([4, 16, 3])
@@ -110,9 +110,11 @@ def numbers(result: Any) -> dict[str, Any]:
     }
 
 
-def in_batches() -> int:
-    """Threads of this process that wait for their turn."""
-    return sum(os.sched_getscheduler(int(t)) == os.SCHED_BATCH for t in os.listdir(TASKS))
+def in_batches() -> int | None:
+    """Threads that wait for messages and for their turn; None: none is seen."""
+    waiting = list(receiving._waiting()) if receiving._THREADS.exists() else []
+    policies = map(os.sched_getscheduler, waiting)
+    return sum(policy == os.SCHED_BATCH for policy in policies) if waiting else None
 
 
 def run_cases(which: Callable) -> dict[str, Any]:
@@ -451,7 +453,7 @@ PROGRAMS: dict[str, Callable[[Path], Any]] = {
         "of one": of_one_process(),
         "folder": folder_of_another(folder),
         "kept": kept(folder, 1, one_case),
-        "in batches": in_batches() if Path(TASKS).exists() else None,
+        "in batches": in_batches(),
     },
     "long": lambda folder: {
         "cases": run_cases(more_cases),
