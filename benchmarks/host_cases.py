@@ -63,6 +63,7 @@ EVERY: dict[str, Case] = {  # of all but pdADMM's
     "one host, gsADMM, n = 2": Case("gsadmm", WHOLE),
     "data parallel": Case("sgd", {}, (1, 1, 2)),
     "gsADMM, n = 2": Case("gsadmm", WHOLE, (2, 1, 1)),
+    "gsADMM, n = 2, 8 bits": Case("gsadmm", WHOLE | {"grid": 8}, (2, 1, 1)),
     "gsADMM, n = 2, cut by work": Case("gsadmm", WHOLE | {"balance": "work"}, (2, 1, 1)),
     "gsADMM, n = 2, cut by work, 8 bits": Case(
         "gsadmm", WHOLE | {"balance": "work", "grid": 8}, (2, 1, 1)
@@ -85,7 +86,7 @@ FINER["gsADMM, n = 2, predicted, M = 8, 8 bits"] = Case(
     "gsadmm", AHEAD | {"microbatches": 8, "grid": 8}, (2, 1, 1)
 )
 # of networks of tokens; all subnetworks have the same work where nothing runs forward twice
-TOKENS = {name: EVERY[name] for name in EVERY if name != "gsADMM, n = 2"} | FINER
+TOKENS = EVERY | FINER
 DENSE: dict[str, Case] = {  # of dense layers, which are split and dealt
     "grid, pr = 2": Case("sgd", {}, (1, 2, 1)),
     "IST, R = 20": Case("ist", {"subnets": 2, "local_steps": ROUND}, (2, 1, 1)),
@@ -136,6 +137,7 @@ def layered() -> dict[str, Case]:
     return {
         one: Case("pdadmm", optimizer=None, against=one),
         "pdADMM": Case("pdadmm", {}, (2, 1, 1), None, one),
+        "pdADMM, 16 bits": Case("pdadmm", {"grid": 16}, (2, 1, 1), None, one),
         "pdADMM, 8 bits": Case("pdadmm", {"grid": 8}, (2, 1, 1), None, one),
     }
 

@@ -7,8 +7,9 @@ samples a second, times the seconds a sample of plain SGD on one host, whose ste
 after it, since machines change their pace; bytes that crossed the link (the
 kernel's count, headers and all, of the direction that has more) beside those of the formula; and the
 seconds that the planner predicts for a machine of these hosts: calibrated in one process, its latency
-measured by all-reduces of two processes, its link's rate the one that is set. A step that does not end is
-told and left. Other work on the machine should rest meanwhile.
+measured by all-reduces of two processes, its link's rate the one that is set; and for that machine fitted
+to the network (`jtssm.sharding.fitted`), as slow as its steps on one host were. A step that does not end
+is told and left. Other work on the machine should rest meanwhile.
 
     python -m benchmarks.hosts [--networks mlp,transformer] [--links free,1gbit] [--cases PATTERN]
                                [--steps 20] [--seconds 4] [--realtime] [--write NAME] [--add] [--smoke]
@@ -73,11 +74,15 @@ def main() -> None:
     if given.add:
         table = json.loads((record.RESULTS / f"{name}.json").read_text())
         rows, content = among(table, rows, content)
-    agreement = agreements(rows, list(RATES) if given.add else given.links)
-    for of, found in agreement.items():
-        print(of, "  ".join(f"{k} {a:.2f}" for k, a in found.items() if a is not None))
+    rows = [fitted(row, rows, machines) for row in rows]
+    links = list(RATES) if given.add else given.links
+    agreement = {key: agreements(rows, links, f"{key}_seconds") for key in ("predicted", "fitted")}
+    for key, each in agreement.items():
+        for of, found in each.items():
+            told = "  ".join(f"{k} {a:.2f}" for k, a in found.items() if a is not None)
+            print(f"{of}, {key}: {told}")
     if given.write or given.whole or given.add:
-        content |= {"rows": rows, "predicted": agreement}
+        content |= {"rows": rows} | agreement
         print(record.write(name, "benchmarks.hosts", content))
     if name == "hosts" and (given.whole or given.add):
         figures.draw("hosts")
@@ -231,6 +236,27 @@ def expected(
     return {"bytes_by_formula": sent, "predicted_seconds": found.total}
 
 
+def fitted(row: Row, rows: list[Row], machines: Mapping[str, sharding.Machine]) -> Row:
+    """The row with the seconds that are predicted for a machine that is fitted to its network.
+
+    rows: those of the network on one host are among them.
+    """
+    network = row["network"]
+    trained = (NETWORKS | SMOKE)[network]
+    mine = lambda a: a["network"] == network and a["case"] == a["against"]
+    plain = next((a for a in rows if mine(a) and "error" not in a), None)
+    if plain is None or not row.get("predicted_seconds"):
+        return row
+    resident = lambda method: trained.batch if method.resident else None
+    own, method = trained.method(plain["case"]), trained.method(row["case"])
+    machine = machines.get(row["link"]) or next(iter(machines.values()))
+    measured = plain["step_seconds"]["median"]
+    machine = sharding.fitted(machine, own, measured, samples=resident(own))
+    mesh = AbstractMesh(trained.cases[row["case"]].mesh or (1, 1, 1), sharding.AXES)
+    found = expected(method, machine, mesh, resident(method))
+    return row | {"fitted_seconds": found["predicted_seconds"]}
+
+
 def timed(
     link: namespaces.Link, hosts: Hosts, predicted: float | None, given: argparse.Namespace
 ) -> Row:
@@ -250,9 +276,9 @@ def timed(
     }
 
 
-def seconds_a_sample(row: Row, key: str = "measured") -> float:
-    """The median that was "measured", or what was "predicted"."""
-    step = row["step_seconds"]["median"] if key == "measured" else row["predicted_seconds"]
+def seconds_a_sample(row: Row, key: str = "step_seconds") -> float:
+    """The median that was measured, or what was predicted."""
+    step = row[key]["median"] if key == "step_seconds" else row[key]
     return step / row["samples"]
 
 
@@ -273,15 +299,18 @@ def compared(row: Row, seconds: list[float], samples: int) -> Row:
     return {"ratio": ratio, "against_seconds": record.spread(seconds)}
 
 
-def agreements(rows: list[Row], links: list[str]) -> dict[str, dict[str, float | None]]:
-    """How well predictions rank the cases of a network on a link, with what runs on one host."""
+def agreements(rows: list[Row], links: list[str], key: str) -> dict[str, dict[str, float | None]]:
+    """How well predictions rank the cases of a network on a link, with what runs on one host.
+
+    key: what of a row was predicted.
+    """
     found = {}
-    done = [row for row in rows if row.get("predicted_seconds") and "error" not in row]
+    done = [row for row in rows if row.get(key) and "error" not in row]
     for network in dict.fromkeys(row["network"] for row in done):
         for link in links:
             here = [a for a in done if a["network"] == network and a["link"] in (link, NO_LINK)]
             if len(here) > 1:
-                both = [[seconds_a_sample(a, k) for a in here] for k in ("predicted", "measured")]
+                both = [[seconds_a_sample(a, k) for a in here] for k in (key, "step_seconds")]
                 found[f"{network}, {link}"] = ranked(*both)
     return found
 

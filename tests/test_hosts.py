@@ -76,9 +76,27 @@ def test_rows_of_hosts_are_compared_and_predictions_ranked():
     lost = row | {"case": "grid", "link": "free", "error": "no answer"}
     found = hosts.compared(two, [0.5, 1.0, 5.0], 10)
     assert (found["ratio"], found["against_seconds"]["median"]) == (pytest.approx(3.0), 1.0)
-    (found,) = hosts.agreements([one, two, lost], ["free"]).values()
+    (found,) = hosts.agreements([one, two, lost], ["free"], "predicted_seconds").values()
     assert found["spearman"] == pytest.approx(-1)  # a sample: 0.2 and 0.15 predicted, 0.1 and 0.3
     assert (found["least_ratio"], found["largest_ratio"]) == (0.5, 2.0)
+
+
+def test_a_row_is_predicted_anew_by_a_machine_as_slow_as_its_networks_plain_steps():
+    machine = {"free": sharding.MACHINES["host"]}
+    plain = {"network": "layers", "case": "one host, pdADMM", "against": "one host, pdADMM"}
+    rows = [
+        plain | {"link": "none", "step_seconds": {"median": 3.0}, "predicted_seconds": 1.0},
+        plain | {"link": "free", "case": "pdADMM", "predicted_seconds": 1.0},
+        plain | {"link": "free", "case": "pdADMM", "error": "no answer"},
+    ]
+    one, two, lost = (hosts.fitted(row, rows, machine) for row in rows)
+    assert one["fitted_seconds"] == pytest.approx(3.0)
+    unfitted = [
+        expected("layers", name)["predicted_seconds"] for name in ("one host, pdADMM", "pdADMM")
+    ]
+    # messages are as fast as they were
+    assert 3.0 * unfitted[1] / unfitted[0] > two["fitted_seconds"] > 1.0
+    assert "fitted_seconds" not in lost
 
 
 def expected(network, name):

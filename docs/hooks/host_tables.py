@@ -96,18 +96,38 @@ def foreseen(row: Row) -> str:
 
 @draws("hosts_predicted", "hosts")
 def hosts_predicted(found: dict) -> str:
-    """How predictions rank the cases of a network."""
+    """How predictions rank the cases of a network, by the calibrated machine and by the fitted one."""
+
+    def cells(a: dict) -> tuple[str, ...]:
+        ratios = f"{a['least_ratio']:.2f} to {a['largest_ratio']:.2f}"
+        return ratios, agreement(a["spearman"]), f"{a['planned_to_fastest']:.2f}"
+
     rows = [
-        (
-            name,
-            f"{a['least_ratio']:.2f} to {a['largest_ratio']:.2f}",
-            agreement(a["spearman"]),
-            f"{a['planned_to_fastest']:.2f}",
-        )
-        for name, a in found["predicted"].items()
+        (name, *cells(a), *cells(found["fitted"][name])) for name, a in found["predicted"].items()
     ]
-    head = ("network, link", "measured / predicted", "rank agreement (Spearman)", "planned")
-    return markdown(head, rows)
+    head = ("measured / predicted", "rank agreement (Spearman)", "planned")
+    return markdown(("network, link", *head, *(f"fitted: {name}" for name in head)), rows)
+
+
+@draws("hosts_within", "hosts")
+def hosts_within(found: dict) -> str:
+    """How many cases and links of a network are within a factor of 1.5 of what is predicted."""
+    lines = []
+    for network in dict.fromkeys(r["network"] for r in found["rows"]):
+        here = [r for r in found["rows"] if r["network"] == network and r.get("fitted_seconds")]
+        counts = (
+            sum(within(r, key) for r in here) for key in ("predicted_seconds", "fitted_seconds")
+        )
+        lines.append((network, len(here), *counts))
+    return markdown(
+        ("network", "cases and links", "calibrated", "fitted to its plain steps"), lines
+    )
+
+
+def within(row: Row, key: str) -> bool:
+    """Whether measured and predicted seconds are within a factor of 1.5 of each other."""
+    ratio = row["step_seconds"]["median"] / row[key]
+    return 1 / 1.5 <= ratio <= 1.5
 
 
 def to_goal(own: dict) -> tuple[str, ...]:

@@ -108,6 +108,9 @@ def add_calibrate(commands: Commands, run: Command) -> None:
     measure = commands.add_parser("calibrate", help=told, description=told)
     measure.add_argument("file", type=path, help="of the machine, e.g. here.json")
     measure.add_argument("--devices", type=integer, help="virtual devices of a CPU; default: 1")
+    told = f"also run plain steps of a network, and fit the machine to them: {OWN_NET}, or its name"
+    measure.add_argument("--net", help=told)
+    measure.add_argument("--batch", type=integer, help="samples of such a step, with --net")
     measure.set_defaults(run=run)
 
 

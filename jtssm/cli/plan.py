@@ -21,11 +21,12 @@ from jtssm.cli import outside, tables
 from jtssm.cli.constructors import given, takes
 from jtssm.cli.results import drawn, figures, folder
 from jtssm.nn.network import Network
-from jtssm.planning import plan, sweeps
+from jtssm.planning import fitted_here, plan, sweeps
 from jtssm.planning.builders import LOCAL_STEPS, workers_argument
 from jtssm.planning.trials import Record
 from jtssm.protocol.optimizers import Told, optimizer
 from jtssm.sharding.cost.calibration import calibrate
+from jtssm.sharding.cost.machine_files import write_machine
 from jtssm.sharding.cost.messages import Sizes
 from jtssm.sharding.cost.planner import Proposal
 from jtssm.sharding.cost.refusals import distinct
@@ -179,7 +180,11 @@ def _network(arguments: argparse.Namespace) -> Network | str:
     """The network, or its name."""
     if arguments.widths is not None:
         return jtssm.mlp(arguments.widths)
-    return outside.network(arguments.net, {}) if ":" in arguments.net else arguments.net
+    return _named_network(arguments.net)
+
+
+def _named_network(name: str) -> Network | str:
+    return outside.network(name, {}) if ":" in name else name
 
 
 def _title(arguments: argparse.Namespace) -> str:
@@ -267,11 +272,16 @@ def _mega(record: Record, name: str) -> str:
 
 def run_calibrate(arguments: argparse.Namespace) -> int:
     """Measure the present devices and write a machine file."""
+    if (arguments.net is None) != (arguments.batch is None):
+        raise ValueError("--net, --batch: expected both, e.g. --net decoder --batch 64, or neither")
     with suppress(RuntimeError):
         if arguments.devices is not None:
             checks.count(**{"--devices": arguments.devices})
             jax.config.update("jax_num_cpu_devices", arguments.devices)
     found = calibrate(arguments.file)
+    if arguments.net is not None:
+        found = fitted_here(_named_network(arguments.net), arguments.batch, found)
+        write_machine(found, arguments.file)
     rows = [(name, str(value)) for name, value in asdict(found).items()]
     tables.show(f"Machine file {arguments.file}", ("field", "value"), rows)
     return 0

@@ -1,12 +1,15 @@
-"""Which mesh, before it is paid for: `plan` and `sweep`."""
+"""Which mesh, before it is paid for: `plan`, `sweep`, and a machine `fitted_here` to a network."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from jtssm import checks
 from jtssm.nn.network import Network
 from jtssm.planning.builders import Optimizers, as_network, builder
-from jtssm.sharding.cost import planner
+from jtssm.planning.trials import measured_here
+from jtssm.sharding.cost import fitting, planner
+from jtssm.sharding.cost.machine_files import find_machine
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.planner import Build, Plan
 
@@ -63,3 +66,36 @@ def plan(
         samples=samples,
         runners_up=runners_up,
     )
+
+
+def fitted_here(
+    net: Network | str,
+    batch: int,
+    machine: Machine | str,
+    *,
+    optimizer: Optimizers | None = None,
+) -> Machine:
+    """The machine as fast as plain steps of this network are on a device that is present.
+
+    Runs plain SGD's step on random samples, a dozen times; other work should rest meanwhile. What the
+    model does not count of this network (see `jtssm.sharding.cost.fitting`) is in its machine then.
+
+    Args:
+      net: a network, or the name of a published one.
+      batch: samples of a step, on that one device.
+      machine: a `Machine`, or as `plan` takes it, of devices like the one that is present.
+      optimizer: of the steps; None: Adam.
+
+    Raises:
+      ValueError: unknown names (with the nearest), bad numbers.
+
+    Examples:
+      >>> import jtssm
+      >>> from jtssm import planning
+      >>> net = jtssm.mlp([64, 128, 128, 10])
+      >>> machine = planning.fitted_here(net, 32, "host")
+      >>> plan = jtssm.plan(net, 3, 32, machine, method="gsadmm")
+    """
+    (batch,) = checks.count(batch=batch)
+    method = builder("sgd", optimizer=optimizer)(as_network(net), 1, batch)
+    return fitting.fitted(find_machine(machine), method, measured_here(method))

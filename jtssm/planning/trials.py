@@ -77,9 +77,18 @@ def measured(found: Proposal, mesh: Mesh, samples: int | None, repeats: int = 5)
     """Median seconds of a step on present devices, after one that compiles; random samples."""
     placed = place(found.method, mesh, forms=found.forms or "auto")
     flat, drawn = drawn_samples(found.method, samples)
-    state = placed.init(jax.random.key(0), *flat)
-    step, seconds = jax.jit(placed.step, donate_argnums=0), []
-    given = jax.device_put(drawn, batch_sharding(placed))
+    return _repeated(placed, flat, jax.device_put(drawn, batch_sharding(placed)), repeats)
+
+
+def measured_here(method: Method, samples: int | None = None, repeats: int = 10) -> float:
+    """The same of an unplaced method, on the default device."""
+    flat, drawn = drawn_samples(method, samples)
+    return _repeated(method, flat, jax.device_put(drawn), repeats)
+
+
+def _repeated(method: Method, flat: Tree, given: Tree, repeats: int) -> float:
+    state = method.init(jax.random.key(0), *flat)
+    step, seconds = jax.jit(method.step, donate_argnums=0), []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, *given))

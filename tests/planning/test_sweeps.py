@@ -253,6 +253,10 @@ def test_calibrate_writes_a_machine_that_plan_takes(tmp_path, capsys):
     assert "flops" in capsys.readouterr().out
     assert main(["plan", *SHAPE[:-1], str(path)]) == 0
     assert jtssm.plan(NET, 4, 16, str(path)).best.seconds.total > 0
+    assert main(["calibrate", str(path), "--net", "mlp"]) == 2
+    assert "--net, --batch: expected both" in capsys.readouterr().err
+    assert main(["calibrate", str(path), "--net", "mlp", "--batch", "4"]) == 0
+    assert "a step of sgd was measured" in sharding.find_machine(str(path)).source
 
 
 def test_a_users_own_function_builds_the_method():

@@ -7,6 +7,7 @@ from jtssm.protocol.declared import WORD, MatrixProduct, Run
 from jtssm.sharding.cost.bytes_moved import exchanged_bytes, sent_bytes, step_bytes
 from jtssm.sharding.cost.calibration import calibrate
 from jtssm.sharding.cost.demand import step_demand
+from jtssm.sharding.cost.fitting import fitted
 from jtssm.sharding.cost.machine_files import (
     find_machine,
     present_machine,
@@ -48,6 +49,7 @@ __all__ = [
     "exchanged_bytes",
     "fastest_forms",
     "find_machine",
+    "fitted",
     "message_seconds",
     "network_tasks",
     "predicted_bytes",

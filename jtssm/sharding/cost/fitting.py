@@ -1,0 +1,60 @@
+"""A machine that is as fast as a network's own steps were measured to be.
+
+The model counts products, and what else it knows of a layer. What it does not know (normalisation,
+softmax, the compiler's choices) makes the steps of small transformers take 1.8 times as long on a CPU.
+That factor is the network's and the device's, and nearly the same for every method and mesh: so it is
+measured once, with plain steps on one device, and all that a device does is taken to be so much slower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from jtssm import checks
+from jtssm.protocol.method import Method
+from jtssm.sharding.cost.machines import Machine
+from jtssm.sharding.cost.seconds import step_seconds
+
+
+def fitted(
+    machine: Machine, method: Method, seconds: float, *, samples: int | None = None
+) -> Machine:
+    """The machine whose device takes `seconds` for a step of the method; its links are as they were.
+
+    Args:
+      machine: whose device was measured.
+      method: unplaced, e.g. plain SGD on the network that is to be planned for.
+      seconds: of its step on one device, measured.
+      samples: that a resident method keeps.
+
+    Returns:
+      A Machine of the same links: flops and memory divided, kernel and activation multiplied, by
+      measured over predicted seconds.
+
+    Raises:
+      ValueError: seconds that are not above 0; a device whose steps take no time at all.
+
+    Examples:
+      >>> import jtssm, optax
+      >>> from jtssm import sharding, solvers
+      >>> net = jtssm.mlp([784, 512, 10])
+      >>> method = solvers.sgd(net, optimizer=optax.sgd(0.1), batch_size=128)
+      >>> machine = sharding.fitted(sharding.MACHINES["host"], method, 0.02)
+      >>> round(sharding.step_seconds(method, machine).total, 6)
+      0.02
+    """
+    checks.positive(seconds=seconds)
+    predicted = step_seconds(method, machine, samples=samples).total
+    if not predicted:
+        raise ValueError(
+            f"machine: expected one whose products take time, e.g. 'host'; got {machine.name!r}"
+        )
+    slower = seconds / predicted
+    return replace(
+        machine,
+        flops=machine.flops / slower,
+        memory=machine.memory / slower,
+        kernel=machine.kernel * slower,
+        activation=machine.activation * slower,
+        source=f"{machine.source}; {slower:.2f} times as slow, as a step of {method.name} was measured",
+    )
