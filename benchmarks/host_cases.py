@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -120,6 +121,25 @@ def half() -> dict[str, Case]:
     return {name: cases[name] for name in (PLAIN, "one host, Adam")}
 
 
+def dealt() -> dict[str, Case]:
+    """What a wide network is trained by with Adam, in `benchmarks.ist_settings`."""
+    one, local = "one host, Adam", {"workers": 2, "local_steps": ROUND}
+    ways = {
+        one: ("sgd", {}, None),
+        "data parallel, Adam": ("sgd", {}, (1, 1, 2)),
+        "local SGD, R = 20, Adam": ("local_sgd", local, (2, 1, 1)),
+        "DiLoCo, R = 20, Adam": ("local_sgd", local | {"outer_optimizer": OUTER}, (2, 1, 1)),
+        "IST, R = 20, Adam": ("ist", {"subnets": 2, "local_steps": ROUND}, (2, 1, 1)),
+        "IST, R = 80, Adam": ("ist", {"subnets": 2, "local_steps": 4 * ROUND}, (2, 1, 1)),
+    }
+    return {name: Case(*way, "adam", one) for name, way in ways.items()}
+
+
+def dealt_half() -> dict[str, Case]:
+    """A network half as wide, on one host."""
+    return {name: case for name, case in dealt().items() if name == case.against}
+
+
 def placing(*cuts: int) -> dict[str, Case]:
     """What placing a method costs on a single device, for every n: against the same one unplaced."""
     found = {"one host, Adam": Case("sgd", optimizer="adam")}
@@ -169,6 +189,24 @@ NETWORKS = {
     ),
     "half": Trained(lambda: jtssm.mlp([196, 2048, 10], normalisation="batch"), 128, half()),
 }
+# of benchmarks.ist_settings: widths and batch
+SETTINGS = {
+    "deep": ((196, 4096, 4096, 10), 128),
+    "spoken": ((4096, 4096, 10), 32),
+    "baskets": ((4096, 1024, 32), 128),
+}
+
+
+def dealt_network(name: str, narrower: int = 1) -> nn.Network:
+    """Of a setting, its hidden layers so many times narrower."""
+    inputs, *hidden, outputs = SETTINGS[name][0]
+    widths = [inputs, *(width // narrower for width in hidden), outputs]
+    return jtssm.mlp(widths, normalisation="batch")
+
+
+for _name, (_, _batch) in SETTINGS.items():
+    NETWORKS[_name] = Trained(partial(dealt_network, _name), _batch, dealt())
+    NETWORKS[f"{_name}-half"] = Trained(partial(dealt_network, _name, 2), _batch, dealt_half())
 TABLE = ("mlp", "layers", "transformer", "language", "classifier")
 SMOKE = {
     "smoke": Trained(
@@ -183,4 +221,9 @@ TITLES = {
     "half": "the same, 2048 wide",
     "language": "decoder of bytes, 8 blocks of 64, batch 64 × 32 bytes",
     "classifier": "flax transformer, 6 blocks of 64, batch 128 × 14 rows of an image",
+    **{
+        name: f"perceptron {'-'.join(map(str, widths))}, batch normalisation, batch {batch}, Adam"
+        for name, (widths, batch) in SETTINGS.items()
+    },
+    **{f"{name}-half": "the same, hidden layers half as wide" for name in SETTINGS},
 }

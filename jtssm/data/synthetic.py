@@ -87,3 +87,41 @@ def block_graph(
     chance = degree * np.where(same, within / others, (1 - within) / (nodes - others))
     joined = np.triu(rng.random((nodes, nodes)) < chance, k=1)
     return x.astype(np.float32), y, np.argwhere(joined).astype(np.int32)
+
+
+def baskets(
+    seed: int,
+    samples: int,
+    items: int = 4096,
+    genres: int = 32,
+    *,
+    bought: int = 20,
+    loyalty: float = 0.3,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A recommendation-like task of wide and sparse inputs: of which genre a customer buys most.
+
+    Every item is of one genre, a few are bought by many (Zipf's law: 1 / (rank + 10)); a customer buys
+    from a favourite genre or, more often, whatever is popular. No item tells its genre.
+
+    Args:
+      seed: of everything: items of another seed are of other genres.
+      samples: customers.
+      bought: items of a customer, some of them the same.
+      loyalty: share of them that is of the favourite genre; the others are of any.
+
+    Returns:
+      x float32 [samples, items], 1 where an item was bought, else 0; y int32 [samples], the favourite.
+    """
+    rng = np.random.default_rng(seed)
+    genre = rng.permutation(np.arange(items) % genres)
+    popular = 1 / (rng.permutation(items) + 10)
+    draw = lambda weight, num: rng.choice(items, num, p=weight / weight.sum())
+    y = rng.integers(0, genres, samples).astype(np.int32)
+    basket = draw(popular, (samples, bought))
+    loyal = rng.random((samples, bought)) < loyalty
+    for k in range(genres):
+        own = loyal & (y == k)[:, None]
+        basket[own] = draw(popular * (genre == k), own.sum())
+    x = np.zeros((samples, items), np.float32)
+    x[np.arange(samples)[:, None], basket] = 1
+    return x, y
