@@ -18,6 +18,7 @@ from benchmarks import (
     grid_bytes,
     grid_speed,
     ist_images,
+    ist_settings,
     ist_speed,
     ist_tradeoff,
     ist_wide,
@@ -368,6 +369,28 @@ def test_a_wide_network_is_timed_in_small(monkeypatch, capsys):
         "IST, R = 5, Adam, moments",
         "data parallel",
     ]
+
+
+@pytest.mark.slow
+def test_further_settings_are_timed_in_small(monkeypatch, capsys):
+    lines = [line.split("  ") for line in smoke(monkeypatch, capsys, ist_settings)]
+    names = [line[1] for line in lines if line[0] == "baskets" and line[2] == "rate 0.001"]
+    assert names == [
+        "one host, Adam",
+        "IST, R = 20, Adam",
+        ist_settings.HALF,
+        "data parallel, Adam",
+    ]
+
+
+def test_settings_halve_hidden_layers_and_share_steps():
+    one, dealt, half = (
+        ist_settings.method_of("deep", line, 0.1, 2560, 64)
+        for line in (ist_settings.ONE, "IST, R = 20, Adam", ist_settings.HALF)
+    )
+    widths = [[shape[0] for shape in m.network.shapes] for m in (one, dealt, half)]
+    assert widths == [[196, 64, 64, 10], [196, 64, 64, 10], [196, 32, 32, 10]]
+    assert (one.batch_shape, dealt.batch_shape) == ((128,), (20, 2, 128))
 
 
 @pytest.mark.slow

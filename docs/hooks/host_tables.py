@@ -161,6 +161,18 @@ def ist_wide(found: dict) -> str:
     return markdown(head, rows)
 
 
+@draws("ist_settings", "ist_settings")
+def ist_settings(found: dict) -> str:
+    """The same of further settings."""
+    rows = [
+        (setting, line, f"{own['rate']:g}", seeds_of(own["test"]), *to_goal(own))
+        for setting, each in found["results"].items()
+        for line, own in each["lines"].items()
+    ]
+    head = ("setting", "method", "rate", "test accuracy", "samples to the goal", *LINKS.values())
+    return markdown(head, rows)
+
+
 @draws("slow_links", "slow_links")
 def slow_links(found: dict) -> str:
     """Modelled days, and what a host holds."""

@@ -115,9 +115,12 @@ def baskets(
     rng = np.random.default_rng(seed)
     genre = rng.permutation(np.arange(items) % genres)
     popular = 1 / (rng.permutation(items) + 10)
-    draw = lambda weight, num: rng.choice(items, num, p=weight / weight.sum())
+
+    def draw(weight: np.ndarray, num: int | tuple[int, ...]) -> np.ndarray:
+        return rng.choice(items, num, p=weight / weight.sum())
+
     y = rng.integers(0, genres, samples).astype(np.int32)
-    basket = draw(popular, (samples, bought))
+    basket = np.asarray(draw(popular, (samples, bought)))
     loyal = rng.random((samples, bought)) < loyalty
     for k in range(genres):
         own = loyal & (y == k)[:, None]

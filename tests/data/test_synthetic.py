@@ -31,3 +31,20 @@ def test_gratings_tell_their_class_by_direction_and_not_by_pixels():
     small, _ = synthetic.gratings(3, 20, size=16, classes=4, noise=0.0)
     assert small.shape == (20, 16, 16, 3)
     assert (np.round(directions(small) / (np.pi / 4)) % 4 == _).mean() > 0.8
+
+
+def test_baskets_tell_a_favourite_genre_by_no_single_item():
+    x, y = synthetic.baskets(0, 6000, items=256, genres=8)
+    assert (x.shape, x.dtype, y.dtype, set(y)) == ((6000, 256), np.float32, np.int32, set(range(8)))
+    assert set(np.unique(x)) == {0, 1}
+    assert 5 < x.sum(axis=1).mean() < 20  # 20 bought, some of them twice
+    by_genre = np.stack([x[y == k].mean(axis=0) for k in range(8)])
+    popular = np.sort(x.mean(axis=0))
+    assert popular[-1] > 10 * popular[128]
+    # an item is of the genre whose customers buy it most; what they buy in all tells the favourite
+    genre = by_genre.argmax(axis=0)
+    score = np.stack([x[:, genre == k].sum(axis=1) / x[:, genre == k].sum() for k in range(8)])
+    assert 0.6 < (score.argmax(axis=0) == y).mean() < 1
+    assert by_genre.max() < 0.9
+    again, other = (synthetic.baskets(seed, 50, items=256, genres=8)[0] for seed in (0, 1))
+    assert not np.array_equal(again, other)
