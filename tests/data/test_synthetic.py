@@ -40,7 +40,7 @@ def test_baskets_tell_a_favourite_genre_by_no_single_item():
     assert 5 < x.sum(axis=1).mean() < 20  # 20 bought, some of them twice
     by_genre = np.stack([x[y == k].mean(axis=0) for k in range(8)])
     popular = np.sort(x.mean(axis=0))
-    assert popular[-1] > 10 * popular[128]
+    assert popular[-1] > 5 * popular[128] > 5 * popular[0]
     # an item is of the genre whose customers buy it most; what they buy in all tells the favourite
     genre = by_genre.argmax(axis=0)
     score = np.stack([x[:, genre == k].sum(axis=1) / x[:, genre == k].sum() for k in range(8)])
