@@ -17,6 +17,7 @@ from benchmarks import (
     cut_language_model,
     grid_bytes,
     grid_speed,
+    half_ticks,
     ist_images,
     ist_settings,
     ist_speed,
@@ -381,6 +382,17 @@ def test_further_settings_are_timed_in_small(monkeypatch, capsys):
         ist_settings.HALF,
         "data parallel, Adam",
     ]
+
+
+def test_half_ticks_wait_for_the_slower_of_a_forward_and_a_backward_pass():
+    both = [(1.0, 2.0), (1.5, 2.5)]
+    assert (half_ticks.of_ticks(both), half_ticks.of_half_ticks(both)) == (4.0, 2.5 + 2.0)
+
+
+@pytest.mark.slow
+def test_half_ticks_are_measured_in_small(monkeypatch, capsys):
+    (line,) = smoke(monkeypatch, capsys, half_ticks, "--seconds", "0.01")
+    assert line.startswith("classifier  M = 8  ticks ")
 
 
 def test_settings_halve_hidden_layers_and_share_steps():

@@ -173,6 +173,23 @@ def ist_settings(found: dict) -> str:
     return markdown(head, rows)
 
 
+@draws("half_ticks", "half_ticks")
+def half_ticks(found: dict) -> str:
+    """Milliseconds a minibatch in ticks, in half ticks, and in ticks of half the samples."""
+    keys = ("ticks", "half_ticks", "twice_as_many")
+    rows = [
+        (
+            a["network"],
+            a["microbatches"],
+            f"{1e3 * a['ticks']:.1f}",
+            *(f"{1e3 * a[k]:.1f} ({a[k] / a['ticks']:.2f})" for k in keys[1:]),
+        )
+        for a in found["rows"]
+    ]
+    head = ("network", "M", "ticks", "half ticks (times)", "twice as many microbatches (times)")
+    return markdown(head, rows)
+
+
 @draws("slow_links", "slow_links")
 def slow_links(found: dict) -> str:
     """Modelled days, and what a host holds."""
