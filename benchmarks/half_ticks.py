@@ -1,8 +1,8 @@
 """Would half ticks be worth it: forward and backward in turns, for half the delay?
 
-Two subnetworks of equal work, a microbatch of b / M samples a tick, nothing runs forward twice. On one core
-the seconds of each subnetwork's pass forward F and of its gradients B are measured, and from them those of
-a minibatch of b samples, messages left out:
+Two subnetworks of equal work, a microbatch of b / M samples a tick, nothing runs forward twice. On one
+core the seconds of each subnetwork's pass forward F and of its gradients B are measured, and from them
+those of a minibatch of b samples, messages left out:
 
     ticks              M (F + B): both do both in every tick, and wait for the slower
     half ticks         M (max(F of one, B of the other) + the same the other way round): gradients of the
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -44,7 +45,7 @@ def pieces_of(net: nn.Network, rows: int) -> list[tuple[Callable, list[Tree], Ar
     """Of both subnetworks: layers run on parameters and inputs, and random ones of these."""
     starts = nn.cut(net, 2)
     params, rng, found = net.init(jax.random.key(0)), np.random.default_rng(0), []
-    for first, after in zip(starts[:-1], starts[1:], strict=True):
+    for first, after in pairwise(starts):
         layers = net.layers[first:after]
 
         def run(params: list[Tree], x: Array, layers: Sequence[nn.Layer] = layers) -> Array:
