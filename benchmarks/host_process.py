@@ -91,12 +91,24 @@ def _turned(x: jax.Array) -> jax.Array:
     return lax.all_to_all(both, "subnet", 0, 0).sum(axis=0)
 
 
+def _products(x: jax.Array) -> jax.Array:
+    """A zero that some ten milliseconds of products of x come to, which no compiler foresees."""
+    a = jnp.full((512, 512), 1e-3) + x.reshape(-1)[0]
+    for _ in range(8):
+        a = jnp.tanh(a @ a)
+    least = a.min()
+    return least - least
+
+
 HASTY = "all-reduce, threads as they are"
 MESSAGES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "all-reduce": lambda x: lax.psum(x, "subnet"),
     HASTY: lambda x: lax.psum(x, "subnet"),
     "reduce-scatter": _scattered,
     "all-to-all": _turned,
+    "products": lambda x: x + _products(x),
+    "products, then all-reduce": lambda x: lax.psum(x + _products(x), "subnet"),
+    "products beside all-reduce": lambda x: lax.psum(x, "subnet") + _products(x),
     "permutes": lambda x: x + lax.ppermute(x, "subnet", [(0, 1), (1, 0)]),
 }
 
