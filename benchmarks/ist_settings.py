@@ -10,7 +10,8 @@ Three settings, batch normalisation, Adam along a cosine:
 as `benchmarks.ist_wide`: the accuracy to be reached, on held-out samples, is that of Adam on one host
 after 80 % of its steps, mean of the seeds; every line takes the same samples, and the best of two peak
 rates at the end with a seed apart from the reported ones, whose test samples are read once. Data parallel
-training has the numbers of one host. Steps are counted in one process, seconds of a step are those of the
+training has the numbers of one host. In one line of IST the rate rises over the first five steps after each deal,
+since the optimizer starts anew there. Steps are counted in one process, seconds of a step are those of the
 hosts (benchmarks/results/hosts_settings.json).
 
     python -m benchmarks.hosts --networks deep,deep-half,spoken,spoken-half,baskets,baskets-half \
@@ -43,7 +44,11 @@ from jtssm import data, solvers
 from jtssm.data import synthetic
 
 ONE, PARALLEL, HALF = "one host, Adam", "data parallel, Adam", "half as wide, Adam"
-LINES = [*(name for name in dealt() if name != PARALLEL), HALF]
+DEALT = "IST, R = 20, Adam"
+RISING = f"{DEALT}, rate rises after a deal"
+SAME = {RISING: DEALT, HALF: ONE}  # cases that other lines are, but for rate or width
+LINES = [*(name for name in dealt() if name != PARALLEL), RISING, HALF]
+RISES = 5  # steps after a deal
 PASSES = {"deep": 0.5, "spoken": 10, "baskets": 2}
 RATES = (3e-3, 1e-2)
 LOOKS = 20  # in a training
@@ -68,10 +73,13 @@ def method_of(
     setting: str, line: str, rate: float, samples: int, narrower: int = 1
 ) -> jtssm.Method:
     """What a line trains, on so many samples in all."""
-    case, batch = dealt()[ONE if line == HALF else line], SETTINGS[setting][1]
+    case, batch = dealt()[SAME.get(line, line)], SETTINGS[setting][1]
     net = dealt_network(setting, narrower * (2 if line == HALF else 1))
     steps = samples // (batch * case.options.get("workers", case.options.get("subnets", 1)))
-    descent = optax.adam(optax.cosine_decay_schedule(rate, steps))
+    falls = optax.cosine_decay_schedule(rate, steps)
+    since = lambda step: step % case.options.get("local_steps", 1)
+    rises = lambda step: falls(step) * jnp.minimum(1.0, (since(step) + 1) / RISES)
+    descent = optax.adam(rises if line == RISING else falls)
     return solvers.METHODS[case.method](net, **case.options, optimizer=descent, batch_size=batch)
 
 
@@ -100,7 +108,7 @@ def reported(setting: str, line: str, each: Reported, goal: float, rows: list[di
     """What the table says of a line; rows: of the hosts."""
     counts = [reached(run["curve"], goal) for run in each.runs]
     whole = [count for count in counts if count is not None]
-    one = seconds(rows, *((ONE, 1.0, f"{setting}-half") if line == HALF else (line, 1.0, setting)))
+    one = seconds(rows, SAME.get(line, line), 1.0, f"{setting}-half" if line == HALF else setting)
     curves = zip(*(run["curve"] for run in each.runs), strict=True)
     return {
         "rate": each.rate,
@@ -152,7 +160,7 @@ def _arguments() -> Any:
     settings = [name for name in SETTINGS if re.search(given.only, name)]
     given.lines, given.seeds = [(name, line) for name in settings for line in LINES], SEEDS
     if given.smoke:
-        lines = [ONE, "IST, R = 20, Adam", HALF]
+        lines = [ONE, RISING, HALF]
         given.lines = [("baskets", line) for line in lines]
         given.seeds, given.runs, given.workers = (0,), None, 0
     return given
