@@ -10,9 +10,9 @@ Three settings, batch normalisation, Adam along a cosine:
 as `benchmarks.ist_wide`: the accuracy to be reached, on held-out samples, is that of Adam on one host
 after 80 % of its steps, mean of the seeds; every line takes the same samples, and the best of two peak
 rates at the end with a seed apart from the reported ones, whose test samples are read once. Data parallel
-training has the numbers of one host. In one line of IST the rate rises over the first five steps after each deal,
-since the optimizer starts anew there. Steps are counted in one process, seconds of a step are those of the
-hosts (benchmarks/results/hosts_settings.json).
+training has the numbers of one host. In one line of IST the rate rises over the first five steps after
+each deal, since the optimizer starts anew there. Steps are counted in one process, seconds of a step are
+those of the hosts (benchmarks/results/hosts_settings.json).
 
     python -m benchmarks.hosts --networks deep,deep-half,spoken,spoken-half,baskets,baskets-half \
         --seconds 2 --write hosts_settings

@@ -376,12 +376,8 @@ def test_a_wide_network_is_timed_in_small(monkeypatch, capsys):
 def test_further_settings_are_timed_in_small(monkeypatch, capsys):
     lines = [line.split("  ") for line in smoke(monkeypatch, capsys, ist_settings)]
     names = [line[1] for line in lines if line[0] == "baskets" and line[2] == "rate 0.001"]
-    assert names == [
-        "one host, Adam",
-        "IST, R = 20, Adam",
-        ist_settings.HALF,
-        "data parallel, Adam",
-    ]
+    of = ist_settings
+    assert names == [of.ONE, of.RISING, of.HALF, of.PARALLEL]
 
 
 def test_half_ticks_wait_for_the_slower_of_a_forward_and_a_backward_pass():
