@@ -1,10 +1,10 @@
 """Which device along "subnet" holds which pieces: blocks of equally many slots, the empty ones first.
 
 A device has m = ceil(pieces / devices) slots. Where the axis does not divide the number of pieces, the
-first slots of all stay empty and the last devices hold more, since first pieces cost most: of pdADMM the
-layer that sees the samples, of gsADMM those before the last, which run forward once more. Whole devices
-that stay empty are the first, too. On a device the empty slots come before its pieces, so that what
-crosses a boundary goes from the last slot of a device to the first one of the next.
+first slots of all stay empty and the last devices hold more, since first pieces often cost most: their
+inputs are wide, and of gsADMM all but the last run forward once more. Whole devices that stay empty are
+the first, too. On a device the empty slots come before its pieces, so that what crosses a boundary goes
+from the last slot of a device to the first one of the next.
 """
 
 from __future__ import annotations
