@@ -17,7 +17,8 @@ from jtssm.train.divergence import Divergence
 from jtssm.train.position import Checkpoint, Position, Sound
 from jtssm.train.record import Document, plain
 
-FORMAT = 4
+FORMAT = 5
+EMPTY_LAST = 4  # read, too: where a mesh has empty slots, these were the last ones
 NUMBER = (int, float)
 POSITION: dict[str, Any] = {
     "start": int,
@@ -86,9 +87,9 @@ def read(kept: Any) -> Document:
 
 
 def check_format(there: object) -> None:
-    """Raises ValueError: checkpoints of another format than this one's."""
-    if there != FORMAT:
-        raise ValueError(f"it has format {there}, this jtssm reads {FORMAT}")
+    """Raises ValueError: checkpoints of a format that is not read."""
+    if there not in (EMPTY_LAST, FORMAT):
+        raise ValueError(f"it has format {there}, this jtssm reads {EMPTY_LAST} and {FORMAT}")
 
 
 def checkpoint_of(

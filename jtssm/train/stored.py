@@ -25,10 +25,13 @@ from jax.sharding import (
 
 from jtssm.arrays import Array, Tree
 from jtssm.protocol.method import Method
+from jtssm.protocol.stages import StageProgram
 from jtssm.sharding.mesh import AXES
 from jtssm.sharding.placement import place
 from jtssm.sharding.placement.on_host import gathered
+from jtssm.sharding.slots import Slots
 from jtssm.train.checksums import checksums, is_key
+from jtssm.train.document import EMPTY_LAST
 from jtssm.train.record import Document
 
 STATES = {
@@ -132,8 +135,9 @@ def states_of(stored: Stored, step: int, document: Document, method: Method, sta
     """The states of a checkpoint on the method's mesh; state: shapes of the unplaced state.
 
     Raises:
-      ValueError: an array is not what was saved.
+      ValueError: an array is not what was saved, or lies in slots that are filled otherwise now.
     """
+    _check_slots(document, method)
     wanted, saved = method.spread(state), _placed_as(document["layout"], method, state)
     alike, mesh = _alike(saved, wanted), method.mesh
     tree = wanted if alike else saved
@@ -151,6 +155,22 @@ def states_of(stored: Stored, step: int, document: Document, method: Method, sta
     leaves = iter([found[n] if a.size else blank(a) for n, a in shapes.items()])
     trees = [jax.tree.map(lambda _: next(leaves), tree) for _ in which]
     return dict(zip(which, [_laid_out(each, method, alike) for each in trees], strict=True))
+
+
+def _check_slots(document: Document, method: Method) -> None:
+    """Arrays lie as on their mesh, a row a slot: which rows are empty is not told by their shapes.
+
+    Raises:
+      ValueError: those of the format before, on a mesh with empty slots.
+    """
+    mesh, program = document["layout"]["mesh"], method.program
+    if document["format"] != EMPTY_LAST or mesh is None or not isinstance(program, StageProgram):
+        return
+    if Slots(program.stages.num, mesh[0]).empty:
+        raise ValueError(
+            f"it has format {EMPTY_LAST}, whose empty slots were the last ones, and lies on a mesh with "
+            f"some, {program.stages.num} pieces on subnet = {mesh[0]}: take the jtssm that wrote it"
+        )
 
 
 def check(found: Mapping[str, Array | np.ndarray], there: Mapping[str, int]) -> None:

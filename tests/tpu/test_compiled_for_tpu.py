@@ -30,6 +30,7 @@ from jtssm.sharding.count import hlo, hlo_text
 from jtssm.sharding.layers.halo import Halo
 from jtssm.sharding.layers.questions import window
 from jtssm.sharding.mesh import AXES
+from jtssm.sharding.slots import Slots
 
 
 def missing() -> str:
@@ -354,8 +355,8 @@ def test_boundaries_are_crossed_by_the_declared_bytes(topology, name):
     num = SAMPLES if method.resident else method.program.batch.size
     sent = [m for m in method.moves(num) if (m.axis, m.collective) == ("subnet", "permute")]
     if sent:
-        slots = -(-(len(method.program.stages.starts) - 1) // subnet)
-        sent = [m for m in sent if m.source // slots != m.target // slots]
+        slots = Slots(method.program.stages.num, subnet)
+        sent = [m for m in sent if slots.device(m.source) != slots.device(m.target)]
     declared = sum(int(np.prod(m.shape)) * m.times * (m.itemsize or 4) for m in sent)
     found = [
         p for p in hlo.permutes(program(topology, name).text) if along(mesh, p.pairs[0]) == "subnet"

@@ -92,6 +92,7 @@ PLACES = {
     "sgd": ((1, 4, 2), (1, 2, 2)),
     "gsadmm": ((4, 1, 2), (2, 2, 2)),
     "stored": ((4, 1, 2), (2, 2, 2)),
+    "uneven": ((3, 1, 2), (2, 1, 1)),  # 1, 2 and 2 subnetworks; 2 and 3
     "pdadmm": ((4, 1, 2), (2, 1, 2)),
     "ist": ((4, 1, 2), (2, 2, 2)),
 }
@@ -105,6 +106,7 @@ def deep(name):
         "sgd": lambda: sgd(net=jtssm.mlp([4, 8, 8, 4], dropout=0.1)),
         "gsadmm": lambda: solvers.gsadmm(DEEP, subnets=4, **batches),
         "stored": lambda: solvers.gsadmm(DEEP, subnets=4, schedule="stored", **batches),
+        "uneven": lambda: solvers.gsadmm(DEEP, subnets=5, **batches),
         "pdadmm": lambda: solvers.pdadmm(DEEP),
         "ist": lambda: solvers.ist(DEEP, subnets=4, **rounds),
     }[name]()

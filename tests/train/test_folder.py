@@ -16,6 +16,7 @@ import pytest
 import jtssm
 from jtssm import sharding, solvers
 from jtssm.protocol.info import Info
+from jtssm.train import document as documents
 from jtssm.train import lock
 from jtssm.train.checkpoint import Folder
 from jtssm.train.checksums import checksums
@@ -91,6 +92,26 @@ def test_weights_are_read_without_the_method_and_its_mesh(name, placed, tmp_path
             jtssm.load_params(tmp_path, step=7)
         with pytest.raises(ValueError, match="folder: expected one with checkpoints; got"):
             jtssm.load_params(tmp_path / "other")
+
+
+@pytest.mark.parametrize("subnet", [2, 3])
+def test_slots_that_were_filled_otherwise_are_refused(subnet, tmp_path, monkeypatch):
+    """Of the format before empty slots were the last ones: three layers leave one on two devices."""
+    how = solvers.pdadmm(jtssm.mlp([4, 8, 8, 4]))
+    placed = sharding.place(how, sharding.make_mesh(subnet))
+    state, shapes = drawn(how), abstract_state(how, KEY, X, Y)
+    folder = Folder(tmp_path, 3, {})
+    with monkeypatch.context() as before:
+        before.setattr(documents, "FORMAT", documents.EMPTY_LAST)
+        saved(folder, placed, placed.spread(state))
+    if subnet == 3:
+        assert bits(folder.load(how, shapes, None).state) == bits(state)
+    else:
+        with pytest.raises(
+            ValueError, match=r"format 4, whose empty slots .* 3 pieces on subnet = 2"
+        ):
+            folder.load(how, shapes, None)
+    folder.close()
 
 
 def test_parameters_that_a_method_computes_are_not_read_without_it(tmp_path):
@@ -284,8 +305,8 @@ def test_folders_that_are_no_ours_are_refused_before_training(tmp_path):
             "expected a folder of this machine, .*; got 'gs://bucket/run', an addr",
         ),
         (tmp_path / "a", "expected a folder without 'steps', .* whose 'steps' jtssm has not made"),
-        (tmp_path / "b", "or checkpoints of format 4; got .* with those of format 3"),
-        (tmp_path / "c", "it has format 99, this jtssm reads 4"),
+        (tmp_path / "b", "or checkpoints of format 5; got .* with those of format 3"),
+        (tmp_path / "c", "it has format 99, this jtssm reads 4 and 5"),
     ):
         with pytest.raises(ValueError, match=f"checkpoint: .*{message}"):
             Folder(path, 3, {})

@@ -312,7 +312,7 @@ DAMAGED = r"step 12 in .* is damaged .*"
         (lambda d: d.update(odd=False), DAMAGED + r"odd: expected int; got bool"),
         (lambda d: d.pop("halvings"), DAMAGED + r"halvings: expected list; got NoneType"),
         (lambda d: d["journal"].update(history=None), DAMAGED + r"journal\.history: expected list"),
-        (lambda d: d.update(format=3), DAMAGED + r"it has format 3, this jtssm reads 4"),
+        (lambda d: d.update(format=3), DAMAGED + r"it has format 3, this jtssm reads 4 and 5"),
         (lambda d: d["position"].update(order={"rng": 3}), r"order.rng: expected dict; got int"),
     ],
 )

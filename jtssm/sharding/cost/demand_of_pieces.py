@@ -20,6 +20,7 @@ from jtssm.sharding.cost.products import matrix_task, passes, stored_words, task
 from jtssm.sharding.layers.forms import Grid
 from jtssm.sharding.layers.questions import bare
 from jtssm.sharding.layers.traffic import LATE, OUTPUTS, Pass, Sent, in_compute_dtype
+from jtssm.sharding.slots import Slots
 
 
 def of_stages(
@@ -28,15 +29,15 @@ def of_stages(
     """Of pieces that pass samples on."""
     samples = step_samples(program, samples)
     layered, grid = _on_grid(program, sizes, forms, samples)
-    local = slots(program, sizes[0])
+    held = slots(program, sizes[0])
     moves = program.declared.moves(samples)
     weighed = weighing(program, samples, layered.grid.samples)
     by_all, of_last = (weighed, ()) if program.declared.weighed_first else ((), weighed)
     pieces = [_of_piece(layered, grid, l, moves, of_last) for l in range(program.stages.num)]
-    devices = tuple(_total(pieces[d * local : (d + 1) * local]) for d in range(sizes[0]))
+    devices = tuple(_total(pieces[l] for l in held.pieces(d)) for d in range(sizes[0]))
     # what the devices of pr hold of it is the same
     shown = _shown(program, (sizes[0], 1, sizes[2]))
-    between = (*_boundaries(moves, local, sizes[2]), *by_all, *shown)
+    between = (*_boundaries(moves, held, sizes[2]), *by_all, *shown)
     turns = min(sizes[0], program.batch.microbatches) if program.declared.in_turn else 1
     return Step(devices, between, program.declared.swaps, turns)
 
@@ -77,8 +78,8 @@ def check_pc(program: Program, pc: int, samples: int) -> None:
         checks.divides("pc", pc, workers, "workers")
 
 
-def slots(program: Program, subnet: int) -> int:
-    """Pieces a device; the last devices along "subnet" may have fewer, or none.
+def slots(program: Program, subnet: int) -> Slots:
+    """Which device holds which pieces; the first devices along "subnet" may have fewer, or none.
 
     Raises:
       ValueError: more devices than pieces.
@@ -86,7 +87,7 @@ def slots(program: Program, subnet: int) -> int:
     num = program.stages.num
     if subnet > num:
         raise ValueError(f"subnet: expected at most {num}, the subnetworks there are; got {subnet}")
-    return -(-num // subnet)
+    return Slots(num, subnet)
 
 
 def step_samples(program: Program, samples: int | None) -> int:
@@ -270,12 +271,12 @@ def _total(demands: Iterable[Demand]) -> Demand:
     return sum(demands, Demand())
 
 
-def _boundaries(moves: Sequence[Move], local: int, pc: int) -> Iterable[Message]:
-    """What crosses between devices along "subnet", each of which has `local` pieces."""
+def _boundaries(moves: Sequence[Move], held: Slots, pc: int) -> Iterable[Message]:
+    """What crosses between devices along "subnet"."""
     for m in (m for m in moves if m.collective == "permute"):
         assert m.source is not None  # a permute is between two pieces
         assert m.target is not None
-        source, target = m.source // local, m.target // local
+        source, target = held.device(m.source), held.device(m.target)
         if source != target:
             words = prod(m.shape) / pc
             yield Message(m.what, "permute", ("subnet",), words, m.times, m.itemsize, source=source)

@@ -160,14 +160,14 @@ def microbatch_bytes(program: Program, sizes: Sizes) -> int:
     declared, stages, batch = program.declared, program.stages, program.batch
     if not declared.stored or batch.rows is None:
         return 0
-    here, local = batch.rows // sizes[2], slots(program, sizes[0])
+    here, lie = batch.rows // sizes[2], slots(program, sizes[0])
     inputs = [held(stages.arriving(l)) for l in range(stages.num)]
     told = TOLD * max(a + b for a, b in zip(inputs, [*inputs[1:], 0], strict=True))
     each = zip(declared.stored, inputs, strict=True)
     kept = [(most, size if most else 0) for most, size in each]
-    waiting = ([kept[l] for l in range(slot, stages.num, local)] for slot in range(local))
+    waiting = ([kept[l] for l in lie.at_slot(slot)] for slot in range(lie.local))
     lines = sum(max(ticks for ticks, _ in of) * max(size for _, size in of) for of in waiting)
-    return here * (local * told + lines)
+    return here * (lie.local * told + lines)
 
 
 def halo_bytes(demand: Demand) -> float:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from operator import itemgetter
 
 import jax
@@ -120,10 +119,10 @@ def held_bytes(
 
 
 def _of_devices(method: Method, subnet: int) -> list[range]:
-    """The layers of each device along subnet."""
-    *starts, after = method.program.stages.starts
-    first = [*starts[:: slots(method.program, subnet)], after]
-    return [range(a, b) for a, b in pairwise(first)]
+    """The layers of each device along subnet that has any."""
+    starts, held = method.program.stages.starts, slots(method.program, subnet)
+    pieces = map(held.pieces, held.used)
+    return [range(starts[of.start], starts[of.stop]) for of in pieces]
 
 
 class Chain:

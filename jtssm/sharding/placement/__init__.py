@@ -60,7 +60,7 @@ def place(
     ValueError in every process where method, mesh, forms, key or versions are not the same in all.
 
     Where "subnet" does not divide the number of pieces n, every device has ceil(n / subnet) slots, the
-    last of which stay empty: a step takes as long, and a device holds as much, as with full slots.
+    first of which stay empty: a step takes as long, and a device holds as much, as with full slots.
 
     Where CPUs of several processes meet, gloo's thread is made to wait for its turn (Linux: SCHED_BATCH).
 

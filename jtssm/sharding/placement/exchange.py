@@ -25,6 +25,7 @@ from jtssm.sharding.placement.neighbours import move, swap
 from jtssm.sharding.placement.packing import Layout, layout_of
 from jtssm.sharding.placement.renewal import renew
 from jtssm.sharding.placement.rows import Rows, axes_of, dtype_of
+from jtssm.sharding.placement.slotted import Slotted
 from jtssm.sharding.placement.switch import Place, each, take
 
 
@@ -103,39 +104,41 @@ class _Chain:
         """See `Exchange.chain`."""
         at, none = self.at, self._blank()
         passed = _Passed({key: a[0] for key, a in none.items()}, *(none if keep else {},) * 2)
-        for device in range(-(-at.num // at.local)):
+        for device in at.slots.used:
             mine = collectives.index(at.names.subnet) == device
             passed = lax.cond(mine, partial(self._of_device, device), lambda passed: passed, passed)
-            if at.boundary(device) is not None:
+            if at.slots.boundary(device) is not None:
                 passed = passed._replace(last=self._sent(device, passed.last))
         last = {key: self._everywhere(mine, a) for key, a in passed.last.items()}
         result = self.layout.unpack(at.num, last)
         if not keep:
             return (result,)
-        taken, given = self.layout.between(0, at.num), self.layout.between(1, at.num + 1)
+        taken, given = (self.layout.between(first, at.slots) for first in (0, 1))
         return result, _cut(passed.taken, taken), _cut(passed.given, given)
 
     def _blank(self) -> dict[str, Array]:
         """Zeros [slots, samples, size]."""
         samples, layout = jax.tree.leaves(self.x)[0].shape[0], self.layout
         rows = {
-            key: jnp.zeros((self.at.local, samples, layout.size(key)), key) for key in layout.keys
+            key: jnp.zeros((self.at.slots.local, samples, layout.size(key)), key)
+            for key in layout.keys
         }
         return varying(rows, self.axes)
 
     def _of_device(self, device: int, passed: _Passed) -> _Passed:
         """The pieces of a device, one after the other, on what arrived."""
-        first = device * self.at.local
-        p = self.x if device == 0 else self.layout.unpack(first, passed.last)
+        pieces = self.at.slots.pieces(device)
+        p = self.layout.unpack(pieces.start, passed.last) if pieces.start else self.x
         taken, given = passed.taken, passed.given
-        for slot, l in enumerate(self.at.pieces(device)):
+        for l in pieces:
+            slot = self.at.slots.slot(l)
             f = self.fn(l, *self._trees(l, slot), p)
             if taken:
                 taken = self._kept(taken, slot, l, p)
                 given = self._kept(given, slot, l + 1, f)
             p = f
         none = {key: jnp.zeros_like(a) for key, a in passed.last.items()}
-        last = none | self.layout.pack(first + len(self.at.pieces(device)), p)
+        last = none | self.layout.pack(pieces.stop, p)
         return varying(_Passed(last, taken, given), self.axes)
 
     def _kept(self, rows: dict[str, Array], slot: int, entry: int, tree: Tree) -> dict[str, Array]:
@@ -144,7 +147,7 @@ class _Chain:
 
     def _sent(self, device: int, last: dict[str, Array]) -> dict[str, Array]:
         """What the last piece of a device gave, on the next device; outside the branch."""
-        at, entry = self.at, (device + 1) * self.at.local
+        at, entry = self.at, self.at.slots.pieces(device).stop
 
         def sent(key: str, rows: Array) -> Array:
             width = self.layout.width(entry, key)
@@ -175,7 +178,7 @@ class _Chain:
         """What piece l gives on any samples of such shapes; its rows are those of a slot."""
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
         p = varying(zeros, axes_of(Kind.SAMPLES, self.at.names))
-        return self.fn(l, *self._trees(l, l % self.at.local), p)
+        return self.fn(l, *self._trees(l, self.at.slots.slot(l)), p)
 
 
 def _cut(rows: dict[str, Array], layout: Layout) -> Rows:
@@ -190,27 +193,33 @@ class _Ring(NamedTuple):
 
     def recall(self, line: Rows, tick: Array) -> Rows:
         """Each slot of the rows at its own place."""
-        places, layout = _places(self.at, line, tick), line.layout
-        pick = lambda key, a: a[0, places[layout.piece(key, 0)]][None]
+        layout = _of_line(line)
+        places = _places(self.at, layout, tick)
+        pick = lambda key, a: a[0, places[layout.slot_of(key)]][None]
         return Rows({key: pick(key, a) for key, a in line.rows.items()}, layout.entry())
 
     def store(self, line: Rows, entry: Rows, tick: Array) -> Rows:
         """Each slot of the rows at its own place."""
-        rows, layout = dict(line.rows), line.layout
-        for slot, place in enumerate(_places(self.at, line, tick)):
-            for key in layout.keys_of(slot):
+        rows, layout = dict(line.rows), _of_line(line)
+        for slot, place in enumerate(_places(self.at, layout, tick)):
+            for key in layout.keys_at(slot):
                 a = entry.rows[dtype_of(key)][slot, :, : layout.tail(key)[0]]
                 rows[key] = rows[key].at[0, place].set(a)
         return Rows(rows, layout)
 
 
-def _places(at: Place, line: Rows, tick: Array) -> list[Array]:
+def _of_line(line: Rows) -> Slotted:
+    assert isinstance(line.layout, Slotted), "lines lie slot by slot"
+    return line.layout
+
+
+def _places(at: Place, layout: Slotted, tick: Array) -> list[Array]:
     """Where in its line each local piece stands; lines differ in length from piece to piece."""
-    empty = [1] * (at.local * at.sizes[0] - at.num)
-    lengths = [max(line.layout.ticks(l), 1) for l in range(at.num)]
-    ticks = jnp.asarray(lengths + empty, jnp.int32)
-    first = collectives.index(at.names.subnet) * at.local
-    return [tick % ticks[first + j] for j in range(at.local)]
+    slots, device = at.slots, collectives.index(at.names.subnet)
+    held = map(slots.piece, range(slots.total))
+    lengths = [1 if l is None else max(layout.ticks(l), 1) for l in held]
+    ticks = jnp.asarray(lengths, jnp.int32)
+    return [tick % ticks[slots.number(device, slot)] for slot in range(slots.local)]
 
 
 class _Samples(NamedTuple):

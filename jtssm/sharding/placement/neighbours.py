@@ -108,7 +108,7 @@ def _layout(sent: Rows) -> Layout:
 
 def _widths(at: Place, layout: Layout, step: int) -> dict[str, list[int]]:
     """Of every key, how many numbers of a sample cross each boundary between devices."""
-    cut = [at.boundary(device) for device in range(at.sizes[0] - 1)]
+    cut = [at.slots.boundary(device) for device in range(at.sizes[0] - 1)]
     senders = [l if l is None or step == 1 else l + 1 for l in cut]
     width = lambda l, key: 0 if l is None else layout.width(l, key)
     return {key: [width(l, key) for l in senders] for key in layout.keys}

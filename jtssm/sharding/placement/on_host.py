@@ -23,7 +23,7 @@ from jtssm.sharding.placement.slotted import Slotted
 
 
 def lay_out(
-    layout: AnyLayout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, pr: int, slots: int
+    layout: AnyLayout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, pr: int
 ) -> Rows:
     """Weights given on the host as rows [slots, ...] on the mesh; each device gets its own part only.
 
@@ -33,7 +33,7 @@ def lay_out(
 
     def array(key: str) -> Array:
         copies = _copies(layout, names, mesh)
-        lead = (layout.num_rows(slots), (pr if key.endswith("/pr") else 1) * copies)
+        lead = (layout.num_rows, (pr if key.endswith("/pr") else 1) * copies)
         shape = (*lead, *layout.tail(key))
 
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -41,7 +41,7 @@ def lay_out(
             rows, ranks = (range(*s.indices(d)) for s, d in zip(index, lead, strict=False))
             pieces = [layout.piece(key, row) for row in rows]
 
-            def row(l: int, rank: int) -> np.ndarray:
+            def row(l: int | None, rank: int) -> np.ndarray:
                 given = blank if rank % copies else trees
                 return _host_row(layout, l, given, rank // copies, pr, key)
 
@@ -52,12 +52,10 @@ def lay_out(
     return Rows({key: array(key) for key in layout.keys}, layout)
 
 
-def spread(
-    layout: AnyLayout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, slots: int
-) -> Rows:
+def spread(layout: AnyLayout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames) -> Rows:
     """Trees of kind "samples" or "line" given on the host as rows on the mesh."""
     host = jax.tree.map(np.asarray, list(trees))
-    placed = shapes(layout, host, mesh, names, 1, slots)
+    placed = shapes(layout, host, mesh, names, 1)
     whole = {key: np.zeros(a.shape, a.dtype) for key, a in placed.rows.items()}
     for l, tree in enumerate(host):
         for key, row in layout.pack(l, tree, np).items():
@@ -70,9 +68,7 @@ def spread(
     return Rows({key: array(key, a) for key, a in placed.rows.items()}, layout)
 
 
-def shapes(
-    layout: AnyLayout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, pr: int, slots: int
-) -> Rows:
+def shapes(layout: AnyLayout, trees: Sequence[Tree], mesh: Mesh, names: AxisNames, pr: int) -> Rows:
     """The rows on the mesh as shapes with shardings; trees: shapes of the whole leaves."""
     placed, leaves = specs(layout, names), jax.tree.leaves(list(trees))
 
@@ -84,7 +80,7 @@ def shapes(
             lead = (layout.slot_ticks(key), leaves[0].shape[1])
         else:
             lead = leaves[0].shape[:1]
-        shape = (layout.num_rows(slots), *lead, *layout.tail(key))
+        shape = (layout.num_rows, *lead, *layout.tail(key))
         sharding = NamedSharding(mesh, placed.rows[key])
         return jax.ShapeDtypeStruct(shape, dtype_of(key), sharding=sharding)
 
@@ -99,10 +95,10 @@ def _copies(layout: AnyLayout, names: AxisNames, mesh: Mesh) -> int:
 
 
 def _host_row(
-    layout: AnyLayout, piece: int, trees: Sequence[Tree], rank: int, pr: int, key: str
+    layout: AnyLayout, piece: int | None, trees: Sequence[Tree], rank: int, pr: int, key: str
 ) -> np.ndarray:
     blank = np.zeros(layout.tail(key), dtype_of(key))
-    if piece >= len(trees):
+    if piece is None:
         return blank
 
     def part(leaf: Leaf, a: AnyArray) -> np.ndarray:

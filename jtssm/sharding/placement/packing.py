@@ -1,13 +1,13 @@
 """Unequal pieces in equal rows: the trees of n pieces as one array a dtype, sharded over the mesh.
 
-Row l of an array holds the leaves of piece l that have its dtype, flattened, one after the other,
+A row of an array holds the leaves of one piece that have its dtype, flattened, one after the other,
 padded with zeros to the longest; so every leaf keeps its dtype, and leaves of several dtypes may stand
-in one tree. By kind, with size the length of that row:
+in one tree. By kind, with size the length of that row, and a row for each slot (`jtssm.sharding.slots`):
 
-    samples  [n, samples, size] over ("subnet", "pc")
-    line     [n, ticks, samples, size] over ("subnet", None, "pc"); shorter lines are padded
-    weights  [n, pr, size] over ("subnet", "pr") for leaves split over pr,
-             [n, 1, size] over ("subnet",) for whole ones
+    samples  [slots, samples, size] over ("subnet", "pc")
+    line     [slots, ticks, samples, size] over ("subnet", None, "pc"); shorter lines are padded
+    weights  [slots, pr, size] over ("subnet", "pr") for leaves split over pr,
+             [slots, 1, size] over ("subnet",) for whole ones
 
 Lines lie slot by slot (`slotted`), weights leaf by leaf (`leafwise`), but of methods that batch pieces.
 """
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jtssm.arrays import AnyArray, Array, Tree
 from jtssm.protocol.exchange import Kind
 from jtssm.sharding.layers.stored import FLAT, WHOLE
+from jtssm.sharding.slots import Slots
 
 
 class Leaf(NamedTuple):
@@ -52,6 +53,7 @@ class Layout(NamedTuple):
     kind: Kind
     treedefs: tuple[jax.tree_util.PyTreeDef, ...]  # one a piece
     leaves: tuple[tuple[Leaf, ...], ...]  # one tuple a piece
+    slots: Slots  # in which the pieces lie
 
     @property
     def keys(self) -> list[str]:
@@ -74,23 +76,24 @@ class Layout(NamedTuple):
         """What a row of one of the arrays is of: numbers."""
         return (self.size(key),)
 
-    def num_rows(self, slots: int) -> int:
-        """Of an array, for so many slots all together."""
-        return slots
+    @property
+    def num_rows(self) -> int:
+        """Of an array, those of empty slots included."""
+        return self.slots.total
 
-    def piece(self, key: str, row: int) -> int:
-        """Which piece a row of one of the arrays is of; there may be none of that number."""
-        return row
+    def piece(self, key: str, row: int) -> int | None:
+        """Which piece a row of one of the arrays is of; None: of an empty slot."""
+        return self.slots.piece(row)
 
     def row(self, piece: int) -> int:
         """In which row of its arrays a piece lies."""
-        return piece
+        return self.slots.row(piece)
 
     def keys_of(self, piece: int) -> list[str]:
         """The arrays in which a piece lies."""
         return self.keys
 
-    def slots(self, rows: Mapping[str, Array], first: int, count: int) -> dict[str, Array]:
+    def of_slots(self, rows: Mapping[str, Array], first: int, count: int) -> dict[str, Array]:
         """Of a device's rows those of some slots, [count, ...]."""
         return {key: a[first : first + count] for key, a in rows.items()}
 
@@ -125,25 +128,32 @@ class Layout(NamedTuple):
         """Shape of a leaf behind the leading dimensions of its row."""
         return leaf.shape[1:] if self.kind is Kind.LINE else leaf.shape
 
-    def between(self, first: int, after: int) -> Layout:
-        """The layout of the pieces first .. after - 1 alone."""
-        return Layout(self.kind, self.treedefs[first:after], self.leaves[first:after])
+    def between(self, first: int, slots: Slots) -> Layout:
+        """The layout of the entries from the first on alone, as many as pieces in those slots."""
+        those = slice(first, first + slots.num)
+        return Layout(self.kind, self.treedefs[those], self.leaves[those], slots)
 
     def moved(self, step: int) -> Layout:
         """The layout after every piece has handed its tree to the piece `step` (1 or -1) on."""
         empty = jax.tree.structure(())
         if step == 1:
-            return Layout(self.kind, (empty, *self.treedefs[:-1]), ((), *self.leaves[:-1]))
-        return Layout(self.kind, (*self.treedefs[1:], empty), (*self.leaves[1:], ()))
+            treedefs, leaves = (empty, *self.treedefs[:-1]), ((), *self.leaves[:-1])
+        else:
+            treedefs, leaves = (*self.treedefs[1:], empty), (*self.leaves[1:], ())
+        return Layout(self.kind, treedefs, leaves, self.slots)
 
     def entry(self) -> Layout:
         """The layout of one tick of a line."""
         cut = tuple(tuple(a._replace(shape=a.shape[1:]) for a in leaves) for leaves in self.leaves)
-        return Layout(Kind.SAMPLES, self.treedefs, cut)
+        return Layout(Kind.SAMPLES, self.treedefs, cut, self.slots)
 
 
 def layout_of(
-    kind: str, trees: Sequence[Tree], local: Sequence[Tree] | None = None, pr: int = 1
+    kind: str,
+    trees: Sequence[Tree],
+    local: Sequence[Tree] | None = None,
+    pr: int = 1,
+    slots: Slots | None = None,
 ) -> Layout:
     """The layout of trees that may differ in structure, shapes and dtypes.
 
@@ -152,6 +162,7 @@ def layout_of(
       trees: one a piece, of arrays or their shapes.
       local: the same trees as one device holds them, where leaves are split over pr.
       pr: over how many devices.
+      slots: in which the pieces lie; None: on one device.
 
     Raises:
       ValueError: a part that is no part of its leaf; a leaf that is no array of numbers (a typed PRNG
@@ -163,7 +174,8 @@ def layout_of(
         _check(kind, leaf)
     treedefs = tuple(jax.tree.structure(tree) for tree in trees)
     pairs = zip(trees, trees if local is None else local, strict=True)
-    return Layout(kind, treedefs, tuple(_leaves(kind, *pair, pr) for pair in pairs))
+    leaves = tuple(_leaves(kind, *pair, pr) for pair in pairs)
+    return Layout(kind, treedefs, leaves, slots or Slots(len(leaves), 1))
 
 
 def _check(kind: Kind, leaf: Array | jax.ShapeDtypeStruct) -> None:

@@ -102,17 +102,17 @@ class Placing:
         abstract = any(isinstance(a, jax.ShapeDtypeStruct) for a in jax.tree.leaves(state))
         (dtype,) = {a.dtype for a in jax.tree.leaves([w.params for w in state.weights])}
         weights = self._weights_layout(dtype)
-        slots, pr = self.at.local * self.at.sizes[0], self.at.sizes[1]
+        pr = self.at.sizes[1]
 
         def laid_out(name: str, value: Tree) -> Tree:
             kind = self.program.kinds.get(name, ())
             if isinstance(kind, str):
                 layout = self._layout(kind, value, weights)
                 if abstract:
-                    return shapes(layout, value, self.mesh, self.names, pr, slots)
+                    return shapes(layout, value, self.mesh, self.names, pr)
                 if layout.kind.trained:
-                    return lay_out(layout, value, self.mesh, self.names, pr, slots)
-                return spread(layout, value, self.mesh, self.names, slots)
+                    return lay_out(layout, value, self.mesh, self.names, pr)
+                return spread(layout, value, self.mesh, self.names)
             return jax.tree.map(lambda a: put(a, self.mesh, self.names.spec(*kind)), value)
 
         return state._replace(
@@ -176,18 +176,18 @@ class Placing:
 
     def _weights(self, whole: Sequence[Tree], local: Sequence[Tree]) -> AnyLayout:
         """Leaf by leaf, but of a method that batches pieces in rows."""
-        rows = layout_of("weights", whole, local, self.at.sizes[1])
+        rows = layout_of("weights", whole, local, self.at.sizes[1], self.at.slots)
         batched = self.at.alike != tuple(range(self.at.num))
-        return rows if batched else slotted(rows, self.at.local)
+        return rows if batched else slotted(rows)
 
     def _layout(self, kind: str, trees: Sequence[Tree], weights: AnyLayout) -> AnyLayout:
         """Of what is carried, beside weights."""
         if kind == Kind.WEIGHTS:
             return weights
         if kind == Kind.PARTIAL_GRADIENTS:
-            return gradients_of(weights, trees, self.at.local, Kind.PARTIAL_GRADIENTS)
-        rows = layout_of(kind, trees)
-        return slotted(rows, self.at.local) if rows.kind is Kind.LINE else rows
+            return gradients_of(weights, trees, self.at.slots, Kind.PARTIAL_GRADIENTS)
+        rows = layout_of(kind, trees, slots=self.at.slots)
+        return slotted(rows) if rows.kind is Kind.LINE else rows
 
     def _part(self, l: int, params: Tree) -> Tree:
         """Shapes of what one device holds of piece l's parameters."""
@@ -196,9 +196,8 @@ class Placing:
     def _lay_out(self, given: tuple[list[Tree], ...]) -> Rows:
         """Given parameters as rows on the mesh."""
         local, pr = [self._part(l, p) for l, p in enumerate(given)], self.at.sizes[1]
-        slots = self.at.local * self.at.sizes[0]
         layout = self._weights(given, local)
-        return lay_out(layout, given, self.mesh, self.names, pr, slots)
+        return lay_out(layout, given, self.mesh, self.names, pr)
 
     def _rows(self, whole: Tree, weights: AnyLayout) -> Tree:
         """The state with Rows (of nothing but their layout) where the pieces' trees stood."""

@@ -35,13 +35,14 @@ def renew(
     assert isinstance(layout, Slotted), "methods that batch pieces renew their weights in `each`"
     others, rows = [c.layout for c in carried], dict(weights.rows)
     device = 0 if at.names.subnet is None else lax.axis_index(at.names.subnet)
-    flags = jnp.pad(where, (0, at.local * at.sizes[0] - at.num))
-    for slot in range(at.local):
+    slots, flags = at.slots, jnp.pad(where, (at.slots.empty, 0))
+    for slot in range(slots.local):
         own, *given = map(partial(_of_slot, slot), (weights, *carried))
         made = [a[slot] for each in after for a in each.rows.values()]
-        live = not_before(flags[device * at.local + slot], made)
-        for d, l in enumerate(range(slot, at.num, at.local)):
-            anew, here = partial(_anew, at, fn, l, layout, others), live & (device == d)
+        live = not_before(flags[slots.number(device, slot)], made)
+        for l in slots.at_slot(slot):
+            here = live & (device == slots.device(l))
+            anew = partial(_anew, at, fn, l, layout, others)
             own = lax.cond(here, anew, lambda _, own, *given: own, here, own, *given)
         rows |= {key: a[None, None] for key, a in own.items()}
     return Rows(rows, layout)
@@ -49,7 +50,7 @@ def renew(
 
 def _of_slot(slot: int, carried: Rows) -> Arrays:
     """Its arrays without the dimensions of "subnet" and "pr"."""
-    return {key: a[0, 0] for key, a in carried.layout.slots(carried.rows, slot, 1).items()}
+    return {key: a[0, 0] for key, a in carried.layout.of_slots(carried.rows, slot, 1).items()}
 
 
 def _anew(

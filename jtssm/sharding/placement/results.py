@@ -15,6 +15,7 @@ from jtssm.sharding.mesh import AxisNames
 from jtssm.sharding.placement.packing import Layout, Leaf, layout_of
 from jtssm.sharding.placement.rows import AnyLayout, Rows, axes_of, dtype_of
 from jtssm.sharding.placement.slotted import Slotted, slotted
+from jtssm.sharding.slots import Slots
 
 # of a slot or a device, the arrays in whose place results come
 Base = dict[str, Array] | None
@@ -39,14 +40,14 @@ class RowsResult(NamedTuple):
         return _padded(shape, rows[key][None] if self.layout.kind is Kind.WEIGHTS else rows[key])
 
     def joined(
-        self, parts: Sequence[dict[str, Array]], slots: int, base: Base = None
+        self, parts: Sequence[dict[str, Array]], local: int, base: Base = None
     ) -> dict[str, Array]:
         """Rows of runs of pieces, [pieces of the run, ...] each, as [slots, ...]; zeros where none is."""
         none = {
             key: jnp.zeros((0, *self.leading, self.layout.size(key)), dtype_of(key))
             for key in self.layout.keys
         }
-        return _stacked(parts or [none], slots)
+        return _stacked(parts or [none], local)
 
     def marked(self, names: AxisNames, rows: dict[str, Array]) -> dict[str, Array]:
         """The rows as differing along the axes that they are sharded over."""
@@ -72,7 +73,7 @@ class SlottedResult(NamedTuple):
         return {key: _padded(self._shape(key), a) for key, a in packed.items()}
 
     def joined(
-        self, parts: Sequence[dict[str, Array]], slots: int, base: Base = None
+        self, parts: Sequence[dict[str, Array]], local: int, base: Base = None
     ) -> dict[str, Array]:
         """All arrays of a device, [1, ...]; what no piece uses stays as it was, at first zeros."""
         blank = lambda key: jnp.zeros((1, *self._shape(key)), dtype_of(key))
@@ -102,10 +103,10 @@ class SumsResult(NamedTuple):
         """The sums of piece l, as they are."""
         return tree
 
-    def joined(self, parts: Sequence[Tree], slots: int, base: Base = None) -> Tree:
+    def joined(self, parts: Sequence[Tree], local: int, base: Base = None) -> Tree:
         """Sums of runs of pieces as [slots, ...]; zeros where no piece is."""
         none = jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), self.like)
-        return _stacked(parts or [none], slots)
+        return _stacked(parts or [none], local)
 
     def marked(self, names: AxisNames, sums: Tree) -> Tree:
         """The sums as differing from piece to piece and over the samples."""
@@ -128,7 +129,7 @@ def _marked(kind: Kind, names: AxisNames, rows: dict[str, Array]) -> dict[str, A
 Result = RowsResult | SlottedResult | SumsResult
 
 
-def result_of(kind: Kind, shapes: Sequence[Tree], kept: AnyLayout | None, local: int) -> Result:
+def result_of(kind: Kind, shapes: Sequence[Tree], kept: AnyLayout | None, slots: Slots) -> Result:
     """What one result of the pieces' work looks like.
 
     Args:
@@ -136,7 +137,7 @@ def result_of(kind: Kind, shapes: Sequence[Tree], kept: AnyLayout | None, local:
       shapes: what each piece gives, as shapes.
       kept: the layout of results of kind "weights", or "copies" (None: a new one); what tells how
         "gradients" are split.
-      local: slots a device.
+      slots: in which the pieces lie.
 
     Raises:
       ValueError: weights whose layout nothing tells, sums that differ, or leaves `layout_of` refuses.
@@ -148,18 +149,18 @@ def result_of(kind: Kind, shapes: Sequence[Tree], kept: AnyLayout | None, local:
         raise ValueError(f"carried: expected weights, as {kind} are given back; got none")
     if kept is not None and gradients:
         like = Kind.WEIGHTS if kind is Kind.GRADIENTS else kind
-        return SlottedResult(gradients_of(kept, shapes, local, like), ())
+        return SlottedResult(gradients_of(kept, shapes, slots, like), ())
     if kind.trained:
-        kept = kept or slotted(layout_of(kind, shapes), local)
+        kept = kept or slotted(layout_of(kind, shapes, slots=slots))
         return SlottedResult(kept, ()) if isinstance(kept, Slotted) else RowsResult(kept, (1,))
-    layout, leaves = layout_of(kind, shapes), jax.tree.leaves(list(shapes))
+    layout, leaves = layout_of(kind, shapes, slots=slots), jax.tree.leaves(list(shapes))
     if kind is Kind.SAMPLES:
         return RowsResult(layout, tuple(leaves[0].shape[:1]) if leaves else ())
-    return SlottedResult(slotted(layout, local), tuple(leaves[0].shape[1:2]) if leaves else ())
+    return SlottedResult(slotted(layout), tuple(leaves[0].shape[1:2]) if leaves else ())
 
 
 def gradients_of(
-    weights: AnyLayout, shapes: Sequence[Tree], local: int, kind: Kind = Kind.WEIGHTS
+    weights: AnyLayout, shapes: Sequence[Tree], slots: Slots, kind: Kind = Kind.WEIGHTS
 ) -> Slotted:
     """The layout of gradients, split as the first leaves of the weights are: the parameters.
 
@@ -173,7 +174,7 @@ def gradients_of(
 
     treedefs = tuple(jax.tree.structure(tree) for tree in shapes)
     leaves = tuple(split(l, tree) for l, tree in enumerate(shapes))
-    return slotted(Layout(kind, treedefs, leaves), local)
+    return slotted(Layout(kind, treedefs, leaves, slots))
 
 
 def _same_sums(shapes: Sequence[Tree]) -> Tree:
@@ -188,12 +189,12 @@ def _same_sums(shapes: Sequence[Tree]) -> Tree:
     return bare[0]
 
 
-def _stacked(runs: Sequence[Tree], slots: int) -> Tree:
-    """Leaves [pieces of the run, ...] of several runs as leaves [slots, ...], zeros in the last ones."""
+def _stacked(runs: Sequence[Tree], local: int) -> Tree:
+    """Leaves [pieces of the run, ...] of several runs as leaves [slots, ...], zeros in the empty ones."""
 
     def joined(*parts: Array) -> Array:
         whole = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
-        empty = slots - whole.shape[0]
-        return jnp.pad(whole, [(0, empty)] + [(0, 0)] * (whole.ndim - 1)) if empty else whole
+        empty = local - whole.shape[0]  # on a device, too, the first
+        return jnp.pad(whole, [(empty, 0)] + [(0, 0)] * (whole.ndim - 1)) if empty else whole
 
     return jax.tree.map(joined, *runs)

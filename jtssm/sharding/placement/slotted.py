@@ -18,12 +18,14 @@ from jtssm.arrays import AnyArray, Array, Tree
 from jtssm.protocol.exchange import Kind
 from jtssm.sharding.placement.leafwise import Leafwise, leafwise
 from jtssm.sharding.placement.packing import Layout, Leaf
+from jtssm.sharding.slots import Slots
 
 
 class Slotted(NamedTuple):
     """Where the leaves of all pieces lie, slot by slot; else as `Layout`."""
 
-    slot_layouts: tuple[Layout | Leafwise, ...]  # entry d of each is of the piece on device d
+    slot_layouts: tuple[Layout | Leafwise, ...]  # of each slot the pieces that devices have there
+    slots: Slots  # in which the pieces lie
 
     @property
     def kind(self) -> Kind:
@@ -31,24 +33,19 @@ class Slotted(NamedTuple):
         return self.slot_layouts[0].kind
 
     @property
-    def local(self) -> int:
-        """Slots a device."""
-        return len(self.slot_layouts)
-
-    @property
     def leaves(self) -> tuple[tuple[Leaf, ...], ...]:
         """One tuple a piece."""
-        return tuple(of.leaves[d] for d, of in self._by_piece())
+        return tuple(of.leaves[entry] for of, entry in self._by_piece())
 
     @property
     def treedefs(self) -> tuple[jax.tree_util.PyTreeDef, ...]:
         """One a piece."""
-        return tuple(of.treedefs[d] for d, of in self._by_piece())
+        return tuple(of.treedefs[entry] for of, entry in self._by_piece())
 
     @property
     def keys(self) -> list[str]:
         """The arrays there are."""
-        return [key for slot in range(self.local) for key in self.keys_of(slot)]
+        return [key for slot in range(self.slots.local) for key in self.keys_at(slot)]
 
     def tail(self, key: str) -> tuple[int, ...]:
         """What stands behind the leading dimensions of one of the arrays."""
@@ -57,33 +54,43 @@ class Slotted(NamedTuple):
 
     def ticks(self, piece: int) -> int:
         """Length of the line of a piece; 0 where it has none."""
-        return self._of(piece).ticks(piece // self.local)
+        of, entry = self._of(piece)
+        return of.ticks(entry)
 
     def slot_ticks(self, key: str) -> int:
         """Length of one of the arrays, of lines: of the longest that has it."""
-        layout = self.slot_layouts[_parted(key)[0]]
-        return max(layout.ticks(d) for d in range(len(layout.leaves)))
+        layout = self.slot_layouts[self.slot_of(key)]
+        return max(layout.ticks(entry) for entry in range(len(layout.leaves)))
 
-    def num_rows(self, slots: int) -> int:
-        """Of an array, for so many slots all together."""
-        return slots // self.local
+    @property
+    def num_rows(self) -> int:
+        """Of an array: one a device."""
+        return self.slots.devices
 
-    def piece(self, key: str, row: int) -> int:
-        """Which piece a row of one of the arrays is of; there may be none of that number."""
-        return row * self.local + _parted(key)[0]
+    def piece(self, key: str, row: int) -> int | None:
+        """Which piece a row of one of the arrays is of; None: of an empty slot."""
+        return self.slots.piece(self.slots.number(row, self.slot_of(key)))
 
     def row(self, piece: int) -> int:
         """In which row of its arrays a piece lies."""
-        return piece // self.local
+        return self.slots.device(piece)
+
+    def slot_of(self, key: str) -> int:
+        """At which slot one of the arrays lies."""
+        return _parted(key)[0]
+
+    def keys_at(self, slot: int) -> list[str]:
+        """The arrays at a slot."""
+        return [_joined(slot, key) for key in self.slot_layouts[slot].keys]
 
     def keys_of(self, piece: int) -> list[str]:
         """The arrays in which pieces at its slot lie."""
-        return [_joined(piece % self.local, key) for key in self._of(piece).keys]
+        return self.keys_at(self.slots.slot(piece))
 
-    def slots(self, rows: Mapping[str, Array], first: int, count: int) -> dict[str, Array]:
+    def of_slots(self, rows: Mapping[str, Array], first: int, count: int) -> dict[str, Array]:
         """Of a device's rows those of one slot, [1, ...]."""
         assert count == 1, "pieces whose slots are apart are not batched"
-        return {key: rows[key] for key in self.keys_of(first)}
+        return {key: rows[key] for key in self.keys_at(first)}
 
     def pack(
         self,
@@ -93,20 +100,19 @@ class Slotted(NamedTuple):
         base: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
         """As `Layout.pack`; base: the piece's rows as they were, of weights."""
-        of, slot = self._of(piece), piece % self.local
+        (of, entry), slot = self._of(piece), self.slots.slot(piece)
         if isinstance(of, Leafwise):
             held = None if base is None else {_parted(key)[1]: a for key, a in base.items()}
-            rows = of.pack(piece // self.local, tree, xp, held)
+            rows = of.pack(entry, tree, xp, held)
         else:
-            rows = of.pack(piece // self.local, tree, xp)
+            rows = of.pack(entry, tree, xp)
         return {_joined(slot, key): a for key, a in rows.items()}
 
     def joined(self, piece: int, tree: Tree) -> dict[str, Array]:
         """As `Leafwise.joined`, of weights."""
-        of = self._of(piece)
+        (of, entry), slot = self._of(piece), self.slots.slot(piece)
         assert isinstance(of, Leafwise)
-        rows = of.joined(piece // self.local, tree)
-        return {_joined(piece % self.local, key): a for key, a in rows.items()}
+        return {_joined(slot, key): a for key, a in of.joined(entry, tree).items()}
 
     def filled(self, key: str, row: Array, base: Array | None = None) -> Array:
         """As `Leafwise.filled`, of weights."""
@@ -118,28 +124,35 @@ class Slotted(NamedTuple):
     def unpack(self, piece: int, rows: Mapping[str, AnyArray]) -> Tree:
         """As `Layout.unpack`."""
         own = {_parted(key)[1]: a for key, a in rows.items()}
-        return self._of(piece).unpack(piece // self.local, own)
+        of, entry = self._of(piece)
+        return of.unpack(entry, own)
 
     def entry(self) -> Slotted:
         """The layout of one tick of a line."""
         lines = (of for of in self.slot_layouts if isinstance(of, Layout))
-        return Slotted(tuple(of.entry() for of in lines))
+        return Slotted(tuple(of.entry() for of in lines), self.slots)
 
-    def _of(self, piece: int) -> Layout | Leafwise:
-        return self.slot_layouts[piece % self.local]
+    def _of(self, piece: int) -> tuple[Layout | Leafwise, int]:
+        """The layout of the slot of a piece, and which of its pieces that is."""
+        slot = self.slots.slot(piece)
+        return self.slot_layouts[slot], self.slots.at_slot(slot).index(piece)
 
-    def _by_piece(self) -> list[tuple[int, Layout | Leafwise]]:
-        num = sum(len(of.leaves) for of in self.slot_layouts)
-        return [(l // self.local, self._of(l)) for l in range(num)]
+    def _by_piece(self) -> list[tuple[Layout | Leafwise, int]]:
+        return [self._of(l) for l in range(self.slots.num)]
 
 
-def slotted(layout: Layout, local: int) -> Slotted:
-    """The same pieces on devices with so many slots, weights leaf by leaf."""
-    picked = (
-        Layout(layout.kind, layout.treedefs[slot::local], layout.leaves[slot::local])
-        for slot in range(local)
-    )
-    return Slotted(tuple(leafwise(of) if of.kind.trained else of for of in picked))
+def slotted(layout: Layout) -> Slotted:
+    """The same pieces in the same slots, each of which has arrays of its own; weights leaf by leaf."""
+    slots = layout.slots
+
+    def picked(slot: int) -> Layout:
+        treedefs, leaves = zip(
+            *((layout.treedefs[l], layout.leaves[l]) for l in slots.at_slot(slot)), strict=True
+        )
+        return Layout(layout.kind, treedefs, leaves, Slots(len(leaves), slots.devices))
+
+    each = map(picked, range(slots.local))
+    return Slotted(tuple(leafwise(of) if of.kind.trained else of for of in each), slots)
 
 
 def _joined(slot: int, key: str) -> str:

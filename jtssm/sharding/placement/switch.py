@@ -1,9 +1,8 @@
 """The work of pieces on a mesh: which device holds which, and a `lax.switch` between their programs.
 
-Pieces lie in blocks of m slots: device d along "subnet" holds pieces d m .. (d + 1) m - 1; where the
-axis does not divide their number, the last slots stay empty. Each branch of the switch unpacks the
-rows of its pieces and runs their own layers; reductions over the other axes may stand inside. Alike
-pieces that lie side by side are batched, and devices that do the same share a branch.
+Pieces lie in blocks of slots, as `jtssm.sharding.slots` says. Each branch of the switch unpacks the rows
+of its pieces and runs their own layers; reductions over the other axes may stand inside. Alike pieces
+that lie side by side are batched, and devices that do the same share a branch.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from jtssm.sharding.layers.forms import Grid
 from jtssm.sharding.mesh import AxisNames
 from jtssm.sharding.placement.results import Result, SlottedResult, result_of
 from jtssm.sharding.placement.rows import AnyLayout, Rows
+from jtssm.sharding.slots import Slots
 
 
 class Place(NamedTuple):
@@ -53,18 +53,9 @@ class Place(NamedTuple):
         return Grid(self.network, self.forms, entries, axis, pr, samples, apart, gloo=self.gloo)
 
     @property
-    def local(self) -> int:
-        """Slots a device, filled from the first device on."""
-        return -(-self.num // self.sizes[0])
-
-    def pieces(self, device: int) -> range:
-        """The pieces of a device along "subnet"."""
-        return range(device * self.local, min((device + 1) * self.local, self.num))
-
-    def boundary(self, device: int) -> int | None:
-        """The piece before the boundary between a device and the next; None where none is cut."""
-        last = (device + 1) * self.local - 1
-        return last if last < self.num - 1 else None
+    def slots(self) -> Slots:
+        """Which device along "subnet" holds which pieces."""
+        return Slots(self.num, self.sizes[0])
 
 
 def each(
@@ -118,7 +109,7 @@ def each(
     shapes = work.shapes(rows)
     columns = zip(kinds, zip(*shapes, strict=True), strict=True)
     results = [
-        result_of(Kind(kind), column, work.kept(Kind(kind)), at.local) for kind, column in columns
+        result_of(Kind(kind), column, work.kept(Kind(kind)), at.slots) for kind, column in columns
     ]
     branch = lambda pieces: partial(work.of_device, results, pieces)
     out = _switched(at, work.alike, branch, rows)
@@ -144,7 +135,7 @@ class _Work(NamedTuple):
         """What every piece gives, as shapes; alike pieces are traced once."""
 
         def found(l: int) -> tuple:
-            slot = self._slots(rows, l % self.at.local, 1)
+            slot = self._slots(rows, self.at.slots.slot(l), 1)
             return jax.eval_shape(partial(self.of_piece, l), _first(slot))
 
         each = {l: found(l) for l in set(self.alike)}
@@ -158,7 +149,7 @@ class _Work(NamedTuple):
         self, results: list[Result], pieces: range, rows: list[dict[str, Array]]
     ) -> list[Tree]:
         """fn for the pieces of a device, on its rows: results with leaves [slots, ...]."""
-        runs, first = [], 0
+        runs, first = [], self.at.slots.slot(pieces[0]) if pieces else 0
         for l, group in groupby(pieces, key=lambda l: self.alike[l]):
             count = len(list(group))
             runs.append(self._of_run(results, l, self._slots(rows, first, count), count))
@@ -167,7 +158,7 @@ class _Work(NamedTuple):
         pairs = zip(results, columns, strict=True)
         return [
             result.marked(
-                self.at.names, result.joined(parts, self.at.local, self._base(result, rows))
+                self.at.names, result.joined(parts, self.at.slots.local, self._base(result, rows))
             )
             for result, parts in pairs
         ]
@@ -189,7 +180,7 @@ class _Work(NamedTuple):
         self, rows: list[dict[str, Array]], first: int, count: int
     ) -> list[dict[str, Array]]:
         pairs = zip(self.layouts, rows, strict=True)
-        return [layout.slots(each, first, count) for layout, each in pairs]
+        return [layout.of_slots(each, first, count) for layout, each in pairs]
 
     def _base(self, result: Result, rows: list[dict[str, Array]]) -> dict[str, Array] | None:
         """The carried rows in whose place the result comes; None: there are none."""
@@ -208,7 +199,7 @@ def _switched(
     at: Place, alike: Sequence[int], branch: Callable[[range], Callable], rows: Tree
 ) -> Tree:
     """branch(pieces of this device)(rows); devices whose pieces are alike share a branch."""
-    held = [at.pieces(device) for device in range(at.sizes[0])]
+    held = [at.slots.pieces(device) for device in range(at.sizes[0])]
     marks = [tuple(alike[l] for l in pieces) for pieces in held]
     distinct = list(dict.fromkeys(marks))
     branches = [branch(held[marks.index(mark)]) for mark in distinct]
@@ -226,4 +217,4 @@ def _tree(layout: AnyLayout, rows: dict[str, Array], piece: int) -> Tree:
 
 def take(layout: AnyLayout, l: int, slot: int, rows: dict[str, Array]) -> Tree:
     """The tree of piece l from the rows [slots, ...] of this device."""
-    return _tree(layout, _first(layout.slots(rows, slot, 1)), l)
+    return _tree(layout, _first(layout.of_slots(rows, slot, 1)), l)

@@ -104,8 +104,9 @@ def test_under_a_memory_limit_a_plan_is_the_best_whose_step_fits(build, widths):
         np.testing.assert_allclose(found.seconds.total, best, rtol=1e-9)
 
 
-def test_subnetworks_take_the_best_forms_of_their_own():
-    method, sizes = GSADMM(SMALL, 2, 16), (2, 2, 2)
+@pytest.mark.parametrize("subnets", [2, 3])  # of three the first has a device to itself
+def test_subnetworks_take_the_best_forms_of_their_own(subnets):
+    method, sizes = GSADMM(SMALL, subnets, 16), (2, 2, 2)
     machine = replace(V5E, link=1e8)
     seconds = lambda forms: (
         step_seconds(method, machine, subnet=2, pr=2, pc=2, forms=list(forms)).total

@@ -217,6 +217,22 @@ def test_predicted_bytes_are_those_of_the_compiled_program(name, float32):
     assert found == expected
 
 
+@pytest.mark.parametrize(("subnet", "held"), [(2, (2, 3)), (3, (1, 2, 2)), (4, (0, 1, 2, 2))])
+def test_the_first_devices_are_asked_for_the_fewest_pieces(subnet, held):
+    """Each of five layers once: what a device updates are the parameters of its own."""
+    method = solvers.pdadmm(jtssm.mlp([24, 32, 48, 40, 32, 8]))
+    step = step_demand(method, (subnet, 1, 1), (), SAMPLES)
+    shapes = method.network.parameter_shapes()
+    sizes = [sum(a.size for a in jax.tree.leaves(params)) for params in shapes]
+    found = [[words for words, _ in device.updates] for device in step.devices]
+    assert tuple(map(len, found)) == held
+    assert [words for device in found for words in device] == sizes
+    # what goes on is sent by the device before a boundary, what comes back by the one behind it
+    assert {m.source for m in step.between if m.source is not None} == {
+        d for d, num in enumerate(held) if num
+    }
+
+
 STORED = {
     "unequal pieces": Case(
         solvers.gsadmm(NET, subnets=2, schedule="stored", **BATCH),

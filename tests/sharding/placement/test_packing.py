@@ -13,6 +13,7 @@ from jtssm.sharding.placement.on_host import gathered, lay_out, spread
 from jtssm.sharding.placement.packing import layout_of
 from jtssm.sharding.placement.rows import specs
 from jtssm.sharding.placement.slotted import slotted
+from jtssm.sharding.slots import Slots
 
 NAMES = AxisNames("subnet", "pr", "pc")
 
@@ -57,11 +58,11 @@ def test_weights_split_over_pr_lie_on_their_devices_and_are_joined_again():
         {"W": np.zeros((2, 4))},
         {"b": np.zeros(4), "n": np.zeros(3, np.int32)},
     ]
-    layout = layout_of("weights", whole, local, 2)
+    layout = layout_of("weights", whole, local, 2, Slots(3, 3))
     assert layout.keys == ["float64", "float64/pr", "int32"]
     assert tuple(specs(layout, NAMES).rows["float64/pr"]) == ("subnet", "pr")
     mesh = sharding.make_mesh(3, 2, 1)
-    rows = lay_out(layout, whole, mesh, NAMES, 2, slots=3)
+    rows = lay_out(layout, whole, mesh, NAMES, 2)
     split = rows.rows["float64/pr"]
     assert split.shape == (3, 2, 8)
     assert split.sharding.shard_shape(split.shape) == (1, 1, 8)
@@ -90,18 +91,21 @@ def test_samples_and_lines_are_spread_and_come_back_from_padded_slots():
     rng = np.random.default_rng(0)
     for kind, lead in (("samples", (4,)), ("line", (3, 4))):
         trees = [(rng.normal(size=(*lead, 2)),), (), (rng.normal(size=(*lead, 5)),)]
-        layout = layout_of(kind, trees)
-        # of lines each slot of a device has its own array: the second one none at all
+        layout = layout_of(kind, trees, slots=Slots(3, 2))
+        # of lines each slot of a device has its own array: the first one none at all
         layout, key, slots = {
             "samples": (layout, "float64", 4),
-            "line": (slotted(layout, 2), "00/float64", 2),
+            "line": (slotted(layout), "01/float64", 2),
         }[kind]
-        rows = spread(layout, trees, mesh, names, slots=4)
+        rows = spread(layout, trees, mesh, names)
         assert list(rows.rows) == [key]
         array = rows.rows[key]
         assert array.shape == (slots, *lead, 5)
         expected = (slots // 2, *lead[:-1], 2, 5)
         assert array.sharding.shard_shape(array.shape) == expected
+        if kind == "samples":  # the empty slot is the first
+            assert not np.any(np.asarray(array)[0])
+            np.testing.assert_array_equal(np.asarray(array)[1, ..., :2], trees[0][0])
         jax.tree.map(np.testing.assert_array_equal, gathered(rows), tuple(trees))
 
 
@@ -117,7 +121,7 @@ def test_weights_lie_leaf_by_leaf_in_no_more_than_the_longest_row_takes():
     ]
     trees = [draw((9, 4), (4, 4), (4, 4)), draw((4, 4), (4, 4)), draw((4, 4), (4, 3))]
     layout = layout_of("weights", trees)
-    leaves = slotted(layout, 1)  # a device each
+    leaves = slotted(layout._replace(slots=Slots(3, 3)))  # a device each
     for l, tree in enumerate(trees):
         rows = leaves.pack(l, tree)
         jax.tree.map(np.testing.assert_array_equal, leaves.unpack(l, rows), tree)
@@ -127,17 +131,20 @@ def test_weights_lie_leaf_by_leaf_in_no_more_than_the_longest_row_takes():
     assert [leaves.tail(key) for key in leaves.keys] == [(4,), (4, 4), (9, 4), (4, 4), (4,), (4,)]
     assert numbers(leaves) == layout.size("float64") == 80
     # of one device each leaf of every piece has its own array, in its own shape
-    alone = slotted(layout, 3)
+    alone = slotted(layout)
     assert numbers(alone) == sum(a.size for a in jax.tree.leaves(trees))
-    for layout, subnet in ((leaves, 3), (alone, 1)):
+    # of two devices the first has one piece, at its second slot, where the third is on the other
+    pairs = slotted(layout._replace(slots=Slots(3, 2)))
+    assert numbers(pairs) == 40 + 80
+    for layout, subnet in ((leaves, 3), (alone, 1), (pairs, 2)):
         names = axis_names(sharding.make_mesh(subnet))
-        rows = lay_out(layout, trees, sharding.make_mesh(subnet), names, 1, slots=3)
+        rows = lay_out(layout, trees, sharding.make_mesh(subnet), names, 1)
         jax.tree.map(np.testing.assert_array_equal, gathered(rows), tuple(trees))
 
 
 def test_rows_that_a_shorter_piece_shares_are_written_in_place():
     trees = [{"W": np.arange(6.0).reshape(2, 3)}, {"W": np.arange(4.0).reshape(2, 2)}]
-    layout = slotted(layout_of("weights", trees), 1)
+    layout = slotted(layout_of("weights", trees, slots=Slots(2, 2)))
     (key,) = layout.keys
     assert layout.tail(key) == (2, 3)
     tree, base = jax.tree.map(jnp.asarray, trees[1]), jnp.full((2, 3), 7.0)

@@ -66,7 +66,7 @@ def unsharded(n, **options):
 
 SHAPES = {
     4: [(2, 2, 2), (4, 1, 2), (2, 1, 4), (1, 2, 4)],
-    3: [(2, 1, 2)],  # two slots a device, the last one empty
+    3: [(2, 1, 2)],  # two slots a device, the first one empty
     2: [(2, 1, 1), (2, 2, 2)],
     1: [(1, 2, 2)],
 }
@@ -89,6 +89,21 @@ def test_sharded_equals_unsharded(n, shape, options):
     method = gsadmm(subnets=n, **options)
     got = run(sharding.place(method, sharding.make_mesh(*shape)), 2 * (n - 1) + 5)
     assert_same(unsharded(n, **options), got, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        "streaming",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("stored", solvers.Streaming(sweeps=2))),
+    ],
+    ids=str,
+)
+def test_a_first_device_without_a_piece(schedule):
+    """Five subnetworks on four devices: none, 1, 2 and 2, of which the second holds the first."""
+    method = gsadmm(jtssm.mlp([6, 8, 12, 7, 8, 4]), subnets=5, schedule=schedule)
+    placed = sharding.place(method, sharding.make_mesh(4, 1, 2))
+    assert_same(run(method, 13), run(placed, 13), atol=1e-10)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), pytest.param((4, 1, 2), marks=pytest.mark.slow)])

@@ -65,7 +65,7 @@ MESHES = [
     ("1f1b", 3, (3, 1, 2)),
     ("gpipe", 2, (2, 1, 1)),
     ("1f1b", 2, (2, 2, 1)),
-    ("gpipe", 3, (2, 1, 2)),  # two slots a device, one of them empty
+    ("gpipe", 3, (2, 1, 2)),  # two slots a device, the first of them empty
     ("1f1b", 4, (2, 2, 2)),
 ]
 
