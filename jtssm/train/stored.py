@@ -154,7 +154,8 @@ def states_of(stored: Stored, step: int, document: Document, method: Method, sta
     blank = lambda a: np.zeros(a.shape, a.dtype)  # what has no numbers was not written
     leaves = iter([found[n] if a.size else blank(a) for n, a in shapes.items()])
     trees = [jax.tree.map(lambda _: next(leaves), tree) for _ in which]
-    return dict(zip(which, [_laid_out(each, method, alike) for each in trees], strict=True))
+    _, pr, _ = document["layout"]["mesh"] or (1, 1, 1)
+    return dict(zip(which, [_laid_out(each, method, alike, pr) for each in trees], strict=True))
 
 
 def _check_slots(document: Document, method: Method) -> None:
@@ -185,10 +186,11 @@ def check(found: Mapping[str, Array | np.ndarray], there: Mapping[str, int]) -> 
         raise ValueError(f"{len(wrong)} of {len(seen)} arrays have another checksum: {wrong[0]}")
 
 
-def _laid_out(tree: Tree, method: Method, alike: bool) -> Tree:
+def _laid_out(tree: Tree, method: Method, alike: bool, pr: int) -> Tree:
+    """The tree on the method's mesh; pr: of the mesh it was saved from."""
     if method.mesh is None:
-        return jax.tree.map(jnp.asarray, gathered(tree))
-    return tree if alike else method.spread(gathered(tree))
+        return jax.tree.map(jnp.asarray, gathered(tree, pr))
+    return tree if alike else method.spread(gathered(tree, pr))
 
 
 def need_orbax() -> ModuleType:

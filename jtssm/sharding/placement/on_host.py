@@ -111,26 +111,28 @@ def _host_row(
     return np.asarray(layout.pack(piece, [part(*pair) for pair in pairs], np).get(key, blank))
 
 
-def gathered(state: Tree) -> Tree:
+def gathered(state: Tree, pr: int = 1) -> Tree:
     """A placed state as the method has it on one device: tuples of one tree a piece, in numpy.
 
     Every process must ask and gets the whole state in host memory; no device ever holds it. Of several
     processes, one array after the other passes through the devices whole.
+
+    pr: of the mesh that the state was placed on, where its arrays are numpy's and do not tell.
     """
 
     def fetched(a: Rows | Flat | AnyArray) -> Tree:
         if isinstance(a, Flat):
             return out_of_a_row(_numbers(a.row), a.shape)
-        return _trees(a) if isinstance(a, Rows) else _on_host(a)
+        return _trees(a, pr) if isinstance(a, Rows) else _on_host(a)
 
     return jax.tree.map(fetched, state, is_leaf=lambda a: is_rows(a) or is_flat(a))
 
 
-def _trees(packed: Rows) -> tuple[Tree, ...]:
+def _trees(packed: Rows, pr: int) -> tuple[Tree, ...]:
     layout = packed.layout
     rows = {key: _numbers(a) for key, a in packed.rows.items()}
     if layout.kind is Kind.PARTIAL_GRADIENTS:
-        rows = {key: _over_pc(key, a, packed.rows[key]) for key, a in rows.items()}
+        rows = {key: _over_pc(a, _parts(key, packed.rows[key], pr)) for key, a in rows.items()}
     return tuple(_tree(layout, l, rows) for l in range(len(layout.leaves)))
 
 
@@ -147,14 +149,20 @@ def _tree(layout: AnyLayout, piece: int, rows: dict[str, np.ndarray]) -> Tree:
     return jax.tree.unflatten(layout.treedefs[piece], [_joined(*column) for column in columns])
 
 
-def _over_pc(key: str, numbers: np.ndarray, placed: Array) -> np.ndarray:
-    """The sum over the devices of pc, [slots, pr or 1, ...], of numbers [slots, (pr or 1) pc, ...]."""
-    pr = 1
-    if key.endswith("/pr"):
-        assert isinstance(placed.sharding, NamedSharding)
-        axes = placed.sharding.spec[1]
-        pr = placed.sharding.mesh.shape[axes if isinstance(axes, str) else axes[0]]
+def _over_pc(numbers: np.ndarray, pr: int) -> np.ndarray:
+    """The sum over the devices of pc, [slots, pr, ...], of numbers [slots, pr pc, ...]."""
     return numbers.reshape(len(numbers), pr, -1, *numbers.shape[2:]).sum(axis=2)
+
+
+def _parts(key: str, placed: Array | np.ndarray, pr: int) -> int:
+    """Over how many devices of pr an array of partial gradients is split."""
+    if not key.endswith("/pr"):
+        return 1
+    if isinstance(placed, np.ndarray):
+        return pr
+    assert isinstance(placed.sharding, NamedSharding)
+    axes = placed.sharding.spec[1]
+    return placed.sharding.mesh.shape[axes if isinstance(axes, str) else axes[0]]
 
 
 def _joined(leaf: Leaf, *parts: np.ndarray) -> np.ndarray:
