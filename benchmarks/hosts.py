@@ -74,7 +74,7 @@ def main() -> None:
     if given.add:
         table = json.loads((record.RESULTS / f"{name}.json").read_text())
         rows, content = among(table, rows, content)
-    rows = [fitted(row, rows, machines) for row in rows]
+    rows = fitted_rows(rows, machines)
     links = list(RATES) if given.add else given.links
     agreement = {key: agreements(rows, links, f"{key}_seconds") for key in ("predicted", "fitted")}
     for key, each in agreement.items():
@@ -197,7 +197,7 @@ def measured(
     """
     case, method = trained.cases[name], trained.method(name)
     links = list(machines) if case.hosts == 2 else [NO_LINK]
-    resident = trained.batch if method.resident else None
+    kept = resident(trained, method)
     about: Row = {"network": network, "case": name, "against": case.against, "link": links[0]}
     about["samples"] = samples_of(trained, name)
     mesh = AbstractMesh(case.mesh or (1, 1, 1), sharding.AXES)
@@ -210,7 +210,7 @@ def measured(
             for at in links:
                 about["link"] = at
                 machine = machines.get(at) or next(iter(machines.values()))
-                about |= expected(method, machine, mesh, resident)
+                about |= expected(method, machine, mesh, kept)
                 link.limit(at if RATES.get(at) else None)
                 row = about | timed(link, hosts, about["predicted_seconds"], given)
                 before, beside = beside, some_steps(plain)
@@ -236,25 +236,36 @@ def expected(
     return {"bytes_by_formula": sent, "predicted_seconds": found.total}
 
 
-def fitted(row: Row, rows: list[Row], machines: Mapping[str, sharding.Machine]) -> Row:
-    """The row with the seconds that are predicted for a machine that is fitted to its network.
+def fitted_rows(rows: list[Row], machines: Mapping[str, sharding.Machine]) -> list[Row]:
+    """Rows with the seconds that are predicted for machines that are fitted to their networks."""
+    known: dict[tuple[str, str], sharding.Machine] = {}
+    for row in rows:  # of each network on one host
+        if row["case"] == row["against"] and "error" not in row:
+            trained = (NETWORKS | SMOKE)[row["network"]]
+            method, seconds = trained.method(row["case"]), row["step_seconds"]["median"]
+            for link, machine in machines.items():
+                fit = sharding.fitted(machine, method, seconds, samples=resident(trained, method))
+                known.setdefault((row["network"], link), fit)
+    return [fitted(row, known) for row in rows]
 
-    rows: those of the network on one host are among them.
-    """
-    network = row["network"]
-    trained = (NETWORKS | SMOKE)[network]
-    mine = lambda a: a["network"] == network and a["case"] == a["against"]
-    plain = next((a for a in rows if mine(a) and "error" not in a), None)
-    if plain is None or not row.get("predicted_seconds"):
+
+def fitted(row: Row, known: Mapping[tuple[str, str], sharding.Machine]) -> Row:
+    """The row with the seconds for a machine of its network and link; of one host with any of them."""
+    network, case = row["network"], row["case"]
+    mine = {link: machine for (of, link), machine in known.items() if of == network}
+    if not mine or not row.get("predicted_seconds"):
         return row
-    resident = lambda method: trained.batch if method.resident else None
-    own, method = trained.method(plain["case"]), trained.method(row["case"])
-    machine = machines.get(row["link"]) or next(iter(machines.values()))
-    measured = plain["step_seconds"]["median"]
-    machine = sharding.fitted(machine, own, measured, samples=resident(own))
-    mesh = AbstractMesh(trained.cases[row["case"]].mesh or (1, 1, 1), sharding.AXES)
-    found = expected(method, machine, mesh, resident(method))
+    trained = (NETWORKS | SMOKE)[network]
+    method = trained.method(case)
+    mesh = AbstractMesh(trained.cases[case].mesh or (1, 1, 1), sharding.AXES)
+    machine = mine.get(row["link"], next(iter(mine.values())))
+    found = expected(method, machine, mesh, resident(trained, method))
     return row | {"fitted_seconds": found["predicted_seconds"]}
+
+
+def resident(trained: Trained, method: jtssm.Method) -> int | None:
+    """How many samples a method keeps; None: it keeps none."""
+    return trained.batch if method.resident else None
 
 
 def timed(

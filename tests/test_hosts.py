@@ -89,7 +89,7 @@ def test_a_row_is_predicted_anew_by_a_machine_as_slow_as_its_networks_plain_step
         plain | {"link": "free", "case": "pdADMM", "predicted_seconds": 1.0},
         plain | {"link": "free", "case": "pdADMM", "error": "no answer"},
     ]
-    one, two, lost = (hosts.fitted(row, rows, machine) for row in rows)
+    one, two, lost = hosts.fitted_rows(rows, machine)
     assert one["fitted_seconds"] == pytest.approx(3.0)
     unfitted = [
         expected("layers", name)["predicted_seconds"] for name in ("one host, pdADMM", "pdADMM")
