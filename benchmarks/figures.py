@@ -129,11 +129,28 @@ def _ist_wide(path: Path, document: Mapping[str, Any]) -> None:
     seconds_on_links(path, panels, "held-out accuracy, %")
 
 
+def _pdadmm_links(path: Path, document: Mapping[str, Any]) -> None:
+    """Every line on every link; what runs on one host on all of them."""
+    panels: dict[str, dict[str, Curves]] = {}
+    links = dict.fromkeys(
+        link for own in document["results"].values() for link in own["seconds_an_iteration"]
+    )
+    for link in (link for link in links if link != "none"):
+        panel = panels.setdefault(f"link {_rate(link)}", {})
+        for name, own in document["results"].items():
+            each = own["seconds_an_iteration"]
+            one = each.get(link, each.get("none"))
+            steps, right = zip(*own["held_out"], strict=True)
+            panel[name] = [one * i for i in steps], [100 * a for a in right]
+    seconds_on_links(path, panels, "held-out accuracy, %")
+
+
 FIGURES: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {
     "tssm_tradeoff": _tssm_tradeoff,
     "ist_tradeoff": _ist_tradeoff,
     "hosts": _hosts,
     "ist_wide": _ist_wide,
+    "pdadmm_links": _pdadmm_links,
 }
 
 

@@ -162,6 +162,16 @@ def layered() -> dict[str, Case]:
     }
 
 
+FULL = "one host, Adam, full batches"  # of all samples that pdADMM keeps
+
+
+def layered_and_adam() -> dict[str, Case]:
+    """pdADMM, and what trains on all samples at once on one host."""
+    found = layered()
+    against = next(iter(found))
+    return found | {FULL: Case("sgd", optimizer="adam", against=against)}
+
+
 def decoder() -> nn.Network:
     """Of bytes, that of benchmarks.cut_language_model."""
     ways = {"sequence": language_model.LENGTH, "vocabulary": language_model.BYTES}
@@ -188,6 +198,8 @@ NETWORKS = {
         lambda: jtssm.mlp([196, 4096, 10], normalisation="batch"), 128, wide((5, 20, 80, 200))
     ),
     "half": Trained(lambda: jtssm.mlp([196, 2048, 10], normalisation="batch"), 128, half()),
+    # of benchmarks.pdadmm_links
+    "rounded": Trained(lambda: jtssm.mlp([196, *[300] * 4, 10]), 20_000, layered_and_adam()),
 }
 # of benchmarks.ist_settings: widths and batch
 SETTINGS = {
@@ -219,6 +231,7 @@ TITLES = {
     "transformer": "transformer, 8 blocks of 256, batch 32 × 32 tokens",
     "wide": "perceptron 196-4096-10, batch normalisation, batch 128, SGD",
     "half": "the same, 2048 wide",
+    "rounded": "pdADMM, 4 hidden layers of 300, 20 000 samples",
     "language": "decoder of bytes, 8 blocks of 64, batch 64 × 32 bytes",
     "classifier": "flax transformer, 6 blocks of 64, batch 128 × 14 rows of an image",
     **{

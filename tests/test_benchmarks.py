@@ -27,6 +27,7 @@ from benchmarks import (
     pdadmm_accuracy,
     pdadmm_devices,
     pdadmm_graph,
+    pdadmm_links,
     pdadmm_speed,
     pdadmm_training,
     planner_measured,
@@ -416,6 +417,12 @@ def test_half_as_wide_and_moments_are_what_they_are_called():
     state = moved.init(jax.random.key(0), jnp.zeros((4, 196)), jnp.zeros(4, int))
     assert len(state.moment_homes) == 2
     assert moved.batch_shape == (5, 2, 128)
+
+
+@pytest.mark.slow
+def test_pdadmm_on_links_runs_small(monkeypatch, capsys):
+    lines = [line.split("  ")[0] for line in smoke(monkeypatch, capsys, pdadmm_links)]
+    assert lines[-2:] == ["one host, Adam, full batches", "pdADMM, 8 bits"]
 
 
 @pytest.mark.slow

@@ -109,6 +109,25 @@ def hosts_predicted(found: dict) -> str:
     return markdown(("network, link", *head, *(f"fitted: {name}" for name in head)), rows)
 
 
+@draws("hosts_floor", "hosts")
+def hosts_floor(found: dict) -> str:
+    """What the bytes of a boundary take at a link's rate, times a plain step on one host."""
+    case = {"floats": "gsADMM, n = 2", "8 bits": "gsADMM, n = 2, 8 bits"}
+    rates, lines = {"1gbit": 1.25e8, "100mbit": 1.25e7}, []
+    rows = {(r["network"], r["case"], r["link"]): r for r in found["rows"] if "error" not in r}
+    for network in dict.fromkeys(n for n, c, _ in rows if c == case["floats"]):
+        one = rows[network, PLAIN, NONE]["step_seconds"]["median"]
+        cells = [f"{1e3 * one:.1f}"]
+        for name in case.values():
+            for link, rate in rates.items():
+                row = rows[network, name, link]
+                bare = row["bytes_by_formula"] / rate / one
+                cells.append(f"{bare:.2f} ({row['step_seconds']['median'] / one:.2f})")
+        lines.append((network, *cells))
+    head = ("network", "one host, ms", *(f"{what}, {LINKS[k]}" for what in case for k in rates))
+    return markdown(head, lines)
+
+
 @draws("hosts_within", "hosts")
 def hosts_within(found: dict) -> str:
     """How many cases and links of a network are within a factor of 1.5 of what is predicted."""
@@ -171,6 +190,17 @@ def ist_settings(found: dict) -> str:
     ]
     head = ("setting", "method", "rate", "test accuracy", "samples to the goal", *LINKS.values())
     return markdown(head, rows)
+
+
+@draws("pdadmm_links", "pdadmm_links")
+def pdadmm_links(found: dict) -> str:
+    """Accuracy, and seconds of an iteration on every link."""
+    shown = lambda own, link: f"{own[link]:.2f}" if link in own else "–"
+    rows = [
+        (line, seeds_of(own["test"]), *(shown(own["seconds_an_iteration"], k) for k in LINKS))
+        for line, own in found["results"].items()
+    ]
+    return markdown(("method", "test accuracy", *(f"s, {name}" for name in LINKS.values())), rows)
 
 
 @draws("half_ticks", "half_ticks")
