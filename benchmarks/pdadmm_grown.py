@@ -54,7 +54,7 @@ def stages(line: Grown, nu: float, split: data.Split, seed: int) -> Iterator[lis
     passed = 0
     for stay, layers in growths(line):
         for layer in params[passed:stay]:
-            x = jax.nn.relu(x @ layer["W"] + layer["b"])
+            x = jax.nn.relu(x @ layer["W"] + layer["b"][None, :])
         passed = stay
         tail, _ = compiled(widths(inputs, stay, layers - line.added))
         if line.renews:

@@ -1,25 +1,43 @@
-"""Does pdADMM train better when its variables are renewed, in blocks of samples, with momentum?
+"""Does pdADMM train better with renewed variables, sweeps, acceleration, blocks, or grown layer by layer?
 
-MNIST 14 x 14, a perceptron of one hidden layer of 500, the first 10 000 training images, as many products
-as 60 iterations take. In long runs the last layer's variables meet all labels while the composed network
-does not; so a visit starts with the variables that a forward pass gives:
+MNIST 14 x 14, a perceptron of one hidden layer of 500, the first 10 000 training images, about as many
+products as 60 iterations take (those of every line are counted). In long runs the last layer's variables
+meet all labels while the composed network does not; so a visit starts with the variables that a forward
+pass gives:
 
-    as it is     one visit of 60 iterations to all images
-    nu grows     the same, nu and u larger by 5 % after each iteration
-    renewed      12 visits of 5 iterations
-    momentum     the same; after a visit weights go on by half of what it changed, where that makes the
-                 training loss no larger (the safeguard)
-    blocks       12 passes, 5 iterations to 1 100 images after the other, the damping larger by a quarter
-                 after each pass
+    as it is        one visit of 60 iterations to all images
+    nu grows        the same, nu and u larger by 5 % after each iteration
+    adaptive rho    the same, rho doubled or halved where one of the two residuals is ten times the other
+                    (u is the multiplier itself, not that over rho: it stays)
+    2 sweeps        one visit, 42 iterations; in each p once, then W, b and z of every layer twice
+    z 3 times       one visit of 60 iterations, z three times in each, which takes no products
+    renewed         12 visits of 5 iterations
+    momentum        the same; after a visit weights go on by half of what it changed, where that makes the
+                    training loss no larger (the safeguard)
+    Anderson        11 visits of 5 iterations, or 23 short ones of 2; after a visit the weights are mixed
+                    with those of up to 4 visits before (Anderson acceleration), under the same safeguard
+    blocks          12 passes, 5 iterations to 1 100 images after the other, the damping larger by a
+                    quarter after each pass; duals kept: every image keeps its p, z, q and u from pass to
+                    pass instead of starting from a forward pass
 
 Beside them Adam, 100 epochs of full batches as in the paper, and 12 passes in the same blocks, 5 steps to
-each. rho = 300, nu = 0.03. Every line has one setting of three, pdADMM its damping, Adam its rate, the
-best on the last 5 000 training images with a seed apart from the reported ones. Test images are read once
-a run.
+each: .69 and .41 of those products. rho = 300, nu = 0.03.
+
+Ten layers, nine of 500: 100 iterations with one hidden layer as above (damping 0.1), then rho = 30:
+
+    deep stage      grown by eight identity layers, 20 iterations of all
+    grown           eight times by one; after each 12 iterations of the last three layers alone, from a
+                    forward pass: 196 iterations in all
+
+and Adam with full batches and as many products, 43 epochs.
+
+Every line has one setting of three, pdADMM its damping, with ten layers nu after growth, Adam its rate,
+the best on the last 5 000 training images with a seed apart from the reported ones. Test images are read
+once a run.
 
     JTSSM_DATA=FOLDER python -m benchmarks.pdadmm_training --workers 2 [--only PATTERN] [--smoke]
 
-Five minutes on 2 cores. Finished runs are kept in --runs. Last result:
+DURATION on 2 cores. Finished runs are kept in --runs. Last result:
 benchmarks/results/pdadmm_training.json, in docs/methods/pdadmm.md.
 """
 
