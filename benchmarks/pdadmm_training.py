@@ -37,7 +37,7 @@ once a run.
 
     JTSSM_DATA=FOLDER python -m benchmarks.pdadmm_training --workers 2 [--only PATTERN] [--smoke]
 
-DURATION on 2 cores. Finished runs are kept in --runs. Last result:
+About 35 minutes on one core. Finished runs are kept in --runs. Last result:
 benchmarks/results/pdadmm_training.json, in docs/methods/pdadmm.md.
 """
 
