@@ -27,9 +27,11 @@ from benchmarks import (
     pdadmm_accuracy,
     pdadmm_devices,
     pdadmm_graph,
+    pdadmm_grown,
     pdadmm_links,
     pdadmm_speed,
     pdadmm_training,
+    pdadmm_ways,
     planner_measured,
     planner_paper,
     process_faults,
@@ -47,7 +49,9 @@ from benchmarks import (
 )
 from benchmarks.host_cases import PLAIN
 from benchmarks.running import Reported
-from jtssm import sharding, solvers
+from jtssm import data, sharding, solvers
+from jtssm.data import synthetic
+from jtssm.solvers import layerwise
 
 
 @pytest.fixture(autouse=True)
@@ -328,14 +332,80 @@ def test_ways_to_train_pdadmm_run_small(monkeypatch, capsys):
 
 
 def test_visits_take_every_sample_once_a_pass():
-    line = pdadmm_training.Line(visits=2, block=4)
-    found = list(pdadmm_training.order(line, 10, 0))
+    line = pdadmm_ways.Line(visits=2, block=4)
+    found = list(pdadmm_ways.order(line, 10, 0))
     assert [i for i, _ in found] == [0, 0, 1, 1]  # what fills no block is left out
     for i in range(2):
         rows = np.concatenate([rows for at, rows in found if at == i])
         assert len(set(rows.tolist())) == 8
-    ((_, whole),) = pdadmm_training.order(pdadmm_training.Line(), 10, 0)
+    ((_, whole),) = pdadmm_ways.order(pdadmm_ways.Line(), 10, 0)
     assert sorted(whole) == list(range(10))
+
+
+def test_lines_of_pdadmm_take_about_as_many_products_and_those_of_adam_no_more():
+    own = {name: pdadmm_training.products(name) for name in pdadmm_training.LINES}
+    ten = [own.pop(name) for name in list(own) if name.startswith(pdadmm_training.DEEP)]
+    adam = [own.pop(name) for name in list(own) if name.startswith(pdadmm_training.ADAM)]
+    assert max(own.values()) < 1.13
+    assert max(adam) < 1
+    assert min(own.values()) > 0.94
+    assert max(ten) < 1.03 * min(ten)
+
+
+@pytest.fixture(scope="module")
+def three_layers():
+    """pdADMM after three iterations, and its samples."""
+    method = solvers.pdadmm(jtssm.mlp([4, 8, 8, 3]), rho=10.0, nu=0.1)
+    x, y = synthetic.separable(0, 40, 4, 3)
+    state = method.init(jax.random.key(0), x, y)
+    for _ in range(3):
+        state, _ = method.step(state, x, y)
+    return method, state, x, y
+
+
+def test_one_sweep_is_the_iteration_of_the_library_and_more_lower_the_lagrangian(three_layers):
+    method, state, x, y = three_layers
+    once = pdadmm_ways.swept(method, (1, 1), *three_layers[1:])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), once, method.step(state, x, y)[0]
+    )
+    lagrangian = lambda state: layerwise.lagrangian(method, state, x, y)
+    for sweeps in ((2, 1), (1, 3)):
+        assert lagrangian(pdadmm_ways.swept(method, sweeps, state, x, y)) < lagrangian(once)
+
+
+def test_what_samples_keep_is_taken_up_with_the_weights_of_now(three_layers):
+    _, state, x, _ = three_layers
+    taken = pdadmm_ways.taken_up(state._replace(r=None), pdadmm_ways.held(state), x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), taken, state)
+
+
+def test_anderson_solves_a_linear_system_in_as_many_visits_as_it_has_dimensions():
+    rates, accelerated = np.linspace(0.1, 0.95, 4), pdadmm_ways.Anderson(4)
+    w = np.ones(4)
+    for _ in range(6):
+        w = accelerated(w, rates * w)
+    assert np.abs(w).max() < 1e-4 < 0.95**6
+
+
+def test_rho_follows_the_larger_residual():
+    numbers = layerwise.Numbers(100.0, 0.1, 0.0, 0.1, None)
+    after = lambda primal, dual: float(
+        pdadmm_ways.balanced(numbers, {"primal_residual": primal, "dual_residual": dual}).rho
+    )
+    assert [after(20.0, 1.0), after(5.0, 1.0), after(1.0, 20.0)] == [200, 100, 50]
+
+
+def test_layers_before_the_last_ones_stay_when_a_network_grows():
+    grown = pdadmm_grown.Grown(added=1, last=3, iterations=4, layers=5)
+    assert pdadmm_grown.growths(grown) == [(0, 3), (1, 4), (2, 5)]
+    assert pdadmm_grown.growths(grown._replace(added=3, last=5)) == [(0, 5)]
+    rng = np.random.default_rng(0)
+    split = data.Split(rng.normal(size=(20, 4)).astype("f"), rng.integers(0, 10, 20))
+    passed = list(pdadmm_grown.stages(grown._replace(shallow=1), 1.0, split, 0))
+    assert [len(params) for params in passed] == [2, 3, 4, 5]
+    assert passed[-1][1] is passed[-2][1]  # two layers stay in the last growth
+    assert not np.array_equal(passed[-1][2]["W"], passed[-2][2]["W"])
 
 
 @pytest.mark.slow

@@ -419,14 +419,47 @@ def pdadmm_graph(found: dict) -> str:
     return markdown(("trained by", "bytes, share of float32", "test accuracy"), rows)
 
 
+TEN = "ten layers, "  # how their lines begin
+
+
 @draws("pdadmm_training", "pdadmm_training")
 def pdadmm_training(found: dict) -> str:
     """Ways to go through all samples."""
     rows = [
-        (name, f"{a['setting']:g}", accuracy(mean(a["train"])), seeds_of(a["test"]))
+        (
+            name,
+            f"{a['setting']:g}",
+            f"{a['products']:.2f}",
+            accuracy(mean(a["train"])),
+            seeds_of(a["test"]),
+        )
         for name, a in found["results"].items()
+        if not name.startswith(TEN)
     ]
-    return markdown(("", "damping or rate", "training accuracy", "test accuracy"), rows)
+    head = ("", "damping or rate", "products", "training accuracy", "test accuracy")
+    return markdown(head, rows)
+
+
+@draws("pdadmm_ten_layers", "pdadmm_training")
+def pdadmm_ten_layers(found: dict) -> str:
+    """Ten layers, grown from two or not."""
+    before = lambda a: accuracy(mean(grown[0] for grown in a["valid_by_growth"]))
+    rows = [
+        (
+            name.removeprefix(TEN),
+            f"{a['setting']:g}",
+            f"{a['products']:.2f}",
+            before(a) if "valid_by_growth" in a else "–",
+            accuracy(mean(a["valid"])),
+            accuracy(mean(a["train"])),
+            seeds_of(a["test"]),
+        )
+        for name, a in found["results"].items()
+        if name.startswith(TEN)
+    ]
+    before_growth = "held-out accuracy before growth"
+    head = ("", "nu or rate", "products", before_growth, "held-out", "training", "test accuracy")
+    return markdown(head, rows)
 
 
 @draws("pdadmm_speed", "pdadmm_speed")
