@@ -93,9 +93,9 @@ def _turned(x: jax.Array) -> jax.Array:
 
 def _products(x: jax.Array) -> jax.Array:
     """A zero that some ten milliseconds of products of x come to, which no compiler foresees."""
-    a = jnp.full((512, 512), 1e-3) + x.reshape(-1)[0]
+    a = jnp.full((512, 512), 1 / 512) + x.reshape(-1)[0]  # its square is itself
     for _ in range(8):
-        a = jnp.tanh(a @ a)
+        a = a @ a
     least = a.min()
     return least - least
 
