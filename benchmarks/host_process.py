@@ -92,9 +92,9 @@ def _turned(x: jax.Array) -> jax.Array:
 
 
 def _products(x: jax.Array) -> jax.Array:
-    """A zero that some ten milliseconds of products of x come to, which no compiler foresees."""
+    """A zero that some 20 ms of products of x come to, which no compiler foresees."""
     a = jnp.full((512, 512), 1 / 512) + x.reshape(-1)[0]  # its square is itself
-    for _ in range(8):
+    for _ in range(2):
         a = a @ a
     least = a.min()
     return least - least
