@@ -22,7 +22,7 @@ from jtssm.cli.constructors import given, takes
 from jtssm.cli.results import drawn, figures, folder
 from jtssm.nn.network import Network
 from jtssm.planning import fitted_here, plan, sweeps
-from jtssm.planning.builders import LOCAL_STEPS, workers_argument
+from jtssm.planning.builders import LOCAL_STEPS, as_network, workers_argument
 from jtssm.planning.trials import Record
 from jtssm.protocol.optimizers import Told, optimizer
 from jtssm.sharding.cost.calibration import calibrate
@@ -278,9 +278,13 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
         if arguments.devices is not None:
             checks.count(**{"--devices": arguments.devices})
             jax.config.update("jax_num_cpu_devices", arguments.devices)
+    # refused before anything is measured
+    net = None if arguments.net is None else as_network(_named_network(arguments.net))
+    if net is not None:
+        checks.count(**{"--batch": arguments.batch})
     found = calibrate(arguments.file)
-    if arguments.net is not None:
-        found = fitted_here(_named_network(arguments.net), arguments.batch, found)
+    if net is not None:
+        found = fitted_here(net, arguments.batch, found)
         write_machine(found, arguments.file)
     rows = [(name, str(value)) for name, value in asdict(found).items()]
     tables.show(f"Machine file {arguments.file}", ("field", "value"), rows)

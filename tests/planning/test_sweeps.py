@@ -255,6 +255,9 @@ def test_calibrate_writes_a_machine_that_plan_takes(tmp_path, capsys):
     assert jtssm.plan(NET, 4, 16, str(path)).best.seconds.total > 0
     assert main(["calibrate", str(path), "--net", "mlp"]) == 2
     assert "--net, --batch: expected both" in capsys.readouterr().err
+    for wrong, told in ((["mpl", "4"], "mpl"), (["mlp", "0"], "--batch: expected an integer")):
+        assert main(["calibrate", str(path), "--net", wrong[0], "--batch", wrong[1]]) == 2
+        assert told in capsys.readouterr().err
     assert main(["calibrate", str(path), "--net", "mlp", "--batch", "4"]) == 0
     assert "a step of sgd was measured" in sharding.find_machine(str(path)).source
 

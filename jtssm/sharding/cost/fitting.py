@@ -12,17 +12,18 @@ from dataclasses import replace
 
 from jtssm import checks
 from jtssm.protocol.method import Method
+from jtssm.sharding.cost.machine_files import find_machine
 from jtssm.sharding.cost.machines import Machine
 from jtssm.sharding.cost.seconds import step_seconds
 
 
 def fitted(
-    machine: Machine, method: Method, seconds: float, *, samples: int | None = None
+    machine: Machine | str, method: Method, seconds: float, *, samples: int | None = None
 ) -> Machine:
     """The machine whose device takes `seconds` for a step of the method; its links are as they were.
 
     Args:
-      machine: whose device was measured.
+      machine: whose device was measured; a `Machine`, its name or its file.
       method: unplaced, e.g. plain SGD on the network that is to be planned for.
       seconds: of its step on one device, measured.
       samples: that a resident method keeps.
@@ -32,17 +33,20 @@ def fitted(
       measured over predicted seconds.
 
     Raises:
-      ValueError: seconds that are not above 0; a device whose steps take no time at all.
+      ValueError: an unknown machine; no method; seconds that are not above 0; a device whose steps take
+        no time at all.
 
     Examples:
       >>> import jtssm, optax
       >>> from jtssm import sharding, solvers
       >>> net = jtssm.mlp([784, 512, 10])
       >>> method = solvers.sgd(net, optimizer=optax.sgd(0.1), batch_size=128)
-      >>> machine = sharding.fitted(sharding.MACHINES["host"], method, 0.02)
+      >>> machine = sharding.fitted("host", method, 0.02)
       >>> round(sharding.step_seconds(method, machine).total, 6)
       0.02
     """
+    machine = find_machine(machine)
+    checks.instance("method", method, Method, "solvers.sgd(net, optimizer=..., batch_size=128)")
     checks.positive(seconds=seconds)
     predicted = step_seconds(method, machine, samples=samples).total
     if not predicted:

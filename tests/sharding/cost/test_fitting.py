@@ -45,6 +45,14 @@ def test_seconds_are_above_zero(given):
         sharding.fitted(MACHINE, SGD, given)
 
 
+def test_a_machine_goes_by_its_name_and_a_method_is_one():
+    assert sharding.fitted("host", SGD, 0.5).link == sharding.MACHINES["host"].link
+    with pytest.raises(ValueError, match="machine: expected a Machine, one of"):
+        sharding.fitted("hots", SGD, 0.5)
+    with pytest.raises(ValueError, match="method: expected"):
+        sharding.fitted("host", NET, 0.5)
+
+
 def test_a_machine_whose_steps_take_no_time_cannot_be_fitted():
     inf = float("inf")
     ideal = Machine("ideal", inf, inf, 1e8, 1e-4, 0, "made up")
