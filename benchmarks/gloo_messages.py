@@ -3,7 +3,7 @@
 Two network namespaces as in `benchmarks.hosts`, a process on one core each; on a link of each rate
 messages of a kind in a compiled loop. Of every kind a device sends what stands in the first column, once.
 Medians; what `jtssm.sharding.gloo` chooses by rests on this table. In one kind gloo's thread is left as
-it is, which `jtssm.sharding.receiving` has wait for its turn. Last some 10 ms of products: alone,
+it is, which `jtssm.sharding.receiving` has wait for its turn. Last some 20 ms of products: alone,
 before an all-reduce that waits for them, and beside one that does not.
 
     python -m benchmarks.gloo_messages [--links free,1gbit,100mbit] [--bytes 32,65536,524288] [--smoke]

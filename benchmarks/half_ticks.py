@@ -58,16 +58,13 @@ def pieces_of(net: nn.Network, rows: int) -> list[tuple[Callable, list[Tree], Ar
 
 def passes(run: Callable, params: list[Tree], x: Array, first: bool, budget: float) -> list[float]:
     """Seconds of a pass forward that leaves what gradients need, and of these; first: none of x."""
-    linearised = (lambda p, x: jax.vjp(lambda p: run(p, x), p)) if first else partial_vjp(run)
-    forward = jax.jit(linearised)
+
+    def linearised(params: list[Tree], x: Array) -> tuple[Array, Callable]:
+        return jax.vjp(lambda p: run(p, x), params) if first else jax.vjp(run, params, x)
+
+    forward, back = jax.jit(linearised), jax.jit(lambda pull, g: pull(g))
     out, pull = forward(params, x)
-    back = jax.jit(lambda pull, g: pull(g))
     return [seconds(forward, budget, params, x), seconds(back, budget, pull, jnp.ones_like(out))]
-
-
-def partial_vjp(run: Callable) -> Callable:
-    """Of parameters and inputs."""
-    return lambda p, x: jax.vjp(run, p, x)
 
 
 def seconds(run: Callable, budget: float, *given: Any) -> float:

@@ -94,25 +94,27 @@ DENSE: dict[str, Case] = {  # of dense layers, which are split and dealt
 }
 
 
+Way = tuple[str, dict[str, Any], Shape | None]  # a method, its options and a mesh
+
+
+def ways(rounds: tuple[int, ...]) -> dict[str, Way]:
+    """How a wide network is trained; IST in rounds of so many steps."""
+    local = {"workers": 2, "local_steps": ROUND}
+    return {
+        "one host": ("sgd", {}, None),
+        "data parallel": ("sgd", {}, (1, 1, 2)),
+        "local SGD, R = 20": ("local_sgd", local, (2, 1, 1)),
+        "DiLoCo, R = 20": ("local_sgd", local | {"outer_optimizer": OUTER}, (2, 1, 1)),
+        **{f"IST, R = {r}": ("ist", {"subnets": 2, "local_steps": r}, (2, 1, 1)) for r in rounds},
+    }
+
+
 def wide(rounds: tuple[int, ...]) -> dict[str, Case]:
     """What a wide network is trained by: SGD, in rounds of so many steps where it is dealt, and Adam."""
-    ways = {"workers": 2, "local_steps": ROUND}
-    dealt = {r: ("ist", {"subnets": 2, "local_steps": r}, (2, 1, 1)) for r in (*rounds, ROUND)}
-    plain = {
-        PLAIN: ("sgd", {}, None),
-        "data parallel": ("sgd", {}, (1, 1, 2)),
-        "local SGD, R = 20": ("local_sgd", ways, (2, 1, 1)),
-        "DiLoCo, R = 20": ("local_sgd", ways | {"outer_optimizer": OUTER}, (2, 1, 1)),
-        **{f"IST, R = {r}": dealt[r] for r in rounds},
-    }
-    adam = {
-        "one host, Adam": plain[PLAIN],
-        "data parallel, Adam": plain["data parallel"],
-        "local SGD, R = 20, Adam": plain["local SGD, R = 20"],
-        "IST, R = 20, Adam": dealt[ROUND],
-    }
-    found = {name: Case(*given, "sgd") for name, given in plain.items()}
-    return found | {name: Case(*given, "adam") for name, given in adam.items()}
+    named = lambda name: PLAIN if name == "one host" else name
+    found = {named(name): Case(*way, "sgd") for name, way in ways(rounds).items()}
+    adam = {name: way for name, way in ways((ROUND,)).items() if "DiLoCo" not in name}
+    return found | {f"{name}, Adam": Case(*way, "adam") for name, way in adam.items()}
 
 
 def half() -> dict[str, Case]:
@@ -123,16 +125,8 @@ def half() -> dict[str, Case]:
 
 def dealt() -> dict[str, Case]:
     """What a wide network is trained by with Adam, in `benchmarks.ist_settings`."""
-    one, local = "one host, Adam", {"workers": 2, "local_steps": ROUND}
-    ways = {
-        one: ("sgd", {}, None),
-        "data parallel, Adam": ("sgd", {}, (1, 1, 2)),
-        "local SGD, R = 20, Adam": ("local_sgd", local, (2, 1, 1)),
-        "DiLoCo, R = 20, Adam": ("local_sgd", local | {"outer_optimizer": OUTER}, (2, 1, 1)),
-        "IST, R = 20, Adam": ("ist", {"subnets": 2, "local_steps": ROUND}, (2, 1, 1)),
-        "IST, R = 80, Adam": ("ist", {"subnets": 2, "local_steps": 4 * ROUND}, (2, 1, 1)),
-    }
-    return {name: Case(*way, "adam", one) for name, way in ways.items()}
+    found = ways((ROUND, 4 * ROUND))
+    return {f"{name}, Adam": Case(*way, "adam", "one host, Adam") for name, way in found.items()}
 
 
 def dealt_half() -> dict[str, Case]:

@@ -15,9 +15,10 @@ is told and left. Other work on the machine should rest meanwhile.
                                [--steps 20] [--seconds 4] [--realtime] [--write NAME] [--add] [--smoke]
 
 Needs root, ip, tc and taskset. Only the whole table is written, and what is given a name; --add puts
-what was measured in the place of the same cases, or after the others, of the table that stands there.
+what was measured in the place of the same cases, or after the others, of the table that stands there, and
+predicts all anew for fitted machines of this run.
 
-Twenty-five minutes on 2 cores. Last result: benchmarks/results/hosts.json and .png, in
+Half an hour on 2 cores. Last result: benchmarks/results/hosts.json and .png, in
 docs/which-method.md.
 """
 

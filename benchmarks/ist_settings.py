@@ -26,10 +26,8 @@ from __future__ import annotations
 
 import json
 import re
-from statistics import mean
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -37,8 +35,9 @@ import optax
 import jtssm
 from benchmarks import record
 from benchmarks.host_cases import SETTINGS, dealt, dealt_network
-from benchmarks.running import Reported, Runs, arguments, chosen
-from benchmarks.time_to_accuracy import goal_of, looks, reached, seconds
+from benchmarks.ist_wide import reported, trained
+from benchmarks.running import Runs, arguments, chosen
+from benchmarks.time_to_accuracy import goal_of, seconds
 from benchmarks.users_networks import SEEDS, TUNING_SEED
 from jtssm import data, solvers
 from jtssm.data import synthetic
@@ -77,10 +76,13 @@ def method_of(
     net = dealt_network(setting, narrower * (2 if line == HALF else 1))
     steps = samples // (batch * case.options.get("workers", case.options.get("subnets", 1)))
     falls = optax.cosine_decay_schedule(rate, steps)
-    since = lambda step: step % case.options.get("local_steps", 1)
-    rises = lambda step: falls(step) * jnp.minimum(1.0, (since(step) + 1) / RISES)
-    descent = optax.adam(rises if line == RISING else falls)
+    descent = optax.adam(rising(falls, case.options["local_steps"]) if line == RISING else falls)
     return solvers.METHODS[case.method](net, **case.options, optimizer=descent, batch_size=batch)
+
+
+def rising(rate: optax.Schedule, local_steps: int) -> optax.Schedule:
+    """The rate, but for the first steps after each deal, in which it rises: step -> rate."""
+    return lambda step: rate(step) * jnp.minimum(1.0, (step % local_steps + 1) / RISES)
 
 
 def train(run: tuple, smoke: bool) -> dict[str, Any]:
@@ -93,32 +95,14 @@ def train(run: tuple, smoke: bool) -> dict[str, Any]:
     samples = int(len(splits.train.x) * PASSES[setting] * (20 if smoke else 1))
     method = method_of(setting, line, rate, samples, 256 if smoke else 1)
 
-    @jax.jit
-    def wrong(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        return (method.network.apply(params, x).argmax(axis=1) != y).mean()
-
-    of = lambda split: (jnp.asarray(split.x), jnp.asarray(split.y))
-    look = lambda params: wrong(params, *of(splits.valid))
-    curve, params = looks(method, splits.train, seed, samples, samples // LOOKS, look)
-    seen = {"run": list(run), "curve": curve, "wrong": curve[-1][1]}
-    return seen | ({"test": 1 - float(wrong(params, *of(splits.test)))} if read_test else {})
+    told = trained(method, splits, seed, samples, samples // LOOKS, read_test)
+    return {"run": list(run)} | told
 
 
-def reported(setting: str, line: str, each: Reported, goal: float, rows: list[dict]) -> dict:
-    """What the table says of a line; rows: of the hosts."""
-    counts = [reached(run["curve"], goal) for run in each.runs]
-    whole = [count for count in counts if count is not None]
-    one = seconds(rows, SAME.get(line, line), 1.0, f"{setting}-half" if line == HALF else setting)
-    curves = zip(*(run["curve"] for run in each.runs), strict=True)
-    return {
-        "rate": each.rate,
-        "held_out_by_rate": {rate: 1 - a for rate, a in each.by_rate.items()},
-        "test": [run["test"] for run in each.runs],
-        "samples": counts,  # None: the goal was not reached
-        "seconds": {} if None in counts else {k: mean(whole) * a for k, a in one.items()},
-        "seconds_a_sample": one,
-        "held_out": [(at[0][0], 1 - mean(wrong for _, wrong in at)) for at in curves],
-    }
+def seconds_of(setting: str, line: str, rows: list[dict]) -> dict[str, float]:
+    """Of a sample, by link; rows: of the hosts."""
+    network = f"{setting}-half" if line == HALF else setting
+    return seconds(rows, SAME.get(line, line), 1.0, network)
 
 
 def main() -> None:
@@ -135,7 +119,8 @@ def main() -> None:
         named = {line: each for (of, line), each in found.items() if of == setting}
         goal = goal_of(named[ONE].runs)
         named[PARALLEL] = named[ONE]
-        own = {k: reported(setting, k, each, goal, hosts["rows"]) for k, each in named.items()}
+        one = {k: seconds_of(setting, k, hosts["rows"]) for k in named}
+        own = {k: reported(each, goal, one[k]) for k, each in named.items()}
         report[setting] = {"goal": 1 - goal, "lines": own}
         for line, told in own.items():
             print(

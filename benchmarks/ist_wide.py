@@ -84,6 +84,17 @@ def train(run: tuple, smoke: bool) -> dict[str, Any]:
         splits = data.load("mnist", size=14, flat=True)
     samples = len(splits.train.x) * (1 if smoke else PASSES)
     method = method_of(line, 16 if smoke else 4096, rate, samples)
+    every = (5 if smoke else LOOKS) * BATCH
+    return {"run": list(run)} | trained(method, splits, seed, samples, every, read_test)
+
+
+def trained(
+    method: jtssm.Method, splits: data.Splits, seed: int, samples: int, every: int, read_test: bool
+) -> dict[str, Any]:
+    """The share of held-out samples that is wrong after so many samples, and at the end; test accuracy.
+
+    every: samples between two looks.
+    """
 
     @jax.jit
     def wrong(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -91,17 +102,16 @@ def train(run: tuple, smoke: bool) -> dict[str, Any]:
 
     of = lambda split: (jnp.asarray(split.x), jnp.asarray(split.y))
     look = lambda params: wrong(params, *of(splits.valid))
-    every = (5 if smoke else LOOKS) * BATCH
     curve, params = looks(method, splits.train, seed, samples, every, look)
-    seen = {"run": list(run), "curve": curve, "wrong": curve[-1][1]}
+    seen = {"curve": curve, "wrong": curve[-1][1]}
     return seen | ({"test": 1 - float(wrong(params, *of(splits.test)))} if read_test else {})
 
 
-def reported(line: str, each: Reported, goal: float, rows: list[dict]) -> dict[str, Any]:
-    """What the table says of a line; rows: of the hosts."""
+def reported(each: Reported, goal: float, one: dict[str, float]) -> dict[str, Any]:
+    """What the table says of a line; one: seconds a sample, by link."""
     counts = [reached(run["curve"], goal) for run in each.runs]
     whole = [count for count in counts if count is not None]
-    one = seconds(rows, HALF.get(line, line), 1.0, "half" if line in HALF else NETWORK)
+    curves = zip(*(run["curve"] for run in each.runs), strict=True)
     return {
         "rate": each.rate,
         "held_out_by_rate": {rate: 1 - a for rate, a in each.by_rate.items()},
@@ -109,11 +119,13 @@ def reported(line: str, each: Reported, goal: float, rows: list[dict]) -> dict[s
         "samples": counts,  # None: the goal was not reached
         "seconds": {} if None in counts else {k: mean(whole) * a for k, a in one.items()},
         "seconds_a_sample": one,
-        "held_out": [
-            (at[0][0], 1 - mean(wrong for _, wrong in at))
-            for at in zip(*(run["curve"] for run in each.runs), strict=True)
-        ],
+        "held_out": [(at[0][0], 1 - mean(wrong for _, wrong in at)) for at in curves],
     }
+
+
+def seconds_of(line: str, rows: list[dict]) -> dict[str, float]:
+    """Of a sample, by link; rows: of the hosts."""
+    return seconds(rows, HALF.get(line, line), 1.0, "half" if line in HALF else NETWORK)
 
 
 def main() -> None:
@@ -131,7 +143,8 @@ def main() -> None:
     goal = goal_of(found[PLAIN,].runs)
     named = {line: found[line,] for line in given.lines}
     named |= {line: named[same] for line, same in PARALLEL.items() if same in named}
-    report = {line: reported(line, each, goal, hosts["rows"]) for line, each in named.items()}
+    rows = hosts["rows"]
+    report = {k: reported(each, goal, seconds_of(k, rows)) for k, each in named.items()}
     for line, own in report.items():
         print(
             f"{line}  rate {own['rate']:g}  test {own['test']}  {own['samples']}  {own['seconds']}"

@@ -443,6 +443,12 @@ def test_a_wide_network_is_timed_in_small(monkeypatch, capsys):
     ]
 
 
+def test_the_rate_rises_after_each_deal_and_falls_over_all_of_them():
+    rate = ist_settings.rising(lambda step: 1.0 - step / 100, 20)
+    found = [float(rate(step)) for step in (0, 3, 4, 19, 20, 24)]
+    np.testing.assert_allclose(found, [0.2, 0.97 * 0.8, 0.96, 0.81, 0.8 * 0.2, 0.76])
+
+
 @pytest.mark.slow
 def test_further_settings_are_timed_in_small(monkeypatch, capsys):
     lines = [line.split("  ") for line in smoke(monkeypatch, capsys, ist_settings)]

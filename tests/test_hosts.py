@@ -143,7 +143,8 @@ def test_hosts_run_small_and_what_crosses_is_what_the_formula_says(monkeypatch, 
     share = float(re.search(r"\(([\d.]+) x formula\)", lines[1])[1])
     assert 1.0 <= share < 1.1
     assert "measured" in lines[1]
-    assert lines[2].startswith("smoke, 100mbit spearman")
+    for line, key in zip(lines[2:], ("predicted", "fitted"), strict=True):
+        assert line.startswith(f"smoke, 100mbit, {key}: spearman")
     assert my_namespaces() == []
 
 

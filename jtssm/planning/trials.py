@@ -81,12 +81,13 @@ def measured(found: Proposal, mesh: Mesh, samples: int | None, repeats: int = 5)
 
 
 def measured_here(method: Method, samples: int | None = None, repeats: int = 10) -> float:
-    """The same of an unplaced method, on the default device."""
+    """Median seconds of a step of an unplaced method on the default device; random samples."""
     flat, drawn = drawn_samples(method, samples)
     return _repeated(method, flat, jax.device_put(drawn), repeats)
 
 
 def _repeated(method: Method, flat: Tree, given: Tree, repeats: int) -> float:
+    """Median seconds of a step on `given`, after one that compiles; flat: what `init` takes."""
     state = method.init(jax.random.key(0), *flat)
     step, seconds = jax.jit(method.step, donate_argnums=0), []
     for _ in range(repeats + 1):

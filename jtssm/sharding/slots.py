@@ -9,7 +9,9 @@ from the last slot of a device to the first one of the next.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, overload
+
+from jtssm.arrays import Array
 
 
 class Slots(NamedTuple):
@@ -33,7 +35,11 @@ class Slots(NamedTuple):
         """Slots without a piece: those before the first one's."""
         return self.total - self.num
 
-    def number(self, device: Any, slot: int) -> Any:
+    @overload
+    def number(self, device: int, slot: int) -> int: ...
+    @overload
+    def number(self, device: Array | int, slot: int) -> Array | int: ...
+    def number(self, device: Array | int, slot: int) -> Array | int:
         """Of a device's slot among all, one device after the other; device: an integer, traced or not."""
         return device * self.local + slot
 

@@ -123,6 +123,18 @@ def noisy(state):
     return jax.tree.map(draw, jax.tree.map(lambda a: a, sharding.gathered(state)))
 
 
+def test_partial_gradients_in_numpy_are_gathered_as_those_on_their_mesh():
+    how, sizes = deep("gsadmm"), (1, 2, 2)
+    there = placed(how, sizes).spread(noisy(how.init(KEY, X, Y)))
+    stored = jax.tree.map(np.asarray, there.summed)
+    wanted, got = sharding.gathered(there.summed), sharding.gathered(stored, sizes[1])
+    shapes = lambda tree: [a.shape for a in jax.tree.leaves(tree)]
+    assert shapes(got) == shapes(wanted)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any(np.any(a) for a in jax.tree.leaves(got))
+
+
 RARE = ("gsadmm", "pdadmm", "stored")  # of their kinds there are others
 
 

@@ -1,9 +1,9 @@
 """A machine that is as fast as a network's own steps were measured to be.
 
-The model counts products, and what else it knows of a layer. What it does not know (normalisation,
-softmax, the compiler's choices) makes the steps of small transformers take 1.8 times as long on a CPU.
-That factor is the network's and the device's, and nearly the same for every method and mesh: so it is
-measured once, with plain steps on one device, and all that a device does is taken to be so much slower.
+The model counts products, and what else it knows of a layer; steps of small transformers take 1.8 times
+as long as that on a CPU (docs/planner.md). The factor is the network's and the device's, and nearly the
+same for every method and mesh: so it is measured once, with plain steps on one device, and all that a
+device does is taken to be so much slower. Our own; no paper has it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def fitted(
     Args:
       machine: whose device was measured; a `Machine`, its name or its file.
       method: unplaced, e.g. plain SGD on the network that is to be planned for.
-      seconds: of its step on one device, measured.
+      seconds: of its step on one device, measured; above 0.
       samples: that a resident method keeps.
 
     Returns:
